@@ -1,0 +1,42 @@
+"""Self-supervised learning methods as `transformers` models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+# imported at once: it registers the methods with the Auto classes
+from .methods import MlmForPreTraining, MlmPreTrainingConfig
+
+
+__version__ = "0.1.0.dev0"
+
+# Names that pull in a heavy import (Trainer, datasets, scikit-learn) load on first use.
+_LAZY = {
+    "ExactStream": ".data.stream",
+    "RecipeParser": ".parser",
+    "SSLTrainer": ".trainer",
+    "SSLTrainingArguments": ".training_args",
+    "open_source": ".data.sources",
+}
+
+if TYPE_CHECKING:
+    from .data.sources import open_source
+    from .data.stream import ExactStream
+    from .parser import RecipeParser
+    from .trainer import SSLTrainer
+    from .training_args import SSLTrainingArguments
+
+__all__ = [
+    "ExactStream",
+    "MlmForPreTraining",
+    "MlmPreTrainingConfig",
+    "RecipeParser",
+    "SSLTrainer",
+    "SSLTrainingArguments",
+    "open_source",
+]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)

@@ -1,0 +1,171 @@
+"""What happens beside the training step: progress for a person, safe interruption, the method's own schedule."""
+
+import logging
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from .errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+
+class MethodCallback(TrainerCallback):
+    """Tells the model after each optimizer step how far the run is: `model.after_optimizer_step(progress)`.
+
+    [`SSLTrainer`] installs it; with a plain `Trainer` add it yourself. `progress` is in [0, 1]. Methods with a teacher,
+    a temperature or a centre move them there; methods without define no such function.
+    """
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        advance = getattr(_unwrap(model), "after_optimizer_step", None)
+        if advance is not None:
+            advance((state.global_step + 1) / state.max_steps)
+
+
+def _unwrap(model):
+    return model.module if hasattr(model, "module") else model
+
+
+class ProgressBar(TrainerCallback):
+    """Loss, tokens per second and time left: one line on a terminal, a line every half minute in a log file."""
+
+    SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, stream=None):
+        self.stream = stream  # has `counts["tokens"]` of this process
+        self.bar = None
+        self.loss = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or args.disable_tqdm:
+            return
+        self.is_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr if self.is_terminal else open(os.devnull, "w"),  # noqa: SIM115 - closed with the bar
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+        self.begin = self.last_line = time.monotonic()
+        self.tokens_before = self._tokens()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is None:
+            return
+        if "loss" in logs:
+            self.loss = logs["loss"]
+        elif "eval_loss" in logs:
+            kept = ("eval_loss", "eval_accuracy")
+            words = ", ".join(f"{k.removeprefix('eval_')} {logs[k]:.4f}" for k in kept if k in logs)
+            self._line(f"step {state.global_step}: held-out {words}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is None:
+            return
+        now = time.monotonic()
+        rate = (self._tokens() - self.tokens_before) * args.world_size / max(now - self.begin, 1e-9)
+        words = "" if self.loss is None else f", loss {self.loss:.3f}"
+        if self.stream is not None:
+            words += f", {rate:,.0f} tokens/s"
+        self.bar.set_postfix_str(words.removeprefix(", "), refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+        if not self.is_terminal and now - self.last_line > self.SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            done = max(state.global_step - self.bar.initial, 1)
+            left = (now - self.begin) / done * (state.max_steps - state.global_step)
+            self._line(f"step {state.global_step}/{state.max_steps}{words}, {tqdm.format_interval(left)} left")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _tokens(self) -> int:
+        return self.stream.counts["tokens"] if self.stream is not None else 0
+
+    def _line(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and SIGINT end the run after the current step, with a checkpoint; a second one ends it at once.
+
+    Processes agree on the step: each tells the others with a sum that travels while the next step is computed, so that
+    no GPU waits for it.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self.stopped = False
+        self._previous = {}
+        self._pending = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def _receive(self, number, frame):
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = signal.Signals(number).name
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._anyone_received(args) and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def _anyone_received(self, args) -> bool:
+        if args.world_size == 1:
+            return self.received is not None
+        stop = False
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor(float(self.received is not None), device=args.device)
+        self._pending = (flag, dist.all_reduce(flag, async_op=True))
+        return stop
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
+
+
+class StopOnNonFiniteLoss(TrainerCallback):
+    """A loss that is no number stops the run before it spoils a checkpoint."""
+
+    def __init__(self, last_checkpoint):
+        self.last_checkpoint = last_checkpoint
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            raise non_finite_loss(state.global_step, logs.get("learning_rate"), self.last_checkpoint())
+
+
+def non_finite_loss(step: int, learning_rate: float | None, checkpoint) -> UserError:
+    """The error of a run whose loss is no number any more."""
+    return UserError(
+        f"The loss is not finite at step {step}, at a learning rate of {learning_rate:g}. "
+        f"Last good checkpoint: {checkpoint or 'none yet'}. Lower `--learning_rate`, raise `--warmup_steps`, or use "
+        "`--precision fp32`."
+    )

@@ -1,0 +1,183 @@
+"""The output folder of a run: who may write to it, and checkpoints that are either whole or not there."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+# Written last into a checkpoint: size and checksum of every file in it, and the settings of the run.
+MANIFEST = "manifest.json"
+LOCK = ".hfssl.lock"
+# Where checkpoints are written, and where old ones go before they are deleted: neither is ever taken for a checkpoint.
+STAGING = ".staging"
+
+_locks: dict[str, Any] = {}  # open lock files, held until the process ends
+
+
+def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
+    """Make `output_dir` this process's own, before any time is spent on data or model.
+
+    Called by the main process of a run. The claim ends with the process, however it ends.
+
+    Raises:
+        UserError: if the folder cannot be written, is in use by another run, or holds something else.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+")  # noqa: SIM115 - held open as long as the process lives
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the output folder {folder}: {error.strerror}. Pass another `--output_dir`."
+        ) from None
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # no such locks on this system
+    except OSError:
+        lock.seek(0)
+        raise UserError(
+            f"The output folder {folder} is in use by another process (pid {lock.read().strip() or 'unknown'}). "
+            "Wait for it, or pass another `--output_dir`."
+        ) from None
+    is_new = (folder / LOCK).stat().st_size == 0
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    if is_new and others:
+        lock.close()
+        (folder / LOCK).unlink()
+        raise UserError(
+            f"The output folder {folder} is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''}) and holds "
+            "no run of hfssl. Pass another `--output_dir`."
+        )
+    has_checkpoint = any(list_checkpoints(folder))
+    if (resume == "never" and others) or (not has_checkpoint and (folder / "results.json").exists()):
+        raise UserError(
+            f"The output folder {folder} holds another run already. Pass another `--output_dir`, or delete the folder."
+        )
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    _locks[str(folder.resolve())] = lock
+    shutil.rmtree(folder / STAGING, ignore_errors=True)  # what a killed run left behind
+    return folder
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    found = [
+        (int(match[1]), entry)
+        for entry in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", entry.name)) and entry.is_dir()
+    ]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None:
+    """The checkpoint to continue from: the newest whole one in `output_dir`, or the one that `resume` names.
+
+    A damaged checkpoint is passed over with a warning.
+
+    Raises:
+        UserError: if `resume` names a folder that is no whole checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        problem = _damage(Path(resume))
+        if problem:
+            raise UserError(f"`--resume {resume}` is no checkpoint to continue from: {problem}.")
+        return Path(resume)
+    for checkpoint in list_checkpoints(output_dir):
+        problem = _damage(checkpoint)
+        if not problem:
+            return checkpoint
+        logger.warning("%s is damaged (%s). Trying the one before.", checkpoint, problem)
+    if list_checkpoints(output_dir):
+        raise UserError(f"No whole checkpoint is left in {output_dir}. Start again in another `--output_dir`.")
+    return None
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint belongs to."""
+    return json.loads((checkpoint / MANIFEST).read_text())["settings"]
+
+
+def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Refuse to continue a run with settings that would make it another run.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    then, now = read_settings(checkpoint), json.loads(json.dumps(settings))
+    changed = [
+        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, or the "
+            "same settings to continue this one."
+        )
+
+
+def seal(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the manifest of a finished checkpoint and put everything on the disk itself."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
+        _sync(path)
+    (folder / MANIFEST).write_text(json.dumps({"files": files, "settings": settings}, indent=1))
+    _sync(folder / MANIFEST)
+
+
+def rotate(output_dir: str | Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints. They are renamed first: a kill leaves no half-deleted checkpoint."""
+    for old in list_checkpoints(output_dir)[max(keep, 1) :] if keep else []:
+        trash = Path(output_dir) / STAGING / f"old-{old.name}"
+        trash.parent.mkdir(exist_ok=True)
+        shutil.rmtree(trash, ignore_errors=True)
+        old.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or `None`."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is not readable"
+    for name, (size, checksum) in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or _checksum(path) != checksum:
+            return f"{name} was changed"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

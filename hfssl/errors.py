@@ -1,0 +1,36 @@
+"""Errors that a user can do something about: one sentence, no stack trace."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """What was given, what is needed and how to get there. Recipes print it alone and exit with status 1."""
+
+
+def explained(main: Callable) -> Callable:
+    """Let the `main` of a recipe end with a sentence instead of a stack trace where the user can help."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # there is one bar, that of the training
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("hfssl").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            message = str(error)
+        except StrictDataclassError as error:
+            message = str(error.__cause__ or error)
+        sys.stdout.flush()
+        print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        # other processes may wait in a collective that this one will never join
+        os._exit(1) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(1)
+
+    return run

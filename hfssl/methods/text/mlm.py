@@ -1,0 +1,196 @@
+"""Masked language modelling: predict hidden tokens from the text around them.
+
+Papers: BERT, Devlin et al., 2018 (https://huggingface.co/papers/1810.04805); RoBERTa, Liu et al., 2019
+(https://huggingface.co/papers/1907.11692), whose dynamic masking, without next-sentence prediction, this is.
+Reference code: https://github.com/google-research/bert; `BertForMaskedLM` in transformers gives the same loss.
+
+Departures from the papers: 15 % of the tokens are chosen on average, not exactly in each sequence; documents are packed to
+full rows and attention never crosses documents (RoBERTa joins documents with a separator); the loss is normalised by the
+number of masked tokens of the whole batch, over processes and accumulation steps.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from ...modeling_utils import SSLPreTrainedModel, with_dropout
+from ...packing import packed_inputs
+
+
+@strict
+class MlmPreTrainingConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MlmForPreTraining`]. The defaults are BERT's (Section 3.1 and Appendix A.1).
+
+    Args:
+        encoder_config (`dict` or [`~transformers.PreTrainedConfig`], *optional*):
+            Encoder to pre-train: any model that [`~transformers.AutoModelForMaskedLM`] knows. BERT base when left out.
+        mask_ratio (`float`, *optional*, defaults to `0.15`):
+            Share of the tokens that are predicted, in (0, 1). 0.3 is common in newer recipes (MosaicBERT, ModernBERT).
+        mask_token_ratio (`float`, *optional*, defaults to `0.8`):
+            Share of the predicted tokens that the encoder sees as the mask token.
+        random_token_ratio (`float`, *optional*, defaults to `0.1`):
+            Share of the predicted tokens that the encoder sees as a random token. The rest it sees unchanged.
+        whole_word_masking (`bool`, *optional*, defaults to `False`):
+            Hide all tokens of a word or none.
+        dropout (`float`, *optional*):
+            Dropout during pre-training, everywhere in the encoder, in [0, 1). The exported encoder keeps its own
+            configuration. Left out, the encoder's own values are used; `recipes/mlm.py` trains from scratch with 0.
+    """
+
+    model_type = "hfssl_mlm"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    mask_ratio: float = 0.15
+    mask_token_ratio: float = 0.8
+    random_token_ratio: float = 0.1
+    whole_word_masking: bool = False
+    dropout: float | None = None
+
+    def validate_masking(self):
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise ValueError(
+                f"`mask_ratio` is the share of tokens to predict, between 0 and 1, got {self.mask_ratio}."
+            )
+        shares = (self.mask_token_ratio, self.random_token_ratio)
+        if min(shares) < 0.0 or sum(shares) > 1.0:
+            raise ValueError(
+                "`mask_token_ratio` and `random_token_ratio` are shares of the predicted tokens and add up to 1 at most, "
+                f"got {shares[0]} and {shares[1]}."
+            )
+
+    def validate_dropout(self):
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`dropout` is a probability in [0, 1), got {self.dropout}.")
+
+    @property
+    def masking(self) -> dict[str, Any]:
+        """The arguments of [`~hfssl.data.text.TextRows`] that this method sets."""
+        names = ("mask_ratio", "mask_token_ratio", "random_token_ratio", "whole_word_masking")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class MlmOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Mean cross-entropy (nats) over the masked tokens. log(vocabulary) is chance, 0 is perfect.
+        logits (`torch.FloatTensor` of shape `(num_masked, vocab_size)`):
+            Predictions at the masked positions only, in the order of the flattened batch; without labels
+            `(batch_size, sequence_length, vocab_size)`. Left out in training mode.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class MlmForPreTraining(SSLPreTrainedModel):
+    config_class = MlmPreTrainingConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = True
+    paper = {
+        "title": "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+        "id": "1810.04805",
+        "citation": "@inproceedings{devlin2019bert,\n  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for "
+        "Language Understanding},\n  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},\n"
+        "  booktitle = {NAACL-HLT},\n  year = {2019}\n}",
+    }
+
+    def __init__(self, config: MlmPreTrainingConfig):
+        super().__init__(config)
+        self.encoder = AutoModelForMaskedLM.from_config(with_dropout(config.encoder_config, config.dropout))
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # where Trainer and tokenizers look for them
+            setattr(config, name, getattr(config.encoder_config, name, None))
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, **config: Any) -> "MlmForPreTraining":
+        """Continue from a stock checkpoint: `config` are the fields of [`MlmPreTrainingConfig`] beside `encoder_config`."""
+        stock = AutoModelForMaskedLM.from_pretrained(name_or_path, dtype=torch.float32)
+        model = cls(MlmPreTrainingConfig(encoder_config=stock.config, **config))
+        model.encoder.load_state_dict(stock.state_dict())
+        return model
+
+    def loss_items(self, batch: dict[str, Any]) -> torch.Tensor | None:
+        if "masked_positions" in batch:
+            return torch.tensor(batch["masked_positions"].numel())
+        return batch["labels"].ne(-100).sum() if "labels" in batch else None
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        masked_positions: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_loss: bool = True,
+    ) -> MlmOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens, corrupted where they are to be predicted.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                1 = token, 0 = padding. For rows of one document each.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The original token at masked positions, -100 elsewhere.
+            sequence_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                For packed rows: 1, 2, 3 … = the document of each token, 0 = padding. Documents do not see each other.
+            masked_positions (`torch.LongTensor` of shape `(num_masked,)`, *optional*):
+                Indices of the masked positions in the flattened batch. Found from `labels` when left out, which makes a
+                GPU wait for the CPU.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Masked tokens in the whole batch (all processes, all accumulation steps). The loss is divided by it instead
+                of by the number of masked tokens here.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
+        """
+        inputs = {"input_ids": input_ids}
+        if sequence_ids is not None:
+            inputs |= packed_inputs(self.encoder, sequence_ids)
+        elif attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if labels is None:
+            return MlmOutput(logits=self.encoder(**inputs).logits)
+        labels = labels.flatten()
+        if masked_positions is None:
+            masked_positions = labels.ne(-100).nonzero().squeeze(1)
+        with hidden_states_at(self.encoder, masked_positions):
+            logits = self.encoder(**inputs).logits.squeeze(0)  # (num_masked, vocab_size)
+        loss = F.cross_entropy(logits.float(), labels.index_select(0, masked_positions), reduction="sum")
+        if num_items_in_batch is None:
+            num_items_in_batch = max(masked_positions.numel(), 1)
+        # Accelerate turns outputs to float32: a copy of the largest tensor there is, which training has no use for
+        return MlmOutput(loss=loss / num_items_in_batch, logits=None if self.training else logits)
+
+
+@contextmanager
+def hidden_states_at(encoder: torch.nn.Module, positions: torch.LongTensor):
+    """Let the head of a stock `...ForMaskedLM` see only the hidden states at some positions of the flattened batch.
+
+    The head costs as much as several layers, and 85 % of what it computes has no label. All heads in transformers take the
+    last hidden state of the base model, so a hook there serves each of them without knowing its name: within the context the
+    logits have shape `(1, num_positions, vocab_size)`.
+    """
+
+    def gather(module, args, kwargs, output):
+        hidden = output.last_hidden_state  # (batch_size, sequence_length, hidden_size)
+        # the backward of index_select is deterministic, that of hidden[positions] is not
+        output.last_hidden_state = hidden.flatten(0, 1).index_select(0, positions).unsqueeze(0)
+        return output
+
+    handle = encoder.base_model.register_forward_hook(gather, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

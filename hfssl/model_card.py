@@ -1,0 +1,181 @@
+"""The model card: how a model was made, from what the run recorded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evaluation.results import Result, command_line, commit, versions
+
+
+if TYPE_CHECKING:
+    from .trainer import SSLTrainer
+
+_CARD = """\
+---
+library_name: transformers
+tags:
+- hfssl
+- {tag}
+{pipeline}{datasets}{base_model}---
+
+# {name}
+
+A `{architecture}` ({parameters:.1f} M parameters) pre-trained {origin}with [{paper_title}](https://huggingface.co/papers/{paper_id})
+by [hfssl](https://github.com/hfssl/hfssl). It loads in plain `transformers`:
+
+```python
+{usage}
+```
+
+{sections}## How it was made
+
+| | |
+|---|---|
+{facts}
+
+```bash
+{command}
+```
+
+![Loss during the run](assets/loss.png)
+
+The full pre-training model lies in `pretraining/`; with `hfssl` installed it continues from there:
+`AutoModelForPreTraining.from_pretrained("{name}", subfolder="pretraining")` after `import hfssl`.
+
+Versions: {versions}.
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+
+def write_card(
+    path: Path,
+    trainer: "SSLTrainer",
+    folder: Path,
+    *,
+    results: list[Result] = (),
+    examples: list[dict[str, Any]] = (),
+    data: str | None = None,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    usage: str | None = None,
+    pipeline_tag: str | None = None,
+) -> None:
+    """Write `README.md` of a result folder.
+
+    Args:
+        path (`Path`):
+            Where to.
+        trainer ([`SSLTrainer`]):
+            The run.
+        folder (`Path`):
+            The result, with `config.json` in it.
+        results (`list[Result]`, *optional*):
+            What was measured.
+        examples (`list[dict]`, *optional*):
+            From [`~hfssl.evaluation.masked_tokens.fill_mask_examples`].
+        data (`str`, *optional*):
+            What the model was trained on, in words.
+        dataset_id (`str`, *optional*):
+            Its id, where it is on the Hub.
+        base_model (`str`, *optional*):
+            The checkpoint that the run continued.
+        usage (`str`, *optional*):
+            Python lines that load the model.
+        pipeline_tag (`str`, *optional*):
+            Task on the Hub, such as fill-mask.
+    """
+    args, state = trainer.args, trainer.state
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    name = args.hub_model_id or Path(args.output_dir).name
+    facts = {
+        "Method": type(model).__name__,
+        "Data": data or "not recorded",
+        "Seen": f"{_tokens(trainer):,} tokens in {state.global_step:,} steps" if trainer.stream is not None else "",
+        "Batch": f"{args.global_batch_size} rows ({args.per_device_train_batch_size} a process, {args.world_size} process(es), "
+        f"{args.gradient_accumulation_steps} accumulation step(s))",
+        "Optimizer": f"{getattr(args.optim, 'value', args.optim)}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}, "
+        f"betas ({args.adam_beta1:g}, {args.adam_beta2:g}), {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} schedule, "
+        f"warm-up {args.warmup_steps:g}",
+        "Precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "Seed": args.seed,
+        "Commit of hfssl": commit() or "unknown",
+    }  # fmt: skip
+    config = model.config.to_dict()
+    for field in ("encoder_config", "model_type", "architectures", "transformers_version", "dtype"):
+        config.pop(field, None)
+    own = set(type(model.config).__annotations__)
+    facts["Method's settings"] = ", ".join(f"{k}={v}" for k, v in config.items() if k in own)
+    sections = ""
+    if results:
+        sections += "## What was measured\n\n" + _table(results) + "\n\n"
+    if examples:
+        sections += "## What it says\n\nOn held-out text, with the model's probability:\n\n"
+        for example in examples:
+            said = ", ".join(f"{token} ({probability:.2f})" for token, probability in example["predictions"])
+            sections += f"- {example['text']}\n  - right: {example['answer']}; the model: {said}\n"
+        sections += "\n"
+    usage = usage or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
+    path.write_text(
+        _CARD.format(
+            tag=model.config.model_type.removeprefix("hfssl_"),
+            pipeline=f"pipeline_tag: {pipeline_tag}\n" if pipeline_tag else "",
+            datasets=f"datasets:\n- {dataset_id}\n" if dataset_id else "",
+            base_model=f"base_model: {base_model}\n" if base_model else "",
+            name=name,
+            architecture=type(model.encoder).__name__,
+            parameters=model.encoder.num_parameters() / 1e6,
+            origin=f"further from `{base_model}` " if base_model else "",
+            paper_title=model.paper["title"],
+            paper_id=model.paper["id"],
+            usage=usage.format(name=name),
+            sections=sections,
+            facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value != ""),
+            command=command_line(),
+            versions=", ".join(f"{package} {version}" for package, version in versions().items()),
+            citation=model.paper["citation"],
+        ),
+        encoding="utf-8",
+    )
+
+
+def _tokens(trainer: "SSLTrainer") -> int:
+    return trainer.stream.counts["tokens"] * trainer.args.world_size
+
+
+def _table(results: list[Result]) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result.baselines))
+    head = ["protocol", "task", "metric", "this model", *(name.replace("_", " ") for name in names)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for result in results:
+        figures = [
+            f"**{result.value:.4g}**",
+            *(f"{result.baselines[n]:.4g}" if n in result.baselines else "" for n in names),
+        ]
+        lines.append(
+            "| " + " | ".join([f"{result.protocol} v{result.version}", result.task, result.metric, *figures]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot_history(history: list[dict[str, Any]], path: Path) -> None:
+    """Training and held-out loss over the steps of a run, as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss (nats per item)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

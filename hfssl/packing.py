@@ -1,0 +1,427 @@
+"""Several documents in one row, and no document sees another.
+
+A packed row holds whole documents side by side, so that no slot is spent on padding. Stock transformers encoders let
+such documents attend to each other: restarting `position_ids` separate nothing, and a mask of the wrong form is added to
+the scores without an error. Three things keep documents apart, each with its own function:
+
+- [`pack`] decides which document goes into which row.
+- [`packed_inputs`] turns the document number of each token (`sequence_ids`) into the arguments of a stock model:
+  positions that restart, and the attention mask in the form that the architecture and its attention implementation take.
+- [`check_packing`] runs the model at hand on a packed row and on the documents of that row alone, and refuses a model
+  that gives different hidden states. There is no list of supported architectures to keep up to date.
+
+A mask of sequence_length x sequence_length values per row is what `eager` and `sdpa` need, fine up to about a thousand
+tokens. Longer rows on a GPU use `flash_attention_2` (cumulative lengths, no mask) or `flex_attention` (block mask).
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+# layer types of `config.layer_types` whose attention a mask describes; others carry a state from token to token
+_MASKED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LONGEST_CHECKED_ROW = 1024
+
+
+def pack(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack pieces into rows of `capacity` slots, longest piece first, each into the fullest row that still has room.
+
+    Best-fit decreasing. Pieces of one length are placed together, row by row, which gives the same rows as placing them
+    one at a time. What it cannot do: pieces of 70 slots in rows of 128 leave 58 slots empty in each row.
+
+    Args:
+        lengths (`np.ndarray` of shape `(num_pieces,)`):
+            Length of each piece, at least 1 and at most `capacity`.
+        capacity (`int`):
+            Number of slots in a row.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`, both of shape `(num_pieces,)` and type `int64`: the row of each piece, and the
+        slot in which it starts. Rows are numbered from 0 without gaps, those of the longest pieces first: permute them
+        before training. The result depends on nothing but the arguments.
+
+    Example:
+
+    ```python
+    >>> rows, starts = pack(np.array([3, 5, 2, 6]), capacity=8)
+    >>> rows.tolist(), starts.tolist()
+    ([1, 1, 0, 0], [5, 0, 6, 0])
+    ```
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1 or (lengths.size and not np.issubdtype(lengths.dtype, np.integer)):
+        raise ValueError(
+            f"`lengths` must be a vector of integers, got an array of shape {lengths.shape} and type {lengths.dtype}."
+        )
+    if lengths.size == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest < 1 or longest > capacity:
+        raise ValueError(
+            f"Every piece must have between 1 and capacity={capacity} tokens, got one of "
+            f"{shortest if shortest < 1 else longest}. Drop empty documents and cut long ones before packing."
+        )
+    order = np.argsort(-lengths, kind="stable")
+    counts = np.bincount(lengths)
+
+    room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room[r] = open rows with r slots left
+    has_room = 0  # bit r is set where room[r] is not empty: the best fit is the lowest set bit from `length` on
+    num_rows = 0
+    rows: list[int] = []  # of the pieces in `order`
+    starts: list[int] = []
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            fitting = has_room >> length
+            if fitting:
+                space = length + (fitting & -fitting).bit_length() - 1
+                candidates = room[space]
+            else:
+                space = capacity
+                needed = -(-left // (capacity // length))
+                candidates = list(range(num_rows, num_rows + needed))
+                num_rows += needed
+            # a row that took one piece is the best fit for the next one as long as it has room
+            per_row = min(space // length, left)
+            chosen = candidates[: left // per_row]
+            if len(chosen) == len(candidates):
+                if fitting:
+                    room[space] = []
+                    has_room &= ~(1 << space)
+            else:
+                rest = candidates[len(chosen) :]
+                room[space] = rest
+                has_room |= 1 << space
+            rows.extend(chosen * per_row)
+            for used in range(per_row):
+                starts.extend([capacity - space + used * length] * len(chosen))
+            left -= len(chosen) * per_row
+            space -= per_row * length
+            if space:
+                room[space].extend(chosen)
+                has_room |= 1 << space
+    row_of_piece = np.empty(len(lengths), np.int64)
+    start_of_piece = np.empty(len(lengths), np.int64)
+    row_of_piece[order] = rows
+    start_of_piece[order] = starts
+    return row_of_piece, start_of_piece
+
+
+def packed_inputs(model: PreTrainedModel, sequence_ids: torch.Tensor, causal: bool = False) -> dict[str, Any]:
+    """Arguments with which `model(input_ids=input_ids, **arguments)` treats each document of a row as if it were alone.
+
+    Call it inside the autocast context of the forward pass, if there is one: the float mask of `eager` takes its type from
+    it (a float32 mask would promote bfloat16 scores to float32). `eager` and `sdpa` were compared with each document alone;
+    `flex_attention` was compared on CPU, neither it nor `flash_attention_2` was run on a GPU.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A stock text encoder or decoder, with or without a head. [`check_packing`] says whether it can be packed.
+        sequence_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`):
+            1, 2, 3, ... = the document that a token belongs to within its row; 0 = padding. Documents are contiguous.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether a token sees only the tokens before it. Must be what the model does with a document alone.
+
+    Returns:
+        `dict[str, Any]`: `position_ids`, and `attention_mask` (a tensor, a block mask, or a dictionary of them by layer
+        type) or, for `flash_attention_2`, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and `max_length_k`. Padding
+        tokens attend to one another, so nothing is ever NaN.
+    """
+    config = model.config.get_text_config()
+    attention = _attention_implementation(config)
+    arguments: dict[str, Any] = {"position_ids": _position_ids(sequence_ids, _position_offset(model))}
+    if "flash" in attention:
+        return arguments | _flash_arguments(sequence_ids)
+
+    dtype = None
+    if attention == "eager":
+        device_type = sequence_ids.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if autocast else model.dtype
+
+    def mask(window: int | None = None):
+        if attention == "flex_attention":
+            return _block_mask(sequence_ids, causal, window)
+        allowed = _boolean_mask(sequence_ids, causal, window)
+        if dtype is None:
+            return allowed
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    window = _sliding_window(config)
+    if "sliding_attention" in layer_types:
+        arguments["attention_mask"] = {"full_attention": mask(), "sliding_attention": mask(window)}
+    else:
+        arguments["attention_mask"] = mask(None if layer_types else window)
+    return arguments
+
+
+def _attention_implementation(config: PreTrainedConfig) -> str:
+    attention = config._attn_implementation or "eager"
+    if attention not in ("eager", "sdpa", "flex_attention") and "flash" not in attention:
+        raise ValueError(
+            f"Packing has no mask for the attention implementation {attention!r}. Load the model with "
+            "attn_implementation='sdpa', 'eager', 'flash_attention_2' or 'flex_attention', or use `--packing false`."
+        )
+    return attention
+
+
+def _sliding_window(config: PreTrainedConfig) -> int | None:
+    """Window of the local layers: tokens on each side in an encoder, tokens up to and including this one in a decoder."""
+    if getattr(config, "use_sliding_window", None) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
+            return module
+    return None
+
+
+def _position_offset(model: PreTrainedModel) -> int:
+    """Position of the first token: RoBERTa and its kin keep the positions up to the padding index free."""
+    table = _position_table(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Longest document that the learned positions of `model` reach; `None` where positions are not learned.
+
+    Only documents are limited by it: a packed row may be longer, since positions restart.
+    """
+    table = _position_table(model)
+    return None if table is None else table.num_embeddings - _position_offset(model)
+
+
+def _position_ids(sequence_ids: torch.Tensor, offset: int) -> torch.Tensor:
+    slots = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)
+    starts = slots * _is_first(sequence_ids)  # the slot of each first token, 0 elsewhere
+    positions = slots - starts.cummax(dim=1).values  # (batch_size, sequence_length)
+    return positions * (sequence_ids > 0) + offset  # padding may be longer than the position table
+
+
+def _is_first(sequence_ids: torch.Tensor) -> torch.Tensor:
+    """Whether a slot begins a document, or the padding of its row."""
+    first = torch.ones_like(sequence_ids, dtype=torch.bool)
+    first[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    return first
+
+
+def _boolean_mask(sequence_ids: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
+    """`True` where the query (dimension 2) sees the key (dimension 3); shape `(batch_size, 1, length, length)`."""
+    allowed = sequence_ids[:, None, :, None] == sequence_ids[:, None, None, :]
+    if causal or window is not None:
+        slots = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)
+        allowed = allowed & _is_near(slots[:, None], slots[None, :], causal, window)
+    return allowed
+
+
+def _is_near(query: torch.Tensor, key: torch.Tensor, causal: bool, window: int | None) -> torch.Tensor:
+    # documents are contiguous, so a distance within the row is the distance within the document
+    if causal:
+        return key <= query if window is None else (key <= query) & (key > query - window)
+    return (query - key).abs() <= window
+
+
+def _block_mask(sequence_ids: torch.Tensor, causal: bool, window: int | None):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def is_allowed(batch, head, query, key):
+        allowed = sequence_ids[batch, query] == sequence_ids[batch, key]
+        if causal or window is not None:
+            allowed = allowed & _is_near(query, key, causal, window)
+        return allowed
+
+    batch_size, length = sequence_ids.shape
+    device = sequence_ids.device
+    # compiled, the mask is made block by block; otherwise all of it exists at once
+    return create_block_mask(
+        is_allowed, batch_size, None, length, length, device=device, _compile=device.type == "cuda"
+    )
+
+
+def _flash_arguments(sequence_ids: torch.Tensor) -> dict[str, Any]:
+    """Documents as segments of the flattened batch; the padding of a row is a segment too.
+
+    The number of segments is the shape of a tensor, so finding them waits for the device once per call. The longest segment
+    is bounded by the row length instead of being looked up.
+    """
+    length = sequence_ids.shape[1]
+    starts = _is_first(sequence_ids).flatten().nonzero().flatten()
+    boundaries = nn.functional.pad(starts, (0, 1), value=sequence_ids.numel()).to(torch.int32)
+    return {
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": length,
+        "max_length_k": length,
+    }
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, causal: bool = False, max_length: int = 512) -> None:
+    """Run `model` on packed documents and on each document alone, and refuse it if the hidden states differ.
+
+    The documents are random tokens, in rows of `max_length` slots (at most 1024). The longest one reaches past the sliding
+    window, where the model has one that is shorter than `max_length`. Parameters, training mode and random state are as
+    before afterwards. The cost is that of two such rows, and of four short documents, without the head.
+
+    In float32 a packed document must equal itself alone to 1e-4 of the largest hidden state. Where that cannot be had
+    (half-precision parameters, reduced-precision matrix products, `flash_attention_2`) the bound is 5e-2, and beyond that
+    the hidden states of a document must not move when the other documents of its row are replaced.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model to be trained, as it will be trained: device and attention implementation matter.
+        causal (`bool`, *optional*, defaults to `False`):
+            As in [`packed_inputs`]. The wrong value is refused as well.
+        max_length (`int`, *optional*, defaults to `512`):
+            Length of a row in training, and of the longest document.
+
+    Raises:
+        `ValueError`: The model cannot keep packed documents apart. The message says what to do instead.
+    """
+    config = model.config.get_text_config()
+    name = f"{type(model).__name__} with {config._attn_implementation or 'eager'} attention"
+    remedy = "Use `--packing false`: every document then gets a row of its own, padded to the longest of the batch."
+    stateful = sorted(set(getattr(config, "layer_types", None) or ()) - _MASKED_LAYER_TYPES)
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} cannot be packed: it is an encoder-decoder, and its decoder sees whole rows. {remedy}"
+        )
+    if stateful:
+        raise ValueError(
+            f"{name} cannot be packed: its layers of type {', '.join(stateful)} carry a state from one document to the next, "
+            f"which no attention mask stops. {remedy}"
+        )
+    attention = _attention_implementation(config)
+    device = model.device
+    if "flash" in attention and device.type == "cpu":
+        raise ValueError(f"{name} runs on GPUs only, and the model is on {device}. Choose sdpa or eager attention.")
+
+    flash = "flash" in attention
+    exact = model.dtype == torch.float32 and not flash and torch.get_float32_matmul_precision() == "highest"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=flash and model.dtype == torch.float32)
+    try:
+        with _undisturbed(model), autocast:
+            difference, leak = _packing_errors(model, causal, max_length, with_leak=not exact)
+    except Exception as error:  # whatever a model raises on inputs that it was not made for
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        raise ValueError(f"{name} cannot be packed: it does not run on packed inputs ({reason}). {remedy}") from error
+    # written so that NaN is refused
+    if not difference <= (1e-4 if exact else 5e-2):
+        raise ValueError(
+            f"{name} cannot keep packed documents apart: the hidden states of a packed document differ from those of the same "
+            f"document alone by {difference:.1e} of the largest one (causal={causal}). {remedy}"
+        )
+    if not leak <= 1e-3:
+        raise ValueError(
+            f"{name} cannot keep packed documents apart: the hidden states of a packed document move by {leak:.1e} of the "
+            f"largest one when the other documents of its row are replaced. {remedy}"
+        )
+
+
+def _packing_errors(model: PreTrainedModel, causal: bool, max_length: int, with_leak: bool) -> tuple[float, float]:
+    """Largest difference between packed and alone, and between two sets of neighbours, over the largest hidden state."""
+    config = model.config.get_text_config()
+    longest = min(max_length, max(64, (_sliding_window(config) or 0) + 9), position_limit(model) or max_length)
+    lengths = [min(length, longest) for length in (5, longest, 1, 12)]
+    # rows as long as in training, for models that change their attention with the length
+    num_padding = max(6, min(max_length, _LONGEST_CHECKED_ROW) - sum(lengths))
+    # two rows with the documents in another order
+    orders = [(0, 1, 2, 3), (1, 3, 2, 0)]
+    sequence_ids = torch.zeros(2, sum(lengths) + num_padding, dtype=torch.long)
+    for row, order in enumerate(orders):
+        sequence_ids[row, :-num_padding] = torch.repeat_interleave(
+            torch.arange(1, 5), torch.tensor([lengths[i] for i in order])
+        )
+    sequence_ids = sequence_ids.to(model.device)
+
+    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "mask")]
+    special = torch.tensor([token for token in special if isinstance(token, int)], dtype=torch.long)
+    usable = torch.arange(config.vocab_size)
+    usable = usable[~torch.isin(usable, special)]
+    generator = torch.Generator().manual_seed(0)
+
+    def random_documents() -> list[torch.Tensor]:
+        return [usable[torch.randint(len(usable), (length,), generator=generator)] for length in lengths]
+
+    def run(input_ids: torch.Tensor, **arguments) -> torch.Tensor:
+        if causal:
+            arguments["use_cache"] = False
+        return _hidden_states(model, input_ids=input_ids.to(model.device), **arguments)
+
+    def run_packed(documents: list[torch.Tensor]) -> list[torch.Tensor]:
+        padding = usable.new_zeros(num_padding)
+        input_ids = torch.stack([torch.cat([documents[i] for i in order] + [padding]) for order in orders])
+        packed = run(input_ids, **packed_inputs(model, sequence_ids, causal))
+        if not packed.isfinite().all():
+            raise FloatingPointError("the hidden states of a row with padding are not finite")
+        pieces = []
+        for row, order in enumerate(orders):
+            by_place = packed[row].split([lengths[i] for i in order] + [num_padding])
+            pieces += [by_place[order.index(i)] for i in range(len(lengths))]
+        return pieces  # of the first row, then of the second, each in the order of `documents`
+
+    documents = random_documents()
+    packed = run_packed(documents)
+    alone = [run(document[None])[0] for document in documents]
+    scale = max(states.abs().max() for states in alone)
+    difference = max((a - b).abs().max() for a, b in zip(packed, alone * 2, strict=True)) / scale
+    leak = 0.0
+    if with_leak:
+        others = random_documents()
+        for kept in ((1, 3), (0, 2)):
+            mixed = run_packed([documents[i] if i in kept else others[i] for i in range(len(documents))])
+            for i in (*kept, *(len(documents) + i for i in kept)):
+                leak = max(leak, ((mixed[i] - packed[i]).abs().max() / scale).item())
+    return difference.item(), leak
+
+
+class _HiddenStatesSeen(Exception):
+    """Ends a forward pass before the head: logits over a vocabulary would cost more than the encoder."""
+
+
+def _hidden_states(model: PreTrainedModel, **arguments) -> torch.Tensor:
+    """What comes out of the stack under the head of `model`, when `model` itself is called."""
+    seen = []
+
+    def stop(module, inputs, output):
+        seen.append(output[0].float())
+        raise _HiddenStatesSeen
+
+    hook = model.base_model.register_forward_hook(stop)
+    try:
+        output = model(**arguments)
+        return output[0].float()  # the head calls parts of the base model, not the base model: these are the logits
+    except _HiddenStatesSeen:
+        return seen[0]
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within; the mode of every module and all random states as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type=device.type):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

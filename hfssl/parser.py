@@ -1,0 +1,522 @@
+"""The command line of a recipe: its flags are the fields of dataclasses and of a method's config, also as a yaml."""
+
+import argparse
+import copy
+import dataclasses
+import difflib
+import inspect
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import textwrap
+import time
+import types
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, TrainingArguments
+
+
+logger = logging.getLogger(__name__)
+
+_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_SECRET_FLAGS = ("hub_token", "api_key", "password", "secret")
+
+
+class RecipeParser(argparse.ArgumentParser):
+    r"""
+    Parser of a recipe's flags, which are the fields of the classes that it is given.
+
+    A flag's help is the beginning of its entry in the docstring of the class, or `metadata["help"]` of the field;
+    its heading is `metadata["group"]`, or the line `> Heading` above the entry in the docstring. A value comes from
+    the command line, else from the yaml named by `--config`, else from `defaults`, else from the class. What a user
+    can get wrong ends in one sentence on stderr and exit code 2. In a distributed launch only the main process speaks.
+
+    Args:
+        classes (`type`):
+            What to parse, in the order in which [`~RecipeParser.parse`] returns it: a dataclass gives an instance, a
+            [`~transformers.PreTrainedConfig`] a `dict` of the fields that it declares itself (the recipe adds the
+            encoder and builds it), [`~transformers.TrainingArguments`] an instance. `--help` shows those of its fields
+            that the class attribute `_help_fields` names and those that a subclass adds; `--help-all` shows them all.
+        defaults (`dict`, *optional*):
+            Defaults that differ from those of the classes, by the name of the field.
+        kwargs (`dict`, *optional*):
+            Passed to `argparse.ArgumentParser`, such as `description=__doc__`.
+
+    Example:
+
+    ```python
+    parser = RecipeParser(MlmRecipe, MlmPreTrainingConfig, SSLTrainingArguments, description=__doc__)
+    recipe, config, args = parser.parse()
+    model = MlmForPreTraining(MlmPreTrainingConfig(**config))
+    ```
+    """
+
+    def __init__(self, *classes: type, defaults: dict[str, Any] | None = None, **kwargs):
+        kwargs = {"usage": "%(prog)s [--config FILE] [--flag VALUE ...]", "formatter_class": _HelpFormatter} | kwargs
+        super().__init__(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS, **kwargs)
+        self.classes = classes
+        self.given: set[str] = set()
+        # a value may be -1e-4: argparse knows only -1 and -0.1
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+        self._flags: dict[str, _Flag] = {}
+        self._typed: list[str] = []
+        for flag in (flag for cls in classes for flag in _flags_of(cls)):
+            if flag.name in self._flags:
+                owners = f"{self._flags[flag.name].owner.__name__} and {flag.owner.__name__}"
+                raise ValueError(f"A recipe has one flag of a name, but {owners} both declare `{flag.name}`.")
+            self._flags[flag.name] = flag
+        for name, value in (defaults or {}).items():
+            if name not in self._flags:
+                raise ValueError(f"`defaults` names `{name}`, which is no flag of {[c.__name__ for c in classes]}.")
+            self._flags[name].default, self._flags[name].required = value, False
+        self._add_arguments()
+
+    def _add_arguments(self):
+        options = self.add_argument_group("Help and settings")
+        options.add_argument("-h", "--help", action="help", help="Show the flags of the method, the data and the run.")
+        options.add_argument("--help_all", action=_HelpAllAction, nargs=0, help="Show all flags.")
+        options.add_argument(
+            "--config", metavar="FILE", help="A yaml whose keys are flags. What the command line gives as well, wins."
+        )
+        groups = {}
+        for flag in self._flags.values():
+            if flag.group not in groups:
+                groups[flag.group] = self.add_argument_group(flag.group)
+            action = groups[flag.group].add_argument(
+                *flag.option_strings(taken=self._flags), dest=flag.name, action=_FlagAction, nargs="*"
+            )
+            action.metavar, action.full_help = flag.metavar, flag.help_text().replace("%", "%%")
+            action.help = argparse.SUPPRESS if flag.hidden else action.full_help
+
+    def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
+        r"""
+        Parse the command line and the yaml that it names. Afterwards `parser.given` holds the names of the flags that
+        the user set in either of them.
+
+        Args:
+            argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`):
+                The command line.
+
+        Returns:
+            `tuple`: one result per class, in the order of the classes.
+        """
+        self._typed = list(sys.argv[1:] if argv is None else argv)
+        argv = [_underscored(token) for token in self._typed]
+        for name in (token.partition("=")[0] for token in argv if token.startswith("--")):
+            if name not in self._option_string_actions:
+                self.error(f"unknown flag {name}. {self._nearest(name)}")
+        namespace, stray = self.parse_known_args(argv)
+        if stray:
+            hint = f"Did you mean --config {stray[0]}?" if stray[0].endswith((".yaml", ".yml")) else "See --help."
+            self.error(f"expected a flag, which begins with two dashes, got {stray[0]!r}. {hint}")
+        given = vars(namespace)
+        path = given.pop("config", None)
+        if path is not None:
+            given = self._read_yaml(path) | given
+        self.given = set(given)
+        for flag in self._flags.values():
+            if flag.required and flag.name not in given:
+                self.error(f"--{flag.name} is required. {flag.help}".rstrip())
+        return tuple(self._build(cls, given) for cls in self.classes)
+
+    def _build(self, cls: type, given: dict[str, Any]) -> Any:
+        flags = [flag for flag in self._flags.values() if flag.owner is cls]
+        values = {flag.name: given.get(flag.name, copy.copy(flag.default)) for flag in flags}
+        if issubclass(cls, PreTrainedConfig):
+            return values
+        try:
+            return cls(**values)
+        except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+            logger.debug("The error behind the message", exc_info=True)
+            # `@strict` hides the sentence that a validator raised behind the name of the validator
+            self.error(str(isinstance(error, StrictDataclassError) and error.__cause__ or error))
+
+    def command_line(self) -> str:
+        """The command as typed, without secrets and without the launcher, e.g. `python recipes/mlm.py --seed 1`."""
+        script = Path(sys.argv[0])
+        if script.is_absolute() and script.is_relative_to(Path.cwd()):
+            script = script.relative_to(Path.cwd())
+        words, hide_next = [], False
+        for word in self._typed:
+            name, equals, _ = _underscored(word).partition("=")
+            is_flag = name.startswith("--")
+            if hide_next and not is_flag:
+                word = "***"
+            hide_next = is_flag and name.endswith(_SECRET_FLAGS)
+            words.append(f"{name}=***" if hide_next and equals else _SECRETS.sub("***", word))
+        return shlex.join(["python", str(script), *words])
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence to stderr and exit with code 2."""
+        message = textwrap.shorten(message, 1500, placeholder=" …")
+        if not _is_main_process():
+            # a launcher ends all processes when it sees one fail: leave the main process the time to speak
+            time.sleep(10)
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def _print_message(self, message: str, file=None):
+        if _is_main_process():
+            super()._print_message(message, file)
+
+    def _nearest(self, name: str) -> str:
+        dashes = "--" if name.startswith("--") else ""
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        nearest = difflib.get_close_matches(name.removeprefix("--"), known, n=1)
+        return f"Did you mean {dashes}{nearest[0]}?" if nearest else "--help-all lists what there is."
+
+    def _read_yaml(self, path: str) -> dict[str, Any]:
+        """Values are taken as written, not as YAML types them: `1.10`, `6e-4`, `no` mean what they mean as flags."""
+        try:
+            loader = _YamlLoader(Path(path).read_text(encoding="utf-8"))
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                self.error(f"--config expects a yaml of the form `flag: value`, but {path} holds no such pair.")
+            given, lines = {}, {}
+            for key, value in node.value:
+                where = f"{path}, line {key.start_mark.line + 1}"
+                name = str(key.value).removeprefix("--").replace("-", "_")
+                if name not in self._flags:
+                    self.error(f"{where}: unknown key {key.value}. {self._nearest(name)}")
+                if name in lines:
+                    self.error(f"{where}: {name} is already set in line {lines[name]}.")
+                lines[name] = key.start_mark.line + 1
+                if value.tag != "tag:yaml.org,2002:null":  # null: the default
+                    given[name] = self._convert(name, loader.words(value), where=f"{where}: {name}")
+            return given
+        except OSError as error:
+            self.error(f"--config cannot read {path}: {error.strerror}.")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" (line {mark.line + 1})" if mark else ""
+            self.error(f"--config: {path} is not valid YAML{line}: {getattr(error, 'problem', None) or error}.")
+
+    def _convert(self, name: str, words: list[str], where: str) -> Any:
+        flag = self._flags[name]
+        try:
+            return flag.convert(words)
+        except (ValueError, OSError) as error:
+            got = " ".join(repr(word) for word in words) or "nothing"
+            self.error(f"{where} expects {flag.expected}, got {got}{f' ({error})' if str(error) else ''}.")
+
+
+class _FlagAction(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        value = parser._convert(self.dest, values, where=option_string)
+        setattr(namespace, self.dest, value if option_string == f"--{self.dest}" else not value)
+
+
+class _HelpAllAction(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        for action in parser._actions:
+            action.help = getattr(action, "full_help", action.help)
+        parser.print_help()
+        parser.exit()
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"max_help_position": 34} | kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # argparse would write `--seed [SEED ...]`: every flag takes a list of words here
+        names = ", ".join(action.option_strings).replace("help_all", "help-all")
+        return f"{names} {action.metavar}" if action.metavar else names
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that reads scalars as YAML 1.2 does: `6e-4` is a number, `no` and `on` are words."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def words(self, node: yaml.Node) -> list[str]:
+        """What one would type after the flag: scalars as written, mappings and nested lists as JSON."""
+        if isinstance(node, yaml.ScalarNode):
+            return [node.value]
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                child.value if isinstance(child, yaml.ScalarNode) else self.words_json(child) for child in node.value
+            ]
+        return [self.words_json(node)]
+
+    def words_json(self, node: yaml.Node) -> str:
+        return json.dumps(self.construct_object(node, deep=True), default=str)
+
+
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:[tT]rue|[fF]alse)$"), list("tTfF"))
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+@dataclasses.dataclass
+class _Flag:
+    """One field of a class, as a flag."""
+
+    name: str
+    owner: type
+    kinds: list[Any]
+    default: Any
+    required: bool
+    optional: bool
+    help: str
+    group: str
+    hidden: bool
+
+    def option_strings(self, taken: dict[str, Any]) -> list[str]:
+        names = [self.name, f"no_{self.name}"] if self.kinds == [bool] else [self.name]
+        return [f"--{name}" for name in names if name == self.name or name not in taken]
+
+    def convert(self, words: list[str]) -> Any:
+        """The value of the words typed after the flag; a `ValueError` when they are none."""
+        # `--report_to none` is a value of its own: there the default says so
+        if self.optional and len(words) == 1 and words[0].lower() in ("none", "null") and self.default != "none":
+            return None
+        return _convert_first(self.kinds, words)
+
+    @property
+    def expected(self) -> str:
+        return " or ".join(dict.fromkeys(map(_describe, self.kinds))) + (" or none" if self.optional else "")
+
+    @property
+    def metavar(self) -> str:
+        kind = self.kinds[0]
+        if kind is bool:
+            return "" if len(self.kinds) == 1 else "VALUE"
+        if _is_choice(kind):
+            choices = "{" + ",".join(_choices(kind)) + "}"
+            return choices if len(choices) <= 40 else "NAME"
+        if _is_list(kind):
+            return "VALUE ..."
+        return {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(kind, "JSON")
+
+    def help_text(self) -> str:
+        value = self.default
+        if self.required:
+            return f"{self.help} (required)".lstrip()
+        if value is None or value == "":
+            return self.help
+        value = value.value if isinstance(value, Enum) else value
+        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return f"{self.help} (default: {shown.lower() if isinstance(value, bool) else shown})".lstrip()
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _underscored(token: str) -> str:
+    """`--learning-rate=1e-3` as `--learning_rate=1e-3`; a value is left as it is."""
+    name, equals, value = token.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if token.startswith("--") else token
+
+
+def _flags_of(cls: type) -> list[_Flag]:
+    """The flags of a class, those that `--help` shows first."""
+    hints = _type_hints(cls)
+    documented = _documented_arguments(cls)
+    is_args = issubclass(cls, TrainingArguments)
+    stock_fields = dataclasses.fields(TrainingArguments) if is_args else ()
+    stock = {field.name: field.metadata.get("help") or "" for field in stock_fields}
+    shown = [*getattr(cls, "_help_fields", ()), *(name for name in hints if name not in stock)]
+    flags = []
+    for field in dataclasses.fields(cls):
+        if not field.init or field.name not in hints:
+            continue
+        annotation = hints[field.name]
+        kinds = _kinds(annotation)
+        if not kinds:
+            if field.name in stock:
+                continue
+            raise TypeError(f"`{cls.__name__}.{field.name}` has a type that no flag can have: {annotation}.")
+        text, heading = documented.get(field.name, ("", None))
+        heading = field.metadata.get("group") or heading
+        hidden = is_args and field.name not in shown
+        if hidden:
+            group = f"TrainingArguments: {heading}" if heading else "TrainingArguments"
+        elif is_args and field.name in stock:
+            group = "Run"
+        else:
+            group = heading or ("Run" if is_args else "Method" if issubclass(cls, PreTrainedConfig) else cls.__name__)
+        has_factory = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if has_factory else field.default
+        flags.append(
+            _Flag(
+                name=field.name,
+                owner=cls,
+                kinds=kinds,
+                default=default,
+                required=default is dataclasses.MISSING,
+                optional=types.NoneType in get_args(annotation),
+                help=_brief(text or field.metadata.get("help") or stock.get(field.name, "")),
+                group=group,
+                hidden=hidden,
+            )
+        )
+    order = {name: position for position, name in enumerate(shown)}
+    return sorted(flags, key=lambda flag: order.get(flag.name, len(order))) if is_args else flags
+
+
+def _type_hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; of a config, only of those that classes outside transformers declare."""
+    if not issubclass(cls, PreTrainedConfig):
+        return get_type_hints(cls)
+    hints = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, PreTrainedConfig) and not base.__module__.startswith("transformers."):
+            hints |= inspect.get_annotations(base, eval_str=True)
+    return hints
+
+
+def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
+    """Text and heading of each entry ``name (`type`, ...):`` in the docstrings of a class and of its bases."""
+    documented = {}
+    for base in reversed(cls.__mro__):
+        name, heading, indent = None, None, 0
+        for line in inspect.cleandoc(vars(base).get("__doc__") or "").splitlines():
+            depth = len(line) - len(line.lstrip())
+            if match := re.match(r" *> ([A-Z].*)", line):
+                name, heading = None, match[1].strip()
+            elif match := re.match(r" *(\w+) \(.*`.*\):\s*$", line):
+                name, indent = match[1], depth
+                documented[name] = ("", heading)
+            elif name and line.strip() and depth > indent:
+                # in transformers the metadata say it too, and a subclass may have replaced them
+                if base is not TrainingArguments:
+                    documented[name] = (f"{documented[name][0]} {line.strip()}".strip(), heading)
+            else:
+                name = None
+    return documented
+
+
+def _brief(text: str, length: int = 160) -> str:
+    """The first sentence, and as many more as fit."""
+    text = re.sub(r"\[`?~?(?:\w+\.)*([^`\]]*)`?\](?:\([^)]*\))?", r"\1", " ".join(text.split())).replace("`", "")
+    sentences = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[^a-z])", text)
+    brief = sentences[0]
+    for sentence in sentences[1:]:
+        if len(f"{brief} {sentence}") > length:
+            break
+        brief += f" {sentence}"
+    return brief
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal or isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _choices(kind: Any) -> dict[str, Any]:
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}
+    return {str(choice.value): choice for choice in kind}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """What a value may be, of that which a flag can say, in the order in which to try it."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    # an enum beside `str` lists the strings that the field takes
+    has_enum = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in members)
+    kinds = [kind for kind in members if _is_kind(kind) and not (has_enum and kind is str)]
+    # text takes any one word, a list any words
+    return sorted(kinds, key=lambda kind: (kind is str) + 2 * _is_list(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (list, tuple)
+
+
+def _is_kind(kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    simple = origin in (bool, int, float, str, Path, list, tuple, dict) or _is_choice(kind)
+    return simple or isinstance(kind, type) and issubclass(kind, PreTrainedConfig)
+
+
+def _describe(kind: Any) -> str:
+    if _is_choice(kind):
+        return "one of " + ", ".join(_choices(kind))
+    if _is_list(kind):
+        inner = [arg for arg in get_args(kind) if arg is not Ellipsis] or [str]
+        return "several values, each " + " or ".join(
+            dict.fromkeys(_describe(kind) for arg in inner for kind in _kinds(arg))
+        )
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    return names.get(kind, "a mapping as JSON or a path to a JSON file")
+
+
+def _convert_first(kinds: list[Any], words: list[str]) -> Any:
+    """The words as the first kind that takes them."""
+    reason = ValueError()
+    for kind in kinds:
+        try:
+            return _convert_one(kind, words)
+        except ValueError as error:
+            reason = error
+    raise reason
+
+
+def _convert_one(kind: Any, words: list[str]) -> Any:
+    if _is_list(kind):
+        if len(words) == 1 and words[0].startswith("["):
+            # not JSON: a word like [UNK]
+            with suppress(json.JSONDecodeError):
+                words = [word if isinstance(word, str) else json.dumps(word) for word in json.loads(words[0])]
+        origin, inner = get_origin(kind) or kind, get_args(kind) or (str, ...)
+        if origin is list or inner[-1] is Ellipsis:
+            inner = inner[:1] * len(words)
+        if len(inner) != len(words):
+            raise ValueError(f"{len(inner)} of them")
+        return origin(_convert_first(_kinds(each), [word]) for each, word in zip(inner, words, strict=True))
+    if kind is bool and not words:
+        return True
+    if len(words) != 1:
+        raise ValueError("quote a value that holds spaces" if words and kind in (str, Path) else "")
+    return _convert_word(kind, words[0])
+
+
+def _convert_word(kind: Any, word: str) -> Any:
+    if _is_choice(kind) or kind is bool:
+        names = _choices(kind) if kind is not bool else _BOOLEANS
+        names = {name.lower(): value for name, value in names.items()}
+        if word.lower() not in names:
+            nearest = difflib.get_close_matches(word.lower(), names, n=1)
+            raise ValueError(f"did you mean {nearest[0]}?" if nearest else "")
+        return names[word.lower()]
+    if kind in (str, Path):
+        return kind(word)
+    if kind in (int, float):
+        return _number(kind, word)
+    if not word.lstrip().startswith("{"):
+        if not Path(word).is_file():
+            raise ValueError("there is no such file")
+        word = Path(word).read_text(encoding="utf-8")
+    try:
+        value = json.loads(word)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no mapping")
+    return value
+
+
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+
+
+def _number(kind: type, word: str) -> int | float:
+    try:
+        # `--max_steps 1e6` is a whole number too
+        number = kind(word) if kind is float or not re.search("[.eE]", word) else float(word)
+    except ValueError:
+        raise ValueError from None
+    if number != number or kind is int and number != number // 1:
+        raise ValueError
+    return kind(number)

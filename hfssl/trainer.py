@@ -1,0 +1,322 @@
+"""`transformers.Trainer` for pre-training: exact streams, right gradients, whole checkpoints, a stock result.
+
+The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a contract test
+in `tests/test_trainer.py` that fails when a new transformers breaks it:
+
+- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
+- `_get_num_items_in_batch`: the item count of the loss is asked of the method;
+- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
+- `evaluate`: runs evaluators;
+- `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs continue;
+- `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a run.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+
+from . import checkpoints, export
+from . import random as keyed
+from .callbacks import MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal, non_finite_loss
+from .data.stream import ExactStream
+from .errors import UserError
+from .evaluation.evaluator import Evaluator
+from .modeling_utils import SSLPreTrainedModel
+from .training_args import SSLTrainingArguments
+
+
+logger = logging.getLogger(__name__)
+
+# What makes a run this run: changed on a resume, the result would be neither the old run's nor the new one's.
+_IDENTITY = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_steps", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+class SSLTrainer(Trainer):
+    r"""
+    Pre-trains a method on a stream.
+
+    Args:
+        model ([`SSLPreTrainedModel`]):
+            The method around its encoder.
+        args ([`SSLTrainingArguments`]):
+            The run. `output_dir` should have been claimed with [`~checkpoints.claim_output_dir`] by the main process.
+        train_dataset ([`ExactStream`]):
+            The stream of this process. Any other data set goes the way that Trainer gives it, without exact resumes.
+        evaluators (`Sequence[Evaluator]`, *optional*):
+            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`.
+        settings (`dict[str, Any]`, *optional*):
+            What else makes this run this run (data set, tokenizer …), in words that an error message can use.
+    """
+
+    def __init__(
+        self,
+        model: SSLPreTrainedModel,
+        args: SSLTrainingArguments,
+        train_dataset: Any = None,
+        evaluators: Sequence[Evaluator] = (),
+        settings: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
+        self.evaluators = list(evaluators)
+        self.extra_settings = dict(settings or {})
+        self.resumed_from: Path | None = None
+        self._micro_step = (-1, 0)
+        self._saving_to: str | None = None
+        if self.evaluators and kwargs.get("eval_dataset") is None:
+            kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        for default in (ProgressCallback, PrinterCallback):
+            self.remove_callback(default)
+        self.stop = StopOnSignal()
+        self.add_callback(MethodCallback())
+        self.add_callback(ProgressBar(self.stream))
+        self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
+        self.add_callback(self.stop)
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes this run this run; kept in each checkpoint and compared on a resume."""
+        arguments = {name: getattr(self.args, name) for name in _IDENTITY}
+        method = _flat(self.accelerator.unwrap_model(self.model).config.to_dict())
+        for name in ("transformers_version", "dtype", "architectures"):
+            method.pop(name, None)
+        settings = {**self.extra_settings, **arguments, **method}
+        return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+    def last_checkpoint(self) -> Path | None:
+        return next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train, or go on where the run in `output_dir` stopped (`args.resume`).
+
+        Raises:
+            UserError: if the run cannot be continued with these settings, or its loss is no number any more.
+            SystemExit: after SIGTERM or SIGINT, once the checkpoint is written (128 + the signal's number, as shells do).
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir, self.args.resume)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            self.resumed_from = Path(resume_from_checkpoint)
+            checkpoints.check_settings(self.resumed_from, self.settings)
+            logger.info("Continuing from %s.", self.resumed_from)
+        elif self.args.should_save:
+            self._check_disk_space()
+        # the state before training is measured once, not again after each resume
+        self.args.eval_on_start = bool(self.evaluators) and self.resumed_from is None
+        if self.resumed_from is not None and self._is_finished(self.resumed_from):
+            logger.info("The run is finished: %s is its last step.", self.resumed_from)
+            return None
+        result = super().train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None, **kwargs)
+        if self.stop.stopped:
+            checkpoint = self.last_checkpoint()
+            self.accelerator.wait_for_everyone()
+            logger.info(
+                "Stopped at step %d, saved as %s. The same command goes on from there.",
+                self.state.global_step,
+                checkpoint,
+            )
+            sys.exit(128 + getattr(signal, self.stop.received or "SIGTERM"))
+        return result
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is the last step of its run; if so, become it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < self.args.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self.stream is not None:
+            self.stream.load_state_dict(self._stream_state(checkpoint))
+        return True
+
+    def _stream_state(self, checkpoint: Path) -> dict[str, Any]:
+        return json.loads((checkpoint / f"stream_{self.args.process_index}.json").read_text())
+
+    def get_train_dataloader(self):
+        if self.stream is None:
+            return super().get_train_dataloader()
+        if self.resumed_from is not None:
+            self.stream.load_state_dict(self._stream_state(self.resumed_from))
+        return self.stream
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        method = self.accelerator.unwrap_model(self.model)
+        counts = (
+            [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
+        )
+        if not counts or counts[0] is None:
+            return (
+                None
+                if isinstance(method, SSLPreTrainedModel)
+                else super()._get_num_items_in_batch(batch_samples, device)
+            )
+        if isinstance(counts[0], dict):
+            return {name: self._sum_over_processes([count[name] for count in counts], device) for name in counts[0]}
+        return self._sum_over_processes(counts, device)
+
+    def _sum_over_processes(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        total = torch.stack([count.to(device) for count in counts]).sum().float()
+        if self.args.world_size > 1:
+            dist.all_reduce(total)
+        return total.clamp(min=1.0)  # a batch without any item has loss 0, not 0 / 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        step, micro = self._micro_step
+        micro = micro + 1 if step == self.state.global_step else 0
+        self._micro_step = (self.state.global_step, micro)
+        torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.stream is not None:  # a stream has passes and tokens, and no epochs
+            for entry in (logs, self.state.log_history[-1]):
+                entry.pop("epoch", None)
+            self.state.log_history[-1]["tokens"] = self.stream.counts["tokens"] * self.args.world_size
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Run the evaluators on the model as it is, log what they measure and return it."""
+        if not self.evaluators:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        model = self.model_wrapped if self.is_in_train else self.model
+        was_training = model.training
+        model.eval()
+        metrics = {}
+        for evaluator in self.evaluators:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                measured = evaluator.measure(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True))
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        model.train(was_training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial) -> str:
+        return self._saving_to or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write the checkpoint aside, seal it, then rename it: a folder called checkpoint-N is always whole."""
+        if not torch.isfinite(self._tr_loss):
+            raise non_finite_loss(self.state.global_step, self._get_learning_rate(), self.last_checkpoint())
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        staging = output_dir / checkpoints.STAGING
+        if (output_dir / name).exists():  # this very step was saved before the run was stopped
+            return
+        try:
+            if self.args.should_save:
+                shutil.rmtree(staging / name, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._saving_to = str(staging)
+            super()._save_checkpoint(model, trial)
+            if self.stream is not None:
+                state = json.dumps(self.stream.state_dict(), indent=1)
+                (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.seal(staging / name, self.settings)
+                (staging / name).rename(output_dir / name)
+                checkpoints.rotate(output_dir, self.args.save_total_limit)
+        except Exception as error:
+            shutil.rmtree(staging / name, ignore_errors=True)
+            if shutil.disk_usage(output_dir).free < self._checkpoint_bytes():
+                raise UserError(
+                    f"No space left for {name} in {output_dir} ({type(error).__name__}). Last good checkpoint: "
+                    f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.1f} GB, then run the same "
+                    "command again."
+                ) from error
+            raise
+        finally:
+            self._saving_to = None
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.finish(title=f"step {self.state.global_step}", last=False)
+
+    def _checkpoint_bytes(self) -> int:
+        # weights, and two moments in fp32 for what is trained
+        sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
+        return int(1.05 * sum(sizes)) + (1 << 20)
+
+    def _check_disk_space(self) -> None:
+        free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
+        if free < needed:
+            raise UserError(
+                f"{self.args.output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
+                f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
+            )
+
+    # -- the result -----------------------------------------------------------------------------------------------
+
+    def finish(self, *, title: str = "End of training", last: bool = True, **card: Any) -> Path:
+        """Write the result folder: the stock encoder, `pretraining/`, the card, pictures; then push it if asked to.
+
+        Args:
+            title (`str`, *optional*):
+                Message of the commit on the Hub.
+            last (`bool`, *optional*, defaults to `True`):
+                Whether the run is over.
+            card (`dict`, *optional*):
+                What the recipe adds to the card: `examples`, `results`, `data`.
+        """
+        state_dict = (
+            self.accelerator.get_state_dict(self.model_wrapped)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled
+            else None
+        )
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            export.write_result(self, output_dir, state_dict=state_dict, **card)
+            if self.args.push_to_hub:
+                export.push(output_dir, self.args, title)
+        self.accelerator.wait_for_everyone()
+        return output_dir
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Trainer's constructor calls this: a Hub that cannot take the result should be known before the training."""
+        export.check_push(self.args)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> None:
+        self.finish(title=commit_message)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer's own would upload optimizer arguments as a pickle and event files with the name of the host."""
+
+    def _finish_current_push(self) -> None:
+        """Nothing is pushed in the background."""
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes, before any trainer exists."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,173 @@
+"""The arguments of a pre-training run: `TrainingArguments` with the defaults of pre-training."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from transformers import TrainingArguments
+
+from . import checkpoints
+from .errors import UserError
+
+
+@dataclass
+class SSLTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] for pre-training on streams.
+
+    Defaults that differ: `per_device_train_batch_size=32`, `weight_decay=0.01`, `adam_beta2=0.98`, `adam_epsilon=1e-6`,
+    `warmup_steps=0.06` (a share of all steps), `eval_strategy="steps"` ten times a run, `save_total_limit=2`,
+    `report_to="tensorboard"`, `logging_nan_inf_filter=False` (a non-finite loss stops the run instead of being hidden),
+    `ddp_find_unused_parameters=False`, `dataloader_num_workers=-1`, `hub_strategy="end"`.
+
+    Args:
+        precision (`str`, *optional*, defaults to `"auto"`):
+            Number format of the matrix products: fp32, bf16 or fp16. auto takes bf16 where the hardware has it natively.
+        max_tokens (`int`, *optional*):
+            Length of the run in tokens (positions of packed rows), instead of `max_steps`.
+        resume (`str`, *optional*, defaults to `"auto"`):
+            auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue from.
+        cpu_threads (`int`, *optional*):
+            Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is set.
+        learning_rate (`float`, *optional*):
+            Peak learning rate. Left out, the recipe chooses.
+        dataloader_num_workers (`int`, *optional*, defaults to `-1`):
+            Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
+    """
+
+    # the fields of `TrainingArguments` that `--help` shows
+    _help_fields: ClassVar[tuple[str, ...]] = (
+        "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "activation_checkpointing",
+        "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
+        "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
+    )  # fmt: skip
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_tokens: int | None = None
+    resume: str = "auto"
+    cpu_threads: int | None = None
+
+    learning_rate: float | None = None
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 32
+    weight_decay: float = 0.01
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    warmup_steps: float = field(
+        default=0.06, metadata={"help": "Steps over which the learning rate rises; below 1 a share of all steps."}
+    )
+    eval_strategy: str = "steps"
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "Evaluate every so many steps; below 1 a share of all steps."}
+    )
+    logging_steps: float = 10
+    save_total_limit: int | None = 2
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Tracker: tensorboard, trackio, wandb or none."}
+    )
+    logging_nan_inf_filter: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    dataloader_num_workers: int = -1
+    hub_strategy: str = "end"
+    remove_unused_columns: bool = False
+    ignore_data_skip: bool = True
+
+    def __post_init__(self):
+        if self.load_best_model_at_end:
+            raise UserError(
+                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without reporting the "
+                "choice. The last weights are exported; keep more of them with `--save_total_limit`."
+            )
+        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) not in ("end", "every_save"):
+            raise UserError(
+                f"`--hub_strategy {self.hub_strategy}` would push optimizer states. Choose end (default) or every_save."
+            )
+        self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
+        use_all_cores(self.cpu_threads)
+        if torch.accelerator.current_accelerator(check_available=True) is None:
+            self.use_cpu = True  # Trainer asks for it before it lets a CPU multiply in bf16
+        if self.dataloader_num_workers < 0:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.dataloader_num_workers = min(4, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+        if not self.bf16 and not self.fp16:
+            precision = choose_precision(self.precision, self.use_cpu)
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        super().__post_init__()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of one optimizer step, over processes and accumulation steps."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def claim_output_dir(self) -> Path | None:
+        """Take `output_dir` for this run and return the checkpoint that it continues from, if there is one.
+
+        Raises:
+            UserError: if the folder is in use, not writable, or holds something else.
+        """
+        if self.process_index == 0:
+            checkpoints.claim_output_dir(self.output_dir, self.resume)
+        if self.world_size > 1:
+            dist.barrier()
+        return checkpoints.find_checkpoint(self.output_dir, self.resume)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_world_size() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def use_all_cores(threads: int | None = None) -> None:
+    """Give each process its share of the cores.
+
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 where the user set nothing. A number that the user set stands:
+    it is in the environment of the launcher, which is the parent of this process.
+    """
+    if threads is None:
+        given = os.environ.get("OMP_NUM_THREADS")
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        if given is not None and not (given == "1" and launched and not _launcher_has("OMP_NUM_THREADS")):
+            return
+        threads = max(1, num_cores() // local_world_size())
+    if threads < 1:
+        raise UserError(f"`--cpu_threads` must be at least 1, got {threads}.")
+    torch.set_num_threads(threads)
+
+
+def _launcher_has(variable: str) -> bool:
+    try:
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return False
+    return any(entry.startswith(f"{variable}=".encode()) for entry in environment.split(b"\0"))
+
+
+def choose_precision(precision: str, use_cpu: bool = False) -> str:
+    """What `--precision` means on this machine: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+
+    Raises:
+        UserError: for a precision that the hardware lacks.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"`--precision {precision}` is unknown. Choose auto, fp32, bf16 or fp16.")
+    accelerator = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        if precision == "fp16":
+            raise UserError("`--precision fp16` needs a GPU. On a CPU choose auto, bf16 or fp32.")
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    elif accelerator.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = False
+    if precision == "auto":
+        return "bf16" if native else "fp32"
+    return precision

@@ -1,0 +1,46 @@
+"""GLUE: how well does an encoder fine-tune, beside the same architecture from random initialisation?
+
+    accelerate launch recipes/glue.py --encoder outputs/mlm --task sst2
+    accelerate launch recipes/glue.py --encoder outputs/mlm --task cola,mrpc,rte --seeds 5
+    accelerate launch recipes/glue.py --encoder outputs/mlm --task sst2 --max_train_samples 5000 --learning_rate 1e-4
+    accelerate launch recipes/glue.py --encoder answerdotai/ModernBERT-base --task all
+
+The data come from the Hub (nyu-mll/glue) or from a folder of the same layout (--dataset). Ends with a table and with
+results.json. The score is that of the last epoch on the validation split: nothing is chosen by looking at it. The same
+command goes on where an interrupted run stopped. The protocol stands in hfssl/evaluation/glue.py.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hfssl import RecipeParser
+from hfssl.errors import explained
+from hfssl.evaluation import GlueEvaluator, format_table
+
+
+@dataclass
+class GlueRecipe:
+    encoder: str = field(metadata={"help": "Folder or Hub id of the encoder, with its tokenizer."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where results.json goes; outputs/glue-<name of the encoder> when left out."}
+    )
+
+
+@explained
+def main(recipe: GlueRecipe, evaluator: GlueEvaluator, command: str):
+    output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
+    results = evaluator(recipe.encoder, output_dir=output_dir, command=command)
+    echo = PartialState().print
+    echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
+    echo(format_table(results))
+    if len(evaluator.tasks) > 1:
+        echo(f"\nMean over {len(evaluator.tasks)} tasks: {evaluator.score(results):.3f}")
+    echo(f"\nWritten to {output_dir}/results.json")
+
+
+if __name__ == "__main__":
+    parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
+    recipe, evaluator = parser.parse()
+    main(recipe, evaluator, parser.command_line())

@@ -1,0 +1,64 @@
+"""Masked language modelling: from text without labels to an encoder that plain transformers loads.
+
+accelerate launch recipes/mlm.py                                        embedded corpus, minutes on a laptop
+accelerate launch recipes/mlm.py --dataset my_texts/ --encoder bert-small --max_steps 20000
+accelerate launch recipes/mlm.py --dataset my_texts/ --encoder org/model --output_dir outputs/mine     continue a checkpoint
+accelerate launch recipes/mlm.py --config recipes/configs/mlm_base.yaml
+torchrun --nproc_per_node 2 recipes/mlm.py                              several processes
+
+The same command again continues a run that was stopped. Measured results: recipes/README.md.
+"""
+
+from dataclasses import dataclass
+
+from hfssl.errors import explained
+
+
+@dataclass
+class Encoder:
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"bert-mini"`):
+            bert-tiny, bert-mini, bert-small, bert-base or modernbert-small from scratch; a config file; or a Hub id or folder
+            to continue from.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            auto, eager, sdpa, flash_attention_2 or flex_attention.
+    """
+
+    encoder: str = "bert-mini"
+    attention: str = "auto"
+
+
+@explained
+def main():
+    from hfssl import MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.data.text_data import TextData, TextDataArguments
+    from hfssl.encoders import build_mlm, is_checkpoint
+    from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+    from hfssl.report import finish_mlm
+
+    defaults = {"output_dir": "outputs/mlm", "max_steps": 1500}
+    parser = RecipeParser(
+        Encoder, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments, description=__doc__, defaults=defaults
+    )
+    recipe, data_args, config, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = TextData(data_args, recipe.encoder if is_checkpoint(recipe.encoder) else None, checkpoint)
+    data.set_max_steps(args)
+    model = build_mlm(recipe, config, data, args)
+    evaluator = MaskedTokenEvaluator(
+        data.held_out, data.tokenizer, max_length=data_args.max_length, packing=data_args.packing,
+        training_texts=data.training_sample(), rank=args.process_index, world_size=args.world_size,
+    )  # fmt: skip
+    trainer = SSLTrainer(
+        model, args, data.stream(args, model.config.masking), evaluators=[evaluator], settings=data.settings,
+        processing_class=data.tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    finish_mlm(trainer, evaluator, data, base_model=recipe.encoder if is_checkpoint(recipe.encoder) else None)
+
+
+if __name__ == "__main__":
+    main()

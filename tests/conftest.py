@@ -1,0 +1,95 @@
+"""What every test gets: a Hub of its own instead of the real one, a fixed seed, real data where there is some."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from local_hub import LocalHub
+
+
+# The Hugging Face libraries read these once, when they are imported: so they are set here, before any test module is.
+# The user's own settings are dropped: a token or a filled cache must not decide what a test sees.
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:
+    del os.environ[name]
+
+HF_HOME = Path(tempfile.mkdtemp(prefix="hfssl-tests-"))
+# What no test was meant to ask for meets an empty Hub and is "not found" at once. Where no server answers at all, the
+# client tries again for 23 seconds per file.
+EMPTY_HUB = LocalHub()
+EMPTY_HUB.start()
+
+os.environ |= {
+    "HF_HOME": str(HF_HOME),
+    "HF_ENDPOINT": EMPTY_HUB.url,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+def pytest_unconfigure():
+    EMPTY_HUB.stop()
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed(two_threads):
+    """The same random numbers in every run, for each test on its own."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets beside the repository; tests that want it are skipped where it is missing."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data sets that would lie in {folder}")
+    return folder
+
+
+@pytest.fixture
+def local_hub():
+    """An empty Hub on this machine, see `local_hub.py`."""
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub_env(tmp_path_factory):
+    """`hub_env(hub, token)`: the environment for a client of `hub`, which has to run in a process of its own.
+
+    Each call gives a fresh `HF_HOME`: `datasets` answers from its cache even what the token may not read.
+    """
+
+    def environment(hub: LocalHub, token: str | None = "hf_rw") -> dict[str, str]:
+        home = tmp_path_factory.mktemp("hf_home")
+        client = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
+        return client | {"HF_TOKEN": token} if token else client
+
+    return environment
