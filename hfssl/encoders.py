@@ -111,7 +111,7 @@ def build_mlm(recipe: Any, config: dict[str, Any], data: Any, args: Any) -> Any:
     if data.arguments.packing:
         from .packing import check_packing
 
-        check_packing(model.encoder)
+        check_packing(model.encoder, max_length=data.arguments.max_length)
     return model
 
 
