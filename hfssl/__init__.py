@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 # imported at once: it registers the methods with the Auto classes
-from .methods import MlmForPreTraining, MlmPreTrainingConfig
+from .methods import ClmForPreTraining, ClmPreTrainingConfig, MlmForPreTraining, MlmPreTrainingConfig
 
 
 __version__ = "0.1.0.dev0"
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .training_args import SSLTrainingArguments
 
 __all__ = [
+    "ClmForPreTraining",
+    "ClmPreTrainingConfig",
     "ExactStream",
     "MlmForPreTraining",
     "MlmPreTrainingConfig",

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -17,17 +18,102 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 
+class BudgetClock(TrainerCallback):
+    """Ends a run when its budget of wall-clock time is used up, and says how much of it is.
+
+    Counted is the time from the beginning of the first step to the end of the last: steps, waiting for data,
+    evaluations and checkpoints in between. What comes before (opening data, the measurement before training) and after
+    (the last evaluation and checkpoint, the export) is not. A resumed run goes on with the seconds of its checkpoint.
+
+    Processes agree on the seconds of rank 0. They travel between CPUs while a step is computed and arrive one step
+    later, so that no process and no GPU waits for them.
+
+    Args:
+        budget (`float`):
+            Seconds of training.
+        now (`Callable[[], float]`, *optional*, defaults to `time.monotonic`):
+            The clock on the wall.
+    """
+
+    def __init__(self, budget: float, now: Callable[[], float] = time.monotonic):
+        self.budget, self.now = budget, now
+        self.seconds = 0.0  # as agreed on at the last step
+        self._begin: float | None = None
+        self._group = None
+        self._pending = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up, in [0, 1]. The step that reaches 1 is the last one."""
+        return min(self.seconds / self.budget, 1.0)
+
+    def elapsed(self) -> float:
+        """Seconds trained so far, by the clock of this process: what a checkpoint keeps."""
+        return self.seconds if self._begin is None else self.now() - self._begin
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._begin = None
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._begin is None:
+            self._begin = self.now() - self.seconds
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        # before the step, because the learning rate and the method's schedule of this step's end follow it
+        self._before, self.seconds = self.seconds, self._agree(args)
+
+    def _agree(self, args) -> float:
+        if args.world_size == 1:
+            return self.elapsed()
+        seconds = self.seconds
+        if self._pending is not None:
+            agreed, work = self._pending
+            work.wait()
+            seconds = agreed.item()
+        mine = torch.tensor(self.elapsed(), dtype=torch.float64)
+        self._pending = (mine, dist.broadcast(mine, src=0, group=self._group, async_op=True))
+        return seconds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        over = self.seconds >= self.budget
+        # shares of the run, which Trainer makes shares of `max_steps`, are shares of the budget
+        control.should_log |= self._passed(args.logging_steps)
+        control.should_evaluate |= args.eval_strategy == "steps" and (over or self._passed(args.eval_steps))
+        control.should_save |= args.save_strategy == "steps" and (over or self._passed(args.save_steps))
+        control.should_training_stop |= over
+
+    def _passed(self, share: float | None) -> bool:
+        if not share or share >= 1:
+            return False
+        return int(self.seconds / self.budget / share) > int(self._before / self.budget / share)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._begin = None
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
+
+
 class MethodCallback(TrainerCallback):
     """Tells the model after each optimizer step how far the run is: `model.after_optimizer_step(progress)`.
 
-    [`SSLTrainer`] installs it; with a plain `Trainer` add it yourself. `progress` is in [0, 1]. Methods with a teacher,
-    a temperature or a centre move them there; methods without define no such function.
+    [`SSLTrainer`] installs it; with a plain `Trainer` add it yourself. `progress` is in [0, 1]. Methods with a
+    teacher, a temperature or a centre move them there; methods without define no such function.
+
+    Args:
+        clock ([`BudgetClock`], *optional*):
+            What progress means where the run has a budget of time instead of steps.
     """
+
+    def __init__(self, clock: BudgetClock | None = None):
+        self.clock = clock
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         advance = getattr(_unwrap(model), "after_optimizer_step", None)
         if advance is not None:
-            advance((state.global_step + 1) / state.max_steps)
+            advance(self.clock.progress if self.clock else (state.global_step + 1) / state.max_steps)
 
 
 def _unwrap(model):
@@ -39,8 +125,9 @@ class ProgressBar(TrainerCallback):
 
     SECONDS_BETWEEN_LINES = 30.0
 
-    def __init__(self, stream=None):
+    def __init__(self, stream=None, clock: BudgetClock | None = None):
         self.stream = stream  # has `counts["tokens"]` of this process
+        self.clock = clock  # of a run with a budget of time
         self.bar = None
         self.loss = None
 
@@ -49,13 +136,15 @@ class ProgressBar(TrainerCallback):
             return
         self.is_terminal = sys.stderr.isatty()
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
+            total=self.clock.budget if self.clock else state.max_steps,
+            initial=self._done(state),
             desc="training",
             unit="step",
             dynamic_ncols=True,
             file=sys.stderr if self.is_terminal else open(os.devnull, "w"),  # noqa: SIM115 - closed with the bar
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| "
+            + ("" if self.clock else "{n_fmt}/{total_fmt} ")
+            + "[{elapsed}<{remaining}{postfix}]",
         )
         self.begin = self.last_line = time.monotonic()
         self.tokens_before = self._tokens()
@@ -78,18 +167,26 @@ class ProgressBar(TrainerCallback):
         words = "" if self.loss is None else f", loss {self.loss:.3f}"
         if self.stream is not None:
             words += f", {rate:,.0f} tokens/s"
-        self.bar.set_postfix_str(words.removeprefix(", "), refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
+        step = f"step {state.global_step}"
+        self.bar.set_postfix_str((step + words if self.clock else words).removeprefix(", "), refresh=False)
+        self.bar.update(self._done(state) - self.bar.n)
         if not self.is_terminal and now - self.last_line > self.SECONDS_BETWEEN_LINES:
             self.last_line = now
-            done = max(state.global_step - self.bar.initial, 1)
-            left = (now - self.begin) / done * (state.max_steps - state.global_step)
-            self._line(f"step {state.global_step}/{state.max_steps}{words}, {tqdm.format_interval(left)} left")
+            if self.clock:
+                left = self.bar.total - self._done(state)
+            else:
+                step += f"/{state.max_steps}"
+                seconds_a_step = (now - self.begin) / max(state.global_step - self.bar.initial, 1)
+                left = seconds_a_step * (state.max_steps - state.global_step)
+            self._line(f"{step}{words}, {tqdm.format_interval(left)} left")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    def _done(self, state) -> float:
+        return min(self.clock.seconds, self.clock.budget) if self.clock else state.global_step
 
     def _tokens(self) -> int:
         return self.stream.counts["tokens"] if self.stream is not None else 0
@@ -126,7 +223,7 @@ class StopOnSignal(TrainerCallback):
         self.received = signal.Signals(number).name
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._anyone_received(args) and state.global_step < state.max_steps:
+        if self._anyone_received(args) and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 

@@ -23,6 +23,20 @@ STAGING = ".staging"
 _locks: dict[str, Any] = {}  # open lock files, held until the process ends
 
 
+_reported: set[Path] = set()  # damaged checkpoints that were named
+
+
+def _release_in_child() -> None:
+    # a worker that outlives its killed parent for a second must not keep the folder from the next run
+    for lock in _locks.values():
+        lock.close()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
+
+
 def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
     """Make `output_dir` this process's own, before any time is spent on data or model.
 
@@ -57,7 +71,8 @@ def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
         lock.close()
         (folder / LOCK).unlink()
         raise UserError(
-            f"The output folder {folder} is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''}) and holds "
+            f"The output folder {folder} is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''}) and "
+            "holds "
             "no run of hfssl. Pass another `--output_dir`."
         )
     has_checkpoint = any(list_checkpoints(folder))
@@ -95,18 +110,39 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
     if resume == "never":
         return None
     if resume != "auto":
-        problem = _damage(Path(resume))
+        problem = _damage(Path(resume)) if Path(resume).is_dir() else "there is no such folder"
         if problem:
-            raise UserError(f"`--resume {resume}` is no checkpoint to continue from: {problem}.")
+            there = ", ".join(str(checkpoint) for checkpoint in list_checkpoints(output_dir))
+            raise UserError(
+                f"`--resume {resume}` is no checkpoint to continue from: {problem}. "
+                + (f"Those of this run are {there}." if there else f"{output_dir} holds none either.")
+                + " Pass `--resume auto` to continue from the newest one, if there is any."
+            )
         return Path(resume)
     for checkpoint in list_checkpoints(output_dir):
         problem = _damage(checkpoint)
         if not problem:
             return checkpoint
-        logger.warning("%s is damaged (%s). Trying the one before.", checkpoint, problem)
+        if checkpoint not in _reported:
+            logger.warning("%s is damaged (%s). Trying the one before.", checkpoint, problem)
+            _reported.add(checkpoint)
     if list_checkpoints(output_dir):
         raise UserError(f"No whole checkpoint is left in {output_dir}. Start again in another `--output_dir`.")
     return None
+
+
+def set_damaged_aside(output_dir: str | Path, checkpoint: Path | None) -> None:
+    """Rename the damaged checkpoints that are newer than the one to continue from: their steps will be saved anew."""
+    for newer in list_checkpoints(output_dir):
+        if newer == checkpoint:
+            return
+        if _damage(newer):
+            aside = newer.with_name(f"damaged-{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+
+
+_WORDS = {"world_size": "the number of processes, each of which has its own part of the data,"}
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any]:
@@ -120,15 +156,18 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: naming each setting that differs.
     """
-    then, now = read_settings(checkpoint), json.loads(json.dumps(settings))
+    now = json.loads(json.dumps(settings))
+    # a switch that the version of hfssl that wrote the checkpoint did not have was off
+    then = {name: False for name, value in now.items() if isinstance(value, bool)} | read_settings(checkpoint)
     changed = [
-        f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+        f"{_WORDS.get(name, name)} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]
     if changed:
         raise UserError(
-            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, or the "
+            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, "
+            "or the "
             "same settings to continue this one."
         )
 
@@ -144,7 +183,7 @@ def seal(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def rotate(output_dir: str | Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints. They are renamed first: a kill leaves no half-deleted checkpoint."""
+    """Delete all but the newest `keep` checkpoints, renamed first: a kill leaves no half-deleted checkpoint."""
     for old in list_checkpoints(output_dir)[max(keep, 1) :] if keep else []:
         trash = Path(output_dir) / STAGING / f"old-{old.name}"
         trash.parent.mkdir(exist_ok=True)

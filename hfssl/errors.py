@@ -1,5 +1,6 @@
 """Errors that a user can do something about: one sentence, no stack trace."""
 
+import errno
 import functools
 import logging
 import os
@@ -22,15 +23,23 @@ def explained(main: Callable) -> Callable:
         transformers_logging.disable_progress_bar()  # there is one bar, that of the training
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("hfssl").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        status = 1
         try:
             return main(*args, **kwargs)
         except UserError as error:
             message = str(error)
         except StrictDataclassError as error:
             message = str(error.__cause__ or error)
+        except KeyboardInterrupt:  # before or after the training, which saves first
+            message, status = "Interrupted. The same command goes on from the last checkpoint, if there is one.", 130
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            disk = error.filename or "the output folder"
+            message = f"No space left on the disk of {disk}. Free some, then run the same command again."
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
         # other processes may wait in a collective that this one will never join
-        os._exit(1) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(1)
+        os._exit(status) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(status)
 
     return run

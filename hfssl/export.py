@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What of a result folder may leave the machine. Optimizer states, pickles and event files (which carry the name of the host)
-# never do.
+# What of a result folder may leave the machine. Optimizer states, pickles and event files (which carry the name of the
+# host) never do.
 PUSHED = (
-    "README.md", "results.json", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "*.model", "chat_template.jinja", "preprocessor_config.json", "processor_config.json", "assets/*.png",
-    "pretraining/config.json", "pretraining/*.safetensors", "pretraining/*.safetensors.index.json",
+    "README.md", "results.json", "config.json", "generation_config.json", "*.safetensors",
+    "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja",
+    "preprocessor_config.json", "processor_config.json", "assets/*.png", "pretraining/config.json",
+    "pretraining/*.safetensors", "pretraining/*.safetensors.index.json",
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def check_push(args: SSLTrainingArguments) -> None:
         UserError: if it cannot be created.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if args.process_index != 0:
         return
@@ -82,12 +83,10 @@ def check_push(args: SSLTrainingArguments) -> None:
             else ""
         )
         raise UserError(f"Cannot push to {args.hub_model_id}: the Hub answered {status}. {help_}".rstrip()) from None
-    except (OSError, OfflineModeIsEnabled, Exception) as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except Exception as error:  # the client's own, those of its transport, those of the machine
         raise UserError(
             f"Cannot push to {args.hub_model_id}: the Hub cannot be reached ({type(error).__name__}). Train without "
-            "`--push_to_hub`; the result folder can be uploaded later with `hf upload`."
+            "`--push_to_hub`; the same command with it pushes the result later."
         ) from None
 
 
@@ -115,9 +114,11 @@ def push(output_dir: Path, args: SSLTrainingArguments, message: str) -> str | No
         return url
     except Exception as error:  # the run must not die of it, whatever it is
         logger.warning(
-            "The push to %s failed (%s: %s). The result is safe in %s; push it later with: hf upload %s %s --exclude "
-            '"checkpoint-*" "runs/*" ".*"',
-            args.hub_model_id, type(error).__name__, str(error).split("\n")[0][:200], output_dir, args.hub_model_id, output_dir,
+            "The push to %s failed (%s: %s). The result is safe in %s. To push it later run the same command again, "
+            "which then "
+            'trains nothing, or: hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*"',
+            args.hub_model_id, type(error).__name__, str(error).split("\n")[0][:200], output_dir, args.hub_model_id,
+            output_dir,
         )  # fmt: skip
         return None
     finally:

@@ -19,9 +19,10 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose tokens to predict and corrupt them as BERT does.
 
-    Each token is chosen with probability `mask_ratio` on its own; of the chosen ones 80 % become `[MASK]`, 10 % a random
-    token of the whole vocabulary, 10 % stay ([BERT](https://huggingface.co/papers/1810.04805), Section 3.1; the paper's code
-    chooses exactly 15 % of each sequence, transformers' collator and this function choose 15 % on average).
+    Each token is chosen with probability `mask_ratio` on its own; of the chosen ones 80 % become `[MASK]`, 10 % a
+    random token of the whole vocabulary, 10 % stay ([BERT](https://huggingface.co/papers/1810.04805), Section 3.1; the
+    paper's code chooses exactly 15 % of each sequence, transformers' collator and this function choose 15 % on
+    average).
 
     Args:
         input_ids (`np.ndarray` of shape `(num_tokens,)`):
@@ -41,8 +42,8 @@ def mask_tokens(
             whole-word masking. What a chosen token becomes is drawn per token all the same, as in the paper's code.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]` of shape `(num_tokens,)`: the corrupted tokens, and the labels: the original token
-        where one was chosen, -100 elsewhere.
+        `tuple[np.ndarray, np.ndarray]` of shape `(num_tokens,)`: the corrupted tokens, and the labels: the original
+        token where one was chosen, -100 elsewhere.
     """
     chosen = keyed.uniform(keyed.mix(keys if unit_keys is None else unit_keys)) < mask_ratio
     chosen &= ~is_special[input_ids]

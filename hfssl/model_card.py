@@ -19,7 +19,7 @@ tags:
 
 # {name}
 
-A `{architecture}` ({parameters:.1f} M parameters) pre-trained {origin}with [{paper_title}](https://huggingface.co/papers/{paper_id})
+A `{architecture}` ({parameters:.1f} M parameters) pre-trained {origin}with [{paper_title}]({paper_url})
 by [hfssl](https://github.com/hfssl/hfssl). It loads in plain `transformers`:
 
 ```python
@@ -76,7 +76,8 @@ def write_card(
         results (`list[Result]`, *optional*):
             What was measured.
         examples (`list[dict]`, *optional*):
-            From [`~hfssl.evaluation.masked_tokens.fill_mask_examples`].
+            From [`~hfssl.evaluation.masked_tokens.fill_mask_examples`] or
+            [`~hfssl.evaluation.next_tokens.continuations`].
         data (`str`, *optional*):
             What the model was trained on, in words.
         dataset_id (`str`, *optional*):
@@ -95,10 +96,14 @@ def write_card(
         "Method": type(model).__name__,
         "Data": data or "not recorded",
         "Seen": f"{_tokens(trainer):,} tokens in {state.global_step:,} steps" if trainer.stream is not None else "",
-        "Batch": f"{args.global_batch_size} rows ({args.per_device_train_batch_size} a process, {args.world_size} process(es), "
+        "Passes over the data": _passes(trainer),
+        "Batch": f"{args.global_batch_size} rows ({args.per_device_train_batch_size} a process, "
+        f"{args.world_size} process(es), "
         f"{args.gradient_accumulation_steps} accumulation step(s))",
-        "Optimizer": f"{getattr(args.optim, 'value', args.optim)}, learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g}, "
-        f"betas ({args.adam_beta1:g}, {args.adam_beta2:g}), {getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} schedule, "
+        "Optimizer": f"{getattr(args.optim, 'value', args.optim)}, learning rate {args.learning_rate:g}, "
+        f"weight decay {args.weight_decay:g}, "
+        f"betas ({args.adam_beta1:g}, {args.adam_beta2:g}), "
+        f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} schedule, "
         f"warm-up {args.warmup_steps:g}",
         "Precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "Seed": args.seed,
@@ -113,10 +118,10 @@ def write_card(
     if results:
         sections += "## What was measured\n\n" + _table(results) + "\n\n"
     if examples:
-        sections += "## What it says\n\nOn held-out text, with the model's probability:\n\n"
+        sections += "## What it says\n\nOn held-out text:\n\n"
         for example in examples:
-            said = ", ".join(f"{token} ({probability:.2f})" for token, probability in example["predictions"])
-            sections += f"- {example['text']}\n  - right: {example['answer']}; the model: {said}\n"
+            text, *lines = example_lines(example)
+            sections += f"- {text}\n" + "".join(f"  - {line}\n" for line in lines)
         sections += "\n"
     usage = usage or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
     path.write_text(
@@ -130,7 +135,7 @@ def write_card(
             parameters=model.encoder.num_parameters() / 1e6,
             origin=f"further from `{base_model}` " if base_model else "",
             paper_title=model.paper["title"],
-            paper_id=model.paper["id"],
+            paper_url=model.paper.get("url") or f"https://huggingface.co/papers/{model.paper['id']}",
             usage=usage.format(name=name),
             sections=sections,
             facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value != ""),
@@ -142,8 +147,26 @@ def write_card(
     )
 
 
+def example_lines(example: dict[str, Any]) -> list[str]:
+    """An example in words: the text that the model was given, then what is right and what it says."""
+    if "predictions" in example:
+        said = ", ".join(f"{token} ({probability:.2f})" for token, probability in example["predictions"])
+        return [example["text"], f"right: {example['answer']}; the model, with its probabilities: {said}"]
+    said = [("text", "answer"), ("the model, greedy", "greedy"), ("the model, sampled", "sampled")]
+    return [f"{_one_line(example['prompt'])} …", *(f"{name}: … {_one_line(example[key])}" for name, key in said)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _tokens(trainer: "SSLTrainer") -> int:
     return trainer.stream.counts["tokens"] * trainer.args.world_size
+
+
+def _passes(trainer: "SSLTrainer") -> str:
+    passes = trainer.stream.passes if trainer.stream is not None else {}
+    return ", ".join(f"{name} {number:.2f}".lstrip() for name, number in passes.items())
 
 
 def _table(results: list[Result]) -> str:

@@ -17,8 +17,9 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     supports_gradient_checkpointing = True
 
-    # `Trainer` reads a `**kwargs` in `forward` as "normalizes by `num_items_in_batch` itself". Methods whose loss is a mean
-    # over samples do not; item-normalised ones (masked tokens, masked frames) set True and take `num_items_in_batch`.
+    # `Trainer` reads a `**kwargs` in `forward` as "normalizes by `num_items_in_batch` itself". Methods whose loss is a
+    # mean over samples do not; item-normalised ones (masked tokens, masked frames) set True and take
+    # `num_items_in_batch`.
     accepts_loss_kwargs = False
 
     # What the model card says of the method; each method sets its own.
@@ -70,7 +71,7 @@ def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedC
 
 
 def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Remove the pooler that BERT- and ViT-like models carry: it is in no loss, so DDP would wait for its gradient forever."""
+    """Remove the pooler of BERT- and ViT-like models: it is in no loss, so DDP would wait for its gradient forever."""
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = None
     return encoder

@@ -1,8 +1,9 @@
 """Keyed randomness: numbers that depend on what they are for, never on when or where they are drawn.
 
-Masks, augmentations and shuffles draw from keys such as (seed, pass, file, row, token). The same key gives the same number
-in every process, after every resume and for any number of workers, and whole arrays are drawn at once. The mixer is the
-finaliser of SplitMix64 (Steele, Lea, Flood, 2014, "Fast splittable pseudorandom number generators"), which passes BigCrush.
+Masks, augmentations and shuffles draw from keys such as (seed, pass, file, row, token). The same key gives the same
+number in every process, after every resume and for any number of workers, and whole arrays are drawn at once. The
+mixer is the finaliser of SplitMix64 (Steele, Lea, Flood, 2014, "Fast splittable pseudorandom number generators"),
+which passes BigCrush.
 """
 
 import numpy as np

@@ -1,14 +1,16 @@
 """`transformers.Trainer` for pre-training: exact streams, right gradients, whole checkpoints, a stock result.
 
-The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a contract test
-in `tests/test_trainer.py` that fails when a new transformers breaks it:
+The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
+contract test in `tests/test_trainer.py` that fails when a new transformers breaks it:
 
 - `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators;
-- `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs continue;
-- `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a run.
+- `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
+continue; - `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a
+run.
 """
 
 import json
@@ -29,11 +31,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from . import checkpoints, export
 from . import random as keyed
-from .callbacks import MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal, non_finite_loss
+from .callbacks import BudgetClock, MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal, non_finite_loss
 from .data.stream import ExactStream
 from .errors import UserError
 from .evaluation.evaluator import Evaluator
 from .modeling_utils import SSLPreTrainedModel
+from .schedules import budget_schedule
 from .training_args import SSLTrainingArguments
 
 
@@ -45,6 +48,10 @@ _IDENTITY = (
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1",
     "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
+
+
+# The seconds trained so far, in the checkpoints of a run with a budget of time.
+_CLOCK = "clock.json"
 
 
 class SSLTrainer(Trainer):
@@ -77,16 +84,25 @@ class SSLTrainer(Trainer):
         self.evaluators = list(evaluators)
         self.extra_settings = dict(settings or {})
         self.resumed_from: Path | None = None
+        self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
         self._saving_to: str | None = None
         if self.evaluators and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
+        if self.stream is not None and args.max_steps < 1:
+            raise UserError(
+                "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
+                "1, got "
+                f"{args.max_steps}."
+            )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
-        self.add_callback(MethodCallback())
-        self.add_callback(ProgressBar(self.stream))
+        if self.clock is not None:
+            self.add_callback(self.clock)
+        self.add_callback(MethodCallback(self.clock))
+        self.add_callback(ProgressBar(self.stream, self.clock))
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
 
@@ -96,6 +112,9 @@ class SSLTrainer(Trainer):
     def settings(self) -> dict[str, Any]:
         """What makes this run this run; kept in each checkpoint and compared on a resume."""
         arguments = {name: getattr(self.args, name) for name in _IDENTITY}
+        if self.clock is not None:
+            arguments["budget_minutes"] = self.args.budget_minutes
+            del arguments["max_steps"]
         method = _flat(self.accelerator.unwrap_model(self.model).config.to_dict())
         for name in ("transformers_version", "dtype", "architectures"):
             method.pop(name, None)
@@ -110,7 +129,8 @@ class SSLTrainer(Trainer):
 
         Raises:
             UserError: if the run cannot be continued with these settings, or its loss is no number any more.
-            SystemExit: after SIGTERM or SIGINT, once the checkpoint is written (128 + the signal's number, as shells do).
+            SystemExit: after SIGTERM or SIGINT, once the checkpoint is written (128 + the signal's number, as shells
+            do).
         """
         if resume_from_checkpoint is None:
             resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir, self.args.resume)
@@ -119,9 +139,15 @@ class SSLTrainer(Trainer):
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
             checkpoints.check_settings(self.resumed_from, self.settings)
+            self.accelerator.wait_for_everyone()  # until all have looked for it
+            if self.args.should_save:
+                checkpoints.set_damaged_aside(self.args.output_dir, self.resumed_from)
             logger.info("Continuing from %s.", self.resumed_from)
         elif self.args.should_save:
             self._check_disk_space()
+        if self.clock is not None:
+            trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
+            self.clock.seconds = trained["seconds"]
         # the state before training is measured once, not again after each resume
         self.args.eval_on_start = bool(self.evaluators) and self.resumed_from is None
         if self.resumed_from is not None and self._is_finished(self.resumed_from):
@@ -142,7 +168,7 @@ class SSLTrainer(Trainer):
     def _is_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is the last step of its run; if so, become it."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < self.args.max_steps:
+        if state.global_step < self.args.max_steps and not (self.clock is not None and self.clock.progress == 1.0):
             return False
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
@@ -187,6 +213,17 @@ class SSLTrainer(Trainer):
         self._micro_step = (self.state.global_step, micro)
         torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.clock is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup, kind = self.args.warmup_steps, self.args.lr_scheduler_type
+        options = self.args.lr_scheduler_kwargs or {}
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda _: budget_schedule(self.clock.progress, warmup, kind, **options)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -237,6 +274,8 @@ class SSLTrainer(Trainer):
             if self.stream is not None:
                 state = json.dumps(self.stream.state_dict(), indent=1)
                 (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            if self.clock is not None and self.args.should_save:
+                (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.seal(staging / name, self.settings)
@@ -244,12 +283,7 @@ class SSLTrainer(Trainer):
                 checkpoints.rotate(output_dir, self.args.save_total_limit)
         except Exception as error:
             shutil.rmtree(staging / name, ignore_errors=True)
-            if shutil.disk_usage(output_dir).free < self._checkpoint_bytes():
-                raise UserError(
-                    f"No space left for {name} in {output_dir} ({type(error).__name__}). Last good checkpoint: "
-                    f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.1f} GB, then run the same "
-                    "command again."
-                ) from error
+            self._explain_full_disk(name, error)
             raise
         finally:
             self._saving_to = None
@@ -261,6 +295,15 @@ class SSLTrainer(Trainer):
         # weights, and two moments in fp32 for what is trained
         sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
         return int(1.05 * sum(sizes)) + (1 << 20)
+
+    def _explain_full_disk(self, what: str, error: Exception) -> None:
+        if shutil.disk_usage(self.args.output_dir).free < self._checkpoint_bytes():
+            raise UserError(
+                f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
+                f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
+                "same "
+                "command again."
+            ) from error
 
     def _check_disk_space(self) -> None:
         free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
@@ -290,7 +333,12 @@ class SSLTrainer(Trainer):
         )
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
-            export.write_result(self, output_dir, state_dict=state_dict, **card)
+            try:
+                export.write_result(self, output_dir, state_dict=state_dict, **card)
+            except Exception as error:
+                shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
+                self._explain_full_disk("the result", error)
+                raise
             if self.args.push_to_hub:
                 export.push(output_dir, self.args, title)
         self.accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """The arguments of a pre-training run: `TrainingArguments` with the defaults of pre-training."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +14,37 @@ from . import checkpoints
 from .errors import UserError
 
 
+# `max_steps` of a run that something else ends: Trainer wants a number.
+ENDLESS = 10**12
+
+
 @dataclass
 class SSLTrainingArguments(TrainingArguments):
     r"""
     [`~transformers.TrainingArguments`] for pre-training on streams.
 
-    Defaults that differ: `per_device_train_batch_size=32`, `weight_decay=0.01`, `adam_beta2=0.98`, `adam_epsilon=1e-6`,
-    `warmup_steps=0.06` (a share of all steps), `eval_strategy="steps"` ten times a run, `save_total_limit=2`,
-    `report_to="tensorboard"`, `logging_nan_inf_filter=False` (a non-finite loss stops the run instead of being hidden),
-    `ddp_find_unused_parameters=False`, `dataloader_num_workers=-1`, `hub_strategy="end"`.
+    Defaults that differ: `per_device_train_batch_size=32`, `weight_decay=0.01`, `adam_beta2=0.98`,
+    `adam_epsilon=1e-6`, `warmup_steps=0.06` (a share of all steps), `eval_strategy="steps"` ten times a run,
+    `save_total_limit=2`, `report_to="tensorboard"`, `logging_nan_inf_filter=False` (a non-finite loss stops the run
+    instead of being hidden), `ddp_find_unused_parameters=False`, `dataloader_num_workers=-1`, `hub_strategy="end"`.
 
     Args:
         precision (`str`, *optional*, defaults to `"auto"`):
-            Number format of the matrix products: fp32, bf16 or fp16. auto takes bf16 where the hardware has it natively.
+            Number format of the matrix products: fp32, bf16 or fp16. auto takes bf16 where the hardware has it
+            natively.
         max_tokens (`int`, *optional*):
             Length of the run in tokens (positions of packed rows), instead of `max_steps`.
+        budget_minutes (`float`, *optional*):
+            Length of the run in minutes of training, instead of `max_steps`; evaluations during it count, the last one
+            and the export do not. Learning rate, `warmup_steps`, `eval_steps` and `save_steps` below 1 follow the
+            share of the budget that is used up. A resumed run goes on with the minutes it has left; the number of its
+            steps, and so its weights, depend on the machine.
         resume (`str`, *optional*, defaults to `"auto"`):
-            auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue from.
+            auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue
+            from.
         cpu_threads (`int`, *optional*):
-            Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is set.
+            Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
+            set.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
@@ -48,6 +61,7 @@ class SSLTrainingArguments(TrainingArguments):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_tokens: int | None = None
+    budget_minutes: float | None = None
     resume: str = "auto"
     cpu_threads: int | None = None
 
@@ -79,13 +93,23 @@ class SSLTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.load_best_model_at_end:
             raise UserError(
-                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without reporting the "
+                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without reporting "
+                "the "
                 "choice. The last weights are exported; keep more of them with `--save_total_limit`."
             )
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) not in ("end", "every_save"):
             raise UserError(
-                f"`--hub_strategy {self.hub_strategy}` would push optimizer states. Choose end (default) or every_save."
+                f"`--hub_strategy {self.hub_strategy}` would push optimizer states. Choose end (default) or "
+                "every_save."
             )
+        if self.budget_minutes is not None:
+            self._check_budget()
+            self.max_steps = ENDLESS
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
         use_all_cores(self.cpu_threads)
         if torch.accelerator.current_accelerator(check_available=True) is None:
@@ -97,6 +121,23 @@ class SSLTrainingArguments(TrainingArguments):
             precision = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         super().__post_init__()
+        for tracker in self.report_to:
+            _check_tracker(tracker)
+
+    def _check_budget(self) -> None:
+        if not 0.0 < self.budget_minutes < math.inf:
+            raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
+        if self.max_tokens is not None:
+            raise UserError(
+                f"`--budget_minutes {self.budget_minutes:g}` and `--max_tokens {self.max_tokens}` both say how long "
+                "the run "
+                "is. Pass one of them."
+            )
+        if self.warmup_steps >= 1:
+            raise UserError(
+                "With `--budget_minutes` the warm-up is a share of the budget, below 1, got "
+                f"`--warmup_steps {self.warmup_steps:g}`."
+            )
 
     @property
     def global_batch_size(self) -> int:
@@ -107,13 +148,29 @@ class SSLTrainingArguments(TrainingArguments):
         """Take `output_dir` for this run and return the checkpoint that it continues from, if there is one.
 
         Raises:
-            UserError: if the folder is in use, not writable, or holds something else.
+            UserError: if the folder is in use, not writable, or holds something else, or if `--push_to_hub` cannot
+            work.
         """
         if self.process_index == 0:
             checkpoints.claim_output_dir(self.output_dir, self.resume)
+            if self.push_to_hub:
+                from .export import check_push
+
+                check_push(self)  # here, since tokenizer and model take their time
         if self.world_size > 1:
             dist.barrier()
         return checkpoints.find_checkpoint(self.output_dir, self.resume)
+
+
+def _check_tracker(name: str) -> None:
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    if name not in known:
+        raise UserError(f"`--report_to {name}` is unknown. Choose none or one of {', '.join(sorted(known))}.")
+    is_installed = getattr(integration_utils, f"is_{name}_available", lambda: True)
+    if not is_installed():
+        raise UserError(f"`--report_to {name}` needs a package that is not installed: `pip install {name}`.")
 
 
 def num_cores() -> int:
@@ -129,8 +186,8 @@ def local_world_size() -> int:
 def use_all_cores(threads: int | None = None) -> None:
     """Give each process its share of the cores.
 
-    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 where the user set nothing. A number that the user set stands:
-    it is in the environment of the launcher, which is the parent of this process.
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 where the user set nothing. A number that the user set
+    stands: it is in the environment of the launcher, which is the parent of this process.
     """
     if threads is None:
         given = os.environ.get("OMP_NUM_THREADS")

@@ -1,10 +1,13 @@
 """Masked language modelling: from text without labels to an encoder that plain transformers loads.
 
-accelerate launch recipes/mlm.py                                        embedded corpus, minutes on a laptop
+accelerate launch recipes/mlm.py                                      embedded corpus, minutes on a laptop
 accelerate launch recipes/mlm.py --dataset my_texts/ --encoder bert-small --max_steps 20000
-accelerate launch recipes/mlm.py --dataset my_texts/ --encoder org/model --output_dir outputs/mine     continue a checkpoint
+accelerate launch recipes/mlm.py --dataset my_texts/ --encoder org/model        continue a checkpoint
+accelerate launch recipes/mlm.py --dataset my_texts/ --encoder org/model --extend_vocab 500     … with new words
+accelerate launch recipes/mlm.py --dataset a.txt:0.7,org/b:0.3 --budget_minutes 60              a mixture, for an hour
+accelerate launch recipes/mlm.py --next_sentence_objective                      BERT's two losses, on sentence pairs
 accelerate launch recipes/mlm.py --config recipes/configs/mlm_base.yaml
-torchrun --nproc_per_node 2 recipes/mlm.py                              several processes
+torchrun --nproc_per_node 2 recipes/mlm.py                                      several processes
 
 The same command again continues a run that was stopped. Measured results: recipes/README.md.
 """
@@ -21,8 +24,8 @@ class Encoder:
 
     Args:
         encoder (`str`, *optional*, defaults to `"bert-mini"`):
-            bert-tiny, bert-mini, bert-small, bert-base or modernbert-small from scratch; a config file; or a Hub id or folder
-            to continue from.
+            bert-tiny, bert-mini, bert-small, bert-base or modernbert-small from scratch; a config file; or a Hub id or
+            folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, sdpa, flash_attention_2 or flex_attention.
     """
@@ -34,9 +37,11 @@ class Encoder:
 @explained
 def main():
     from hfssl import MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.data.sentence_pairs import require_unpacked
     from hfssl.data.text_data import TextData, TextDataArguments
     from hfssl.encoders import build_mlm, is_checkpoint
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+    from hfssl.evaluation.next_sentence import NextSentenceEvaluator
     from hfssl.report import finish_mlm
 
     defaults = {"output_dir": "outputs/mlm", "max_steps": 1500}
@@ -44,20 +49,25 @@ def main():
         Encoder, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments, description=__doc__, defaults=defaults
     )
     recipe, data_args, config, args = parser.parse()
+    if config["next_sentence_objective"]:
+        require_unpacked(data_args, parser.given)
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.encoder if is_checkpoint(recipe.encoder) else None, checkpoint)
     data.set_max_steps(args)
     model = build_mlm(recipe, config, data, args)
-    evaluator = MaskedTokenEvaluator(
-        data.held_out, data.tokenizer, max_length=data_args.max_length, packing=data_args.packing,
-        training_texts=data.training_sample(), rank=args.process_index, world_size=args.world_size,
-    )  # fmt: skip
+    pairs = model.config.next_sentence_objective
+    share = {"max_length": data_args.max_length, "rank": args.process_index, "world_size": args.world_size}
+    evaluators = [MaskedTokenEvaluator(
+        data.held_out_of, data.tokenizer, packing=data_args.packing, training_texts=data.training_sample(), **share
+    )]  # fmt: skip
+    if pairs:
+        evaluators.append(NextSentenceEvaluator(data.held_out, data.tokenizer, **share))
     trainer = SSLTrainer(
-        model, args, data.stream(args, model.config.masking), evaluators=[evaluator], settings=data.settings,
-        processing_class=data.tokenizer,
+        model, args, data.stream(args, model.config.masking, sentence_pairs=pairs), evaluators=evaluators,
+        settings=data.settings, processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_mlm(trainer, evaluator, data, base_model=recipe.encoder if is_checkpoint(recipe.encoder) else None)
+    finish_mlm(trainer, evaluators[0], data, base_model=recipe.encoder if is_checkpoint(recipe.encoder) else None)
 
 
 if __name__ == "__main__":

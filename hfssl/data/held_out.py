@@ -14,9 +14,9 @@ MAX_FRACTION = 0.1
 def held_out_texts(source: Source, fraction: float = 0.01, max_texts: int = 1000) -> list[str]:
     """Choose the held-out texts of a source that has no split for it.
 
-    A text is held out where the hash of its content says so: the same texts in every run, in whatever order or files they
-    lie, and copies of a held-out text are held out with it. Pieces are visited in a fixed shuffled order until `max_texts`
-    are found, so that a large source is not read through.
+    A text is held out where the hash of its content says so: the same texts in every run, in whatever order or files
+    they lie, and copies of a held-out text are held out with it. Pieces are visited in a fixed shuffled order until
+    `max_texts` are found, so that a large source is not read through.
 
     Args:
         source (`Source`):
@@ -35,15 +35,23 @@ def held_out_texts(source: Source, fraction: float = 0.01, max_texts: int = 1000
     fraction = max(fraction, min(MAX_FRACTION, MIN_HELD_OUT / max(source.num_rows, 1)))
     limit = int(fraction * 2**32)
     chosen: dict[str, None] = {}
+    num_texts = 0
     for piece in keyed.permutation(len(source.pieces), 0, 13):
         for text in source.read(int(piece)).columns[source.columns[0]]:
+            num_texts += 1
             if zlib.crc32(text.encode()) < limit:
                 chosen[text] = None
                 if len(chosen) >= max_texts:
                     return list(chosen)
+    if not num_texts:
+        raise DataError(
+            f"{source.description} has no text: every sample is empty or damaged. Pass other data, or another "
+            "`--text_column`."
+        )
     if not chosen:
         raise DataError(
-            f"{source.description} is too small to hold out a text: none of about {source.num_rows} falls into the held-out "
+            f"{source.description} is too small to hold out a text: none of about {source.num_rows} falls into the "
+            "held-out "
             f"{fraction:.1%}. Pass more data, a larger `--held_out_fraction`, or an `--eval_split`."
         )
     return list(chosen)

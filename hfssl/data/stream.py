@@ -1,14 +1,18 @@
 """Exact streams: an endless, shuffled stream of batches that can be killed anywhere and resumed at the same sample.
 
 The unit is the block. A source is a list of pieces that can be opened in the middle; each pass permutes the pieces by
-(seed, pass), groups neighbours of the permutation to blocks and deals the blocks to the ranks. A block is a pure function of
-(seed, pass, block): whichever worker makes it, it has the same rows in the same order with the same masks. So workers hold no
-state, the number of workers changes nothing, and the position of a rank is three integers: pass, block, row. A resume makes
-one block again and skips the rows that were used: its cost does not grow with the step.
+(seed, pass), groups neighbours of the permutation to blocks and deals the blocks to the ranks. A block is a pure
+function of (seed, pass, block): whichever worker makes it, it has the same rows in the same order with the same masks.
+So workers hold no state, the number of workers changes nothing, and the position of a rank is three integers: pass,
+block, row. A resume makes one block again and skips the rows that were used: its cost does not grow with the step.
 """
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +87,8 @@ class _Made:
 class ExactStream(torch.utils.data.IterableDataset):
     """An endless stream of collated batches over a [`Source`], exact across kills, resumes and numbers of workers.
 
-    Iterating goes on from the current position; `state_dict` describes the position after the last batch that was handed out.
+    Iterating goes on from the current position; `state_dict` describes the position after the last batch that was
+    handed out.
 
     Args:
         source (`Source`):
@@ -130,21 +135,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.exclude, self.max_bad_fraction = exclude, max_bad_fraction
 
-        num_pieces = len(source.pieces)
-        # Fewer pieces than ranks: several ranks read the same piece and each keeps its share of the rows.
-        self.shares = -(-world_size // num_pieces) if num_pieces < world_size else 1
-        if self.shares > 1 and rank == 0:
-            logger.warning(
-                "%s has %d piece(s) for %d processes: each piece is read by up to %d of them, which costs as many reads. "
-                "Split the data into more files, or write parquet with smaller row groups, to avoid it.",
-                source.description, num_pieces, world_size, self.shares,
-            )  # fmt: skip
-        self.num_units = num_pieces * self.shares
-        mean_bytes = max(float(np.mean(source.piece_bytes)) / self.shares, 1.0)
-        self.units_per_block = int(np.clip(round(block_bytes / mean_bytes), 1, self.num_units // world_size))
-        num_blocks = -(-self.num_units // self.units_per_block)  # of all ranks, in one pass
-        self.num_blocks_of_rank = len(range(rank, num_blocks, world_size))
-
+        self._plan(block_bytes)
         self.position = {"pass": 0, "block": 0, "row": 0}
         self.counts = {"batches": 0, "rows": 0, "tokens": 0, "samples_read": 0, "samples_bad": 0}
         self._reported: set[int] = set()
@@ -153,42 +144,75 @@ class ExactStream(torch.utils.data.IterableDataset):
 
     # -- the order ------------------------------------------------------------------------------------------------
 
+    def _plan(self, block_bytes: int) -> None:
+        """Cut a pass into units, and these into blocks."""
+        num_pieces = len(self.source.pieces)
+        # Fewer pieces than ranks: several ranks read the same piece and each keeps its share of the rows.
+        self.shares = -(-self.world_size // num_pieces) if num_pieces < self.world_size else 1
+        if self.shares > 1 and self.rank == 0:
+            logger.warning(
+                "%s has %d piece(s) for %d processes: each piece is read by up to %d of them, which costs as many "
+                "reads. Split the data into more files, or write parquet with smaller row groups, to avoid it.",
+                self.source.description, num_pieces, self.world_size, self.shares,
+            )  # fmt: skip
+        self.num_units = num_pieces * self.shares
+        mean_bytes = max(float(np.mean(self.source.piece_bytes)) / self.shares, 1.0)
+        self.units_per_block = int(np.clip(round(block_bytes / mean_bytes), 1, self.num_units // self.world_size))
+        num_blocks = -(-self.num_units // self.units_per_block)  # of all ranks, in one pass
+        self.num_blocks_of_rank = len(range(self.rank, num_blocks, self.world_size))
+        # so many blocks in a row cannot be empty, unless all are
+        self.most_empty_blocks = self.num_blocks_of_rank
+
     def _order(self, pass_index: int) -> np.ndarray:
         """The units of a pass in their order: groups are permuted, and the pieces inside each group."""
         if self._order_cache is None or self._order_cache[0] != pass_index:
-            shuffled = keyed.permutation(self.num_units, self.seed, pass_index, 1)
-            groups = self.source.pieces[shuffled // self.shares, 3]
-            if len(np.unique(self.source.pieces[:, 3])) < len(self.source.pieces):
-                # pieces of one group stay together, so that what they share is decoded once
-                num_groups = int(groups.max()) + 1
-                rank_of_group = keyed.permutation(num_groups, self.seed, pass_index, 2)
-                shuffled = shuffled[np.argsort(rank_of_group[groups], kind="stable")]
+            shuffled = shuffled_units(self.source.pieces[:, 3], self.shares, self.seed, pass_index)
             self._order_cache = (pass_index, shuffled)
         return self._order_cache[1]
 
+    def _first(self, block: int) -> int:
+        """Where a block of this rank begins in the order of its pass."""
+        return (self.rank + block * self.world_size) * self.units_per_block
+
+    def _units(self, pass_index: int, block: int) -> list[tuple[int, int, int]]:
+        """What a block of this rank is made of: `(pass, piece, share of its rows)` of each unit."""
+        start = self._first(block)
+        units = self._order(pass_index)[start : start + self.units_per_block]
+        return [(pass_index, *divmod(int(unit), self.shares)) for unit in units]
+
+    def _passes_begun(self, pass_index: int, block: int) -> dict[str, int]:
+        """Which pass over what begins in a block of this rank; counted from 0."""
+        return {self.source.description: pass_index} if block == 0 else {}
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often what is read has been read so far: whole passes and the share of the one that is on."""
+        return {"": self.position["pass"] + self.position["block"] / self.num_blocks_of_rank}
+
     def make(self, pass_index: int, block: int) -> _Made:
         """Read and transform one block of this rank: a pure function of its arguments."""
-        start = (self.rank + block * self.world_size) * self.units_per_block
         columns: dict[str, list] = {name: [] for name in self.source.columns}
-        files, rows, bad, num_read = [], [], [], 0
-        for unit in self._order(pass_index)[start : start + self.units_per_block]:
-            piece, share = divmod(int(unit), self.shares)
+        files, rows, passes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        bad, num_read = [], 0
+        for pass_of_unit, piece, share in self._units(pass_index, block):
             file = int(self.source.pieces[piece, 0])
             read, mine = self.source.read(piece), slice(share, None, self.shares)
             for name, values in read.columns.items():
                 columns[name] += values[mine]
             files.append(np.full(len(read.rows[mine]), file))
             rows.append(read.rows[mine])
+            passes.append(np.full(len(files[-1]), pass_of_unit))
             bad += [(file, row, reason) for row, reason in read.bad[mine]]
             num_read += len(read.rows[mine]) + len(read.bad[mine])
-        files, rows = np.concatenate(files), np.concatenate(rows)
-        keys = keyed.key(self.seed, pass_index, files, rows)
+        files, rows, passes = np.concatenate(files), np.concatenate(rows), np.concatenate(passes)
+        keys = keyed.key(self.seed, passes, files, rows)
         order = np.argsort(keys, kind="stable")  # the keys are random: to sort by them is to shuffle
         if self.exclude:
             first = columns[self.source.columns[0]]
             order = np.array([i for i in order if first[i] not in self.exclude], dtype=np.int64)
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
-        made = self.transform(Block(shuffled, keys[order], int(keyed.key(self.seed, pass_index, 3, start))))
+        key_of_block = int(keyed.key(self.seed, pass_index, 3, self._first(block)))
+        made = self.transform(Block(shuffled, keys[order], key_of_block))
         bad += [(int(files[order[i]]), int(rows[order[i]]), reason) for i, reason in made.bad]
         first_bad = {file: (row, reason) for file, row, reason in reversed(bad)}
         return _Made(made, num_read, len(bad), first_bad)
@@ -203,11 +227,12 @@ class ExactStream(torch.utils.data.IterableDataset):
             first = self.position["row"] if (pass_index, block) == self._start else 0
             # a block that was begun before the checkpoint has been counted there
             if first == 0:
-                self._count(pass_index, made)
+                self._count(pass_index, block, made)
             blocks_without_rows = 0 if len(made.rows) else blocks_without_rows + 1
-            if blocks_without_rows > self.num_blocks_of_rank:
+            if blocks_without_rows > self.most_empty_blocks:
                 raise DataError(
-                    f"A whole pass over {self.source.description} gave no row to train on: every sample is held out or empty."
+                    f"A whole pass over {self.source.description} gave no row to train on: every sample is held out "
+                    "or empty."
                 )
             while first < len(made.rows):
                 last = min(first + self.batch_size - waiting, len(made.rows))
@@ -245,22 +270,28 @@ class ExactStream(torch.utils.data.IterableDataset):
             prefetch_factor=2 if self.num_workers else None,
         )
 
-    def _count(self, pass_index: int, made: _Made) -> None:
+    def _count(self, pass_index: int, block: int, made: _Made) -> None:
+        for what, number in self._passes_begun(pass_index, block).items():
+            if number and (number + 1).bit_count() == 1:  # the 2nd, 4th, 8th …: small sources pass often
+                logger.info("Pass %d over %s begins.", number + 1, what)
         self.counts["samples_read"] += made.num_read
         self.counts["samples_bad"] += made.num_bad
         for file, (row, reason) in made.first_bad.items():
             if file not in self._reported:
                 self._reported.add(file)
-                logger.warning("Left out a damaged sample of %s (at %d): %s", self.source.files[file], row, reason)
+                logger.warning("Left out a damaged sample (%s): %s", self._where(file, row), reason)
         read, bad = self.counts["samples_read"], self.counts["samples_bad"]
         judged = read if pass_index > 0 else max(read, min(MIN_ROWS_TO_JUDGE, self.source.num_rows))
         if bad > self.max_bad_fraction * judged:
             file, (row, reason) = next(iter(made.first_bad.items()), (0, (0, "see the log")))
             raise DataError(
                 f"{bad} of {read} samples of {self.source.description} are damaged, more than the "
-                f"{self.max_bad_fraction:.1%} that `--max_bad_fraction` allows. One of them: {self.source.files[file]} "
-                f"(at {row}): {reason}. Mend the data, or allow more with `--max_bad_fraction`."
+                f"{self.max_bad_fraction:.1%} that `--max_bad_fraction` allows. One of them: "
+                f"{self._where(file, row)}: {reason}. Mend the data, or allow more with `--max_bad_fraction`."
             )
+
+    def _where(self, file: int, row: int) -> str:
+        return f"{self.source.files[file]}, {self.source.unit} {row}"
 
     # -- the state ------------------------------------------------------------------------------------------------
 
@@ -303,14 +334,33 @@ class ExactStream(torch.utils.data.IterableDataset):
 
 
 _LAYOUT_WORDS = {
-    "data": "the data set has changed since; a stream over other data has other samples. Start a new run in another --output_dir",
+    "data": "the data set has changed since, and other data have other samples. Start a run in another --output_dir",
+    "shares": "the shares of the mixture differ. Use the same --dataset",
     "seed": "the seed differs. Use the same --seed",
-    "world_size": "the number of processes differs, and each process has its own part of the data. Launch as many as then",
+    "world_size": "the number of processes differs, and each has its own part of the data. Launch as many as then",
     "rank": "the state belongs to another process",
     "batch_size": "the batch size differs. Use the same --per_device_train_batch_size",
     "units_per_block": "the size of the blocks differs. Use the version of hfssl that the run began with",
     "excluded": "the held-out part differs. Use the same --held_out_fraction and --max_held_out",
 }
+
+
+def shuffled_units(groups: np.ndarray, shares: int, *key: int) -> np.ndarray:
+    """An order of the units of some pieces that depends on `key` only: unit `piece * shares + share`.
+
+    Pieces of one group stay together, so that what they share is decoded once.
+
+    Args:
+        groups (`np.ndarray` of shape `(num_pieces,)`):
+            The group of each piece.
+        shares (`int`):
+            Units a piece.
+    """
+    shuffled = keyed.permutation(len(groups) * shares, *key, 1)
+    if len(np.unique(groups)) < len(groups):
+        rank_of_group = keyed.permutation(int(groups.max()) + 1, *key, 2)
+        shuffled = shuffled[np.argsort(rank_of_group[groups[shuffled // shares]], kind="stable")]
+    return shuffled
 
 
 class _Blocks(Dataset):
@@ -344,3 +394,25 @@ def _init_worker(worker_id: int) -> None:
     # The tokenizer's own threads do not survive a fork; the workers are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process().pid
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the main process does, and not before.
+
+    After a SIGKILL of the main process a worker would wait forever for room in a pipe that nobody reads. And Ctrl-C or
+    a launcher's SIGTERM goes to the whole process group: the main process then needs rows until it has saved.
+    """
+    while os.getppid() == parent:
+        if not hasattr(signal, "sigtimedwait"):
+            time.sleep(1.0)
+            continue
+        received = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 1.0)
+        if received is not None and received.si_pid == parent:
+            break
+    os._exit(0)

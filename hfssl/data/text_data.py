@@ -1,7 +1,9 @@
 """What the text recipes share: the flags about data, and from them tokenizer, held-out texts and stream."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,22 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..training_args import SSLTrainingArguments
-from .held_out import all_texts, held_out_texts
-from .sources import Source, available_splits, open_source
+from ..vocabulary import add_words, find_words
+from .held_out import MIN_HELD_OUT, all_texts, held_out_texts
+from .mixtures import open_mixture, parse_mixture, parts_of, stream_class
+from .sentence_pairs import SentencePairRows
+from .sources import DataError, Source, available_splits, open_source
 from .stream import ExactStream
 from .text import TextCollator, TextRows, sample_texts
-from .tokenizer import choose_vocab_size, load_tokenizer, train_tokenizer
+from .tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
 
 
 logger = logging.getLogger(__name__)
 
 # Enough for the frequencies of every entry of a vocabulary of 30,000; tokenizers trains on it in seconds.
 TOKENIZER_SAMPLE = 50_000_000
+# Enough to find the frequent words.
+VOCABULARY_SAMPLE = 20_000_000
 
 
 @dataclass
@@ -30,7 +37,9 @@ class TextDataArguments:
 
     Args:
         dataset (`str`, *optional*):
-            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, `save_to_disk`). Left out: docstrings and language
+            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, `save_to_disk`). Several with commas between
+            them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes through each
+            again and again on its own; without weights they are read as one. Left out: docstrings and language
             reference of this Python.
         dataset_config (`str`, *optional*):
             Configuration of a Hub data set.
@@ -55,11 +64,16 @@ class TextDataArguments:
 
     Args:
         tokenizer (`str`, *optional*):
-            Hub id or folder of a tokenizer. Left out: that of the encoder to continue, else one is trained on the corpus.
+            Hub id or folder of a tokenizer. Left out: that of the encoder to continue, else one is trained on the
+            corpus.
+        extend_vocab (`int`, *optional*, defaults to `0`):
+            When a checkpoint is continued: add up to so many words of the corpus that its tokenizer breaks into many
+            pieces.
         vocab_size (`int`, *optional*):
             Entries of a tokenizer that is trained. Left out, it follows the size of the corpus.
         lowercase (`bool`, *optional*, defaults to `True`):
-            Whether a tokenizer that is trained ignores case and accents.
+            Whether a WordPiece tokenizer that is trained ignores case and accents. Byte-level BPE, for causal language
+            models, keeps them.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
@@ -77,6 +91,7 @@ class TextDataArguments:
     max_held_out: int = 1000
     max_bad_fraction: float = 0.01
     tokenizer: str | None = None
+    extend_vocab: int = 0
     vocab_size: int | None = None
     lowercase: bool = True
     max_length: int = 128
@@ -87,6 +102,8 @@ class TextDataArguments:
             raise UserError(f"`--held_out_fraction` is a share between 0 and 1, got {self.held_out_fraction}.")
         if not 0.0 <= self.max_bad_fraction <= 1.0:
             raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
+        if self.extend_vocab < 0:
+            raise UserError(f"`--extend_vocab` is a number of words, got {self.extend_vocab}.")
         for name in ("max_held_out", "max_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
@@ -102,62 +119,140 @@ class TextData:
             `--encoder`: where it is a checkpoint, its tokenizer is the default one.
         checkpoint (`Path`, *optional*):
             Checkpoint that the run continues from: holds the tokenizer that it began with.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether next tokens are to be predicted: byte-level BPE where a tokenizer is trained, and documents with an
+            end.
     """
 
-    def __init__(self, arguments: TextDataArguments, encoder: str | None = None, checkpoint: Path | None = None):
-        self.arguments = arguments
+    def __init__(
+        self,
+        arguments: TextDataArguments,
+        encoder: str | None = None,
+        checkpoint: Path | None = None,
+        causal: bool = False,
+    ):
+        self.arguments, self.causal = arguments, causal
         self.source = self._open(arguments.split)
         logger.info("Data: %s.", self.source.description)
-        self.held_out = self._held_out()
+        self.held_out_of = self._held_out()
+        self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
         self.exclude = frozenset(self.held_out)
-        if checkpoint is not None:
+        self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
+        if arguments.extend_vocab:
+            self.tokenizer = self._extended_tokenizer(encoder, checkpoint)
+        elif checkpoint is not None:
             self.tokenizer = load_tokenizer(str(checkpoint))
-        elif arguments.tokenizer or encoder:
-            self.tokenizer = load_tokenizer(arguments.tokenizer or encoder)
+        elif arguments.tokenizer:
+            self.tokenizer = load_tokenizer(arguments.tokenizer)
+        elif encoder:
+            self.tokenizer = self._tokenizer_of(encoder)
         else:
             self.tokenizer = self._train_tokenizer()
 
     def _open(self, split: str) -> Source:
-        a = self.arguments
-        return open_source(
-            a.dataset,
-            column=a.text_column,
-            config=a.dataset_config,
-            split=split,
-            sample_by=a.sample_by,
-            streaming=a.streaming,
-        )
+        return open_mixture(self.arguments.dataset, **self._options(split))
 
-    def _held_out(self) -> list[str]:
+    def _options(self, split: str) -> dict[str, Any]:
+        a = self.arguments
+        return {
+            "column": a.text_column, "config": a.dataset_config, "split": split, "sample_by": a.sample_by,
+            "streaming": a.streaming,
+        }  # fmt: skip
+
+    def _held_out(self) -> dict[str, list[str]]:
+        """The held-out texts of each source: of a mixture, by their shares."""
+        held_out = {}
+        parts = parts_of(self.source)
+        fewest = min(MIN_HELD_OUT, self.arguments.max_held_out // len(parts))
+        for part, (name, _) in zip(parts, parse_mixture(self.arguments.dataset), strict=True):
+            most = max(round(part.share * self.arguments.max_held_out), fewest, 1)
+            held_out[part.name] = self._held_out_of(part.source, name, most)
+        return held_out
+
+    def _held_out_of(self, source: Source, name: str | None, max_texts: int) -> list[str]:
         a = self.arguments
         split = a.eval_split
         if split == "auto":
-            splits = available_splits(a.dataset, config=a.dataset_config) if a.dataset else []
-            split = next((name for name in ("validation", "dev", "valid") if name in splits and name != a.split), None)
+            splits = available_splits(name, config=a.dataset_config) if name else []
+            split = next((s for s in ("validation", "dev", "valid") if s in splits and s != a.split), None)
         if split:
-            texts = all_texts(self._open(split), a.max_held_out)
+            try:
+                texts = all_texts(open_source(name, **self._options(split)), max_texts)
+            except DataError as error:
+                raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
         else:
-            texts = held_out_texts(self.source, a.held_out_fraction, a.max_held_out)
-        logger.info("Held out: %s texts%s.", f"{len(texts):,}", f" of the split {split}" if split else "")
+            texts = held_out_texts(source, a.held_out_fraction, max_texts)
+        logger.info(
+            "Held out: %s texts%s%s.", f"{len(texts):,}", f" of the split {split}" if split else "",
+            f" of {name}" if source is not self.source else "",
+        )  # fmt: skip
         return texts
 
+    def _sample(self, max_characters: int) -> Iterable[str]:
+        """Training texts from all over the data, in the shares of a mixture as far as its sources reach."""
+        for part in parts_of(self.source):
+            yield from sample_texts(part.source, max(int(part.share * max_characters), 1), self.exclude)
+
+    def _tokenizer_of(self, encoder: str) -> PreTrainedTokenizerBase:
+        from ..encoders import CAUSAL_PRESETS, TEXT_PRESETS
+
+        presets = ", ".join(CAUSAL_PRESETS if self.causal else TEXT_PRESETS)
+        try:
+            return load_tokenizer(encoder)
+        except UserError as error:
+            raise UserError(
+                f"`--encoder {encoder}` is no preset ({presets}) and no checkpoint with a tokenizer: {error}"
+            ) from error
+
+    def _extended_tokenizer(self, encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+        number = self.arguments.extend_vocab
+        if not encoder:
+            raise UserError(
+                f"`--extend_vocab {number}` is for checkpoints, named with `--encoder`. From scratch the tokenizer is "
+                "trained on the corpus: pass a larger `--vocab_size`."
+            )
+        given = self.arguments.tokenizer
+        tokenizer = load_tokenizer(given) if given else self._tokenizer_of(encoder)
+        if checkpoint is not None:
+            added = load_tokenizer(str(checkpoint)).get_added_vocab()
+            words = sorted((word for word, i in added.items() if i >= len(tokenizer)), key=added.get)
+        else:
+            words = find_words(self._sample(VOCABULARY_SAMPLE), tokenizer, number)
+            listed = ", ".join(word.strip() for word in words[:8]) + (" …" if len(words) > 8 else "")
+            logger.info("New words: %s%s.", len(words), f" ({listed})" if words else "")
+            if len(words) < number:
+                logger.warning("Only %d words of the corpus can be added for `--extend_vocab %d`.", len(words), number)
+        self.new_tokens = add_words(tokenizer, words)
+        return tokenizer
+
     def _train_tokenizer(self) -> PreTrainedTokenizerBase:
-        texts = list(sample_texts(self.source, TOKENIZER_SAMPLE, self.exclude))
+        texts = list(self._sample(TOKENIZER_SAMPLE))
         vocab_size = self.arguments.vocab_size or choose_vocab_size(sum(map(len, texts)))
         logger.info("Training a tokenizer of %s entries on %s texts.", f"{vocab_size:,}", f"{len(texts):,}")
+        longest = self.arguments.max_length
+        if self.causal:
+            return train_bpe_tokenizer(texts, vocab_size, model_max_length=max(1024, longest))
         return train_tokenizer(
-            texts, vocab_size, lowercase=self.arguments.lowercase, model_max_length=max(512, self.arguments.max_length)
+            texts, vocab_size, lowercase=self.arguments.lowercase, model_max_length=max(512, longest)
         )
 
-    def stream(self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None) -> ExactStream:
+    def stream(
+        self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None, sentence_pairs: bool = False
+    ) -> ExactStream:
         """The stream of this process. `masking`: see [`~hfssl.data.text.TextRows`]."""
-        transform = TextRows(
-            self.tokenizer, self.arguments.max_length, packing=self.arguments.packing, masking=masking
-        )
-        return ExactStream(
+        if sentence_pairs:
+            transform = SentencePairRows(self.tokenizer, self.arguments.max_length, masking=masking)
+        else:
+            transform = TextRows(
+                self.tokenizer, self.arguments.max_length, packing=self.arguments.packing, masking=masking,
+                next_tokens=self.causal,
+            )  # fmt: skip
+        return stream_class(self.source)(
             self.source,
             transform,
-            TextCollator(self.tokenizer.pad_token_id),
+            TextCollator(
+                self.tokenizer.pad_token_id, positions="target_positions" if self.causal else "masked_positions"
+            ),
             args.per_device_train_batch_size,
             seed=args.seed,
             rank=args.process_index,
@@ -168,8 +263,8 @@ class TextData:
         )
 
     def training_sample(self, max_characters: int = 2_000_000) -> list[str]:
-        """Some training texts from all over the source."""
-        return list(sample_texts(self.source, max_characters, self.exclude))
+        """Some training texts from all over the data."""
+        return list(self._sample(max_characters))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -177,7 +272,9 @@ class TextData:
         a = self.arguments
         return {
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
-            "vocabulary": len(self.tokenizer),
+            "vocabulary": len(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
+            "lowercase": a.lowercase,
+            "extend_vocab": a.extend_vocab,
         }  # fmt: skip
 
     def set_max_steps(self, args: SSLTrainingArguments) -> None:
@@ -190,7 +287,8 @@ class TextData:
             return
         if not self.arguments.packing:
             raise UserError(
-                "`--max_tokens` counts packed rows, which all have `--max_length` tokens. With `--packing false` pass `--max_steps`."
+                "`--max_tokens` counts packed rows, which all have `--max_length` tokens. With `--packing false` pass "
+                "`--max_steps`."
             )
         args.max_steps = -(-args.max_tokens // (args.global_batch_size * self.arguments.max_length))
 

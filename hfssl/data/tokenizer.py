@@ -1,5 +1,6 @@
 """Tokenizers of text: train one on a sample of the corpus, load one, and say what is wrong with one."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from ..errors import UserError
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Their order gives the ids 0 to 4.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Padding has a token of its own: collators that give padding no label would otherwise hide every end of a text.
+BPE_SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 
 
 def choose_vocab_size(num_characters: int) -> int:
@@ -63,12 +66,7 @@ def train_tokenizer(
     Raises:
         UserError: if the sample holds no text, or more different characters than the vocabulary has room for.
     """
-    texts = [text for text in texts if text and not text.isspace()]
-    if not texts:
-        raise UserError(
-            "A tokenizer cannot be trained: the sample of the corpus holds no text. Check `--dataset` and "
-            "`--text_column`, or pass `--tokenizer` with the name or folder of one."
-        )
+    texts = _with_text(texts)
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     # Rarer characters become [UNK]: corpora of the web hold some of every script.
     alphabet = _most_frequent_characters(texts, normalizer, limit=max(1_000, vocab_size // 8))
@@ -84,6 +82,69 @@ def train_tokenizer(
     vocab = _train(texts, normalizer, alphabet, (*SPECIAL_TOKENS, *inside), vocab_size)
     vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
     return BertTokenizer(vocab=vocab, do_lower_case=lowercase, model_max_length=model_max_length)
+
+
+def train_bpe_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, model_max_length: int = 1024
+) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer, GPT-2's kind, for causal models. The same texts give the same tokenizer.
+
+    The result is a stock [`~transformers.GPT2Tokenizer`]: saved, it loads with `AutoTokenizer`. Every text comes back
+    from its tokens as it was. It differs from GPT-2's in two things: a text begins with `<|endoftext|>`, as does a
+    prompt, so that the first word of a document is learned and a model can begin without a prompt; and padding has a
+    token of its own. No `<|endoftext|>` is added after a text, where it would end a prompt:
+    [`~hfssl.data.text.TextRows`] ends documents.
+
+    Args:
+        texts (`Iterable[str]`):
+            Sample of the corpus.
+        vocab_size (`int`):
+            Most entries of the vocabulary, 256 bytes and the special tokens included. A small sample fills fewer.
+        model_max_length (`int`, *optional*, defaults to `1024`):
+            Tokens beyond which the tokenizer warns or truncates.
+
+    Raises:
+        UserError: if the sample holds no text, or the vocabulary has no room for the bytes.
+    """
+    texts = _with_text(texts)
+    smallest = 256 + len(BPE_SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise UserError(
+            f"A vocabulary of {vocab_size:,} entries is too small: the 256 bytes and the special tokens alone take "
+            f"{smallest}. Pass a larger `--vocab_size`, e.g. {choose_vocab_size(0)}."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(BPE_SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    model = json.loads(tokenizer.to_str())["model"]
+    end, pad = BPE_SPECIAL_TOKENS
+    return GPT2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,  # never needed: every byte has an entry
+        pad_token=pad,
+        add_bos_token=True,
+        model_max_length=model_max_length,
+    )
+
+
+def _with_text(texts: Iterable[str]) -> list[str]:
+    texts = [text for text in texts if text and not text.isspace()]
+    if not texts:
+        raise UserError(
+            "A tokenizer cannot be trained: the sample of the corpus holds no text. Check `--dataset` and "
+            "`--text_column`, or pass `--tokenizer` with the name or folder of one."
+        )
+    return texts
 
 
 def _most_frequent_characters(texts: list[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:
@@ -147,6 +208,8 @@ def load_tokenizer(name_or_path: str | Path, **kwargs) -> PreTrainedTokenizerBas
             ) from error
         problem = problem or f"Loading it from the Hub failed: {_first_line(error)}."
         raise UserError(f"The tokenizer {name!r} cannot be loaded: there is no such folder here. {problem}") from error
+    for key in ("is_local", "local_files_only"):  # how it was loaded here would be saved with it
+        tokenizer.init_kwargs.pop(key, None)
     # a folder that has a config but no tokenizer files gives one that knows nothing but its special tokens
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(
@@ -176,6 +239,24 @@ def require_mask_token(tokenizer: PreTrainedTokenizerBase, purpose: str = "Maske
         raise UserError(
             f"{purpose} needs a mask token, and {source} ({type(tokenizer).__name__}) has none. Pass `--tokenizer` "
             "with one that has, such as that of a BERT-family model, or leave it out to train one on the corpus."
+        )
+
+
+def require_prompt_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a [`UserError`] if a model cannot go on where a text of this tokenizer stops, or cannot end it."""
+    source = f"The tokenizer {tokenizer.name_or_path!r}" if tokenizer.name_or_path else "This tokenizer"
+    remedy = "Pass `--tokenizer` with that of a GPT-2 or Llama model, or leave it out to train one on the corpus."
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"Causal language modelling learns where a text ends, and {source[0].lower()}{source[1:]} "
+            f"({type(tokenizer).__name__}) has no `eos_token`. {remedy}"
+        )
+    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    if full[-1] != bare[-1]:
+        raise UserError(
+            f"{source} ({type(tokenizer).__name__}) ends every text with "
+            f"{tokenizer.convert_ids_to_tokens(full[-1])!r}: a prompt would be over before the model goes on with it. "
+            f"{remedy}"
         )
 
 

@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfssl.data import sources
-from hfssl.data.sources import DataError, available_splits, find_column, open_source
+from hfssl.data.sources import (
+    DataError,
+    available_splits,
+    base,
+    files,
+    find,
+    find_column,
+    open_source,
+    tables,
+    text_files,
+)
 
 
 TEXTS = [f"Sentence number {i}, naïve and short. " * (1 + i % 7) for i in range(500)]
@@ -109,7 +119,7 @@ def test_parquet_with_huge_row_groups_is_converted(tmp_path, monkeypatch, caplog
     with caplog.at_level(logging.INFO, "hfssl"):
         source = open_source(tmp_path / "a.parquet")
     assert "too large to decode whole" in caplog.text
-    assert isinstance(source, sources.TableSource)
+    assert isinstance(source, tables.TableSource)
     assert texts_of(source) == TEXTS
 
 
@@ -155,7 +165,7 @@ def test_globs_and_splits_of_saved_folders(tmp_path):
 def test_a_selection_keeps_its_rows(tmp_path):
     table = datasets.Dataset.from_dict({"text": TEXTS}).select(range(400, 100, -1))
     assert table._indices is not None or len(table) == 300
-    source = sources.TableSource(table.shuffle(seed=0), name="selection", piece_bytes=2048)
+    source = tables.TableSource(table.shuffle(seed=0), name="selection", piece_bytes=2048)
     assert sorted(texts_of(source)) == sorted(TEXTS[101:401])
     assert abs(source.piece_bytes.sum() - sum(len(text.encode()) for text in TEXTS[101:401])) < 6000
 
@@ -184,9 +194,9 @@ def test_pieces_of_one_big_row_group_share_it(tmp_path, monkeypatch):
     assert np.array_equal(source.pieces[1:, 1], source.pieces[:-1, 2])
     assert 0.5 < source.piece_bytes.mean() / 2048 < 2
     decoded = []
-    read_group = sources.ParquetSource._read_group
+    read_group = tables.ParquetSource._read_group
     monkeypatch.setattr(
-        sources.ParquetSource,
+        tables.ParquetSource,
         "_read_group",
         lambda self, file, group: decoded.append((file, group)) or read_group(self, file, group),
     )
@@ -214,21 +224,17 @@ def test_small_row_groups_are_pieces_of_several_files(tmp_path):
     assert texts_of(source) == TEXTS + TEXTS[:150]
 
 
-def test_the_group_cache_is_bounded(tmp_path, monkeypatch):
+def test_one_decoded_group_is_kept(tmp_path):
     write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=50)
     source = open_source(tmp_path / "a.parquet")
-    monkeypatch.setattr(sources, "GROUP_CACHE_BYTES", 20_000)
     for index in range(len(source)):
         source.read(index)
-        assert sum(column.nbytes for column in source._cache.data.values()) <= 20_000
-    assert len(source._cache.data) > 1
-    monkeypatch.setattr(sources, "GROUP_CACHE_BYTES", 0)
-    source.read(0)
-    assert list(source._cache.data) == [0]
+        assert list(source._cache.data) == [source.pieces[index, 3]]
 
 
 def test_there_are_never_too_many_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_PIECES", 10)
+    for module in (base, text_files):
+        monkeypatch.setattr(module, "MAX_PIECES", 10)
     write_jsonl(tmp_path / "a.jsonl")
     write_parquet(tmp_path / "a.parquet", TEXTS)
     for i in range(25):
@@ -357,7 +363,7 @@ def test_pieces_of_bytes_cover_the_files(tmp_path):
 
 
 def test_rows_of_a_large_file_are_estimated(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "COUNT_BYTES", 1000)
+    monkeypatch.setattr(text_files, "COUNT_BYTES", 1000)
     (tmp_path / "a.txt").write_text("\n".join(TEXTS * 20))
     source = open_source(tmp_path / "a.txt", piece_bytes=2048)
     assert not source.num_rows_exact and "about" in source.description
@@ -380,7 +386,7 @@ def test_documents_are_whole_files(tmp_path):
 
 
 def test_a_record_without_end_needs_no_unbounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_RECORD_BYTES", 200_000)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 200_000)
     (tmp_path / "a.txt").write_bytes(b"first\n\n" + b"x" * 700_000 + b"\n\nlast\n")
     for sample_by in ("line", "paragraph"):
         source = open_source(tmp_path / "a.txt", sample_by=sample_by, piece_bytes=1000)
@@ -409,15 +415,15 @@ def test_remote_files_are_read_by_ranges():
 
 
 def test_groups_of_remote_files_cost_one_request(monkeypatch):
-    monkeypatch.setattr(sources, "REMOTE_GROUP_BYTES", 10_000)
+    monkeypatch.setattr(text_files, "REMOTE_GROUP_BYTES", 10_000)
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/a.txt", "\n".join(TEXTS).encode())
     try:
         source = open_source("memory://bucket/a.txt", piece_bytes=1000)
         requests = []
-        fetch = sources._TextFiles._fetch
+        fetch = text_files.TextFiles._fetch
         monkeypatch.setattr(
-            sources._TextFiles, "_fetch", lambda self, *span: requests.append(span) or fetch(self, *span)
+            text_files.TextFiles, "_fetch", lambda self, *span: requests.append(span) or fetch(self, *span)
         )
         groups = source.pieces[:, 3]
         assert np.bincount(groups)[:-1].tolist() == [10] * (groups.max())
@@ -529,19 +535,19 @@ def test_damage_of_the_way_is_not_damage_of_the_data(tmp_path):
 
 
 def test_a_flaky_connection_is_tried_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     write_jsonl(tmp_path / "a.jsonl", TEXTS[:100])
     source = open_source(tmp_path / "a.jsonl")
     source = pickle.loads(pickle.dumps(source))
     failures = [ConnectionError("reset"), TimeoutError("late")]
-    open_bytes = sources._open_bytes
+    open_bytes = text_files.open_bytes
 
     def flaky(path):
         if failures:
             raise failures.pop()
         return open_bytes(path)
 
-    monkeypatch.setattr(sources, "_open_bytes", flaky)
+    monkeypatch.setattr(text_files, "open_bytes", flaky)
     assert source.read(0).columns["text"] == TEXTS[:100]
     assert "trying again in 1 s" in caplog.text and "trying again in 4 s" in caplog.text
     source = pickle.loads(pickle.dumps(source))
@@ -692,7 +698,7 @@ def test_what_the_hub_does_not_have_either(folder):
 
 
 def test_a_hub_that_cannot_be_reached(folder, monkeypatch):
-    monkeypatch.setattr(sources.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(find.constants, "ENDPOINT", "http://127.0.0.1:9")
     message = (
         "There is no file or folder 'some/data' here. As a Hub id it cannot be looked up: http://127.0.0.1:9 cannot "
         r"be reached \(ConnectError\).*`hf download --repo-type dataset some/data .*HF_HUB_OFFLINE=1"
@@ -702,7 +708,7 @@ def test_a_hub_that_cannot_be_reached(folder, monkeypatch):
 
 
 def test_offline_without_a_copy(folder, monkeypatch):
-    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(find.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         DataError, match="HF_HUB_OFFLINE is set, and 'some/data' is not in the cache.*Unset HF_HUB_OFF"

@@ -7,7 +7,7 @@ import torch
 from hfssl import random as keyed
 from hfssl.data.stream import Block
 from hfssl.data.text import TextCollator, TextRows
-from hfssl.data.tokenizer import train_tokenizer
+from hfssl.data.tokenizer import train_bpe_tokenizer, train_tokenizer
 
 
 WORDS = [
@@ -139,5 +139,60 @@ def test_texts_without_tokens_are_reported(tokenizer):
 
 
 def test_a_row_without_room_is_explained(tokenizer):
-    with pytest.raises(ValueError, match="max_length=2 leaves no room.*2 special tokens"):
+    with pytest.raises(ValueError, match="max_length 2` leaves no room.*2 special tokens"):
         TextRows(tokenizer, 2)
+
+
+# -- next tokens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_bpe_tokenizer(make_texts(300), 300)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("max_length", [2, 16, 17, 512])
+def test_each_token_of_a_document_is_predicted_once(bpe, packing, max_length):
+    texts = make_texts(50, seed=1)
+    rows = TextRows(bpe, max_length, packing=packing, next_tokens=True)(block(texts))
+    pieces = []
+    for row, ids in enumerate(rows.columns["input_ids"]):
+        labels = rows.columns["labels"][row]
+        sequence = rows.columns["sequence_ids"][row] if packing else np.ones(len(ids))
+        for number in range(1, int(sequence.max()) + 1):
+            piece, predicted = ids[sequence == number], labels[sequence == number]
+            assert predicted[0] == -100 and (predicted[1:] == piece[1:]).all() and 2 <= len(piece) <= max_length
+            pieces.append(piece.tolist())
+        if packing:
+            assert (labels[sequence == 0] == -100).all()
+    # only the first piece of a document begins with the beginning, the others with the last token of the one before
+    expected = []
+    for text in texts:
+        document = [0, *bpe(text, add_special_tokens=False)["input_ids"], 0]
+        expected += [document[i : i + max_length] for i in range(0, len(document) - 1, max_length - 1)]
+    assert sorted(pieces) == sorted(expected)
+
+
+def test_a_tokenizer_that_adds_nothing_gets_an_end_only():
+    bare = train_bpe_tokenizer(make_texts(100), 300)
+    bare.add_bos_token = False
+    rows = TextRows(bare, 64, next_tokens=True)(block(["dog", "\u200b dog", ""]))
+    dog = bare("dog")["input_ids"]
+    assert [*dog, 0] in documents(rows, 0, 0) and [index for index, _ in rows.bad] == [2]
+
+
+def test_positions_have_the_name_of_the_method(bpe):
+    rows = TextRows(bpe, 32, next_tokens=True)(block(make_texts(20)))
+    batch = TextCollator(1, positions="target_positions")({name: v[:4] for name, v in rows.columns.items()})
+    assert "masked_positions" not in batch
+    assert batch["target_positions"].tolist() == (batch["labels"].flatten() != -100).nonzero().flatten().tolist()
+
+
+def test_rows_for_next_tokens_need_two_tokens_an_end_and_no_masks(bpe, tokenizer):
+    with pytest.raises(ValueError, match="max_length.*1.* leaves no next token"):
+        TextRows(bpe, 1, next_tokens=True)
+    with pytest.raises(ValueError, match="got both"):
+        TextRows(bpe, 8, next_tokens=True, masking={"mask_ratio": 0.15})
+    with pytest.raises(ValueError, match=r"BertTokenizer\) has no `eos_token`"):
+        TextRows(tokenizer, 8, next_tokens=True)

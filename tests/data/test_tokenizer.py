@@ -4,10 +4,26 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, CanineTokenizer, pipeline
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    CanineTokenizer,
+    GPT2Tokenizer,
+    LlamaConfig,
+    pipeline,
+)
 
 from hfssl.data import tokenizer as tokenizer_module
-from hfssl.data.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
+from hfssl.data.tokenizer import (
+    choose_vocab_size,
+    load_tokenizer,
+    require_mask_token,
+    require_prompt_tokenizer,
+    train_bpe_tokenizer,
+    train_tokenizer,
+)
 from hfssl.errors import UserError
 
 
@@ -183,3 +199,50 @@ def test_offline_mode(monkeypatch):
     monkeypatch.setattr(tokenizer_module.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
         load_tokenizer("org/no-such-model", local_files_only=True)
+
+
+# -- byte-level BPE ---------------------------------------------------------------------------------------------------
+
+
+def test_bpe_gives_every_text_back_and_begins_it():
+    tokenizer = train_bpe_tokenizer(TEXTS, 300, model_max_length=64)
+    assert tokenizer.convert_ids_to_tokens([0, 1]) == ["<|endoftext|>", "<|pad|>"] and len(tokenizer) == 300
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 1)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(300))
+    for text in [*TEXTS, "  two  spaces , and .\n\ta tab", "\U0001f600 \x00 ☃"]:
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == 0 and 0 not in ids[1:]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    require_prompt_tokenizer(tokenizer)
+
+
+def test_bpe_saved_is_stock_and_the_same_in_another_process(tmp_path):
+    train_bpe_tokenizer(TEXTS, 300, model_max_length=64).save_pretrained(tmp_path / "here")
+    code = (
+        "import sys, json; sys.path[:0] = json.loads(sys.argv[1])\n"
+        "from hfssl.data.tokenizer import train_bpe_tokenizer\n"
+        "train_bpe_tokenizer(json.loads(sys.argv[2]), 300, model_max_length=64).save_pretrained(sys.argv[3])"
+    )
+    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(TEXTS), str(tmp_path / "there")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "here" / "tokenizer.json").read_bytes() == (tmp_path / "there" / "tokenizer.json").read_bytes()
+    # beside a model of another type as well
+    LlamaConfig().save_pretrained(tmp_path / "there")
+    loaded = load_tokenizer(tmp_path / "there")
+    assert type(loaded) is GPT2Tokenizer and loaded.model_max_length == 64
+    assert loaded("the fox")["input_ids"] == train_bpe_tokenizer(TEXTS, 300)("the fox")["input_ids"]
+
+
+def test_bpe_without_text_or_room():
+    with pytest.raises(UserError, match="the sample of the corpus holds no text"):
+        train_bpe_tokenizer([" "], 300)
+    with pytest.raises(UserError, match="A vocabulary of 200 entries is too small.* take 258"):
+        train_bpe_tokenizer(TEXTS, 200)
+
+
+def test_tokenizers_that_no_prompt_can_be_made_of(tokenizer):
+    with pytest.raises(UserError, match=r"\(BertTokenizer\) has no `eos_token`"):
+        require_prompt_tokenizer(tokenizer)
+    ends = BertTokenizer(vocab=tokenizer.get_vocab(), eos_token="[SEP]")
+    with pytest.raises(UserError, match=r"ends every text with '\[SEP\]': a prompt would be over"):
+        require_prompt_tokenizer(ends)

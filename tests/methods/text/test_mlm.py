@@ -34,10 +34,12 @@ def batch(rows=4, length=16, vocabulary=100):
 ENCODERS = {
     "bert": tiny.bert_config,
     "roberta": lambda: RobertaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100, max_position_embeddings=66
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100,
+        max_position_embeddings=66
     ),
     "modernbert": lambda: ModernBertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100, pad_token_id=0
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100,
+        pad_token_id=0
     ),
     "distilbert": lambda: AutoConfig.for_model("distilbert", dim=32, n_layers=2, n_heads=2, hidden_dim=64, vocab_size=100),
     "electra": lambda: AutoConfig.for_model(

@@ -1,0 +1,88 @@
+"""Files that cannot be opened in the middle (csv, a JSON array, compressed) are converted to a memory-mapped copy."""
+
+import codecs
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from .base import new_digest, third_party
+from .files import is_remote, open_bytes
+from .find import COMPRESSIONS, Found, quiet_cards
+from .tables import TableSource
+
+
+logger = logging.getLogger(__name__)
+
+
+def why_convert(found: Found, paths: list[str], sizes: Sequence[int]) -> str | None:
+    """Why the files have to go through `datasets.load_dataset`, None if they can be read as they are."""
+    if found.module not in ("parquet", "json", "text", "arrow"):
+        return f"{found.module} files cannot be opened in the middle"
+    packed = [path for path in paths if path.endswith(COMPRESSIONS) or "::" in path]
+    if packed:
+        return f"compressed files ({os.path.basename(packed[0])}) cannot be opened in the middle"
+    if found.module == "arrow":
+        if is_remote(paths[0]):
+            return "remote arrow files cannot be memory-mapped"
+        for path in paths:
+            try:
+                pa.ipc.open_stream(pa.memory_map(path)).close()
+            except pa.ArrowInvalid:
+                return f"{os.path.basename(path)} is an Arrow IPC file, not a stream"
+    if found.module == "json":
+        full = [path for path, size in zip(paths, sizes, strict=True) if size]
+        for i in np.unique(np.linspace(0, len(full) - 1, 2 if is_remote(full[0]) else 32).astype(int)):
+            if not _is_json_lines(full[i]):
+                return f"{os.path.basename(full[i])} is one JSON document, not one object a line"
+    options = [name for name in ("field", "filters", "columns") if found.options.get(name) is not None]
+    if found.options.get("encoding", "utf-8").lower().replace("_", "-") not in ("utf-8", "utf8"):
+        options.append("encoding")
+    return f"its configuration sets {options[0]!r}" if options else None
+
+
+def _is_json_lines(path: str) -> bool:
+    with open_bytes(path) as file:
+        head = file.read(1 << 20)
+    whole = len(head) < 1 << 20
+    head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not head.startswith(b"{"):
+        return not head.startswith(b"[")
+    line, newline, _ = head.partition(b"\n")
+    if not path.endswith(".json"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict) and (bool(newline) or whole)
+    except (ValueError, RecursionError):
+        return False
+
+
+def convert_once(
+    found: Found, column: str | None, split: str, sample_by: str, piece_bytes: int, fingerprint: str | None, why: str
+) -> TableSource:
+    cache = datasets.config.HF_DATASETS_CACHE
+    if found.module != "cache":
+        logger.info(
+            "%s is converted once to a memory-mapped copy in %s, since %s. Later runs use the copy.",
+            found.name,
+            cache,
+            why,
+        )
+    options = {"sample_by": sample_by} if found.module == "text" else {}
+    with quiet_cards():
+        table = third_party(
+            lambda: datasets.load_dataset(**found.load, **options, split=split),
+            f"{found.name!r} cannot be converted to a memory-mapped copy in {cache}",
+        )
+    return TableSource(
+        table,
+        name=found.name,
+        column=column,
+        fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
+        piece_bytes=piece_bytes,
+        blank_is_damage=found.module != "text",
+    )

@@ -1,0 +1,109 @@
+"""Files, local and remote alike: open, try again, measure, fingerprint, and say why they cannot be read."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+from huggingface_hub.utils import httpx
+
+from .base import DataError, first_line, new_digest
+
+
+logger = logging.getLogger(__name__)
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def open_bytes(path: str):
+    """Open without a cache: of a remote file nothing is fetched but the ranges that are asked for."""
+    if is_remote(path):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        return filesystem.open(name, "rb", cache_type="none")
+    return open(path, "rb", buffering=0)
+
+
+def with_retries(read: Callable, again: Callable = lambda: None, waits: Sequence[float] = (1, 4, 16)):
+    """Call `read`, again when a remote file system fails for the moment."""
+    for wait in (*waits, None):
+        try:
+            return read()
+        except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            if wait is None or (status < 500 and status != 429):
+                raise
+            logger.warning(
+                "Reading failed (%s: %s), trying again in %d s.", type(error).__name__, first_line(error), wait
+            )
+            time.sleep(wait)
+            again()
+
+
+def unreadable(name: str, error: Exception) -> DataError:
+    if isinstance(error, PermissionError):
+        return DataError(
+            f"{name!r} cannot be read: permission denied. Change its permissions (e.g. `chmod +r`) or its owner."
+        )
+    if isinstance(error, FileNotFoundError):
+        return DataError(
+            f"{name!r} is gone: it was there when the data set was opened. Put it back, or start again without it."
+        )
+    if isinstance(error, (httpx.HTTPError, ConnectionError, TimeoutError)):
+        return DataError(
+            f"{name!r} could not be fetched ({type(error).__name__}: {first_line(error)}). Check the connection and "
+            "start again, or download the data set first and pass the folder."
+        )
+    return DataError(f"{name!r} cannot be read ({type(error).__name__}: {first_line(error)}).")
+
+
+def check_readable(paths: Iterable[str]) -> None:
+    for path in paths:
+        if not is_remote(path) and not os.access(path, os.R_OK):
+            raise unreadable(path, PermissionError() if os.path.exists(path) else FileNotFoundError())
+
+
+def relative_names(paths: Sequence[str], root: str) -> list[str]:
+    """Names for messages and fingerprints, which do not tell the place of the folder."""
+    if not root:
+        return [os.path.basename(path) for path in paths]
+    return [path.removeprefix(root).lstrip("/") for path in paths]
+
+
+def file_sizes(paths: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Size of each file, and for remote files what identifies the content."""
+    if not is_remote(paths[0]):
+        return [os.path.getsize(path) for path in paths], [""] * len(paths)
+
+    def look_up(path: str) -> tuple[int, str]:
+        filesystem, name = fsspec.core.url_to_fs(path)
+        info = filesystem.info(name)
+        found = [info[key] for key in ("blob_id", "lfs", "ETag", "etag", "mtime", "LastModified") if info.get(key)]
+        return int(info["size"] or 0), str(found[:1])
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda path: with_retries(lambda: look_up(path)), paths))
+    except Exception as error:
+        raise unreadable(paths[0], error) from error
+    return [size for size, _ in found], [identity for _, identity in found]
+
+
+def files_digest(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], ids: Sequence[str]) -> str:
+    """Changes with names, sizes and content, not with the place or the time of a copy.
+
+    Of long local files the start, the middle and the end are looked at, of very many files some: enough to notice data
+    that were made anew, without reading them. Times of modification do not count: a copy on another disk has new ones.
+    """
+    digest = new_digest(list(names), [int(size) for size in sizes], list(ids))
+    if not is_remote(paths[0]):
+        for i in np.unique(np.linspace(0, len(paths) - 1, 512).astype(int)):
+            with open(paths[i], "rb", buffering=0) as file:
+                for position in (0, sizes[i] // 2, sizes[i] - 4096) if sizes[i] > 1 << 16 else (0,):
+                    file.seek(position)
+                    digest.update(file.read(4096 if sizes[i] > 1 << 16 else -1))
+    return digest.hexdigest()

@@ -1,0 +1,298 @@
+"""From what the user typed to files and splits: local files and folders, globs, the Hub and its cache."""
+
+import difflib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from glob import has_magic
+
+import datasets
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx
+
+from .base import DataError, first_line, third_party
+from .files import is_remote
+
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    ".txt": "text",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+SUPPORTED = "txt, jsonl, json, csv, tsv, parquet and arrow (txt, json and csv also compressed: gz, zst, bz2, xz)"
+# Formats of the `datasets` library that hold no text column.
+OTHER_MODALITIES = {"imagefolder": "images", "audiofolder": "sound", "videofolder": "videos", "meshfolder": "meshes"}
+
+
+@dataclass
+class Found:
+    """A data set whose files are known and not yet opened.
+
+    `module` is the format by the `datasets` library's name, `"saved"` for a folder of `save_to_disk`. `splits` maps to
+    the paths of the files; `load` holds the arguments with which `datasets.load_dataset` loads the same.
+    """
+
+    name: str
+    module: str
+    splits: dict[str, list[str]]
+    root: str = ""
+    features: dict | None = None
+    options: dict = field(default_factory=dict)
+    load: dict = field(default_factory=dict)
+
+
+def find_data(dataset: str, config: str | None, revision: str | None) -> Found:
+    if not dataset.strip():
+        raise DataError(
+            "`--dataset` is empty. Pass a Hub id, a file, a folder or a glob, or leave it out for the embedded corpus."
+        )
+    path = os.path.expanduser(dataset)
+    if os.path.isfile(path):
+        return _find_files(dataset, [os.path.abspath(path)], config)
+    if os.path.isdir(path):
+        return _find_folder(dataset, os.path.realpath(path), config)
+    if re.fullmatch(r"hf://datasets/[^/@*]+/[^/@*]+/?", dataset):
+        return _find_on_hub(dataset.removeprefix("hf://datasets/").rstrip("/"), config, revision)
+    if has_magic(path) or "://" in path:
+        return _find_glob(dataset, path, config)
+    if not _may_be_hub_id(dataset):
+        parent = os.path.dirname(path.rstrip("/"))
+        hint = f" Neither does the folder {parent!r}." if parent and not os.path.isdir(parent) else _nearest(path)
+        raise DataError(f"{dataset!r} does not exist.{hint} Pass an existing file or folder, a glob or a Hub id.")
+    return _find_on_hub(dataset, config, revision)
+
+
+def _find_files(dataset: str, paths: list[str], config: str | None) -> Found:
+    """Files that were named one by one or by a glob: one split, called train."""
+    if config is not None:
+        raise DataError(f"{dataset!r} has no configuration {config!r}: files have none. Leave `--dataset_config` out.")
+    count = Counter(_format(path) for path in paths)
+    count.pop(None, None)
+    if not count:
+        raise DataError(f"{dataset!r} is {_extensions(paths)}, which cannot be read. Supported are {SUPPORTED}.")
+    # As `datasets` does: the most frequent format wins; the others are left out.
+    extension, _ = max(count.items(), key=lambda item: (item[1], item[0] == ".parquet", item[0]))
+    module = FORMATS[extension]
+    chosen = [path for path in paths if FORMATS.get(_format(path)) == module]
+    if len(chosen) < len(paths):
+        logger.info("%s: %d of %d files are %s files and are read.", dataset, len(chosen), len(paths), module)
+    load = {"path": module, "data_files": {"train": chosen}}
+    if extension == ".tsv":
+        load["sep"] = "\t"
+    root = os.path.dirname(paths[0]) if len(paths) == 1 else _common_folder(paths)
+    return Found(dataset, module, {"train": chosen}, root, load=load)
+
+
+def _find_glob(dataset: str, path: str, config: str | None) -> Found:
+    try:
+        # The text module takes any file: it only resolves the pattern here.
+        builder = datasets.load_dataset_builder("text", data_files={"train": [path]})
+        paths = list(builder.config.data_files["train"])
+    except FileNotFoundError:
+        paths = []
+    except Exception as error:
+        raise DataError(f"{dataset!r} cannot be resolved ({type(error).__name__}: {first_line(error)}).") from error
+    if not paths:
+        raise DataError(f"{dataset!r} matches no file. Check it with `ls`; to match at any depth write `**/*`.")
+    return _find_files(dataset, paths, config)
+
+
+def _find_folder(dataset: str, path: str, config: str | None) -> Found:
+    dataset_dict = os.path.join(path, datasets.config.DATASETDICT_JSON_FILENAME)
+    if os.path.isfile(dataset_dict):
+        with open(dataset_dict, encoding="utf-8") as file:
+            splits = third_party(
+                lambda: json.load(file)["splits"], f"{dataset!r} is a damaged folder of `save_to_disk`"
+            )
+        return Found(dataset, "saved", {split: [os.path.join(path, split)] for split in splits}, path)
+    if os.path.isfile(os.path.join(path, datasets.config.DATASET_STATE_JSON_FILENAME)):
+        return Found(dataset, "saved", {"train": [path]}, path)
+    try:
+        with quiet_cards():
+            builder = datasets.load_dataset_builder(path, name=config)
+    except Exception as error:
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+        if not files:
+            raise DataError(f"The folder {dataset!r} is empty. Supported files are {SUPPORTED}.") from error
+        if isinstance(error, FileNotFoundError):
+            unreadable = "" if os.access(path, os.R_OK | os.X_OK) else " Its permissions do not let you list it."
+            raise DataError(
+                f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read.{unreadable} "
+                f"Supported are {SUPPORTED}."
+            ) from error
+        raise _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(path)) from error
+    return _from_builder(builder, dataset, path, {"path": path, "name": config})
+
+
+def _find_on_hub(dataset: str, config: str | None, revision: str | None) -> Found:
+    if constants.HF_HUB_OFFLINE:
+        return _find_in_cache(dataset, config, revision)
+    here = f"There is no file or folder {dataset!r} here.{_nearest(dataset)} "
+    try:
+        # Asked first because it answers in seconds whether the data set can be had, and fixes the revision.
+        commit = HfApi().dataset_info(dataset, revision=revision, timeout=10).sha
+        with quiet_cards():
+            builder = datasets.load_dataset_builder(dataset, name=config, revision=commit)
+    except Exception as error:
+        raise _hub_error(error, dataset, config, revision, here) from error
+    load = {"path": dataset, "name": config, "revision": commit}
+    return _from_builder(builder, dataset, f"hf://datasets/{dataset}@{commit}", load)
+
+
+def _find_in_cache(dataset: str, config: str | None, revision: str | None) -> Found:
+    """Offline: what `load_dataset` prepared before, else what was downloaded."""
+    try:
+        builder = datasets.load_dataset_builder(dataset, name=config)
+        return _from_builder(builder, dataset, "", {"path": dataset, "name": config})
+    except DataError:
+        raise
+    except Exception as error:
+        logger.debug("No prepared data set %s: %s", dataset, error)
+    try:
+        folder = snapshot_download(dataset, repo_type="dataset", revision=revision, local_files_only=True)
+    except Exception as error:
+        raise DataError(
+            f"There is no file or folder {dataset!r} here.{_nearest(dataset)} The Hub is not asked because "
+            f"HF_HUB_OFFLINE is set, and {dataset!r} is not in the cache ({constants.HF_HOME}). Unset HF_HUB_OFFLINE, "
+            f"or download it elsewhere (`hf download --repo-type dataset {dataset} --local-dir FOLDER`) and pass the "
+            "folder."
+        ) from error
+    logger.info("Offline: reading %s from the cache, %s.", dataset, folder)
+    return replace(_find_folder(folder, folder, config), name=dataset)
+
+
+@contextmanager
+def quiet_cards():
+    """Without the warning that a README.md has no metadata: a folder of text needs none."""
+    card_logger = logging.getLogger("huggingface_hub.repocard")
+    level = card_logger.level
+    card_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        card_logger.setLevel(level)
+
+
+def _from_builder(builder, dataset: str, root: str, load: dict) -> Found:
+    # "datasets.packaged_modules.json.json"
+    module = type(builder).__module__.rpartition(".")[2]
+    if module in OTHER_MODALITIES:
+        raise DataError(f"{dataset!r} holds {OTHER_MODALITIES[module]}, no text. Supported are {SUPPORTED}.")
+    if module == "harbor":
+        raise DataError(
+            f"{dataset!r} holds markdown or toml files, which are not read as text. Supported are {SUPPORTED}: rename "
+            "them to `.txt`."
+        )
+    files = getattr(builder.config, "data_files", None)
+    splits = {str(split): list(paths) for split, paths in (files or {}).items()}
+    if not splits:
+        splits = {str(split): [] for split in (builder.info.splits or {})}
+    features = dict(builder.info.features) if builder.info.features else None
+    return Found(dataset, module, splits, root, features, dict(vars(builder.config)), load)
+
+
+def _builder_error(error: Exception, dataset: str, config_names: Callable) -> DataError:
+    message = str(error)
+    if isinstance(error, ValueError) and ("BuilderConfig" in message or "Config name is missing" in message):
+        try:
+            names = ", ".join(repr(name) for name in config_names())
+        except Exception:
+            names = first_line(error)
+        return DataError(f"{dataset!r} needs one of its configurations: {names}. Choose one with `--dataset_config`.")
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{dataset!r} holds no file that can be read. Supported are {SUPPORTED}.")
+    return DataError(f"{dataset!r} cannot be opened ({type(error).__name__}: {first_line(error)}).")
+
+
+def _hub_error(error: Exception, dataset: str, config: str | None, revision: str | None, here: str) -> DataError:
+    page = f"{constants.ENDPOINT}/datasets/{dataset}"
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    if any(isinstance(cause, GatedRepoError) for cause in chain) or "is a gated dataset" in str(error):
+        return DataError(
+            f"{dataset!r} is gated on the Hub: accept its conditions at {page} and log in with `hf auth login`."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return DataError(
+            f"{dataset!r} has no revision {revision!r} on the Hub. Its branches and tags are listed at {page}."
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        return DataError(
+            f"{here}The Hub has no data set {dataset!r} either, or it is private: check the name, or log in with "
+            "`hf auth login`."
+        )
+    if isinstance(error, HFValidationError):
+        return DataError(f"{here}It is no valid Hub id either.")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return DataError(
+            f"The Hub refuses access to {dataset!r} (status {status}). Log in with `hf auth login` and a token that "
+            "may read it."
+        )
+    if isinstance(error, HfHubHTTPError):
+        return DataError(f"The Hub answered status {status} for {dataset!r} ({first_line(error)}). Try again later.")
+    if isinstance(error, (OfflineModeIsEnabled, httpx.HTTPError, ConnectionError)):
+        return DataError(
+            f"{here}As a Hub id it cannot be looked up: {constants.ENDPOINT} cannot be reached "
+            f"({type(error).__name__}). Without a connection, download it elsewhere (`hf download --repo-type dataset "
+            f"{dataset} --local-dir FOLDER`) and pass the folder, or set HF_HUB_OFFLINE=1 where it is in the cache."
+        )
+    return _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(dataset))
+
+
+def _may_be_hub_id(dataset: str) -> bool:
+    known = _format(dataset) is not None
+    return not known and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset, re.ASCII) is not None
+
+
+def _format(path: str) -> str | None:
+    """The extension that says the format, below a compression's; None if it is not supported."""
+    name = os.path.basename(path).lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    extension = os.path.splitext(name)[1]
+    return extension if extension in FORMATS else None
+
+
+def _extensions(paths: Sequence[str]) -> str:
+    count = Counter(os.path.splitext(path)[1] or "without an extension" for path in paths)
+    listing = ", ".join(extension for extension, _ in count.most_common(4))
+    return f"a file {listing}" if len(paths) == 1 else f"files {listing}"
+
+
+def _nearest(path: str) -> str:
+    """A question, when the folder has something with a similar name."""
+    parent, name = os.path.split(path.rstrip("/"))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(parent or "."), n=1, cutoff=0.6)
+    except OSError:
+        return ""
+    return f" Did you mean {os.path.join(parent, near[0])!r}?" if near else ""
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    if is_remote(paths[0]):
+        return os.path.commonprefix(paths).rpartition("/")[0]
+    return os.path.commonpath([os.path.dirname(path) for path in paths])

@@ -1,0 +1,186 @@
+"""Runs recipes as real processes, without paying for the imports each time.
+
+A server process imports what the recipes import and then forks: each run is a process of its own, with its own pid,
+files and exit status, that can be killed like any other, and that begins after a few milliseconds instead of many seconds.
+What `accelerate launch` and `torchrun` themselves do is tested with the real commands.
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+TINY_ENCODER = {
+    "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+class Run:
+    """One process of a recipe, or one for each rank."""
+
+    def __init__(self, server: "RecipeServer", pids: list[int], folder: Path):
+        self.server, self.pids, self.folder = server, pids, folder
+        self.codes: dict[int, int] = {}
+
+    def poll(self) -> int | None:
+        """Exit status: that of the first rank that failed, 0 when all ended well, `None` while one is running."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                code = self.server.ask({"poll": pid})
+                if code is not None:
+                    self.codes[pid] = code
+        if len(self.codes) < len(self.pids):
+            return None
+        return next((code for code in self.codes.values() if code), 0)
+
+    def wait(self, timeout: float = 300) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"Still running after {timeout} s:\n{self.stdout}\n{self.stderr}")
+            time.sleep(0.02)
+        return code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to each process, not to their workers."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                os.kill(pid, number)
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+
+class RecipeServer:
+    """Starts recipes. The environment is that of the server: what libraries read when they are imported is fixed."""
+
+    def __init__(self, **environment: str):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=ROOT,
+            # one thread: two of them on cores that others use as well wait for each other most of the time
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(20)
+
+    def ask(self, question: dict):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(
+        self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", **environment
+    ) -> Run:
+        """Start a recipe; `folder` gets its stdout and stderr. `before` is Python that the process executes first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("stdout", "stderr"):
+            (folder / name).write_text("")
+        port = _free_port()
+        pids = []
+        for rank in range(ranks):
+            env = {name: str(value) for name, value in environment.items()}
+            if ranks > 1:
+                env |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                }  # fmt: skip
+            argv = [script, *map(str, flags)]
+            pids.append(self.ask({"argv": argv, "env": env, "folder": str(folder), "before": before}))
+        return Run(self, pids, folder)
+
+    def run(self, folder: Path, *flags, timeout: float = 300, **options) -> Run:
+        """Start a recipe and wait for its end. `run.poll()` is its exit status."""
+        run = self.start(folder, *flags, **options)
+        run.wait(timeout)
+        return run
+
+
+@cache
+def recipe_server() -> RecipeServer:
+    """The server of all tests, with the environment that `conftest.py` made."""
+    return RecipeServer()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _serve() -> dict | None:
+    """Answer questions until there are none left (`None`); in a forked child return what it has to run."""
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "poll" in question:
+            pid, status = os.waitpid(question["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return question
+        print(json.dumps(answer), flush=True)
+    return None
+
+
+def _run(job: dict) -> None:
+    os.setpgid(0, 0)
+    for name, target, mode in (
+        ("/dev/null", 0, os.O_RDONLY),
+        (f"{job['folder']}/stdout", 1, os.O_WRONLY | os.O_APPEND),
+        (f"{job['folder']}/stderr", 2, os.O_WRONLY | os.O_APPEND),
+    ):
+        file = os.open(name, mode)
+        os.dup2(file, target)
+        os.close(file)
+    os.environ.update(job["env"])
+    sys.argv = job["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    code = 0
+    try:
+        exec(job["before"], {})
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # what an interpreter does at its end, less the seconds that it takes to free what this one has imported
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    import transformers.models.bert.modeling_bert
+    import transformers.models.modernbert.modeling_modernbert  # noqa: F401
+
+    gc.freeze()
+    job = _serve()
+    if job is not None:
+        _run(job)

@@ -1,0 +1,214 @@
+"""Results on their way to the Hub: the real client in processes of its own, against the Hub of `local_hub.py`."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import tiny
+from recipe_process import ROOT, TINY_ENCODER, RecipeServer
+
+from local_hub import LocalHub, User
+
+
+TOKEN = "hf_0123456789abcdef"
+PUSHED = {
+    "README.md", "results.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "assets/loss.png", "pretraining/config.json", "pretraining/model.safetensors",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hub():
+    tokens = {TOKEN: User("alice", organizations=("acme",)), "hf_read_only_0": User("bob", can_write=False)}
+    with LocalHub(tokens) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def server(hub):
+    server = RecipeServer(HF_ENDPOINT=hub.url)
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def no_faults(hub):
+    yield
+    hub.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.texts(600)))
+    return path
+
+
+@pytest.fixture
+def push(server, corpus, tmp_path):
+    """`push("alice/x", token, flag=value)`: run the recipe that pushes there."""
+
+    def run(repo, token=TOKEN, ranks=1, before="", **settings):
+        settings = {
+            "dataset": corpus, "output_dir": tmp_path / "out", "encoder_config": json.dumps(TINY_ENCODER),
+            "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "precision": "fp32",
+            "push_to_hub": "true", "hub_model_id": repo, **settings,
+        }  # fmt: skip
+        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        environment = {"HF_TOKEN": token} if token else {}
+        return server.run(tmp_path / "log", *words, ranks=ranks, before=before, **environment)
+
+    return run
+
+
+def client(hub, code: str, tmp_path: Path) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_the_result_arrives_and_nothing_else(hub, push, tmp_path):
+    run = push("alice/novels", hub_token=TOKEN)
+    assert run.poll() == 0, run.stderr
+    assert f"Pushed to {hub.url}/alice/novels" in run.stderr
+    out = tmp_path / "out"
+    assert any((out / "runs").rglob("events.*"))  # what must not be pushed is there
+    arrived = hub.files("alice/novels")
+    assert set(arrived) == PUSHED
+    for name, content in arrived.items():
+        assert content == (out / name).read_bytes(), name
+        if not name.endswith((".png", ".safetensors")):
+            assert TOKEN not in content.decode()
+            assert socket.gethostname() not in content.decode()
+    assert hub.commits("alice/novels") == ["End of training", "initial commit"]
+    assert not hub.repos["models", "alice/novels"].private
+    assert not (out / ".staging").exists()
+
+    answer = client(
+        hub,
+        """
+        import sys
+
+        sys.modules["hfssl"] = None  # importing it fails
+        from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+        _, info = AutoModelForMaskedLM.from_pretrained("alice/novels", output_loading_info=True)
+        print([sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")])
+        tokens = AutoTokenizer.from_pretrained("alice/novels")("the quick brown fox", return_tensors="pt")
+        print(tuple(AutoModel.from_pretrained("alice/novels")(**tokens).last_hidden_state.shape))
+        del sys.modules["hfssl"]
+        import hfssl
+
+        print(type(AutoModelForPreTraining.from_pretrained("alice/novels", subfolder="pretraining")).__name__)
+        """,
+        tmp_path,
+    )
+    assert answer == ["[[], [], []]", "(1, 6, 32)", "MlmForPreTraining"]
+
+
+def test_a_private_repository_of_an_organization_and_two_processes(hub, push):
+    run = push("acme/novels", ranks=2, hub_private_repo="true")
+    assert run.poll() == 0, run.stderr
+    assert hub.repos["models", "acme/novels"].private
+    assert set(hub.files("acme/novels")) == PUSHED
+    assert hub.commits("acme/novels") == ["End of training", "initial commit"]
+
+
+@pytest.mark.parametrize(
+    "repo, token, words",
+    [
+        ("alice/refused", "hf_wrong_token", "the Hub answered 401. Log in with `hf auth login`"),
+        ("alice/refused", None, "the Hub answered 401. Log in with `hf auth login`"),
+        ("bob/refused", "hf_read_only_0", "the Hub answered 403"),
+        ("someone/refused", TOKEN, "the Hub answered 403"),
+        ("a/b/refused", TOKEN, "is no name of a repository"),
+        ("none", TOKEN, "pass `--hub_model_id your-name/your-model`"),
+    ],
+)
+def test_what_cannot_be_pushed_is_known_before_the_training(hub, push, tmp_path, repo, token, words):
+    run = push(repo, token)
+    assert run.poll() == 1
+    [error] = run.stderr.splitlines()  # not even the data were opened
+    assert error.startswith("error: ") and words in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".hfssl.lock"]
+    assert not any(name.endswith("/refused") for _, name in hub.repos)
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    # the client tries again for half a minute where a server is only busy
+    [("POST", "/commit/", 503), ("POST", "/preupload/", 403), ("PUT", "/lfs/", 403)],
+)
+def test_a_push_that_fails_at_the_end_does_not_cost_the_run(hub, push, tmp_path, method, path, status):
+    repo = f"alice/later{path.replace('/', '-').rstrip('-')}"
+    hub.fail(method, path, status=status, times=1000)
+    seed = len(path)  # weights that the Hub does not have yet
+    run = push(repo, seed=seed)
+    assert run.poll() == 0, run.stderr
+    assert any(asked == method and path in where and got == status for asked, where, got in hub.requests)
+    assert "Traceback" not in run.stderr
+    out = tmp_path / "out"
+    there = {file.relative_to(out).as_posix() for file in out.rglob("*")}
+    assert there >= PUSHED
+    assert not (out / ".staging").exists()
+    assert hub.files(repo) == {}
+    [line] = [line for line in run.stderr.splitlines() if f"The push to {repo} failed" in line]
+    assert f"The result is safe in {out}" in line
+    hub.faults.clear()
+    # both ways that it names
+    if path == "/commit/":
+        words = shlex.split(re.search(r"or: hf (upload .*)$", line)[1])
+        hf = [sys.executable, "-c", "import sys; sys.argv[0] = 'hf'; from huggingface_hub.cli.hf import main; main()"]
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        process = subprocess.run([*hf, *words], env=env, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stderr
+    else:
+        again = push(repo, before=NO_TRAINING, seed=seed)
+        assert again.poll() == 0, again.stderr
+    assert set(hub.files(repo)) == PUSHED
+
+
+NO_TRAINING = """
+from transformers import Trainer
+def training_step(*args, **kwargs):
+    raise AssertionError("a step was trained")
+Trainer.training_step = training_step
+"""
+
+
+def test_every_save_pushes_a_result(hub, push, tmp_path):
+    hub.fail("POST", "/api/models/alice/often/commit/", status=503)  # the first of them, which costs nothing
+    run = push("alice/often", hub_strategy="every_save", max_steps=6)
+    assert run.poll() == 0, run.stderr
+    assert "The push to alice/often failed" in run.stderr
+    titles = hub.commits("alice/often")
+    assert titles[0] == "End of training"
+    assert "step 4" in titles and "step 2" not in titles
+    repo = hub.repos["models", "alice/often"]
+    commit = repo.branches["main"]
+    while commit.title != "step 4":
+        commit = commit.parent
+    assert {"config.json", "model.safetensors", "tokenizer.json", "pretraining/model.safetensors"} <= set(commit.tree)
+    assert set(commit.tree) <= PUSHED | {".gitattributes"}
+    assert set(hub.files("alice/often")) == PUSHED
+    # the result of a step is that of its checkpoint, and the last one that of the run
+    assert commit.tree["model.safetensors"].content != hub.files("alice/often")["model.safetensors"]
+    assert hub.files("alice/often")["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_pushing_changes_nothing_of_the_training(push, tmp_path):
+    assert push("alice/same", hub_strategy="every_save", dropout=0.1).poll() == 0
+    out = tmp_path / "plain"
+    assert push("alice/same", push_to_hub="false", dropout=0.1, output_dir=out).poll() == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
