@@ -123,7 +123,7 @@ def open_stream(path: str, workers: int) -> ExactStream:
 
 
 def read_rows(path: str, num_rows: int, workers: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Read `num_rows` samples: rate and memory of ten parts, and the stream's states near row 10,000 and at the end."""
+    """Read `num_rows` samples: rate and memory of ten parts, the stream's states near row 10,000 and at the end."""
     return _in_fresh_process(_read_rows, path, num_rows, workers)
 
 

@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(items):
 def two_threads():
     import torch
 
-    torch.set_num_threads(2)
+    from hfssl.training_args import num_cores
+
+    torch.set_num_threads(min(2, num_cores()))
 
 
 @pytest.fixture(autouse=True)

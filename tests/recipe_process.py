@@ -1,7 +1,7 @@
 """Runs recipes as real processes, without paying for the imports each time.
 
 A server process imports what the recipes import and then forks: each run is a process of its own, with its own pid,
-files and exit status, that can be killed like any other, and that begins after a few milliseconds instead of many seconds.
+files and exit status, that can be killed like any other and begins after a few milliseconds instead of many seconds.
 What `accelerate launch` and `torchrun` themselves do is tested with the real commands.
 """
 
@@ -96,7 +96,7 @@ class RecipeServer:
     def start(
         self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", **environment
     ) -> Run:
-        """Start a recipe; `folder` gets its stdout and stderr. `before` is Python that the process executes first."""
+        """Start a recipe; `folder` gets stdout and stderr. `before` is Python that the process executes first."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("stdout", "stderr"):
             (folder / name).write_text("")

@@ -48,7 +48,7 @@ def run(code, *arguments):
     )  # fmt: skip
 
 
-# -- the claim ------------------------------------------------------------------------------------------------------
+# -- the claim --------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_folder_is_made_and_claimed(tmp_path):
@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_written_over(tmp_path, resume, content):
     assert (tmp_path / content).exists()
 
 
-# -- which checkpoint ------------------------------------------------------------------------------------------------
+# -- which checkpoint -------------------------------------------------------------------------------------------------
 
 
 def test_checkpoints_are_listed_by_number(tmp_path):

@@ -58,8 +58,8 @@ def push(server, corpus, tmp_path):
     def run(repo, token=TOKEN, ranks=1, before="", **settings):
         settings = {
             "dataset": corpus, "output_dir": tmp_path / "out", "encoder_config": json.dumps(TINY_ENCODER),
-            "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "precision": "fp32",
-            "push_to_hub": "true", "hub_model_id": repo, **settings,
+            "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4,
+            "precision": "fp32", "push_to_hub": "true", "hub_model_id": repo, **settings,
         }  # fmt: skip
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
         environment = {"HF_TOKEN": token} if token else {}

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,10 +221,11 @@ class ExactStream(torch.utils.data.IterableDataset):
     # -- the stream -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        loader = self._loader()
+        with _signals_held_back():  # a worker is to be born deaf to them, see `_end_with`
+            blocks = iter(self._loader())
         pending: list[tuple[Rows, int, int]] = []  # (rows, first, last) that wait for a full batch
         waiting, blocks_without_rows = 0, 0
-        for (pass_index, block), made in loader:
+        for (pass_index, block), made in blocks:
             first = self.position["row"] if (pass_index, block) == self._start else 0
             # a block that was begun before the checkpoint has been counted there
             if first == 0:
@@ -395,11 +397,22 @@ def _init_worker(worker_id: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process().pid
-    if hasattr(signal, "sigtimedwait"):
+    if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait until the block is left; processes that it starts keep holding them back."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(parent: int) -> None:
@@ -409,8 +422,11 @@ def _end_with(parent: int) -> None:
     a launcher's SIGTERM goes to the whole process group: the main process then needs rows until it has saved.
     """
     while os.getppid() == parent:
-        if not hasattr(signal, "sigtimedwait"):
+        if not hasattr(signal, "sigtimedwait"):  # macOS: nothing says who sent it
             time.sleep(1.0)
+            if hasattr(signal, "sigpending") and signal.SIGTERM in signal.sigpending():
+                time.sleep(60.0)
+                break
             continue
         received = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, 1.0)
         if received is not None and received.si_pid == parent:

@@ -42,7 +42,8 @@ def offline_server() -> RecipeServer:
 def flags(**settings) -> list:
     settings = {
         "encoder_config": json.dumps(TINY_ENCODER), "vocab_size": 150, "max_length": 32, "max_steps": 4,
-        "save_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "precision": "fp32", "eval_steps": 2, **settings,
+        "save_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "precision": "fp32", "eval_steps": 2,
+        **settings,
     }  # fmt: skip
     return [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
 
@@ -85,7 +86,7 @@ def the_error(run) -> str:
     return error.split("error: ", 1)[1]
 
 
-# -- what it makes ------------------------------------------------------------------------------------------------
+# -- what it makes ----------------------------------------------------------------------------------------------------
 
 
 def check_result(folder: Path) -> dict[str, dict]:
@@ -131,6 +132,7 @@ def write_splits(folder: Path) -> Path:
     return folder / "splits"
 
 
+DEBERTA = json.dumps(TINY_ENCODER | {"model_type": "deberta-v2"})
 MODERN_BERT = TINY_ENCODER | {"model_type": "modernbert", "local_attention": 8, "global_attn_every_n_layers": 2}
 
 
@@ -201,7 +203,6 @@ def test_the_result_loads_where_hfssl_is_not(finished, tmp_path):
             print("no hfssl")
         import torch
         from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
-        from transformers.utils import logging
 
         folder = sys.argv[1]
         model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
@@ -227,6 +228,16 @@ def test_the_method_loads_from_pretraining(finished):
     stock = AutoModelForMaskedLM.from_pretrained(finished).state_dict()
     for name, tensor in model.encoder.state_dict().items():
         assert torch.equal(tensor, stock[name]), name
+
+
+def test_the_seed_decides_the_first_weights_in_any_process(corpus, tmp_path):
+    first = {}
+    for name, seed, before in [("a", 1, ""), ("b", 2, ""), ("c", 1, "import torch; torch.rand(3)")]:
+        words = flags(dataset=corpus, output_dir=tmp_path / name / "out", max_steps=1, learning_rate=0, seed=seed)
+        run = recipe_server().run(tmp_path / name, *words, before=before)
+        assert run.poll() == 0, run.stderr
+        first[name] = (tmp_path / name / "out" / "model.safetensors").read_bytes()
+    assert first["a"] == first["c"] != first["b"]
 
 
 def test_the_same_command_after_the_end_is_harmless(copy_of_finished, corpus, tmp_path):
@@ -283,7 +294,7 @@ def test_a_yaml_is_the_same_as_flags(corpus, tmp_path):
     assert same[0] == same[1]
 
 
-# -- what it says where it cannot -----------------------------------------------------------------------------------
+# -- what it says where it cannot -------------------------------------------------------------------------------------
 
 
 def broken_parquet(folder):
@@ -390,7 +401,7 @@ def test_data_that_cannot_be_had(tmp_path, write, settings, words):
     ({"encoder_config": '{"model_type"'}, ["--encoder_config expects", "not valid JSON"]),
     ({"encoder_config": json.dumps(TINY_ENCODER | {"num_attention_heads": 3})}, ["number of attention heads (3)"]),
     ({"encoder_config": json.dumps(TINY_ENCODER | {"num_hidden_layers": "two"})}, ["num_hidden_layers"]),
-    ({"encoder_config": json.dumps(TINY_ENCODER | {"model_type": "deberta-v2"})}, ["cannot be packed", "--packing false"]),
+    ({"encoder_config": DEBERTA}, ["cannot be packed", "--packing false"]),
     ({"encoder": "bert-tiny", "encoder_config": '{"hiden_size": 4}'}, ["bert-tiny has no field 'hiden_size'"]),
     ({"vocab_size": 3}, ["vocabulary of 3 entries is too small", "--vocab_size"]),
     ({"tokenizer": "someone/nothing"}, ["tokenizer 'someone/nothing' cannot be loaded", "The Hub has no such model"]),
@@ -627,7 +638,7 @@ def test_a_disk_without_room_for_the_result_costs_no_training(small_disk, corpus
     check_result(out)
 
 
-# -- as the README says ----------------------------------------------------------------------------------------------
+# -- as the README says -----------------------------------------------------------------------------------------------
 
 
 def launched(*command, cwd=ROOT, **environment):
