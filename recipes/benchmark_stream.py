@@ -26,6 +26,8 @@ class StreamBenchmark:
             Sources to measure.
         workers (`str`, *optional*, defaults to `"0,1,4"`):
             Numbers of worker processes to measure.
+        rows_with_more (`int`, *optional*):
+            Rows to read with all but the first of them. Left out, as many. Resumes are from the states of the first.
         folder (`str`, *optional*, defaults to `"outputs/benchmark_stream"`):
             Where the rows lie.
     """
@@ -33,6 +35,7 @@ class StreamBenchmark:
     rows: int = 10_000_000
     kinds: str = "parquet,jsonl,files"
     workers: str = "0,1,4"
+    rows_with_more: int | None = None
     folder: str = "outputs/benchmark_stream"
 
 
@@ -46,9 +49,12 @@ def main():
     make_rows(folder, args.rows)
     for kind in args.kinds.split(","):
         path = str(folder / {"parquet": "rows.parquet", "jsonl": "rows.jsonl", "files": "files"}[kind])
+        states = {}
         for workers in map(int, args.workers.split(",")):
             begin = time.perf_counter()
-            parts, states = read_rows(path, args.rows, workers)
+            rows = args.rows if not states else args.rows_with_more or args.rows
+            parts, reached = read_rows(path, rows, workers)
+            states = states or reached  # a state continues with any number of workers
             seconds = time.perf_counter() - begin
             rates = [part["rows_per_s"] for part in parts]
             memory = [part["memory_mb"] for part in parts]
@@ -56,7 +62,7 @@ def main():
             print(
                 json.dumps(
                     {
-                        "source": kind, "workers": workers, "rows": args.rows, "seconds": round(seconds, 1),
+                        "source": kind, "workers": workers, "rows": rows, "seconds": round(seconds, 1),
                         "rows_per_s": [round(rate) for rate in rates], "memory_mb": [round(m) for m in memory],
                         "resume_seconds": resume, "waste": round(parts[-1]["waste"], 4),
                     }

@@ -1,32 +1,13 @@
 """Contenders in processes of their own, one at a time, and the figures that come of them."""
 
-import os
-import time
-
 import pytest
 import tiny
 import torch
+from sleeper import sleeper
 
 from hfssl.benchmark import Contender, Pace, count_flops, matrix_product_rate, measure, ratio, table
 from hfssl.benchmark_mlm import MlmBenchmark, num_tokens
 from hfssl.errors import UserError
-
-
-def sleeper(pace, settings):
-    """A contender that writes down when it works."""
-    pace.data_is_readable()
-    for step in range(pace.num_steps):
-        if settings.get("fails_at") == step:
-            raise settings["error"]
-        if settings.get("dies_at") == step:
-            os._exit(9)
-        begin = time.monotonic()
-        time.sleep(settings["seconds"])
-        with open(settings["log"], "a") as log:
-            log.write(f"{begin} {time.monotonic()} {settings['mark']}\n")
-        pace.fetched(0.0, torch.tensor(90), 100)
-        pace.stepped(torch.tensor(float(step)))
-    return 6.0
 
 
 def contender(name, log, **settings):

@@ -121,7 +121,7 @@ def flags(folder, **settings):
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.texts(1500)))
     settings = {
         "dataset": folder / "texts.jsonl", "output_dir": folder / "out", "encoder_config": json.dumps(TINY_ENCODER),
-        "vocab_size": 150, "max_length": 32, "max_steps": 300, "save_steps": 1000, "eval_steps": 300,
+        "vocab_size": 150, "max_length": 32, "max_steps": 150, "save_steps": 1000, "eval_steps": 150,
         "per_device_train_batch_size": 4, "report_to": "none", "precision": "fp32", "dropout": 0.1, **settings,
     }  # fmt: skip
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
@@ -133,7 +133,7 @@ def wait_for(condition, run):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_saves_although_workers_get_it_too(tmp_path, number):
     """Ctrl-C goes to all processes of a terminal's group, a launcher's SIGTERM to all of the run's session."""
     words = flags(tmp_path, dataloader_num_workers=2)
@@ -145,7 +145,7 @@ def test_a_signal_to_the_whole_group_saves_although_workers_get_it_too(tmp_path,
     assert "Traceback" not in run.stderr
     [checkpoint] = list_checkpoints(tmp_path / "out")
     step = int(checkpoint.name.split("-")[1])
-    assert 0 < step < 300
+    assert 0 < step < 150
     assert run.stderr.splitlines()[-1] == (
         f"Stopped at step {step}, saved as {checkpoint}. The same command goes on from there."
     )

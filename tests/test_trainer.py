@@ -281,8 +281,9 @@ def test_overrides_still_exist_in_transformers():
     from transformers import Trainer
 
     for name in (
-        "get_train_dataloader", "_get_num_items_in_batch", "training_step", "evaluate", "_save_checkpoint", "_get_output_dir",
-        "create_scheduler", "init_hf_repo", "push_to_hub", "_push_from_checkpoint", "_finish_current_push", "_load_from_checkpoint",
+        "get_train_dataloader", "_get_num_items_in_batch", "training_step", "create_scheduler", "evaluate",
+        "_save_checkpoint", "_get_output_dir", "init_hf_repo", "push_to_hub", "_push_from_checkpoint",
+        "_finish_current_push", "_load_from_checkpoint",
     ):  # fmt: skip
         assert callable(getattr(Trainer, name)), name
 
