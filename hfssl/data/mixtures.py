@@ -144,8 +144,8 @@ class MixtureStream(ExactStream):
     def _order_of(self, part: int, pass_index: int) -> np.ndarray:
         """The pieces of a source in the order of one of its passes."""
         if part not in self._orders or self._orders[part][0] != pass_index:
-            groups = self.source.parts[part].source.pieces[:, 3]
-            self._orders[part] = (pass_index, shuffled_units(groups, 1, self.seed, pass_index, part))
+            source = self.source.parts[part].source
+            self._orders[part] = (pass_index, shuffled_units(source, 1, self.seed, pass_index, part))
         return self._orders[part][1]
 
     def _passes_begun(self, pass_index: int, block: int) -> dict[str, int]:

@@ -165,9 +165,9 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.most_empty_blocks = self.num_blocks_of_rank
 
     def _order(self, pass_index: int) -> np.ndarray:
-        """The units of a pass in their order: groups are permuted, and the pieces inside each group."""
+        """The units of a pass in their order."""
         if self._order_cache is None or self._order_cache[0] != pass_index:
-            shuffled = shuffled_units(self.source.pieces[:, 3], self.shares, self.seed, pass_index)
+            shuffled = shuffled_units(self.source, self.shares, self.seed, pass_index)
             self._order_cache = (pass_index, shuffled)
         return self._order_cache[1]
 
@@ -347,21 +347,17 @@ _LAYOUT_WORDS = {
 }
 
 
-def shuffled_units(groups: np.ndarray, shares: int, *key: int) -> np.ndarray:
-    """An order of the units of some pieces that depends on `key` only: unit `piece * shares + share`.
+def shuffled_units(source: Source, shares: int, *key: int) -> np.ndarray:
+    """An order of the units of a source that depends on `key` only: unit `piece * shares + share`.
 
-    Pieces of one group stay together, so that what they share is decoded once.
-
-    Args:
-        groups (`np.ndarray` of shape `(num_pieces,)`):
-            The group of each piece.
-        shares (`int`):
-            Units a piece.
+    Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
+    is read once, and a block still comes from several places of the source.
     """
+    groups = source.pieces[:, 3]
     shuffled = keyed.permutation(len(groups) * shares, *key, 1)
     if len(np.unique(groups)) < len(groups):
-        rank_of_group = keyed.permutation(int(groups.max()) + 1, *key, 2)
-        shuffled = shuffled[np.argsort(rank_of_group[groups[shuffled // shares]], kind="stable")]
+        handful = keyed.permutation(int(groups.max()) + 1, *key, 2) // source.groups_at_once
+        shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
     return shuffled
 
 

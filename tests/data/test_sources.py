@@ -224,12 +224,15 @@ def test_small_row_groups_are_pieces_of_several_files(tmp_path):
     assert texts_of(source) == TEXTS + TEXTS[:150]
 
 
-def test_one_decoded_group_is_kept(tmp_path):
+def test_a_handful_of_decoded_groups_is_kept(tmp_path, monkeypatch):
     write_parquet(tmp_path / "a.parquet", TEXTS, row_group_size=50)
     source = open_source(tmp_path / "a.parquet")
+    assert source.groups_at_once == tables.MOST_GROUPS_AT_ONCE
+    monkeypatch.setattr(tables, "GROUP_CACHE_BYTES", 3 * source.largest_group_bytes)
+    assert source.groups_at_once == 3
     for index in range(len(source)):
         source.read(index)
-        assert list(source._cache.data) == [source.pieces[index, 3]]
+        assert list(source._cache.data) == source.pieces[max(index - 2, 0) : index + 1, 3].tolist()
 
 
 def test_there_are_never_too_many_pieces(tmp_path, monkeypatch):

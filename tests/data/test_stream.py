@@ -130,11 +130,16 @@ def test_resume_reads_only_one_block_again():
     assert Counting.reads <= 2 * again.units_per_block
 
 
-def test_pieces_of_a_group_stay_together():
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pieces_of_a_handful_of_groups_stay_together(at_once):
     source = MemorySource(texts(500), name="memory", piece_bytes=100)
     source.pieces[:, 3] = np.arange(len(source.pieces)) // 10
+    source.groups_at_once = at_once
     groups = source.pieces[stream(source)._order(0), 3]
-    assert len(set(groups)) == 1 + int((groups[1:] != groups[:-1]).sum())
+    for group in set(groups):
+        places = np.flatnonzero(groups == group)
+        assert places[-1] - places[0] < 10 * at_once
+    assert ((groups[1:] != groups[:-1]).sum() > len(groups) // 2) == (at_once > 1)  # and are mixed within it
     assert sorted(stream(source)._order(0)) == list(range(len(source.pieces)))
 
 

@@ -86,6 +86,7 @@ class Source:
     """
 
     unit = "row"
+    groups_at_once = 1  # groups between which a process may go to and fro without reading one of them twice
 
     def __init__(
         self,

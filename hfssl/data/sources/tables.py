@@ -27,6 +27,11 @@ from .columns import find_column
 from .files import is_remote, open_bytes, unreadable, with_retries
 
 
+# Decoded row groups that a process keeps, to mix their pieces: always one, else as many as fit.
+GROUP_CACHE_BYTES = 64 << 20
+MOST_GROUPS_AT_ONCE = 16
+
+
 class ParquetSource(Source):
     """Parquet files. The decoded column of the last row group is kept, so ranges of one group cost one decode."""
 
@@ -93,6 +98,10 @@ class ParquetSource(Source):
     def largest_group_bytes(self) -> int:
         return int(self._group_bytes.max(initial=0))
 
+    @property
+    def groups_at_once(self) -> int:
+        return int(np.clip(GROUP_CACHE_BYTES // max(self.largest_group_bytes, 1), 1, MOST_GROUPS_AT_ONCE))
+
     def read(self, index: int) -> PieceRows:
         file, start, stop, group = self.pieces[index].tolist()
         rows = np.arange(start, stop)
@@ -106,9 +115,9 @@ class ParquetSource(Source):
         groups = self._cache.data
         if group in groups:
             return groups[group]
-        # A pass visits the pieces of a group one after another, so one decoded group is enough. It goes first, so that
-        # the old one and the new one are not in memory together.
-        groups.clear()
+        # The oldest goes first, so that it and the new one are not in memory together.
+        while len(groups) >= self.groups_at_once:
+            groups.popitem(last=False)
         groups[group] = data = self._read_group(file, group)
         return data
 
