@@ -44,7 +44,7 @@ def main():
     from hfssl.evaluation.next_sentence import NextSentenceEvaluator
     from hfssl.report import finish_mlm
 
-    defaults = {"output_dir": "outputs/mlm", "max_steps": 1500}
+    defaults = {"output_dir": "outputs/mlm", "max_steps": 1200}
     parser = RecipeParser(
         Encoder, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments, description=__doc__, defaults=defaults
     )
