@@ -15,7 +15,6 @@ run.
 
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -363,8 +362,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes, before any trainer exists."""
-    return os.environ.get("RANK", "0") == "0"

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
@@ -291,14 +290,3 @@ class TextData:
                 "`--max_steps`."
             )
         args.max_steps = -(-args.max_tokens // (args.global_batch_size * self.arguments.max_length))
-
-
-def main_process_first(work):
-    """Run `work` on the main process, then on the others: downloads and conversions happen once."""
-    distributed = dist.is_available() and dist.is_initialized()
-    main = not distributed or dist.get_rank() == 0
-    result = work() if main else None
-    if distributed:
-        dist.barrier()
-        result = result if main else work()
-    return result
