@@ -47,7 +47,7 @@ class MlmBenchmark:
 
     Args:
         against (`str`, *optional*, defaults to `"transformers"`):
-            Whom to measure against.
+            Whom to measure against. none: nobody, only what the trainer costs beside a bare loop (`--bare`).
         encoder (`str`, *optional*, defaults to `"bert-small"`):
             bert-tiny, bert-mini, bert-small, bert-base, modernbert-small or a config file.
         attention (`str`, *optional*, defaults to `"auto"`):
@@ -78,7 +78,7 @@ class MlmBenchmark:
             End with one line of JSON.
     """
 
-    against: Literal["transformers"] = "transformers"
+    against: Literal["transformers", "none"] = "transformers"
     encoder: str = "bert-small"
     attention: str = "auto"
     batch_size: int = 32
@@ -103,6 +103,7 @@ class MlmBenchmark:
                 f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
                 f"{', '.join(TEXT_PRESETS)} or a config file that ends in .json."
             )
+        self.bare = self.bare or self.against == "none"
         if self.defaults and self.precision != "auto":
             raise UserError(
                 "`--defaults` compares each side at its own precision, `--precision` sets one for both: leave one of "
@@ -127,9 +128,10 @@ def run_mlm_benchmark(arguments: MlmBenchmark, data: TextDataArguments) -> tuple
         )
     report = {"method": "mlm", "against": arguments.against, "precision": figures["ours"]["precision"]}
     report |= figures
-    report["ratio"] = ratio(figures, "ours", "theirs")
-    report["ratio_same_config"] = ratio(figures, "ours_same_config", "theirs")
-    report["memory_ratio"] = round(figures["ours"]["peak_mb"] / figures["theirs"]["peak_mb"], 4)
+    if "theirs" in figures:
+        report["ratio"] = ratio(figures, "ours", "theirs")
+        report["ratio_same_config"] = ratio(figures, "ours_same_config", "theirs")
+        report["memory_ratio"] = round(figures["ours"]["peak_mb"] / figures["theirs"]["peak_mb"], 4)
     if "theirs_sparse" in figures:
         report["ratio_sparse"] = ratio(figures, "ours", "theirs_sparse")
     if "bare" in figures:
@@ -198,12 +200,14 @@ def contenders(arguments: MlmBenchmark, data: TextDataArguments, folder: Path) -
     ours = choose_precision(arguments.precision, arguments.use_cpu)
     theirs = "fp32" if arguments.defaults else ours
     settings = {"arguments": arguments, "data": data, "folder": str(folder)}
-    sides = [
-        Contender("ours", "hfssl", ours, train_ours, settings),
-        Contender("theirs", "transformers", theirs, train_theirs, settings),
-        Contender("ours_same_config", "hfssl, their config", ours, train_ours, settings | {"same_config": True}),
-    ]
-    if hasattr(config, "sparse_prediction"):
+    sides = [Contender("ours", "hfssl", ours, train_ours, settings)]
+    if arguments.against == "transformers":
+        same = settings | {"same_config": True}
+        sides += [
+            Contender("theirs", "transformers", theirs, train_theirs, settings),
+            Contender("ours_same_config", "hfssl, their config", ours, train_ours, same),
+        ]
+    if arguments.against == "transformers" and hasattr(config, "sparse_prediction"):
         sparse = {"overrides": {"sparse_prediction": True}}
         sides.append(Contender("theirs_sparse", "transformers, sparse", theirs, train_theirs, settings | sparse))
     if arguments.bare:
@@ -411,7 +415,7 @@ def _text(arguments: MlmBenchmark, data: TextDataArguments, report: dict[str, An
         f"tokens, {report['threads']} of {num_cores()} cores.",
         f"Corpus: {report['corpus']}; {report['num_texts']:,} texts, {report['num_characters']:,} characters.",
         f"Tokenizer: {report['vocab_size']:,} entries, {made}.",
-        f"transformers: Trainer, {mode}.",
+        *([f"transformers: Trainer, {mode}."] if "theirs" in figures else []),
         f"In turn, {arguments.blocks} blocks of {arguments.steps_per_block} steps each; medians over the blocks.",
         "",
         table(figures),
@@ -426,7 +430,8 @@ def _text(arguments: MlmBenchmark, data: TextDataArguments, report: dict[str, An
     say("ratio", "ours", "theirs", "each side with its own defaults of dropout and attention")
     say("ratio_same_config", "ours_same_config", "theirs", "the same dropout and attention implementation (sdpa)")
     say("ratio_sparse", "ours", "theirs_sparse", "against theirs with `sparse_prediction`")
-    lines.append(f"memory_ratio: {report['memory_ratio']:.2f}: peak of the process, hfssl over transformers")
+    if "memory_ratio" in report:
+        lines.append(f"memory_ratio: {report['memory_ratio']:.2f}: peak of the process, hfssl over transformers")
     if "overhead" in report:
         lines.append(f"overhead: {report['overhead']:.1%}: what SSLTrainer takes beside the bare loop")
     lines += ["", "Not comparable, or to be known:", *(f"- {note}" for note in _notes(arguments, figures))]
@@ -435,19 +440,19 @@ def _text(arguments: MlmBenchmark, data: TextDataArguments, report: dict[str, An
 
 def _notes(arguments: MlmBenchmark, figures: dict[str, Any]) -> list[str]:
     notes = [
-        "Losses of different sides: other rows, other masks, and dropout on one side only.",
         "FLOPs are counted with torch.utils.flop_counter on one step of each side: of the matrix products that it "
         "really does (ours leaves out the logits that have no label), padding included. A higher utilisation is not a "
         "higher speed.",
         "Peak memory is the resident size of the process, files that it maps included.",
-        "The time to the first step is without imports and without the training of the tokenizer. Theirs tokenises "
-        "the whole corpus in it (and caches that for a second run), ours the first block.",
+        "The time to the first step is without imports and without the training of the tokenizer. Ours tokenises the "
+        "first block in it, transformers the whole corpus (and caches that for a second run).",
     ]
-    if arguments.line_by_line:
-        notes.append("Theirs cuts texts at the row length and drops the rest; ours trains on the rest too.")
-    else:
+    if "theirs" in figures:
+        notes.append("Losses of different sides: other rows, other masks, and dropout on one side only.")
         notes.append(
-            "Theirs joins texts, and attention crosses from one to the next; ours packs texts, and attention does not."
+            "Theirs cuts texts at the row length and drops the rest; ours trains on the rest too."
+            if arguments.line_by_line
+            else "Theirs joins texts, and attention crosses from one to the next; ours packs them, and it does not."
         )
     if arguments.defaults:
         notes.append("The precisions differ: each side has its default.")

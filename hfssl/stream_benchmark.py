@@ -166,12 +166,14 @@ def _first_batch_seconds(path: str, workers: int, state: dict[str, Any]) -> floa
 def _in_fresh_process(function, *args):
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, args))
+    process = context.Process(target=_send, args=(sender, multiprocessing.get_start_method(), function, args))
     process.start()
     result = receiver.recv()
     process.join()
     return result
 
 
-def _send(sender, function, args) -> None:
+def _send(sender, start_method: str, function, args) -> None:
+    # a spawned process would spawn its own workers too, unlike a recipe
+    multiprocessing.set_start_method(start_method, force=True)
     sender.send(function(*args))

@@ -5,7 +5,7 @@ python recipes/benchmark.py mlm --dataset my_texts/ --precision fp32 --json     
 python recipes/benchmark.py mlm --defaults                                      each side at its default precision
 python recipes/benchmark.py mlm --dataset sentences.parquet --line_by_line      their mode for short texts
 python recipes/benchmark.py mlm --encoder modernbert-small                      also with its own sparse_prediction
-python recipes/benchmark.py mlm --bare                                          also what our trainer costs
+python recipes/benchmark.py mlm --against none                                  our trainer beside a bare loop
 
 Each side runs its full path, data included, in a process of its own; no two run at the same time. What is compared,
 and what cannot be, stands below the table. Measured results: recipes/README.md.

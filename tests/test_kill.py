@@ -18,6 +18,7 @@ import tiny
 from recipe_process import ROOT, TINY_ENCODER, recipe_server
 
 
+MLM, CLM = "recipes/mlm.py", "recipes/clm.py"
 STEPS, SAVE_STEPS = 40, 5
 # A checkpoint of so small a model takes a few milliseconds: longer, so that a kill meets it.
 SLOW_CHECKPOINTS = """
@@ -34,24 +35,33 @@ export.write_results = lambda *args: (time.sleep(0.2), write_results(*args))[1]
 """
 
 
+TINY_DECODER = {
+    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny.texts(1500)))
+    return write_texts(tmp_path_factory.mktemp("corpus") / "texts.jsonl", tiny.texts(1500))
+
+
+def write_texts(path: Path, texts) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
-    """`uninterrupted(ranks, **settings)`: what a run that nobody kills ends with. Made once for each."""
+    """`uninterrupted(ranks, script, **settings)`: what a run that nobody kills ends with. Made once for each."""
     known = {}
 
-    def result(ranks, **settings):
+    def result(ranks, script=MLM, **settings):
         settings.pop("dataloader_num_workers", None)  # any number of workers gives the same
-        key = (ranks, *settings.items())
+        key = (ranks, script, *settings.items())
         if key not in known:
             folder = tmp_path_factory.mktemp("uninterrupted")
-            run = recipe_server().run(folder, *flags(corpus, folder / "out", **settings), ranks=ranks)
+            words = flags(corpus, folder / "out", **settings)
+            run = recipe_server().run(folder, *words, script=script, ranks=ranks)
             assert run.poll() == 0, run.stderr
             known[key] = outcome(folder / "out")
         return known[key]
@@ -66,7 +76,7 @@ def flags(corpus: Path, output_dir: Path, **settings) -> list:
         "eval_steps": 20, "logging_steps": 5, "report_to": "none", "precision": "fp32", "learning_rate": 5e-3,
         **settings,
     }  # fmt: skip
-    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+    return [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
 
 
 def outcome(output_dir: Path) -> dict:
@@ -153,14 +163,15 @@ def descendants(*pids: int) -> set[int]:
     return found - set(pids)
 
 
-def check(folder, corpus, uninterrupted, ranks=1, seed=0, start=None, **settings):
+def check(folder, corpus, uninterrupted, ranks=1, seed=0, start=None, script=MLM, **settings):
     output_dir = folder / "out"
-    whole = uninterrupted(ranks, **settings)
+    whole = uninterrupted(ranks, script, **settings)
     words = flags(corpus, output_dir, **settings)
     slow = SLOW_CHECKPOINTS + SLOW_RESULT
-    start = start or (lambda: recipe_server().start(folder / "log", *words, ranks=ranks, before=slow))
+    options = {"script": script, "ranks": ranks, "before": slow}
+    start = start or (lambda: recipe_server().start(folder / "log", *words, **options))
     kills = drill(start, output_dir, seed=seed)
-    print(f"\n{ranks} process(es), {settings}: {len(kills)} kills", *kills, sep="\n  ")
+    print(f"\n{script}, {ranks} process(es), {settings}: {len(kills)} kills", *kills, sep="\n  ")
     assert outcome(output_dir) == whole
     assert not any(output_dir.glob(".staging/*"))
     assert len(kills) == len(ALL)
@@ -195,6 +206,30 @@ def test_every_cut_ends_with_the_same_weights(
 ):
     seed = zlib.crc32(repr((ranks, workers, dropout, accumulation, precision)).encode())
     check(tmp_path, corpus, uninterrupted, ranks, seed, **settings_of(workers, dropout, accumulation, precision))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("addition", ["sentence pairs", "mixture", "new words", "next tokens"])
+def test_every_addition_ends_with_the_same_weights(tmp_path, corpus, uninterrupted, ranks, addition):
+    """What mlm.py can do beside its default, and the other recipes."""
+    script, settings = MLM, {"dropout": 0.1, "dataloader_num_workers": 2}
+    if addition == "sentence pairs":
+        documents = [f"{a}. {b}. {c}." for a, b, c in zip(*[iter(tiny.texts(3000))] * 3, strict=True)]
+        settings |= {"next_sentence_objective": True, "dataset": write_texts(tmp_path / "documents.jsonl", documents)}
+    elif addition == "mixture":
+        other = write_texts(tmp_path / "other.jsonl", tiny.texts(200, seed=1))
+        settings |= {"dataset": f"{corpus}:0.7,{other}:0.3"}
+    elif addition == "new words":
+        checkpoint = tmp_path / "checkpoint"
+        tiny.mlm().export_encoder(checkpoint)
+        tiny.tokenizer().save_pretrained(checkpoint)
+        texts = [f"{text} zyzzyva {i % 7}qwertz" for i, text in enumerate(tiny.texts(1500))]
+        settings |= {"encoder": checkpoint, "extend_vocab": 4, "encoder_config": None, "vocab_size": None}
+        settings |= {"dataset": write_texts(tmp_path / "words.jsonl", texts)}
+    else:
+        script, settings = CLM, settings | {"encoder_config": json.dumps(TINY_DECODER), "vocab_size": 400}
+    check(tmp_path, corpus, uninterrupted, ranks, script=script, **settings)
 
 
 class Command:

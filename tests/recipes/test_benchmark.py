@@ -30,10 +30,10 @@ def run(*flags):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def measured(files, encoder, *flags):
+def measured(files, encoder, *flags, against="transformers"):
     flags = ["--dataset", files / "texts.txt", "--encoder", files / encoder, "--vocab_size", 200, *flags]
     flags += ["--max_length", 32, "--batch_size", 4, "--blocks", 2, "--steps_per_block", 2, "--json"]
-    result = run("mlm", "--against", "transformers", *flags)
+    result = run("mlm", "--against", against, *flags)
     assert result.returncode == 0, result.stderr
     return result.stdout, json.loads(result.stdout.splitlines()[-1])
 
@@ -62,6 +62,14 @@ def test_ends_with_a_table_and_one_line_of_json(files):
     # the vocabulary is filled up to the size that was asked for
     assert report["vocab_size"] == 200 > report["vocab_learned"]
     assert "Not comparable" in output and "ratio_same_config:" in output
+
+
+@pytest.mark.slow
+def test_against_nobody_only_the_trainer_is_measured(files):
+    output, report = measured(files, "bert.json", "--precision", "fp32", against="none")
+    check_sides(report, ["ours", "bare"])
+    assert report["overhead"] == pytest.approx(report["bare"]["items_per_s"] / report["ours"]["items_per_s"] - 1, abs=1e-3)
+    assert "transformers:" not in output and "ratio:" not in output
 
 
 @pytest.mark.slow
