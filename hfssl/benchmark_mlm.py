@@ -49,7 +49,7 @@ class MlmBenchmark:
         against (`str`, *optional*, defaults to `"transformers"`):
             Whom to measure against. none: nobody, only what the trainer costs beside a bare loop (`--bare`).
         encoder (`str`, *optional*, defaults to `"bert-small"`):
-            bert-tiny, bert-mini, bert-small, bert-base, modernbert-small or a config file.
+            bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini, modernbert-small or a config file.
         attention (`str`, *optional*, defaults to `"auto"`):
             Attention of ours: auto, eager, sdpa, flash_attention_2 or flex_attention.
         batch_size (`int`, *optional*, defaults to `32`):

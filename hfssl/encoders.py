@@ -55,7 +55,10 @@ TEXT_PRESETS = {
     "bert-mini": lambda: _bert(4, 256),
     "bert-small": lambda: _bert(4, 512),
     "bert-base": lambda: _bert(12, 768),
-    # the same width and depth as bert-small; global attention in every third layer, as in the paper (2412.13663)
+    # width and depth of the BERT of the same name; global attention in every third layer, as in the paper (2412.13663)
+    "modernbert-mini": lambda: ModernBertConfig(
+        num_hidden_layers=4, hidden_size=256, num_attention_heads=4, intermediate_size=384
+    ),
     "modernbert-small": lambda: ModernBertConfig(
         num_hidden_layers=4, hidden_size=512, num_attention_heads=8, intermediate_size=768
     ),

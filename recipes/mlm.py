@@ -24,8 +24,8 @@ class Encoder:
 
     Args:
         encoder (`str`, *optional*, defaults to `"bert-mini"`):
-            bert-tiny, bert-mini, bert-small, bert-base or modernbert-small from scratch; a config file; or a Hub id or
-            folder to continue from.
+            bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
+            file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, sdpa, flash_attention_2 or flex_attention.
     """
