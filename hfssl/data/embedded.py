@@ -1,7 +1,8 @@
-"""The embedded corpus: real English text that is on every machine, without a download.
+"""Embedded data: real text and real images that are on every machine, without a download.
 
-It is made of the docstrings of the Python standard library (modules, classes, functions; the files are parsed, never
-imported) and of the language reference that `help()` shows (`pydoc_data/topics.py`).
+The text is made of the docstrings of the Python standard library (modules, classes, functions; the files are parsed,
+never imported) and of the language reference that `help()` shows (`pydoc_data/topics.py`). The images are the
+handwritten digits of scikit-learn.
 """
 
 import ast
@@ -12,11 +13,15 @@ import os
 import re
 import sys
 import sysconfig
-import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from struct import pack
 
-from huggingface_hub import constants
+import numpy as np
+
+from .. import random as keyed
+from .cache import cached_columns
 
 
 logger = logging.getLogger(__name__)
@@ -51,12 +56,8 @@ def embedded_text(max_characters: int = 4_000_000) -> list[str]:
     """
     build = hashlib.sha256(f"{sys.version} {sysconfig.get_path('stdlib')}".encode()).hexdigest()[:8]
     version = ".".join(map(str, sys.version_info[:3]))
-    path = Path(constants.HF_HOME, "hfssl", f"embedded-{version}-{build}-v{FORMAT_VERSION}-{max_characters}.parquet")
-    texts = _load(path)
-    if texts is None:
-        texts = collect(Path(sysconfig.get_path("stdlib")), max_characters)
-        _save(texts, path)
-    return texts
+    name = f"embedded-{version}-{build}-v{FORMAT_VERSION}-{max_characters}"
+    return cached_columns(name, lambda: {"text": collect(Path(sysconfig.get_path("stdlib")), max_characters)})["text"]
 
 
 def collect(folder: Path, max_characters: int) -> list[str]:
@@ -132,31 +133,39 @@ def passages(text: str, characters: int = PASSAGE_CHARACTERS) -> Iterator[str]:
         yield passage
 
 
-def _load(path: Path) -> list[str] | None:
-    import pyarrow.parquet as pq
+def embedded_images(split: str | None = None) -> tuple[list[bytes], list[int]]:
+    """Handwritten digits: 1,797 greyscale images of 8×8 pixels in 10 classes (Alpaydin, Kaynak, 1998; scikit-learn).
 
-    try:
-        return pq.read_table(path, columns=["text"]).column(0).to_pylist() or None
-    except FileNotFoundError:
-        return None
-    except Exception:
-        logger.debug("The cache %s cannot be read and is made anew", path, exc_info=True)
-        return None
+    Args:
+        split (`str`, *optional*):
+            `"train"` (four fifths of each class) or `"test"` (the rest); all when left out.
+
+    Returns:
+        `tuple[list[bytes], list[int]]`: the images as PNG files, and the digit that each shows. The bytes are the same
+        on every machine.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # of 0 … 16
+    rows = np.arange(len(labels))
+    if split is not None:
+        test = [_test_rows(np.flatnonzero(labels == digit), digit) for digit in range(10)]
+        is_test = np.isin(rows, np.concatenate(test))
+        rows = rows[is_test == (split == "test")]
+    return [_png(image) for image in pixels[rows]], labels[rows].tolist()
 
 
-def _save(texts: list[str], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _test_rows(rows: np.ndarray, digit: int) -> np.ndarray:
+    return rows[keyed.permutation(len(rows), 19, digit)[: len(rows) // 5]]
 
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        os.close(handle)
-        pq.write_table(pa.table({"text": texts}), temporary, compression="zstd")
-        # Written aside and renamed, so that another process never sees a part of it.
-        os.replace(temporary, path)
-    except (OSError, pa.ArrowException):
-        logger.debug("The cache %s cannot be written; the next run collects again", path, exc_info=True)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+
+def _png(image: np.ndarray) -> bytes:
+    """An 8-bit greyscale PNG file. Not compressed, since what zlib makes of the same pixels depends on its version."""
+    height, width = image.shape
+    lines = np.pad(image, ((0, 0), (1, 0))).tobytes()  # each behind the number of its filter, 0
+    header = pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 0)), (b"IEND", b"")):
+        file += pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
+    return file

@@ -1,67 +1,98 @@
-"""Texts kept away from training, to measure on."""
+"""Samples kept away from training, to measure on."""
 
 import zlib
 
+import numpy as np
+
 from .. import random as keyed
-from .sources import DataError, Source
+from .sources import DataError, Source, identity
+from .stream import shuffled_units
 
 
 # Below this many held-out texts a figure says little; small sources give up a larger share of theirs.
 MIN_HELD_OUT = 100
 MAX_FRACTION = 0.1
+# A set of images that is larger is not read through for its held-out ones: of those looked at, this share is taken.
+READ_THROUGH_BYTES = 256 << 20
+SHARE_OF_LARGE_SETS = 0.25
+# Of the pieces in a row group of images, one in so many is taken before the next group's turn comes.
+PIECES_SKIPPED = 8
 
 
-def held_out_texts(source: Source, fraction: float = 0.01, max_texts: int = 1000) -> list[str]:
-    """Choose the held-out texts of a source that has no split for it.
+def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 1000) -> list:
+    """Choose the held-out samples of a source that has no split for it.
 
-    A text is held out where the hash of its content says so: the same texts in every run, in whatever order or files
-    they lie, and copies of a held-out text are held out with it. Pieces are visited in a fixed shuffled order until
-    `max_texts` are found, so that a large source is not read through.
+    A sample is held out where the hash of its content says so: the same in every run, in whatever order or files they
+    lie, and copies of a held-out sample are held out with it. Pieces are visited in a fixed shuffled order until
+    `max_samples` are found, so that a large source is not read through. Of images that would still be much: of a large
+    set of them the number is the one asked for, and of what is visited more is taken.
 
     Args:
         source (`Source`):
             The training data.
         fraction (`float`, *optional*, defaults to 0.01):
-            Share of the texts, in (0, 1). More, up to 10 %, where the source has fewer than 10,000 texts.
-        max_texts (`int`, *optional*, defaults to 1000):
-            Most texts to hold out. Training must leave out these and no others.
+            Share of the samples, in (0, 1). More, up to 10 %, where the source has fewer than 10,000.
+        max_samples (`int`, *optional*, defaults to 1000):
+            Most samples to hold out. Training must leave out these and no others.
 
     Returns:
-        `list[str]`: the texts, without duplicates.
+        `list[str]` or `list[bytes]`: the samples, without duplicates.
 
     Raises:
-        DataError: if there are too few texts to hold one out.
+        DataError: if there are too few samples to hold one out.
     """
-    fraction = max(fraction, min(MAX_FRACTION, MIN_HELD_OUT / max(source.num_rows, 1)))
-    limit = int(fraction * 2**32)
-    chosen: dict[str, None] = {}
-    num_texts = 0
-    for piece in keyed.permutation(len(source.pieces), 0, 13):
-        for text in source.read(int(piece)).columns[source.columns[0]]:
-            num_texts += 1
-            if zlib.crc32(text.encode()) < limit:
-                chosen[text] = None
-                if len(chosen) >= max_texts:
+    fraction = share = max(fraction, min(MAX_FRACTION, MIN_HELD_OUT / max(source.num_rows, 1)))
+    if source.modality == "image" and source.piece_bytes.sum() > READ_THROUGH_BYTES:
+        max_samples = min(max_samples, max(round(fraction * source.num_rows), 1))
+        share = max(fraction, SHARE_OF_LARGE_SETS)
+    limit = int(share * 2**32)
+    chosen: dict = {}
+    num_samples = 0
+    for piece in pieces_all_over(source, 13):
+        for sample in source.read(int(piece)).columns[source.columns[0]]:
+            num_samples += 1
+            if _hash(sample) < limit:
+                chosen[sample] = None
+                if len(chosen) >= max_samples:
                     return list(chosen)
-    if not num_texts:
+    what = source.modality
+    if not num_samples:
         raise DataError(
-            f"{source.description} has no text: every sample is empty or damaged. Pass other data, or another "
-            "`--text_column`."
+            f"{source.description} has no {what}: every sample is empty or damaged. Pass other data, or another "
+            f"`--{what}_column`."
         )
     if not chosen:
         raise DataError(
-            f"{source.description} is too small to hold out a text: none of about {source.num_rows} falls into the "
-            "held-out "
-            f"{fraction:.1%}. Pass more data, a larger `--held_out_fraction`, or an `--eval_split`."
+            f"{source.description} is too small to hold out a sample: none of about {source.num_rows} falls into the "
+            f"held-out {fraction:.1%}. Pass more data, a larger `--held_out_fraction`, or an `--eval_split`."
         )
     return list(chosen)
 
 
-def all_texts(source: Source, max_texts: int) -> list[str]:
-    """Up to `max_texts` texts of a split that is there for measuring, in a fixed order from all over it."""
-    texts: dict[str, None] = {}
-    for piece in keyed.permutation(len(source.pieces), 0, 13):
-        texts |= dict.fromkeys(source.read(int(piece)).columns[source.columns[0]])
-        if len(texts) >= max_texts:
+def pieces_all_over(source: Source, part: int) -> np.ndarray:
+    """The pieces of a source in a fixed order of which every beginning is a sample.
+
+    Row groups of images are large: of those that are read, several pieces come one after another.
+    """
+    if source.modality != "image":
+        return keyed.permutation(len(source.pieces), 0, part)
+    order = shuffled_units(source, 1, 0, part)
+    return np.concatenate([order[start::PIECES_SKIPPED] for start in range(PIECES_SKIPPED)])
+
+
+def _hash(sample: str | bytes) -> int:
+    """32 bits that depend on the content only."""
+    if isinstance(sample, str):
+        return zlib.crc32(sample.encode())
+    # not CRC-32: the chunks of a PNG file end with theirs, so that of the file does not depend on the pixels
+    return int.from_bytes(identity(sample)[:4])
+
+
+def all_samples(source: Source, max_samples: int) -> list:
+    """Up to `max_samples` samples of a split that is there for measuring, in a fixed order from all over it."""
+    samples: dict = {}
+    for piece in pieces_all_over(source, 13):
+        samples |= dict.fromkeys(source.read(int(piece)).columns[source.columns[0]])
+        if len(samples) >= max_samples:
             break
-    return list(texts)[:max_texts]
+    return list(samples)[:max_samples]

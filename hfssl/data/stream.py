@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import random as keyed
-from .sources import DataError, Source
+from .sources import DataError, Source, identity
 
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 # About what one second of tokenising takes. Small enough that the first step comes soon and a resume costs little,
 # large enough that packing wastes nothing and a block is a fair mixture of the source.
 BLOCK_BYTES = 1 << 20
+
+# Damaged files that are named in the log; of more of them the number says enough.
+MOST_FILES_NAMED = 20
 
 # A stream with fewer rows than this behind it is not judged by its share of damaged samples yet.
 MIN_ROWS_TO_JUDGE = 1000
@@ -62,7 +65,8 @@ class Rows:
         columns (`dict[str, np.ndarray | list]`):
             Equally long columns; row `i` of the block is entry `i` of each.
         num_tokens (`np.ndarray` of shape `(num_rows,)`):
-            What each row counts as in `--max_tokens` and in tokens/s: positions that are not padding.
+            What each row counts as in `--max_tokens` and in the speed that is shown: positions that are not padding;
+            1 for an image.
         bad (`list[tuple[int, str]]`):
             `(index of the sample in the block, reason)` of samples that the transform had to leave out.
     """
@@ -106,8 +110,9 @@ class ExactStream(torch.utils.data.IterableDataset):
             This process and their number. Each sample goes to one rank in a pass.
         num_workers (`int`, *optional*, defaults to `0`):
             Processes that make blocks. Any number gives the same batches.
-        exclude (`frozenset[str]`, *optional*):
-            Texts that are never yielded (the held-out ones), wherever in the source they stand.
+        exclude (`frozenset[str | bytes]`, *optional*):
+            Samples that are never yielded (the held-out ones), wherever in the source they stand: the
+            [`~hfssl.data.sources.identity`] of each.
         max_bad_fraction (`float`, *optional*, defaults to `0.01`):
             Share of damaged samples above which the stream stops with a [`DataError`].
         block_bytes (`int`, *optional*):
@@ -125,7 +130,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        exclude: frozenset[str] = frozenset(),
+        exclude: frozenset[str | bytes] = frozenset(),
         max_bad_fraction: float = 0.01,
         block_bytes: int = BLOCK_BYTES,
     ):
@@ -142,6 +147,11 @@ class ExactStream(torch.utils.data.IterableDataset):
         self._reported: set[int] = set()
         self._order_cache: tuple[int, np.ndarray] | None = None
         self._start = (0, 0)
+
+    @property
+    def unit(self) -> str:
+        """What `counts["tokens"]` counts."""
+        return "images" if self.source.modality == "image" else "tokens"
 
     # -- the order ------------------------------------------------------------------------------------------------
 
@@ -210,7 +220,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         order = np.argsort(keys, kind="stable")  # the keys are random: to sort by them is to shuffle
         if self.exclude:
             first = columns[self.source.columns[0]]
-            order = np.array([i for i in order if first[i] not in self.exclude], dtype=np.int64)
+            order = np.array([i for i in order if identity(first[i]) not in self.exclude], dtype=np.int64)
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
         key_of_block = int(keyed.key(self.seed, pass_index, 3, self._first(block)))
         made = self.transform(Block(shuffled, keys[order], key_of_block))
@@ -279,9 +289,11 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.counts["samples_read"] += made.num_read
         self.counts["samples_bad"] += made.num_bad
         for file, (row, reason) in made.first_bad.items():
-            if file not in self._reported:
+            if file not in self._reported and len(self._reported) < MOST_FILES_NAMED:
                 self._reported.add(file)
-                logger.warning("Left out a damaged sample (%s): %s", self._where(file, row), reason)
+                logger.warning("Left out a damaged sample (%s): %s", self.source.where(file, row), reason)
+                if len(self._reported) == MOST_FILES_NAMED:
+                    logger.warning("Further files with damaged samples are counted, but not named.")
         read, bad = self.counts["samples_read"], self.counts["samples_bad"]
         judged = read if pass_index > 0 else max(read, min(MIN_ROWS_TO_JUDGE, self.source.num_rows))
         if bad > self.max_bad_fraction * judged:
@@ -289,11 +301,8 @@ class ExactStream(torch.utils.data.IterableDataset):
             raise DataError(
                 f"{bad} of {read} samples of {self.source.description} are damaged, more than the "
                 f"{self.max_bad_fraction:.1%} that `--max_bad_fraction` allows. One of them: "
-                f"{self._where(file, row)}: {reason}. Mend the data, or allow more with `--max_bad_fraction`."
+                f"{self.source.where(file, row)}: {reason}. Mend the data, or allow more with `--max_bad_fraction`."
             )
-
-    def _where(self, file: int, row: int) -> str:
-        return f"{self.source.files[file]}, {self.source.unit} {row}"
 
     # -- the state ------------------------------------------------------------------------------------------------
 

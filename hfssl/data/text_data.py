@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..training_args import SSLTrainingArguments
 from ..vocabulary import add_words, find_words
-from .held_out import MIN_HELD_OUT, all_texts, held_out_texts
+from .held_out import MIN_HELD_OUT, all_samples, held_out_samples
 from .mixtures import open_mixture, parse_mixture, parts_of, stream_class
 from .sentence_pairs import SentencePairRows
 from .sources import DataError, Source, available_splits, open_source
@@ -176,11 +176,11 @@ class TextData:
             split = next((s for s in ("validation", "dev", "valid") if s in splits and s != a.split), None)
         if split:
             try:
-                texts = all_texts(open_source(name, **self._options(split)), max_texts)
+                texts = all_samples(open_source(name, **self._options(split)), max_texts)
             except DataError as error:
                 raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
         else:
-            texts = held_out_texts(source, a.held_out_fraction, max_texts)
+            texts = held_out_samples(source, a.held_out_fraction, max_texts)
         logger.info(
             "Held out: %s texts%s%s.", f"{len(texts):,}", f" of the split {split}" if split else "",
             f" of {name}" if source is not self.source else "",

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from hfssl.data import embedded
+from hfssl.data import cache, embedded
 from hfssl.data.embedded import collect, embedded_text, passages
 from hfssl.data.sources import available_splits, open_source
 
@@ -87,7 +87,7 @@ def test_the_embedded_corpus(monkeypatch):
 
 
 def test_the_corpus_is_kept_and_a_damaged_copy_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(embedded, "collect", lambda folder, most: ["first"])
     assert embedded_text() == ["first"]
     monkeypatch.setattr(embedded, "collect", lambda folder, most: ["second"])
@@ -99,14 +99,14 @@ def test_the_corpus_is_kept_and_a_damaged_copy_is_made_anew(tmp_path, monkeypatc
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(embedded.constants, "HF_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(embedded, "collect", lambda folder, most: ["text"])
     assert embedded_text() == ["text"]
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embedded.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "replace", full)
     assert embedded_text() == ["text"]
     assert list((tmp_path / "home" / "hfssl").iterdir()) == []

@@ -6,36 +6,50 @@ piece by piece:
 
 | format | how it is read | a piece is |
 | --- | --- | --- |
-| parquet, local or on the Hub | `pyarrow`, the needed column only | a row group, or a range of its rows |
+| parquet, local or on the Hub | `pyarrow`, the needed columns only | a row group, or a range of its rows |
 | jsonl and txt, local or on the Hub | by ranges of bytes | about 64 KiB, with the records that start there |
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
+| image files in folders and zip files, local or on the Hub | file by file | a file |
+| webdataset tars | looked through once, then by ranges of bytes | a few samples |
 | all else (csv, a JSON array, compressed files) | converted once by `load_dataset` | a range of rows |
 
-Opening costs as much as there are files, however long they are, and no piece depends on another: a stream over the
-pieces can start anywhere. A `Source` can be pickled and forked; every process (and thread) opens its own files.
+Samples are texts, or encoded images (`bytes`): whoever needs pixels decodes them. Opening costs as much as there are
+files, however long they are (only tars are looked through, the first time), and no piece depends on another: a stream
+over the pieces can start anywhere. A `Source` can be pickled and forked; every process (and thread) opens its own
+files.
 """
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 
-from ..embedded import embedded_text
-from .base import PIECE_BYTES, DataError, MemorySource, PieceRows, Source, describe, third_party
-from .columns import find_column
+from ..embedded import embedded_images, embedded_text
+from .base import PIECE_BYTES, DataError, MemorySource, PieceRows, Source, describe, identity, third_party
+from .columns import READABLE, find_column, find_columns
 from .convert import convert_once, why_convert
-from .files import check_readable, file_sizes, files_digest, is_remote, relative_names
-from .find import Found, find_data
+from .files import check_readable, download_once, file_sizes, files_digest, is_remote, relative_names
+from .find import SUPPORTED, Found, find_data
+from .image_folders import ImageFolderSource, class_names, image_files, is_metadata, metadata_features
 from .tables import ParquetSource, TableSource
+from .tars import TarSource
 from .text_files import TXT_SOURCES, JsonLinesSource, TextFiles, check_encoding, json_features
 
 
-__all__ = ["DataError", "MemorySource", "PieceRows", "Source", "available_splits", "find_column", "open_source"]
+__all__ = [
+    "DataError",
+    "MemorySource",
+    "PieceRows",
+    "Source",
+    "available_splits",
+    "find_column",
+    "identity",
+    "open_source",
+]
 
-# Modalities that can be read; `find_column` knows more.
-READABLE = ("text",)
 # Row groups whose column is larger are converted once instead of being decoded as a whole by every worker.
 MAX_ROW_GROUP_BYTES = 512 << 20
 
@@ -45,6 +59,7 @@ def open_source(
     *,
     modality: str = "text",
     column: str | None = None,
+    extra_columns: Sequence[str] = (),
     config: str | None = None,
     split: str = "train",
     sample_by: str = "line",
@@ -56,11 +71,13 @@ def open_source(
 
     Args:
         dataset (`str`, *optional*):
-            A Hub id, a local file or folder, a glob, a folder of `save_to_disk`; `None` is the embedded corpus.
+            A Hub id, a local file or folder, a glob, a folder of `save_to_disk`; `None` is the embedded data.
         modality (`str`, *optional*, defaults to `"text"`):
-            What the samples are.
+            What the samples are: `"text"` or `"image"`.
         column (`str`, *optional*):
             The column that holds them; found by its type and name if not given.
+        extra_columns (`Sequence[str]`, *optional*):
+            Columns to read beside it, such as labels. The class folders of a folder of images are called `label`.
         config, split, revision (`str`, *optional*):
             As in `datasets.load_dataset`; `revision` for Hub ids only.
         sample_by (`str`, *optional*, defaults to `"line"`):
@@ -83,15 +100,12 @@ def open_source(
     if sample_by not in TXT_SOURCES:
         known = ", ".join(TXT_SOURCES)
         raise DataError(f"`sample_by` says what a sample of a txt file is: {known}. Got {sample_by!r}.")
+    options = {"column": column, "beside": extra_columns, "piece_bytes": piece_bytes}
     if dataset is None:
-        _check_embedded(column, config, split)
-        version = ".".join(map(str, sys.version_info[:3]))
-        name = f"embedded corpus (documentation of Python {version})"
-        source = MemorySource(embedded_text(), name=name, piece_bytes=piece_bytes)
+        _check_embedded(modality, column, config, split)
+        source = _embedded_digits(split, extra_columns) if modality == "image" else _embedded_corpus(piece_bytes)
     else:
-        source = _open(
-            find_data(os.fspath(dataset), config, revision), column, split, sample_by, streaming, piece_bytes
-        )
+        source = _open(find_data(os.fspath(dataset), config, revision, modality), split, sample_by, streaming, options)
     if source.num_rows == 0:
         raise DataError(
             f"{str(dataset)!r} is empty: its split {split!r} ({source.description.split(',')[0]}) has no rows."
@@ -100,29 +114,34 @@ def open_source(
 
 
 def available_splits(
-    dataset: str | os.PathLike | None, *, config: str | None = None, revision: str | None = None
+    dataset: str | os.PathLike | None,
+    *,
+    modality: str = "text",
+    config: str | None = None,
+    revision: str | None = None,
 ) -> list[str]:
     """The splits that [`open_source`] can open."""
     if dataset is None:
-        return ["train"]
-    return list(find_data(os.fspath(dataset), config, revision).splits)
+        return list(_EMBEDDED_SPLITS[modality])
+    return list(find_data(os.fspath(dataset), config, revision, modality).splits)
 
 
-def _open(found: Found, column: str | None, split: str, sample_by: str, streaming: bool, piece_bytes: int) -> Source:
+def _open(found: Found, split: str, sample_by: str, streaming: bool, options: dict) -> Source:
     if split not in found.splits:
         listing = ", ".join(repr(name) for name in found.splits) or "none"
         raise DataError(
             f"{found.name!r} has no split {split!r}. Its splits are: {listing}. Choose one with `--split`."
         )
     paths = found.splits[split]
+    options = {"modality": found.modality, **options}
     if found.module == "saved":
         folder = paths[0]
         table = third_party(lambda: datasets.load_from_disk(folder), f"{found.name!r} cannot be loaded")
         files = sorted(str(path) for path in Path(folder).glob("*.arrow"))
         digest = files_digest(files, relative_names(files, folder), *file_sizes(files))
-        return TableSource(table, name=found.name, column=column, fingerprint=digest, piece_bytes=piece_bytes)
+        return TableSource(table, name=found.name, fingerprint=digest, **options)
     if not paths:
-        return convert_once(found, column, split, sample_by, piece_bytes, None, "it is not made of files")
+        return convert_once(found, split, sample_by, None, "it is not made of files", **options)
     paths = [path.removeprefix("file://") for path in paths]
     check_readable(paths)
     names = relative_names(paths, found.root)
@@ -132,28 +151,34 @@ def _open(found: Found, column: str | None, split: str, sample_by: str, streamin
             f"{found.name!r} is empty: {describe(len(paths), 'files')} of split {split!r} without a single byte."
         )
     fingerprint = files_digest(paths, names, sizes, ids)
-    why = why_convert(found, paths, sizes) if streaming else "streaming is off"
+    # a copy of a folder of images would hold their paths
+    in_place = streaming or found.module == "imagefolder"
+    why = why_convert(found, paths, sizes) if in_place else "streaming is off"
+    why = why or _why_join(found, paths, options["beside"])
     if why:
-        return convert_once(found, column, split, sample_by, piece_bytes, fingerprint, why)
+        return convert_once(found, split, sample_by, fingerprint, why, **options)
+    if found.modality == "image" and found.module in ("imagefolder", "webdataset"):
+        return _open_images(found, paths, names, sizes, fingerprint, options)
 
-    common = {"fingerprint": fingerprint, "piece_bytes": piece_bytes}
     if found.module == "parquet":
         source = ParquetSource(
-            paths, names, dataset=repr(found.name), column=column, features=found.features, **common
+            paths, names, dataset=repr(found.name), features=found.features, fingerprint=fingerprint, **options
         )
         if source.largest_group_bytes > MAX_ROW_GROUP_BYTES and not is_remote(paths[0]):
             why = f"it has row groups of {source.largest_group_bytes >> 20} MiB, too large to decode whole"
             found = replace(found, load={"path": "parquet", "data_files": {split: paths}, "columns": source.columns})
-            return convert_once(found, column, split, sample_by, piece_bytes, fingerprint, why)
+            return convert_once(found, split, sample_by, fingerprint, why, **options)
         return source
     if found.module == "arrow":
         table = third_party(
             lambda: datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in paths]),
             f"The arrow files of {found.name!r} cannot be opened",
         )
-        return TableSource(table, name=found.name, column=column, **common)
+        return TableSource(table, name=found.name, fingerprint=fingerprint, **options)
     text = TextFiles(paths, names, sizes)
     check_encoding(text)
+    column = options["column"]
+    common = {"fingerprint": fingerprint, "piece_bytes": options["piece_bytes"]}
     if found.module == "json":
         features = found.features or json_features(text)
         if not features:
@@ -168,10 +193,71 @@ def _open(found: Found, column: str | None, split: str, sample_by: str, streamin
     return TXT_SOURCES[sample_by](text, **common)
 
 
-def _check_embedded(column: str | None, config: str | None, split: str) -> None:
-    for given, value, only in (("column", column, "text"), ("split", split, "train"), ("configuration", config, None)):
-        if value not in (None, only):
-            has = f"its only {given} is {only!r}" if only else "it has none"
-            raise DataError(
-                f"The embedded corpus has no {given} {value!r}: {has}. Name your own data with `--dataset`."
-            )
+def _why_join(found: Found, paths: list[str], beside: Sequence[str]) -> str | None:
+    """Why columns that are wanted beside the samples need `datasets.load_dataset`, None if they are at hand."""
+    if beside and found.module in ("json", "text"):
+        return "columns beside the text are read"
+    if beside and found.module == "imagefolder" and any(map(is_metadata, paths)):
+        return "metadata hold columns beside the images"
+    return None
+
+
+def _open_images(
+    found: Found, paths: list[str], names: list[str], sizes: list[int], fingerprint: str, options: dict
+) -> Source:
+    options = {"column": options["column"], "beside": options["beside"], "dataset": repr(found.name)}
+    if found.module == "webdataset":
+        if is_remote(paths[0]):
+            paths = download_once(paths, found.name, sizes)
+        return TarSource(paths, names, sizes, fingerprint=fingerprint, **options)
+    metadata = next(filter(is_metadata, paths), None)
+    files = image_files(paths, names, sizes)
+    if not files:
+        raise DataError(
+            f"{found.name!r} has no image in this split. It holds: {', '.join(names[:4])}. Supported are "
+            f"{SUPPORTED['image']}."
+        )
+    if metadata:
+        return ImageFolderSource(files, others=metadata_features(metadata), fingerprint=fingerprint, **options)
+    others = [image_files(of_split, of_split, [0] * len(of_split)) for of_split in found.splits.values()]
+    classes = class_names([[path for path, _, _ in of_split] for of_split in others])
+    return ImageFolderSource(files, classes=classes, fingerprint=fingerprint, **options)
+
+
+_EMBEDDED_SPLITS = {"text": ("train",), "image": ("train", "test")}
+
+
+def _check_embedded(modality: str, column: str | None, config: str | None, split: str) -> None:
+    name = "embedded corpus" if modality == "text" else "embedded set of images"
+    splits = _EMBEDDED_SPLITS[modality]
+    for given, value, known in (
+        ("column", column, (modality,)),
+        ("split", split, splits),
+        ("configuration", config, ()),
+    ):
+        if value is not None and value not in known:
+            only = "it has none" if not known else f"its only {given} is {known[0]!r}"
+            has = f"its {given}s are {' and '.join(map(repr, known))}" if len(known) > 1 else only
+            raise DataError(f"The {name} has no {given} {value!r}: {has}. Name your own data with `--dataset`.")
+
+
+def _embedded_corpus(piece_bytes: int) -> MemorySource:
+    version = ".".join(map(str, sys.version_info[:3]))
+    name = f"embedded corpus (documentation of Python {version})"
+    return MemorySource(embedded_text(), name=name, piece_bytes=piece_bytes)
+
+
+def _embedded_digits(split: str, beside: Sequence[str]) -> MemorySource:
+    images, labels = embedded_images(split)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))}
+    name = f"embedded images (handwritten digits of scikit-learn, {split})"
+    columns = {"image": images, "label": labels}
+    beside = find_columns(features, "image", None, beside, name)[1:]
+    return MemorySource(
+        images,
+        name=name,
+        column="image",
+        modality="image",
+        beside={column: columns[column] for column in beside},
+        features=features,
+    )

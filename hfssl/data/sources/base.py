@@ -1,4 +1,4 @@
-"""What a [`Source`] is, and what all have in common: cutting into pieces, leaving out damaged texts, cache, errors."""
+"""What a [`Source`] is, and what all have in common: cutting into pieces, damaged samples, cache, errors."""
 
 import errno
 import hashlib
@@ -18,6 +18,8 @@ from ...errors import UserError
 LAYOUT_VERSION = 1
 # Text in one piece, unless that makes more pieces than `MAX_PIECES`.
 PIECE_BYTES = 1 << 16
+# Images in one piece. Neighbours often show the same thing (files are sorted by class), so runs of them are short.
+PIECE_IMAGES = 8
 MAX_PIECES = 1_000_000
 
 
@@ -67,8 +69,10 @@ class Source:
     Attributes:
         description (`str`):
             One line for the log.
+        modality (`str`):
+            What the samples are: `"text"` (`str`) or `"image"` (encoded, `bytes`).
         columns (`list[str]`):
-            The columns that [`~Source.read`] returns.
+            The columns that [`~Source.read`] returns: the samples first, then what is read beside them.
         features (`dict`):
             Column to `datasets` feature, for all columns that are known.
         num_rows (`int`), num_rows_exact (`bool`):
@@ -80,7 +84,7 @@ class Source:
             `file, start, stop, group` of each piece; start and stop are rows or bytes. Pieces of one group are cheap
             to read one after the other, since they come out of one row group or one request.
         piece_bytes (`np.ndarray` of shape `(num_pieces,)`):
-            About how many bytes of text are in each piece.
+            About how many bytes of samples are in each piece.
         files (`list[str]`):
             Names for messages, relative to the data set.
     """
@@ -97,7 +101,9 @@ class Source:
         pieces: np.ndarray,
         piece_bytes: np.ndarray,
         fingerprint: str,
+        modality: str = "text",
     ):
+        self.modality = modality
         self.files = files
         self.columns = columns
         self.features = features
@@ -118,35 +124,73 @@ class Source:
         """Read one piece. Damaged samples are left out and listed in `bad`."""
         raise NotImplementedError
 
-    def where(self, index: int, row: int) -> str:
-        """Name a sample of a piece for messages, such as `"novels.jsonl, byte 4711"`."""
-        return f"{self.files[self.pieces[index, 0]]}, {self.unit} {row}"
+    def read_beside(self, column: str) -> list:
+        """The values of one of the columns beside the samples, of all rows in the order of the pieces.
+
+        The samples are not read where the format allows it. Rows count, whether their sample is damaged or not.
+        """
+        raise NotImplementedError
+
+    def where(self, file: int, row: int) -> str:
+        """Name a sample for messages, such as `"novels.jsonl, byte 4711"`."""
+        return f"{self.files[file]}, {self.unit} {row}"
 
 
 class MemorySource(Source):
-    """Texts that are in memory already. They travel with the pickle."""
+    """Samples that are in memory already. They travel with the pickle.
 
-    def __init__(self, texts: list[str], *, name: str, column: str = "text", piece_bytes: int = PIECE_BYTES):
-        lengths = np.array([len(text.encode("utf-8", "replace")) for text in texts], dtype=np.int64)
-        digest = new_digest("memory", column, piece_bytes, len(texts))
-        for text in texts:
-            digest.update(text.encode("utf-8", "replace") + b"\0")
-        pieces, weights = even_pieces(len(texts), float(lengths.sum()), piece_bytes)
+    Args:
+        samples (`list[str]` or `list[bytes]`):
+            Texts or encoded images.
+        name (`str`):
+            What the user calls them.
+        column (`str`, *optional*, defaults to `"text"`):
+            What their column is called.
+        beside (`dict[str, list]`, *optional*):
+            Columns beside.
+        features (`dict`, *optional*):
+            `datasets` features of all columns, if they are not just texts.
+        piece_bytes (`int`, *optional*):
+            About how large a piece of texts is.
+    """
+
+    def __init__(
+        self,
+        samples: list,
+        *,
+        name: str,
+        column: str = "text",
+        modality: str = "text",
+        beside: dict[str, list] | None = None,
+        features: dict | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ):
+        encoded = [text.encode("utf-8", "replace") for text in samples] if modality == "text" else samples
+        size = float(sum(map(len, encoded)))
+        digest = new_digest("memory", column, piece_bytes, len(samples))
+        for sample in encoded:
+            digest.update(sample + b"\0")
+        pieces, weights = even_pieces(len(samples), size, piece_target(modality, size, len(samples), piece_bytes))
         super().__init__(
             files=[name],
-            columns=[column],
-            features={column: datasets.Value("string")},
+            columns=[column, *(beside or {})],
+            features=features or {column: datasets.Value("string")},
             pieces=pieces,
             piece_bytes=weights,
             fingerprint=digest.hexdigest(),
+            modality=modality,
         )
-        self.texts = texts
-        self.num_rows = len(texts)
-        self.description = f"{name}, {describe(len(texts), 'rows')}, column {column!r}"
+        self._columns = {column: samples, **(beside or {})}
+        self.num_rows = len(samples)
+        self.description = f"{name}, {describe(len(samples), 'rows')}, column {column!r}"
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index]
-        return text_rows(np.arange(start, stop), self.texts[start:stop], self.columns[0])
+        columns = {name: values[start:stop] for name, values in self._columns.items()}
+        return good_rows(np.arange(start, stop), columns, self.modality)
+
+    def read_beside(self, column: str) -> list:
+        return self._columns[column]
 
 
 class Cache:
@@ -170,7 +214,7 @@ class Cache:
     def data(self) -> OrderedDict:
         return self._mine().data
 
-    def open(self, key: int, opener: Callable, most: int):
+    def open(self, key: int | str, opener: Callable, most: int):
         """An open file; beyond `most` the least recently used one is closed."""
         files = self._mine().files
         if key not in files:
@@ -180,7 +224,7 @@ class Cache:
         files.move_to_end(key)
         return files[key]
 
-    def forget(self, key: int) -> None:
+    def forget(self, key: int | str) -> None:
         self._mine().files.pop(key, None)
 
 
@@ -192,21 +236,28 @@ def without_blank(rows: np.ndarray, values: list) -> tuple[np.ndarray, list]:
     return rows, values
 
 
+def identity(sample: str | bytes) -> str | bytes:
+    """What is equal for samples of equal content, and cheap to keep: a text itself, the digest of an image."""
+    return sample if isinstance(sample, str) else hashlib.blake2b(sample, digest_size=16).digest()
+
+
 @dataclass
 class Damage:
-    """Stands in for the value of a damaged sample until `text_rows` sorts it out."""
+    """Stands in for the value of a damaged sample until `good_rows` sorts it out."""
 
     reason: str
 
 
-def text_rows(rows: np.ndarray, values: list, column: str) -> PieceRows:
-    """Leave out what is no text: null, another type, empty or white space only."""
-    if all(type(value) is str for value in values):
-        damaged = [i for i, value in enumerate(values) if not value or value.isspace()]
-    else:
-        damaged = [i for i, value in enumerate(values) if type(value) is not str or not value or value.isspace()]
+_TYPES = {"text": (str, "text"), "image": (bytes, "an encoded image")}
+
+
+def good_rows(rows: np.ndarray, columns: dict[str, list], modality: str = "text") -> PieceRows:
+    """Leave out what is no sample: null, of another type, empty or white space only. The first column holds them."""
+    column, values = next(iter(columns.items()))
+    wanted, words = _TYPES[modality]
+    damaged = [i for i, value in enumerate(values) if type(value) is not wanted or not value or value.isspace()]
     if not damaged:
-        return PieceRows(rows, {column: values}, [])
+        return PieceRows(rows, columns, [])
     bad = []
     for i in damaged:
         value = values[i]
@@ -214,14 +265,15 @@ def text_rows(rows: np.ndarray, values: list, column: str) -> PieceRows:
             reason = value.reason
         elif value is None:
             reason = f"{column!r} is null"
-        elif isinstance(value, str):
+        elif isinstance(value, wanted):
             reason = f"{column!r} is empty"
         else:
-            reason = f"{column!r} is {type(value).__name__}, not text"
+            reason = f"{column!r} is {type(value).__name__}, not {words}"
         bad.append((int(rows[i]), reason))
     keep = np.ones(len(values), dtype=bool)
     keep[damaged] = False
-    return PieceRows(rows[keep], {column: [value for value, kept in zip(values, keep, strict=True) if kept]}, bad)
+    kept = np.flatnonzero(keep).tolist()
+    return PieceRows(rows[keep], {name: [values[i] for i in kept] for name, values in columns.items()}, bad)
 
 
 def decode_utf8(value: bytes):
@@ -249,6 +301,11 @@ def row_pieces(
     if not pieces:
         return np.empty((0, 4), dtype=np.int64), np.empty(0, dtype=np.int64)
     return np.concatenate(pieces), np.concatenate(weights).astype(np.int64)
+
+
+def piece_target(modality: str, size: float, count: int, piece_bytes: int) -> int:
+    """How large a piece of `count` samples of `size` bytes in all is to be: of images, a few of them."""
+    return piece_bytes if modality == "text" else max(round(PIECE_IMAGES * size / max(count, 1)), 1)
 
 
 def even_pieces(count: int, size: float, piece_bytes: int) -> tuple[np.ndarray, np.ndarray]:

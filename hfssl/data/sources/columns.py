@@ -1,7 +1,7 @@
 """Which column of a data set holds the texts, images or recordings."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -14,10 +14,19 @@ class Modality:
     is_feature: Callable[[object], bool]
     names: tuple[str, ...]
     flag: str
+    # features that are taken where no column has the right one
+    is_raw: Callable[[object], bool] = lambda feature: False
 
 
 def _is_text(feature) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
+def _is_binary(feature) -> bool:
+    """Bytes, or the struct in which `datasets` keeps media, without the type that says so."""
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
 
 
 MODALITIES = {
@@ -30,6 +39,7 @@ MODALITIES = {
         lambda feature: isinstance(feature, datasets.Image),
         ("image", "img", "picture", "photo", "jpg", "png", "webp"),
         "--image_column",
+        _is_binary,
     ),
     "audio": Modality(
         lambda feature: isinstance(feature, datasets.Audio),
@@ -37,7 +47,8 @@ MODALITIES = {
         "--audio_column",
     ),
 }
-READABLE = ("text",)
+# Modalities that can be read.
+READABLE = ("text", "image")
 
 
 def find_column(
@@ -61,19 +72,17 @@ def find_column(
         'sentence'
     """
     wanted = MODALITIES[modality]
-    listing = ", ".join(f"{name!r} ({_type_name(feature)})" for name, feature in features.items()) or "none"
+    listing = list_columns(features)
     if column is not None:
-        if column not in features:
-            near = difflib.get_close_matches(column, features, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{dataset} has no column {column!r}. Its columns are: {listing}.{hint}")
-        if not wanted.is_feature(features[column]):
+        check_column(features, column, dataset)
+        if not (wanted.is_feature(features[column]) or wanted.is_raw(features[column])):
             raise DataError(
                 f"Column {column!r} of {dataset} is {_type_name(features[column])}, but a column of type {modality} "
                 f"is needed. The columns are: {listing}. Choose one with `{wanted.flag}`."
             )
         return column
     candidates = [name for name, feature in features.items() if wanted.is_feature(feature)]
+    candidates = candidates or [name for name, feature in features.items() if wanted.is_raw(feature)]
     if len(candidates) == 1:
         return candidates[0]
     by_lower_name = {name.lower(): name for name in reversed(candidates)}
@@ -83,6 +92,29 @@ def find_column(
     problem = f"{len(candidates)} columns of type {modality}" if candidates else f"no column of type {modality}"
     remedy = f"Choose one with `{wanted.flag}`." if candidates else "Use another data set or convert a column."
     raise DataError(f"{dataset} has {problem}. Its columns are: {listing}. {remedy}")
+
+
+def check_column(features: dict, column: str, dataset: str) -> None:
+    """Raise where a data set has no such column."""
+    if column not in features:
+        near = difflib.get_close_matches(column, features, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{dataset} has no column {column!r}. Its columns are: {list_columns(features)}.{hint}")
+
+
+def list_columns(features: dict) -> str:
+    """The columns of a data set and their types, for messages."""
+    return ", ".join(f"{name!r} ({_type_name(feature)})" for name, feature in features.items()) or "none"
+
+
+def find_columns(
+    features: dict, modality: str, column: str | None, beside: Sequence[str] = (), dataset: str = "The dataset"
+) -> list[str]:
+    """The column that holds the modality (see [`find_column`]), then those that are wanted beside it."""
+    columns = [find_column(features, modality, column, dataset)]
+    for name in beside:
+        check_column(features, name, dataset)
+    return columns + [name for name in beside if name not in columns]
 
 
 def _type_name(feature) -> str:

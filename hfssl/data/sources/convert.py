@@ -21,9 +21,10 @@ logger = logging.getLogger(__name__)
 
 def why_convert(found: Found, paths: list[str], sizes: Sequence[int]) -> str | None:
     """Why the files have to go through `datasets.load_dataset`, None if they can be read as they are."""
-    if found.module not in ("parquet", "json", "text", "arrow"):
+    direct = ("parquet", "arrow", *(("json", "text") if found.modality == "text" else ("imagefolder", "webdataset")))
+    if found.module not in direct:
         return f"{found.module} files cannot be opened in the middle"
-    packed = [path for path in paths if path.endswith(COMPRESSIONS) or "::" in path]
+    packed = [path for path in paths if path.endswith((*COMPRESSIONS, ".tgz")) or "::" in path]
     if packed:
         return f"compressed files ({os.path.basename(packed[0])}) cannot be opened in the middle"
     if found.module == "arrow":
@@ -62,8 +63,9 @@ def _is_json_lines(path: str) -> bool:
 
 
 def convert_once(
-    found: Found, column: str | None, split: str, sample_by: str, piece_bytes: int, fingerprint: str | None, why: str
+    found: Found, split: str, sample_by: str, fingerprint: str | None, why: str, **options
 ) -> TableSource:
+    """The memory-mapped copy that `datasets.load_dataset` makes; `options` are those of [`TableSource`]."""
     cache = datasets.config.HF_DATASETS_CACHE
     if found.module != "cache":
         logger.info(
@@ -72,17 +74,16 @@ def convert_once(
             cache,
             why,
         )
-    options = {"sample_by": sample_by} if found.module == "text" else {}
+    sampling = {"sample_by": sample_by} if found.module == "text" else {}
     with quiet_cards():
         table = third_party(
-            lambda: datasets.load_dataset(**found.load, **options, split=split),
+            lambda: datasets.load_dataset(**found.load, **sampling, split=split),
             f"{found.name!r} cannot be converted to a memory-mapped copy in {cache}",
         )
     return TableSource(
         table,
         name=found.name,
-        column=column,
         fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
-        piece_bytes=piece_bytes,
         blank_is_damage=found.module != "text",
+        **options,
     )

@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import fsspec
 import numpy as np
 from huggingface_hub.utils import httpx
 
-from .base import DataError, first_line, new_digest
+from .base import Damage, DataError, first_line, new_digest, third_party
 
 
 logger = logging.getLogger(__name__)
+
+# A file with one sample that is longer is damaged: nothing may need unbounded memory.
+MAX_SAMPLE_BYTES = 256 << 20
 
 
 def is_remote(path: str) -> bool:
@@ -42,6 +46,33 @@ def with_retries(read: Callable, again: Callable = lambda: None, waits: Sequence
             )
             time.sleep(wait)
             again()
+
+
+def read_file(path: str) -> bytes | Damage:
+    """The content of a file that holds one sample. One that is gone, or too long, is a damaged sample."""
+
+    def read() -> bytes:
+        with open_bytes(path) as file:
+            return file.read(MAX_SAMPLE_BYTES + 1)
+
+    try:
+        data = with_retries(read)
+    except FileNotFoundError:
+        return Damage(f"the file {path!r} is missing")
+    except Exception as error:
+        raise unreadable(path, error) from error
+    return data if len(data) <= MAX_SAMPLE_BYTES else Damage(f"longer than {MAX_SAMPLE_BYTES >> 20} MiB")
+
+
+def download_once(paths: Sequence[str], dataset: str, sizes: Sequence[int]) -> list[str]:
+    """Fetch remote files that have to be looked through before they can be read in the middle; their local copies."""
+    logger.info(
+        "%s: %d file(s), %.1f GB, are downloaded once, since they cannot be read in the middle over the network.",
+        dataset, len(paths), sum(sizes) / 1e9,
+    )  # fmt: skip
+    return third_party(
+        lambda: list(datasets.DownloadManager().download(list(paths))), f"{dataset!r} cannot be downloaded"
+    )
 
 
 def unreadable(name: str, error: Exception) -> DataError:

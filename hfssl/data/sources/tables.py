@@ -1,10 +1,13 @@
 """Sources of rows and columns, read with `pyarrow`: parquet files, and the memory-mapped tables of `datasets`."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .base import (
@@ -18,13 +21,14 @@ from .base import (
     describe,
     even_pieces,
     first_line,
+    good_rows,
     new_digest,
+    piece_target,
     row_pieces,
-    text_rows,
     without_blank,
 )
-from .columns import find_column
-from .files import is_remote, open_bytes, unreadable, with_retries
+from .columns import find_columns
+from .files import is_remote, open_bytes, read_file, unreadable, with_retries
 
 
 # Decoded row groups that a process keeps, to mix their pieces: always one, else as many as fit.
@@ -33,7 +37,7 @@ MOST_GROUPS_AT_ONCE = 16
 
 
 class ParquetSource(Source):
-    """Parquet files. The decoded column of the last row group is kept, so ranges of one group cost one decode."""
+    """Parquet files. The decoded columns of the last row groups are kept: ranges of one group cost one decode."""
 
     def __init__(
         self,
@@ -41,7 +45,9 @@ class ParquetSource(Source):
         files: list[str],
         *,
         dataset: str,
+        modality: str = "text",
         column: str | None = None,
+        beside: Sequence[str] = (),
         features: dict | None = None,
         fingerprint: str = "",
         piece_bytes: int = PIECE_BYTES,
@@ -50,38 +56,37 @@ class ParquetSource(Source):
             footers = list(pool.map(lambda path: _parquet_footer(path, dataset), paths))
         known = dict(datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()))
         known |= {name: feature for name, feature in (features or {}).items() if name in known}
-        column = find_column(known, "text", column, dataset)
+        columns = find_columns(known, modality, column, beside, dataset)
 
         counts, sizes, file_of, first_of, index_of = [], [], [], [], []
         for file, footer in enumerate(footers):
-            leaves = [
-                i
-                for i in range(footer.num_columns)
-                if (path := footer.schema.column(i).path) == column or path.startswith(column + ".")
-            ]
-            if not leaves:
+            leaves = {name: _leaves(footer, name) for name in columns}
+            missing = next((name for name in columns if not leaves[name]), None)
+            if missing is not None:
                 listing = ", ".join(repr(name) for name in footer.schema.to_arrow_schema().names)
                 raise DataError(
-                    f"{files[file]!r} of {dataset} has no column {column!r}, which other files of it have. "
+                    f"{files[file]!r} of {dataset} has no column {missing!r}, which other files of it have. "
                     f"Its columns are: {listing}. Leave the file out, e.g. with a glob."
                 )
             first = 0
             for group in range(footer.num_row_groups):
                 row_group = footer.row_group(group)
                 counts.append(row_group.num_rows)
-                sizes.append(float(sum(row_group.column(i).total_uncompressed_size for i in leaves)))
+                sizes.append(float(sum(row_group.column(i).total_uncompressed_size for i in chain(*leaves.values()))))
                 file_of.append(file)
                 first_of.append(first)
                 index_of.append(group)
                 first += row_group.num_rows
-        pieces, weights = row_pieces(counts, sizes, file_of, first_of, piece_bytes)
+        target = piece_target(modality, sum(sizes), sum(counts), piece_bytes)
+        pieces, weights = row_pieces(counts, sizes, file_of, first_of, target)
         super().__init__(
             files=files,
-            columns=[column],
+            columns=columns,
             features=known,
             pieces=pieces,
             piece_bytes=weights,
-            fingerprint=new_digest(fingerprint, "parquet", column, piece_bytes, counts).hexdigest(),
+            fingerprint=new_digest(fingerprint, "parquet", columns[0], piece_bytes, counts).hexdigest(),
+            modality=modality,
         )
         self._paths = paths
         self._cache = Cache()
@@ -91,7 +96,7 @@ class ParquetSource(Source):
         self._group_bytes = np.array(sizes)
         self.num_rows = int(sum(counts))
         self.description = (
-            f"{describe(len(files), 'parquet files')}, {describe(self.num_rows, 'rows')}, column {column!r}"
+            f"{describe(len(files), 'parquet files')}, {describe(self.num_rows, 'rows')}, column {columns[0]!r}"
         )
 
     @property
@@ -107,11 +112,21 @@ class ParquetSource(Source):
         rows = np.arange(start, stop)
         data = self._group(file, group)
         if isinstance(data, Damage):
-            return PieceRows(rows[:0], {self.columns[0]: []}, [(int(row), data.reason) for row in rows])
-        first = int(self._group_first[group])
-        return text_rows(rows, _arrow_values(data.slice(start - first, stop - start)), self.columns[0])
+            return PieceRows(rows[:0], {name: [] for name in self.columns}, [(int(row), data.reason) for row in rows])
+        data = data.slice(start - int(self._group_first[group]), stop - start)
+        return good_rows(rows, _columns(data, self.modality), self.modality)
 
-    def _group(self, file: int, group: int) -> pa.ChunkedArray | Damage:
+    def read_beside(self, column: str) -> list:
+        values = []
+        for file, path in enumerate(self._paths):
+            try:
+                table = with_retries(lambda path=path: _read_column(path, column))
+            except Exception as error:
+                raise unreadable(self.files[file], error) from error
+            values += table.column(0).to_pylist()
+        return values
+
+    def _group(self, file: int, group: int) -> pa.Table | Damage:
         groups = self._cache.data
         if group in groups:
             return groups[group]
@@ -121,22 +136,29 @@ class ParquetSource(Source):
         groups[group] = data = self._read_group(file, group)
         return data
 
-    def _read_group(self, file: int, group: int) -> pa.ChunkedArray | Damage:
+    def _read_group(self, file: int, group: int) -> pa.Table | Damage:
         def read():
             handle = self._cache.open(file, lambda: _open_parquet(self._paths[file]), most=16)
             return handle.read_row_group(int(self._group_index[group]), columns=self.columns, use_threads=False)
 
         try:
-            column = _plain_text(with_retries(read, again=lambda: self._cache.forget(file)).column(0))
+            table = with_retries(read, again=lambda: self._cache.forget(file))
+            # files of one data set may have their columns in different orders
+            table = pa.table({name: _plain(table.column(name)) for name in self.columns})
         except Exception as error:
             if not _is_damage(error):
                 raise unreadable(self.files[file], error) from error
             return Damage(f"row group {self._group_index[group]} cannot be decoded ({first_line(error)})")
-        if len(column) != self._group_rows[group]:
+        if len(table) != self._group_rows[group]:
             return Damage(
-                f"row group {self._group_index[group]} has {len(column)} rows instead of {self._group_rows[group]}"
+                f"row group {self._group_index[group]} has {len(table)} rows instead of {self._group_rows[group]}"
             )
-        return column
+        return table
+
+
+def _leaves(footer: pq.FileMetaData, column: str) -> list[int]:
+    paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    return [i for i, path in enumerate(paths) if path == column or path.startswith(column + ".")]
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
@@ -144,6 +166,11 @@ def _open_parquet(path: str) -> pq.ParquetFile:
         # `pre_buffer`: the ranges of a row group in few requests.
         return pq.ParquetFile(open_bytes(path), pre_buffer=True)
     return pq.ParquetFile(path, pre_buffer=False)
+
+
+def _read_column(path: str, column: str) -> pa.Table:
+    with _open_parquet(path) as file:
+        return file.read(columns=[column])
 
 
 def _parquet_footer(path: str, dataset: str) -> pq.FileMetaData:
@@ -177,26 +204,31 @@ class TableSource(Source):
         dataset: datasets.Dataset,
         *,
         name: str,
+        modality: str = "text",
         column: str | None = None,
+        beside: Sequence[str] = (),
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
         blank_is_damage: bool = True,
     ):
         features = dict(dataset.features)
-        column = find_column(features, "text", column, repr(name))
-        self._table = dataset.select_columns([column]).with_format("arrow")
+        columns = find_columns(features, modality, column, beside, repr(name))
+        column = columns[0]
+        self._table = dataset.select_columns(columns).with_format("arrow")
         # Of a selection (an indices mapping) only its share of the table counts.
         size = self._table.data.column(column).nbytes * len(dataset) / max(len(dataset.data), 1)
-        pieces, weights = even_pieces(len(dataset), size, piece_bytes)
+        target = piece_target(modality, size, len(dataset), piece_bytes)
+        pieces, weights = even_pieces(len(dataset), size, target)
         super().__init__(
             files=[name],
-            columns=[column],
+            columns=columns,
             features=features,
             pieces=pieces,
             piece_bytes=weights,
             fingerprint=new_digest(
                 fingerprint or dataset._fingerprint, "table", column, piece_bytes, len(dataset)
             ).hexdigest(),
+            modality=modality,
         )
         self._blank_is_damage = blank_is_damage
         self.num_rows = len(dataset)
@@ -204,14 +236,33 @@ class TableSource(Source):
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
-        values = _arrow_values(_plain_text(self._table[start:stop].column(0)))
+        table = self._table[start:stop]
+        columns = _columns({name: _plain(table.column(name)) for name in self.columns}, self.modality)
         rows = np.arange(start, stop)
         if not self._blank_is_damage:
-            rows, values = without_blank(rows, values)
-        return text_rows(rows, values, self.columns[0])
+            rows, columns[self.columns[0]] = without_blank(rows, columns[self.columns[0]])
+        return good_rows(rows, columns, self.modality)
+
+    def read_beside(self, column: str) -> list:
+        return self._table.select_columns([column])[:].column(0).to_pylist()
 
 
-def _arrow_values(column: pa.ChunkedArray | pa.Array) -> list:
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column that is kept as a dictionary, written out."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    of = column.type.value_type
+    return column.cast(pa.large_string() if pa.types.is_string(of) else of)
+
+
+def _columns(table: pa.Table | dict[str, pa.ChunkedArray], modality: str) -> dict[str, list]:
+    """The values of some rows. The first column holds the samples."""
+    names = table.column_names if isinstance(table, pa.Table) else list(table)
+    samples = _images(table[names[0]]) if modality == "image" else _texts(table[names[0]])
+    return {names[0]: samples, **{name: table[name].to_pylist() for name in names[1:]}}
+
+
+def _texts(column: pa.ChunkedArray) -> list:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -219,5 +270,13 @@ def _arrow_values(column: pa.ChunkedArray | pa.Array) -> list:
         return [None if value is None else decode_utf8(value) for value in column.cast(binary).to_pylist()]
 
 
-def _plain_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.large_string()) if pa.types.is_dictionary(column.type) else column
+def _images(column: pa.ChunkedArray) -> list:
+    """Encoded images: the column's own bytes, or those of the files that it names."""
+    if not pa.types.is_struct(column.type):
+        return column.to_pylist()
+    names = {field.name for field in column.type}
+    values = pc.struct_field(column, "bytes").to_pylist() if "bytes" in names else [None] * len(column)
+    if "path" not in names or None not in values:
+        return values
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [read_file(path) if value is None and path else value for value, path in zip(values, paths, strict=True)]

@@ -20,8 +20,8 @@ from .base import (
     decode_utf8,
     describe,
     first_line,
+    good_rows,
     new_digest,
-    text_rows,
     without_blank,
 )
 from .files import is_remote, open_bytes, unreadable, with_retries
@@ -275,7 +275,7 @@ class JsonLinesSource(BytesSource):
                 values.append(Damage(f"a JSON {type(record).__name__} instead of an object"))
             except (ValueError, RecursionError) as error:
                 values.append(Damage(f"invalid JSON ({first_line(error)})"))
-        result = text_rows(np.array(rows, dtype=np.int64), values, column)
+        result = good_rows(np.array(rows, dtype=np.int64), {column: values})
         result.bad.extend(too_long)
         return result
 
@@ -317,7 +317,8 @@ class TextLinesSource(BytesSource):
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
         starts, lines, too_long = self._text.lines(file, start, stop)
         lines = [line.removesuffix("\r") if type(line) is str else line for line in lines]
-        result = text_rows(*without_blank(starts, lines), "text")
+        starts, lines = without_blank(starts, lines)
+        result = good_rows(starts, {"text": lines})
         result.bad.extend(too_long)
         return result
 
@@ -361,7 +362,7 @@ class TextParagraphsSource(BytesSource):
                     continue
             rows.append(first + begin)
             values.append(value)
-        result = text_rows(np.array(rows, dtype=np.int64), values, "text")
+        result = good_rows(np.array(rows, dtype=np.int64), {"text": values})
         result.bad.extend(too_long)
         return result
 
@@ -378,7 +379,7 @@ class TextDocumentsSource(BytesSource):
     kind = "txt (by document)"
     unit = "file"
 
-    def where(self, index: int, row: int) -> str:
+    def where(self, file: int, row: int) -> str:
         return self.files[row]
 
     def _cut(self, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -399,7 +400,7 @@ class TextDocumentsSource(BytesSource):
                 continue
             value = decode_utf8(self._text.read(file, 0, int(self._text.sizes[file])).removeprefix(codecs.BOM_UTF8))
             values.append(value.replace("\r\n", "\n") if type(value) is str else value)
-        return text_rows(np.arange(start, stop), values, "text")
+        return good_rows(np.arange(start, stop), {"text": values})
 
 
 # What a sample of a txt file is.

@@ -1,0 +1,189 @@
+"""Labelled images, for measuring what an encoder has learned: all labels in memory, images read when asked for."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from .. import random as keyed
+from .sources import DataError, Source, available_splits, open_source
+from .sources.base import new_digest
+from .sources.columns import check_column, list_columns
+
+
+# In the order in which they are looked for, where no column or several have the type of a label.
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
+
+
+class LazyImages(Sequence):
+    """Some rows of a source of images, each read when it is asked for.
+
+    A damaged one (null, a missing file) is empty: like one that cannot be decoded, it is for the decoder to refuse.
+    """
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self.source = source
+        self.rows = rows  # places in the source, counted over all of its pieces
+        self._ends = np.cumsum(source.pieces[:, 2] - source.pieces[:, 1])
+        self._last: tuple[int, dict[int, bytes]] = (-1, {})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self.rows[index])
+        piece = int(np.searchsorted(self._ends, row, side="right"))
+        if self._last[0] != piece:
+            read = self.source.read(piece)
+            images = read.columns[self.source.columns[0]]
+            self._last = (piece, dict(zip(read.rows.tolist(), images, strict=True)))
+        start, stop = self.source.pieces[piece, 1:3].tolist()
+        return self._last[1].get(stop - int(self._ends[piece]) + row, b"")
+
+    def __getstate__(self):
+        return {**self.__dict__, "_last": (-1, {})}
+
+
+@dataclass
+class LabelledImages:
+    """A split of labelled images.
+
+    Attributes:
+        images (`Sequence[bytes]`):
+            Encoded images, read when asked for. What is damaged raises when it is decoded.
+        labels (`np.ndarray` of dtype `int64` and shape `(num_images,)`):
+            Class of each image, in `[0, num_classes)`.
+        class_names (`list[str]`):
+            Names of the classes, the same for all splits of a data set. A class may have no image in a split.
+        fingerprint (`str`):
+            Changes with the images and the labels.
+        name (`str`):
+            Data set and split, for tables.
+    """
+
+    images: Sequence
+    labels: np.ndarray
+    class_names: list[str]
+    fingerprint: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def open_labelled(
+    dataset: str | os.PathLike | None,
+    split: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    config: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> LabelledImages:
+    """Open a split of labelled images.
+
+    Args:
+        dataset (`str`, *optional*):
+            As in [`~hfssl.data.sources.open_source`]; `None` is the embedded set of digits (`train` and `test`).
+        split (`str`):
+            Which split.
+        image_column, label_column (`str`, *optional*):
+            Where images and labels are; found by type and name if not given. Class folders are the column `label`.
+            Labels may be `ClassLabel`, strings, integers or booleans.
+        config (`str`, *optional*):
+            Configuration of a Hub data set.
+        max_samples (`int`, *optional*):
+            Take so many images at most, drawn at random.
+        seed (`int`, *optional*, defaults to 0):
+            Of the draw.
+
+    Raises:
+        DataError: if there is no label, or none for some images: names the columns that there are.
+    """
+    options = {"modality": "image", "column": image_column, "config": config}
+    features = open_source(dataset, split=split, **options).features
+    name = "the embedded set of images" if dataset is None else repr(str(dataset))
+    label_column = _label_column(features, label_column, name)
+    options["extra_columns"] = (label_column,)
+    source = open_source(dataset, split=split, **options)
+    values = source.read_beside(label_column)
+    where = f"Column {label_column!r} of split {split!r} of {name}"
+    feature = source.features[label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        class_names, known = list(feature.names), range(feature.num_classes)
+    else:
+        others = [other for other in available_splits(dataset, modality="image", config=config) if other != split]
+        of_others = [_labels_of_split(dataset, other, label_column, options) for other in others]
+        seen = {value for labels in (values, *of_others) for value in labels if value is not None}
+        known = sorted(seen, key=lambda value: (isinstance(value, str), value))
+        class_names = [str(value) for value in known]
+    labels = _numbers(values, known, where, source.features)
+    rows = np.arange(len(labels))
+    if max_samples is not None and max_samples < len(rows):
+        rows = np.sort(keyed.permutation(len(rows), seed, 23)[:max_samples])
+    digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
+    short = "embedded digits" if dataset is None else Path(str(dataset).rstrip("/")).name
+    return LabelledImages(
+        LazyImages(source, rows), labels[rows], class_names, digest.hexdigest(), f"{short} ({split})"
+    )
+
+
+def _label_column(features: dict, asked: str | None, name: str) -> str:
+    if asked is not None:
+        check_column(features, asked, name)
+        if not _is_label(features[asked]):
+            raise DataError(
+                f"Column {asked!r} of {name} holds no labels: ClassLabel, strings, integers or booleans are needed. "
+                f"The columns are: {list_columns(features)}. Choose one with `--label_column`."
+            )
+        return asked
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(typed) == 1:
+        return typed[0]
+    candidates = typed or [column for column, feature in features.items() if _is_label(feature)]
+    by_lower_name = {column.lower(): column for column in reversed(candidates)}
+    for usual in LABEL_NAMES:
+        if usual in by_lower_name:
+            return by_lower_name[usual]
+    problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
+    raise DataError(
+        f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
+        "files of a folder have labels where each class has a folder of its own."
+    )
+
+
+def _is_label(feature) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    kinds = ("string", "large_string", "int", "uint", "bool")
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def _labels_of_split(dataset: str | os.PathLike, split: str, label_column: str, options: dict) -> list:
+    try:
+        return open_source(dataset, split=split, **options).read_beside(label_column)
+    except DataError:  # a split without labels
+        return []
+
+
+def _numbers(values: list, known: Sequence, where: str, features: dict) -> np.ndarray:
+    """The place of each label among the known ones."""
+    number = {value: i for i, value in enumerate(known)}
+    missing = sum(value is None for value in values)
+    if missing:
+        raise DataError(
+            f"{where} is null for {missing} of {len(values)} images, and a probe needs a label for each. The columns "
+            f"are: {list_columns(features)}. Take another split or `--label_column`, or leave these images out."
+        )
+    strange = next((value for value in values if value not in number), None)
+    if strange is not None:
+        raise DataError(
+            f"{where} holds {strange!r}, which is none of its {len(known)} classes: a split without labels? The "
+            f"columns are: {list_columns(features)}. Take another split or `--label_column`."
+        )
+    return np.array([number[value] for value in values], dtype=np.int64)

@@ -1,0 +1,168 @@
+"""Folders of image files, and zip files of them."""
+
+import functools
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .base import (
+    MAX_PIECES,
+    Cache,
+    Damage,
+    PieceRows,
+    Source,
+    describe,
+    first_line,
+    good_rows,
+    new_digest,
+    third_party,
+)
+from .columns import find_columns
+from .files import MAX_SAMPLE_BYTES, open_bytes, read_file, unreadable, with_retries
+from .find import IMAGE_EXTENSIONS, METADATA
+
+
+# Between the path of a zip file and that of a file in it.
+_INSIDE = "::/"
+
+
+def image_files(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, str, int]]:
+    """Path, name and bytes of the image files among these files, and of those in the zip files among them."""
+    files = []
+    for path, name, size in zip(paths, names, sizes, strict=True):
+        if path.lower().endswith(IMAGE_EXTENSIONS):
+            files.append((path, name, size))
+        elif path.endswith(".zip"):
+            with third_party(
+                lambda path=path: zipfile.ZipFile(open_bytes(path)), f"{name!r} is no whole zip"
+            ) as archive:
+                for member in sorted(archive.infolist(), key=lambda member: member.filename):
+                    hidden = os.path.basename(member.filename).startswith((".", "__")) or "__MACOSX" in member.filename
+                    if member.filename.lower().endswith(IMAGE_EXTENSIONS) and not hidden:
+                        files.append(
+                            (f"{path}{_INSIDE}{member.filename}", f"{name}/{member.filename}", member.file_size)
+                        )
+    return files
+
+
+def is_metadata(path: str) -> bool:
+    """Whether the file holds columns beside the images of its folder, by the rule of the `datasets` library."""
+    return os.path.basename(path) in METADATA
+
+
+def metadata_features(path: str) -> dict:
+    """The columns in a file of metadata, from its first rows."""
+
+    def read() -> pa.Schema:
+        with open_bytes(path) as file:
+            if path.endswith(".parquet"):
+                return pq.read_schema(file)
+            reader = pd.read_csv if path.endswith(".csv") else functools.partial(pd.read_json, lines=True)
+            return pa.Schema.from_pandas(reader(file, nrows=1000), preserve_index=False)
+
+    features = third_party(lambda: datasets.Features.from_arrow_schema(read()), f"{path!r} cannot be read")
+    return {name: feature for name, feature in features.items() if name != "file_name"}
+
+
+def class_of(path: str) -> str:
+    """The folder in which a file lies."""
+    return os.path.basename(os.path.dirname(path))
+
+
+def class_names(splits: Sequence[Sequence[str]]) -> list[str]:
+    """The class folders of the files of each split, sorted; none where the files do not lie in such.
+
+    The rule is nearly that of the `datasets` library: several folders that hold files, all at the same depth. Folders
+    with a split in each are none.
+    """
+    classes = [{class_of(path) for path in paths} for paths in splits]
+    depths = {path.count("/") for paths in splits for path in paths}
+    return sorted(set().union(*classes)) if max(map(len, classes)) > 1 and len(depths) == 1 else []
+
+
+class ImageFolderSource(Source):
+    """Image files. A piece is a file, or a run of files where there are very many; rows count files.
+
+    Args:
+        image_files (`list[tuple[str, str, int]]`):
+            Path, name and bytes of each file.
+        classes (`Sequence[str]`, *optional*):
+            Class folders, of all splits: then there is a column `label`.
+        others (`dict`, *optional*):
+            Features of columns that metadata have, and that cannot be read here.
+    """
+
+    unit = "file"
+
+    def __init__(
+        self,
+        image_files: list[tuple[str, str, int]],
+        *,
+        dataset: str,
+        classes: Sequence[str] = (),
+        others: dict | None = None,
+        column: str | None = None,
+        beside: Sequence[str] = (),
+        fingerprint: str = "",
+    ):
+        paths, names, sizes = map(list, zip(*image_files, strict=True))
+        features = {"image": datasets.Image()}
+        if classes:
+            features["label"] = datasets.ClassLabel(names=list(classes))
+        features |= others or {}
+        starts = np.arange(0, len(paths), -(-len(paths) // MAX_PIECES))
+        stops = np.append(starts[1:], len(paths))
+        super().__init__(
+            files=names,
+            columns=find_columns(features, "image", column, beside, dataset),
+            features=features,
+            pieces=np.stack([starts, starts, stops, np.arange(len(starts))], axis=1),
+            piece_bytes=np.add.reduceat(np.asarray(sizes, dtype=np.int64), starts),
+            fingerprint=new_digest(fingerprint, "images").hexdigest(),
+            modality="image",
+        )
+        self._paths, self._archives = paths, Cache()
+        self.num_rows = len(paths)
+        folders = f" in {describe(len(classes), 'class folders')}" if classes else ""
+        self.description = f"{describe(len(paths), 'image files')}{folders}"
+
+    def where(self, file: int, row: int) -> str:
+        return self.files[row]
+
+    def read(self, index: int) -> PieceRows:
+        _, start, stop, _ = self.pieces[index].tolist()
+        columns = {self.columns[0]: [self._read(path) for path in self._paths[start:stop]]}
+        if "label" in self.columns:
+            columns["label"] = [self._label(row) for row in range(start, stop)]
+        return good_rows(np.arange(start, stop), columns, "image")
+
+    def _read(self, path: str) -> bytes | Damage:
+        archive, inside, member = path.partition(_INSIDE)
+        if not inside:
+            return read_file(path)
+
+        def read() -> bytes | Damage:
+            file = self._archives.open(archive, lambda: zipfile.ZipFile(open_bytes(archive)), most=8)
+            if file.getinfo(member).file_size > MAX_SAMPLE_BYTES:
+                return Damage(f"longer than {MAX_SAMPLE_BYTES >> 20} MiB")
+            return file.read(member)
+
+        try:
+            return with_retries(read, again=lambda: self._archives.forget(archive))
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            return Damage(f"it cannot be unpacked ({first_line(error)})")
+        except Exception as error:
+            raise unreadable(archive, error) from error
+
+    def read_beside(self, column: str) -> list:
+        return [self._label(row) for row in range(len(self.files))]
+
+    def _label(self, row: int) -> int:
+        return self.features["label"].str2int(class_of(self._paths[row]))

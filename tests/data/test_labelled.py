@@ -1,0 +1,217 @@
+"""Labelled images: each with its own label, whatever the labels are, and a sentence where there are none."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hfssl.data.decode import DamagedImage, decode_image
+from hfssl.data.embedded import embedded_images
+from hfssl.data.labelled import open_labelled
+from hfssl.data.sources import DataError
+
+
+def png(number):
+    values = np.random.default_rng(number).integers(0, 256, (5, 5), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGES = [png(i) for i in range(40)]
+NAMES = [("ant", "bee", "cow")[i % 3] for i in range(40)]
+
+
+def write(folder, split="train", rows=range(40), **columns):
+    folder.mkdir(exist_ok=True)
+    images = pa.array([IMAGES[i] for i in rows], pa.binary())
+    columns = {name: values if isinstance(values, pa.Array) else list(values) for name, values in columns.items()}
+    pq.write_table(pa.table({"image": images, **columns}), folder / f"{split}.parquet", row_group_size=7)
+
+
+def names_of(labelled):
+    return [labelled.class_names[label] for label in labelled.labels]
+
+
+# -- kinds of labels --------------------------------------------------------------------------------------------------
+
+
+def test_class_folders(tmp_path):
+    for i, name in enumerate(NAMES[:10] + ["yak"]):
+        path = tmp_path / ("test" if name == "yak" else "train") / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    train, test = open_labelled(tmp_path, "train"), open_labelled(tmp_path, "test")
+    assert train.class_names == test.class_names == ["ant", "bee", "cow", "yak"]
+    assert [NAMES[IMAGES.index(image)] for image in train.images] == names_of(train)
+    # a class with one image
+    assert names_of(test) == ["yak"] and list(test.images) == [IMAGES[10]] and len(test) == 1
+    assert train.name == f"{tmp_path.name} (train)"
+
+
+def test_class_labels(tmp_path):
+    features = datasets.Features(
+        {"image": datasets.Image(), "kind": datasets.ClassLabel(names=["cow", "bee", "ant", "yak"])}
+    )
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "kind": NAMES}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(
+        tmp_path / "saved"
+    )
+    labelled = open_labelled(tmp_path / "saved", "train")
+    assert labelled.class_names == ["cow", "bee", "ant", "yak"] and names_of(labelled) == NAMES
+    assert labelled.labels.dtype == np.int64 and list(labelled.images) == IMAGES
+
+
+def test_strings_are_numbered_over_all_splits(tmp_path):
+    write(tmp_path / "a", label=NAMES)
+    write(tmp_path / "a", "test", range(2), label=["cow", "zebu"])
+    train, test = open_labelled(tmp_path / "a", "train"), open_labelled(tmp_path / "a", "test")
+    assert train.class_names == test.class_names == ["ant", "bee", "cow", "zebu"]
+    assert names_of(train) == NAMES and names_of(test) == ["cow", "zebu"]
+
+
+def test_integers_need_not_begin_at_zero_and_other_splits_need_no_labels(tmp_path):
+    write(tmp_path / "a", target=[5 + 5 * (i % 3) for i in range(40)])
+    write(tmp_path / "a", "test", range(3))
+    labelled = open_labelled(tmp_path / "a", "train")
+    assert labelled.class_names == ["5", "10", "15"] and labelled.labels[:4].tolist() == [0, 1, 2, 0]
+    write(tmp_path / "b", y=[i % 2 == 0 for i in range(40)])
+    assert open_labelled(tmp_path / "b", "train").class_names == ["False", "True"]
+
+
+def test_labels_in_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(6):
+            record = json.dumps({"label": NAMES[i]}).encode()
+            for name, data in ((f"{i}.png", IMAGES[i]), (f"{i}.json", record)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    labelled = open_labelled(tmp_path / "a.tar", "train")
+    assert names_of(labelled) == NAMES[:6] and list(labelled.images) == IMAGES[:6]
+
+
+def test_metadata_beside_a_folder(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(IMAGES[i])
+    lines = [json.dumps({"file_name": f"{i}.png", "category": NAMES[i], "weight": 0.5}) for i in range(6)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    labelled = open_labelled(tmp_path, "train")
+    assert [NAMES[IMAGES.index(image)] for image in labelled.images] == names_of(labelled)
+
+
+def test_the_label_column_is_found_or_named(tmp_path):
+    write(tmp_path / "a", id=range(40), label=NAMES, caption=NAMES[::-1])
+    assert names_of(open_labelled(tmp_path / "a", "train")) == NAMES
+    assert names_of(open_labelled(tmp_path / "a", "train", label_column="caption")) == NAMES[::-1]
+
+
+def test_the_embedded_digits():
+    train, test = open_labelled(None, "train"), open_labelled(None, "test")
+    assert (list(train.images), train.labels.tolist()) == embedded_images("train")
+    assert len(train) + len(test) == 1797 and test.class_names == list("0123456789")
+    assert train.fingerprint != test.fingerprint and test.name == "embedded digits (test)"
+
+
+# -- access -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_read_where_they_are_asked_for(tmp_path):
+    write(tmp_path / "a", label=NAMES)
+    labelled = open_labelled(tmp_path / "a", "train")
+    order = np.random.default_rng(0).permutation(40)
+    assert [labelled.images[i] for i in order] == [IMAGES[i] for i in order]
+    assert labelled.images[-1] == IMAGES[-1] and labelled.images[3:9:2] == IMAGES[3:9:2]
+    with pytest.raises(IndexError):
+        labelled.images[40]
+    copy = pickle.loads(pickle.dumps(labelled))
+    assert list(copy.images) == IMAGES and len(pickle.dumps(labelled)) < 20_000
+
+
+def test_some_of_many(tmp_path):
+    write(tmp_path / "a", label=NAMES)
+    some = open_labelled(tmp_path / "a", "train", max_samples=15)
+    assert len(some) == len(some.images) == 15
+    assert [NAMES[IMAGES.index(image)] for image in some.images] == names_of(some)
+    assert open_labelled(tmp_path / "a", "train", max_samples=15).fingerprint == some.fingerprint
+    other = open_labelled(tmp_path / "a", "train", max_samples=15, seed=1)
+    assert list(other.images) != list(some.images) and other.fingerprint != some.fingerprint
+    assert list(open_labelled(tmp_path / "a", "train", max_samples=99).images) == IMAGES
+
+
+def test_the_fingerprint_follows_the_labels(tmp_path):
+    write(tmp_path / "a", label=NAMES, other=NAMES[::-1])
+    first = open_labelled(tmp_path / "a", "train").fingerprint
+    assert open_labelled(tmp_path / "a", "train").fingerprint == first
+    assert open_labelled(tmp_path / "a", "train", label_column="other").fingerprint != first
+
+
+def test_damaged_images_keep_their_place(tmp_path):
+    write(tmp_path / "a", label=NAMES)
+    images = [*IMAGES[:2], None, b"no image", *IMAGES[4:]]
+    pq.write_table(
+        pa.table({"image": pa.array(images, pa.binary()), "label": NAMES}), tmp_path / "a" / "train.parquet"
+    )
+    labelled = open_labelled(tmp_path / "a", "train")
+    assert len(labelled) == 40 and labelled.images[4] == IMAGES[4] and names_of(labelled) == NAMES
+    for i in (2, 3):
+        with pytest.raises(DamagedImage):
+            decode_image(labelled.images[i])
+
+
+# -- no labels --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_labels_are_a_sentence_that_names_the_columns(tmp_path):
+    write(tmp_path / "none", id=[0.5] * 40)
+    with pytest.raises(
+        DataError, match=r"none' has no column of labels. Its columns are: 'image' \(binary\), 'id' \(.*--label_column"
+    ):
+        open_labelled(tmp_path / "none", "train")
+    with pytest.raises(DataError, match=r"Column 'id' of .* holds no labels: .*'id' \(double|float64\)"):
+        open_labelled(tmp_path / "none", "train", label_column="id")
+    with pytest.raises(DataError, match=r"has no column 'lable'. Its columns are: 'image'"):
+        open_labelled(tmp_path / "none", "train", label_column="lable")
+    write(tmp_path / "null", label=[None, *NAMES[1:38], None, None])
+    with pytest.raises(
+        DataError, match=r"Column 'label' of split 'train' of .* is null for 3 of 40 images, .*'label' \(string\)"
+    ):
+        open_labelled(tmp_path / "null", "train")
+    for i in range(3):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / f"{i}.png").write_bytes(IMAGES[i])
+    with pytest.raises(DataError, match="flat' has no column of labels.*where each class has a folder of its own"):
+        open_labelled(tmp_path / "flat", "train")
+
+
+def test_hidden_labels(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES[:3]], "label": [0, 1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="holds -1, which is none of its 2 classes: a split without labels?"):
+        open_labelled(tmp_path / "saved", "train")
+
+
+def test_several_candidates(tmp_path):
+    features = datasets.Features(
+        {"image": datasets.Image(), "a": datasets.ClassLabel(names=["x"]), "b": datasets.ClassLabel(names=["y"])}
+    )
+    rows = {"image": [{"bytes": IMAGES[0], "path": None}], "a": [0], "b": [0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        DataError, match=r"2 columns of labels.*'a' \(ClassLabel of 1\), 'b' \(ClassLabel of 1\).*--label_column"
+    ):
+        open_labelled(tmp_path / "saved", "train")
+
+
+def test_cifar(shared_data):
+    labelled = open_labelled(shared_data / "cifar10", "test")
+    assert np.bincount(labelled.labels).tolist() == [1000] * 10 and labelled.class_names[0] == "airplane"
+    assert decode_image(labelled.images[1234]).shape == (3, 32, 32)
