@@ -4,7 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 # imported at once: it registers the methods with the Auto classes
-from .methods import ClmForPreTraining, ClmPreTrainingConfig, MlmForPreTraining, MlmPreTrainingConfig
+from .methods import (
+    ByolForPreTraining,
+    ByolPreTrainingConfig,
+    ClmForPreTraining,
+    ClmPreTrainingConfig,
+    DinoForPreTraining,
+    DinoPreTrainingConfig,
+    MaeForPreTraining,
+    MaePreTrainingConfig,
+    MlmForPreTraining,
+    MlmPreTrainingConfig,
+    MocoForPreTraining,
+    MocoPreTrainingConfig,
+    SimclrForPreTraining,
+    SimclrPreTrainingConfig,
+)
 
 
 __version__ = "0.1.0.dev0"
@@ -26,14 +41,24 @@ if TYPE_CHECKING:
     from .training_args import SSLTrainingArguments
 
 __all__ = [
+    "ByolForPreTraining",
+    "ByolPreTrainingConfig",
     "ClmForPreTraining",
     "ClmPreTrainingConfig",
+    "DinoForPreTraining",
+    "DinoPreTrainingConfig",
     "ExactStream",
+    "MaeForPreTraining",
+    "MaePreTrainingConfig",
     "MlmForPreTraining",
     "MlmPreTrainingConfig",
+    "MocoForPreTraining",
+    "MocoPreTrainingConfig",
     "RecipeParser",
     "SSLTrainer",
     "SSLTrainingArguments",
+    "SimclrForPreTraining",
+    "SimclrPreTrainingConfig",
     "open_source",
 ]
 

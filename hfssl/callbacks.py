@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from .errors import UserError
+from .schedules import cosine
 
 
 logger = logging.getLogger(__name__)
@@ -116,17 +117,41 @@ class MethodCallback(TrainerCallback):
             advance(self.clock.progress if self.clock else (state.global_step + 1) / state.max_steps)
 
 
+class WeightDecaySchedule(TrainerCallback):
+    """Takes the weight decay from that of the optimizer to `end`, along half a cosine, as DINO and I-JEPA do.
+
+    Parameters without any (biases, weights of norms) stay without.
+
+    Args:
+        end (`float`):
+            Weight decay at the end of the run.
+        clock ([`BudgetClock`], *optional*):
+            What progress means where the run has a budget of time instead of steps.
+    """
+
+    def __init__(self, end: float, clock: BudgetClock | None = None):
+        self.end, self.clock = end, clock
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        progress = self.clock.progress if self.clock else state.global_step / state.max_steps
+        for group in optimizer.param_groups:
+            # in the group, and so in the checkpoint, as schedulers keep the first learning rate there
+            start = group.setdefault("initial_weight_decay", group["weight_decay"])
+            if start:
+                group["weight_decay"] = cosine(start, self.end, progress)
+
+
 def _unwrap(model):
     return model.module if hasattr(model, "module") else model
 
 
 class ProgressBar(TrainerCallback):
-    """Loss, tokens per second and time left: one line on a terminal, a line every half minute in a log file."""
+    """Loss, tokens or images per second, time left: one line on a terminal, a line every half minute in a log file."""
 
     SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, stream=None, clock: BudgetClock | None = None):
-        self.stream = stream  # has `counts["tokens"]` of this process
+        self.stream = stream  # has `counts["tokens"]` of this process, and says in `unit` what these are
         self.clock = clock  # of a run with a budget of time
         self.bar = None
         self.loss = None
@@ -155,8 +180,8 @@ class ProgressBar(TrainerCallback):
         if "loss" in logs:
             self.loss = logs["loss"]
         elif "eval_loss" in logs:
-            kept = ("eval_loss", "eval_accuracy")
-            words = ", ".join(f"{k.removeprefix('eval_')} {logs[k]:.4f}" for k in kept if k in logs)
+            kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
+            words = ", ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs)
             self._line(f"step {state.global_step}: held-out {words}")
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -166,7 +191,7 @@ class ProgressBar(TrainerCallback):
         rate = (self._tokens() - self.tokens_before) * args.world_size / max(now - self.begin, 1e-9)
         words = "" if self.loss is None else f", loss {self.loss:.3f}"
         if self.stream is not None:
-            words += f", {rate:,.0f} tokens/s"
+            words += f", {rate:,.0f} {self.stream.unit}/s"
         step = f"step {state.global_step}"
         self.bar.set_postfix_str((step + words if self.clock else words).removeprefix(", "), refresh=False)
         self.bar.update(self._done(state) - self.bar.n)

@@ -36,6 +36,7 @@ def write_result(
 
     Everything is written aside first and moved when it is complete.
     """
+    from .health import plot_health
     from .model_card import plot_history, write_card
 
     staging = output_dir / STAGING / "result"
@@ -47,6 +48,9 @@ def write_result(
         trainer.processing_class.save_pretrained(staging)
     model.save_pretrained(staging / "pretraining", state_dict=state_dict)
     plot_history(trainer.state.log_history, staging / "assets" / "loss.png")
+    plot_health(trainer.state.log_history, staging / "assets" / "health.png")
+    for picture, _ in card.get("pictures", ()):
+        shutil.copyfile(picture, staging / "assets" / picture.name)
     write_card(staging / "README.md", trainer, staging, **card)
     for entry in staging.iterdir():
         target = output_dir / entry.name

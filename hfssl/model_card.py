@@ -1,9 +1,11 @@
 """The model card: how a model was made, from what the run recorded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation.results import Result, command_line, commit, versions
+from .health import health_table
 
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def write_card(
     base_model: str | None = None,
     usage: str | None = None,
     pipeline_tag: str | None = None,
+    pictures: Sequence[tuple[Path, str]] = (),
 ) -> None:
     """Write `README.md` of a result folder.
 
@@ -88,14 +91,16 @@ def write_card(
             Python lines that load the model.
         pipeline_tag (`str`, *optional*):
             Task on the Hub, such as fill-mask.
+        pictures (`Sequence[tuple[Path, str]]`, *optional*):
+            Pictures that lie in `assets/` under the names of these files, with what they show.
     """
-    args, state = trainer.args, trainer.state
+    args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     name = args.hub_model_id or Path(args.output_dir).name
     facts = {
         "Method": type(model).__name__,
         "Data": data or "not recorded",
-        "Seen": f"{_tokens(trainer):,} tokens in {state.global_step:,} steps" if trainer.stream is not None else "",
+        "Seen": _seen(trainer),
         "Passes over the data": _passes(trainer),
         "Batch": f"{args.global_batch_size} rows ({args.per_device_train_batch_size} a process, "
         f"{args.world_size} process(es), "
@@ -123,6 +128,11 @@ def write_card(
             text, *lines = example_lines(example)
             sections += f"- {text}\n" + "".join(f"  - {line}\n" for line in lines)
         sections += "\n"
+    if health := health_table(trainer.state.log_history):
+        sections += f"## Health\n\n{health}\n\n![Effective rank and std](assets/health.png)\n\n"
+    if pictures:
+        shown = "".join(f"{caption}\n\n![{caption}](assets/{picture.name})\n\n" for picture, caption in pictures)
+        sections += "## What it looks like\n\n" + shown
     usage = usage or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
     path.write_text(
         _CARD.format(
@@ -160,8 +170,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _tokens(trainer: "SSLTrainer") -> int:
-    return trainer.stream.counts["tokens"] * trainer.args.world_size
+def _seen(trainer: "SSLTrainer") -> str:
+    if trainer.stream is None:
+        return ""
+    count = trainer.stream.counts["tokens"] * trainer.args.world_size
+    return f"{count:,} {trainer.stream.unit} in {trainer.state.global_step:,} steps"
 
 
 def _passes(trainer: "SSLTrainer") -> str:
@@ -196,7 +209,7 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss (nats per item)")
+    axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

@@ -25,7 +25,39 @@ class SSLPreTrainedModel(PreTrainedModel):
     # What the model card says of the method; each method sets its own.
     paper: dict[str, str] = {}
 
+    # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
+    frozen: tuple[str, ...] = ()
+
+    # Likely causes of a collapse, and what to change, by what the embeddings have become (`hfssl.health`); in braces
+    # stand fields of the config. A method that compares samples also has `compared_embeddings(batch)`: what its loss
+    # compares, of shape `(batch_size, 2 views, dim)`.
+    collapse_hints: dict[str, str] = {
+        "constant": "the learning rate is too high for this model, so that it gives one answer to everything: lower "
+        "`--learning_rate`, or raise `--warmup_steps`"
+    }
+
     encoder: PreTrainedModel
+
+    def post_init(self):
+        super().post_init()
+        self.freeze()
+
+    def train(self, mode: bool = True):
+        # `from_pretrained` makes new parameters, which all require gradients; it ends in `eval()`, and so here
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, *args, save_original_format: bool = False, **kwargs):
+        # the older names that transformers writes for some encoders (ViT) are unknown to `load_state_dict`, with which
+        # Trainer resumes: it would pass over all of them; the exported encoder has them
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def freeze(self) -> None:
+        """Take the parameters named in `frozen` out of the training: DDP would wait for their gradients forever."""
+        for name, parameter in self.named_parameters():
+            if name in self.frozen:
+                parameter.requires_grad_(False)
 
     def loss_items(self, batch: dict[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
         """How many items the loss of `batch` is a mean of: a count, or one for each term of the loss.
@@ -71,7 +103,11 @@ def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedC
 
 
 def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Remove the pooler of BERT- and ViT-like models: it is in no loss, so DDP would wait for its gradient forever."""
-    if isinstance(getattr(encoder, "pooler", None), nn.Module):
+    """Remove the pooler of BERT- and ViT-like models: it is in no loss, so DDP would wait for its gradient forever.
+
+    Poolers without weights, such as the average of a ResNet, stay.
+    """
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         encoder.pooler = None
     return encoder

@@ -1,10 +1,12 @@
 """The end of a run: what was measured, what it looks like, where it lies, what to try next."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .checkpoints import STAGING
 from .data.text_data import TextData
 from .evaluation.masked_tokens import MaskedTokenEvaluator, fill_mask_examples
 from .evaluation.next_sentence import NextSentenceEvaluator
@@ -13,6 +15,12 @@ from .evaluation.results import Result
 from .evaluation.token_prediction import TokenPredictionEvaluator
 from .model_card import example_lines
 from .trainer import SSLTrainer
+
+
+if TYPE_CHECKING:
+    from .data.image_data import ImageData
+    from .data.labelled import LabelledImages
+    from .data.views import Views
 
 
 def finish_mlm(
@@ -60,6 +68,115 @@ def finish_clm(
     )  # fmt: skip
 
 
+def finish_images(
+    trainer: SSLTrainer,
+    data: "ImageData",
+    views: "Views",
+    probes: "tuple[LabelledImages, LabelledImages] | None" = None,
+    base_model: str | None = None,
+    pooling: str | None = None,
+) -> None:
+    """Measure an image method, write the result folder with its pictures, and say it all.
+
+    Args:
+        trainer ([`SSLTrainer`]):
+            The run; the first of its evaluators measures the held-out loss.
+        data ([`~hfssl.data.image_data.ImageData`]), views ([`~hfssl.data.views.Views`]):
+            What it was trained on.
+        probes (`tuple[LabelledImages, LabelledImages]`, *optional*):
+            Labelled images to learn from and to measure on, for the table of probes.
+        base_model (`str`, *optional*):
+            The checkpoint that the run continued.
+        pooling (`str`, *optional*):
+            Of the probes, see [`~hfssl.pooling.pool_features`].
+    """
+    from .evaluation.probes import probe_table
+
+    evaluator, args = trainer.evaluators[0], trainer.args
+    measured = _measured(trainer)
+    name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
+    before = {"before": {"loss": measured[0]["eval_loss"]}} if measured[0]["step"] == 0 else {}
+    results = evaluator.results({"loss": measured[-1]["eval_loss"]}, str(output_dir), **before)
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    folder = output_dir / STAGING / "pictures"
+    say = trainer.accelerator.print
+    line = f"\nHeld-out loss ({results[0].num_eval:,} images): {results[0].value:.4f}"
+    say(line + (f", before training {results[0].baselines['before']:.4f}" if before else ""))
+    if probes is not None:
+        results += probe_table(
+            model, trainer.processing_class, *probes, output_dir=folder, pooling=pooling, name=str(output_dir),
+            precision="bf16" if args.bf16 else "fp32",
+        )  # fmt: skip
+    if not trainer.is_world_process_zero():
+        trainer.finish()
+        return
+    pictures = _pictures(model, evaluator, data, views, folder / "assets")
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, views.image_size, views.image_size, device=args.device)
+        shape = ", ".join(map(str, model.encoder(blank).last_hidden_state.shape[1:]))
+    folder = trainer.finish(
+        results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
+        base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures,
+        usage="from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
+        f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
+        'features = encoder(**processor(image, return_tensors="pt")).last_hidden_state',
+    )  # fmt: skip
+    say(f"\nPictures in {folder}/assets: {', '.join(picture.name for picture, _ in pictures)}")
+    method = model.config.model_type.removeprefix("hfssl_")
+    _say_result(
+        trainer, folder,
+        "accelerate launch recipes/probe.py --encoder {folder} --protocol knn,linear,few_shot",
+        "accelerate launch recipes/finetune.py --encoder {folder}",
+        f"accelerate launch recipes/{method}.py --dataset my_images/ --encoder {{folder}} "
+        f"--output_dir outputs/{method}-2",
+    )  # fmt: skip
+
+
+def _pictures(
+    model: Any, evaluator: Any, data: "ImageData", views: "Views", folder: Path
+) -> Sequence[tuple[Path, str]]:
+    """What there is to look at, with what it shows."""
+    from .data.contact_sheet import contact_sheet
+
+    captions = {
+        "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
+        "feature_map.png": "Features of the test images, in two dimensions.",
+        "patches.png": "What the patches of an image tell apart.",
+    }
+    pictures = [(folder / name, caption) for name, caption in captions.items() if (folder / name).is_file()]
+    if hasattr(model, "reconstruct"):
+        from .evaluation.reconstructions import plot_reconstructions
+
+        path = folder / "reconstructions.png"
+        device = next(model.parameters()).device
+        plot_reconstructions(model, evaluator.batch(device), views.mean, views.std, path)
+        pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
+    path = folder / "views.png"
+    contact_sheet(data.held_out[:6], views, path)
+    pictures.append((path, "Held-out images, and views of them as in training."))
+    return pictures
+
+
+def _measured(trainer: SSLTrainer) -> list[dict]:
+    """What the evaluators found during the run, the state at its end included."""
+    measured = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if not measured or measured[-1]["step"] != trainer.state.global_step:
+        trainer.evaluate()
+        measured.append(trainer.state.log_history[-1])
+    return measured
+
+
+def _say_result(trainer: SSLTrainer, folder: Path, *commands: str) -> None:
+    say = trainer.accelerator.print
+    say(
+        f"\nResult: {folder} (loads with plain transformers; the card is {folder}/README.md, the curve "
+        f"{folder}/assets/loss.png)\nNext:"
+    )
+    for command in commands:
+        say("  " + command.format(folder=folder))
+
+
 def _finish(
     trainer: SSLTrainer,
     evaluator: TokenPredictionEvaluator,
@@ -71,10 +188,7 @@ def _finish(
     usage: str,
     commands: tuple[str, ...],
 ) -> None:
-    measured = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    if not measured or measured[-1]["step"] != trainer.state.global_step:
-        trainer.evaluate()
-        measured.append(trainer.state.log_history[-1])
+    measured = _measured(trainer)
     figures = [{name: entry[f"eval_{name}"] for name in evaluator.metrics} for entry in measured]
     if not trainer.is_world_process_zero():
         trainer.finish()
@@ -100,12 +214,7 @@ def _finish(
         say("\nOn held-out text:")
     for example in said:
         say("  " + "\n    ".join(example_lines(example)))
-    say(
-        f"\nResult: {folder} (loads with plain transformers; the card is {folder}/README.md, the curve "
-        f"{folder}/assets/loss.png)\nNext:"
-    )
-    for command in commands:
-        say("  " + command.format(folder=folder))
+    _say_result(trainer, folder, *commands)
 
 
 def _next_sentence(trainer: SSLTrainer, measured: list[dict]) -> list[Result]:

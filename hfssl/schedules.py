@@ -1,5 +1,6 @@
 """Schedules that are functions of progress, where progress is not a count of steps."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,6 +15,24 @@ from .errors import UserError
 _TICKS = 1_000_000
 # Options of transformers' schedules that are numbers of steps: here they are shares of the run.
 _LENGTHS = ("num_decay_steps", "num_stable_steps", "timescale")
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a cosine: slowly, quickly, slowly.
+
+    Example:
+
+    ```python
+    >>> [round(cosine(0.0, 1.0, p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.146, 0.5, 1.0]
+    ```
+    """
+    return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along a line; beyond a `progress` of 1 it stays at `end`."""
+    return start + (end - start) * min(progress, 1.0)
 
 
 def budget_schedule(progress: float, warmup: float = 0.0, kind: str = "linear", **options: Any) -> float:

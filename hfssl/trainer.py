@@ -6,8 +6,10 @@ contract test in `tests/test_trainer.py` that fails when a new transformers brea
 - `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
-- `evaluate`: runs evaluators;
+- `evaluate`: runs evaluators, and looks for collapse;
+- `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
 - `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
 - `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
 continue; - `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a
 run.
@@ -30,13 +32,23 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from . import checkpoints, export
 from . import random as keyed
-from .callbacks import BudgetClock, MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal, non_finite_loss
+from .callbacks import (
+    BudgetClock,
+    MethodCallback,
+    ProgressBar,
+    StopOnNonFiniteLoss,
+    StopOnSignal,
+    WeightDecaySchedule,
+    non_finite_loss,
+)
 from .data.stream import ExactStream
 from .errors import UserError
 from .evaluation.evaluator import Evaluator
+from .health import COLLAPSED, HealthMonitor, collapse_error
 from .modeling_utils import SSLPreTrainedModel
+from .optim import Lars
 from .schedules import budget_schedule
-from .training_args import SSLTrainingArguments
+from .training_args import LARS, SSLTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -44,8 +56,8 @@ logger = logging.getLogger(__name__)
 # What makes a run this run: changed on a resume, the result would be neither the old run's nor the new one's.
 _IDENTITY = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1",
-    "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
 
 
@@ -68,6 +80,8 @@ class SSLTrainer(Trainer):
             What to measure on the model during training. Each has `measure(model) -> dict[str, float]`.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run (data set, tokenizer …), in words that an error message can use.
+        held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
+            Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
     """
 
     def __init__(
@@ -77,6 +91,7 @@ class SSLTrainer(Trainer):
         train_dataset: Any = None,
         evaluators: Sequence[Evaluator] = (),
         settings: dict[str, Any] | None = None,
+        held_out: Sequence[str] | Sequence[bytes] = (),
         **kwargs,
     ):
         self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
@@ -86,7 +101,7 @@ class SSLTrainer(Trainer):
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
         self._saving_to: str | None = None
-        if self.evaluators and kwargs.get("eval_dataset") is None:
+        if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
@@ -95,12 +110,18 @@ class SSLTrainer(Trainer):
                 f"{args.max_steps}."
             )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.health = HealthMonitor(held_out, self.processing_class, self.stream) if held_out else None
+        if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
+            self.health = None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
         if self.clock is not None:
             self.add_callback(self.clock)
         self.add_callback(MethodCallback(self.clock))
+        if args.weight_decay_end is not None:
+            self.add_callback(WeightDecaySchedule(args.weight_decay_end, self.clock))
         self.add_callback(ProgressBar(self.stream, self.clock))
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
@@ -148,7 +169,7 @@ class SSLTrainer(Trainer):
             trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
             self.clock.seconds = trained["seconds"]
         # the state before training is measured once, not again after each resume
-        self.args.eval_on_start = bool(self.evaluators) and self.resumed_from is None
+        self.args.eval_on_start = bool(self.evaluators or self.health) and self.resumed_from is None
         if self.resumed_from is not None and self._is_finished(self.resumed_from):
             logger.info("The run is finished: %s is its last step.", self.resumed_from)
             return None
@@ -213,6 +234,27 @@ class SSLTrainer(Trainer):
         torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
         return super().training_step(model, inputs, num_items_in_batch)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: SSLTrainingArguments, model=None) -> tuple[Any, dict[str, Any]]:
+        if args.optim != LARS:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        words = (args.optim_args or "").replace(" ", "").split(",")
+        try:
+            options = {name: float(value) for name, value in (word.split("=") for word in words if word)}
+        except ValueError:
+            options = {args.optim_args: None}
+        if not set(options) <= {"momentum", "trust_coefficient"}:
+            raise UserError(
+                f"`--optim_args {args.optim_args}` is nothing that LARS knows. Pass e.g. "
+                "momentum=0.9,trust_coefficient=0.001."
+            )
+        return Lars, {"lr": args.learning_rate, **options}
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        # Trainer's own goes by names and misses the weights of batch norms
+        one_dimensional = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+        return [name for name in super().get_decay_parameter_names(model) if name not in one_dimensional]
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.clock is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -229,13 +271,13 @@ class SSLTrainer(Trainer):
         if self.stream is not None:  # a stream has passes and tokens, and no epochs
             for entry in (logs, self.state.log_history[-1]):
                 entry.pop("epoch", None)
-            self.state.log_history[-1]["tokens"] = self.stream.counts["tokens"] * self.args.world_size
+            self.state.log_history[-1][self.stream.unit] = self.stream.counts["tokens"] * self.args.world_size
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Run the evaluators on the model as it is, log what they measure and return it."""
-        if not self.evaluators:
+        if not self.evaluators and self.health is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         model = self.model_wrapped if self.is_in_train else self.model
         was_training = model.training
@@ -245,8 +287,15 @@ class SSLTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 measured = evaluator.measure(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True))
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        if self.health is not None:
+            with self.compute_loss_context_manager():
+                unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+                metrics |= self.health.check(unwrapped, self.state.global_step, self.state.log_history)
         model.train(was_training)
         self.log(metrics)
+        if self.args.stop_on_collapse and metrics.get("health_verdict", "").startswith(COLLAPSED):
+            checkpoints_there = checkpoints.list_checkpoints(self.args.output_dir)
+            raise collapse_error(metrics, self.state.global_step, self.state.log_history, checkpoints_there)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -289,6 +338,20 @@ class SSLTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.finish(title=f"step {self.state.global_step}", last=False)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Weights that a checkpoint lacks would go on from what the seed gives: not a thing for a warning."""
+        state = self.model.state_dict()
+        missing = set(load_result.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
+        lost = [name for name in load_result.missing_keys if state[name].data_ptr() not in loaded]  # others are tied
+        if lost or load_result.unexpected_keys:
+            name = (lost + load_result.unexpected_keys)[0]
+            raise UserError(
+                f"{self.resumed_from or 'The checkpoint'} does not hold the weights of this model: {len(lost)} are "
+                f"missing and {len(load_result.unexpected_keys)} unknown, such as {name}. Continue with the version "
+                "of hfssl and transformers that wrote it, or pass another `--output_dir`."
+            )
 
     def _checkpoint_bytes(self) -> int:
         # weights, and two moments in fp32 for what is trained

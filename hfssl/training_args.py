@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from . import checkpoints
 from .errors import UserError
@@ -16,6 +17,11 @@ from .errors import UserError
 
 # `max_steps` of a run that something else ends: Trainer wants a number.
 ENDLESS = 10**12
+
+# `--optim` of [`~hfssl.optim.Lars`]: TrainingArguments knows its own names only.
+LARS = "lars"
+# What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
+BASE_BATCH_SIZE = 256
 
 
 @dataclass
@@ -45,8 +51,16 @@ class SSLTrainingArguments(TrainingArguments):
         cpu_threads (`int`, *optional*):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
+        stop_on_collapse (`bool`, *optional*, defaults to `False`):
+            End the run when its embeddings have collapsed (see `hfssl.health`), instead of only saying so.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
+        base_learning_rate (`float`, *optional*):
+            Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
+            step, over all processes and accumulation steps, as papers on images state it.
+        weight_decay_end (`float`, *optional*):
+            Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
+            stays.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
             Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
     """
@@ -54,7 +68,8 @@ class SSLTrainingArguments(TrainingArguments):
     # the fields of `TrainingArguments` that `--help` shows
     _help_fields: ClassVar[tuple[str, ...]] = (
         "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "activation_checkpointing",
+        "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "weight_decay_end", "max_grad_norm", "seed",
+        "activation_checkpointing",
         "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
         "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
     )  # fmt: skip
@@ -64,11 +79,18 @@ class SSLTrainingArguments(TrainingArguments):
     budget_minutes: float | None = None
     resume: str = "auto"
     cpu_threads: int | None = None
+    stop_on_collapse: bool = False
 
     learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    optim: str = field(
+        default=TrainingArguments.optim,
+        metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
+    )
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 32
     weight_decay: float = 0.01
+    weight_decay_end: float | None = None
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-6
     warmup_steps: float = field(
@@ -108,6 +130,11 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
+            raise UserError(
+                "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
+                f"{self.weight_decay_end:g} and {self.weight_decay:g}."
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
@@ -120,9 +147,31 @@ class SSLTrainingArguments(TrainingArguments):
         if not self.bf16 and not self.fp16:
             precision = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if optimizer not in (LARS, *(known.value for known in OptimizerNames)):
+            raise UserError(
+                f"`--optim {optimizer}` is unknown. Choose {TrainingArguments.optim} (the default), sgd or lars, or "
+                "another one that transformers knows."
+            )
+        self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer
         super().__post_init__()
+        if optimizer == LARS:
+            self.optim = LARS
+        if self.base_learning_rate is not None:
+            self.scale_learning_rate()
         for tracker in self.report_to:
             _check_tracker(tracker)
+
+    def scale_learning_rate(self) -> None:
+        """Set `learning_rate` from `base_learning_rate` and the samples of a step."""
+        scaled = self.base_learning_rate * self.global_batch_size / BASE_BATCH_SIZE
+        if self.learning_rate is not None and not math.isclose(self.learning_rate, scaled):
+            raise UserError(
+                f"`--base_learning_rate {self.base_learning_rate:g}` is a learning rate of {scaled:g} at "
+                f"{self.global_batch_size} samples a step, `--learning_rate` says {self.learning_rate:g}. Pass one of "
+                "them."
+            )
+        self.learning_rate = scaled
 
     def _check_budget(self) -> None:
         if not 0.0 < self.budget_minutes < math.inf:

@@ -55,8 +55,9 @@ def main():
         training_texts=data.training_sample(), rank=args.process_index, world_size=args.world_size,
     )  # fmt: skip
     trainer = SSLTrainer(
-        model, args, data.stream(args), evaluators=[evaluator], settings=data.settings, processing_class=data.tokenizer
-    )
+        model, args, data.stream(args), evaluators=[evaluator], settings=data.settings, held_out=data.held_out,
+        processing_class=data.tokenizer,
+    )  # fmt: skip
     trainer.train()
     finish_clm(trainer, evaluator, data, base_model=base_model)
 

@@ -23,14 +23,14 @@ class Encoder:
     > Encoder
 
     Args:
-        encoder (`str`, *optional*, defaults to `"bert-mini"`):
+        encoder (`str`, *optional*, defaults to `"modernbert-mini"`):
             bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
             file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, sdpa, flash_attention_2 or flex_attention.
     """
 
-    encoder: str = "bert-mini"
+    encoder: str = "modernbert-mini"
     attention: str = "auto"
 
 
@@ -51,6 +51,8 @@ def main():
     recipe, data_args, config, args = parser.parse()
     if config["next_sentence_objective"]:
         require_unpacked(data_args, parser.given)
+        if "encoder" not in parser.given:
+            recipe.encoder = "bert-mini"  # the objective is BERT's
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.encoder if is_checkpoint(recipe.encoder) else None, checkpoint)
     data.set_max_steps(args)
@@ -64,7 +66,7 @@ def main():
         evaluators.append(NextSentenceEvaluator(data.held_out, data.tokenizer, **share))
     trainer = SSLTrainer(
         model, args, data.stream(args, model.config.masking, sentence_pairs=pairs), evaluators=evaluators,
-        settings=data.settings, processing_class=data.tokenizer,
+        settings=data.settings, held_out=data.held_out, processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
     finish_mlm(trainer, evaluators[0], data, base_model=recipe.encoder if is_checkpoint(recipe.encoder) else None)

@@ -8,17 +8,39 @@ from .results import Result, format_table, read_results, write_results
 
 
 # Names that pull in a heavy import (Trainer, datasets) load on first use.
-_LAZY = {"GlueEvaluator": ".glue"}
+_LAZY = {
+    "FewShotEvaluator": ".few_shot",
+    "FinetuneEvaluator": ".finetune",
+    "GlueEvaluator": ".glue",
+    "KnnEvaluator": ".knn",
+    "LabelEfficiencyEvaluator": ".label_efficiency",
+    "LinearProbeEvaluator": ".linear_probe",
+    "OnlineKnn": ".probes",
+    "probe_table": ".probes",
+}
 
 if TYPE_CHECKING:
+    from .few_shot import FewShotEvaluator
+    from .finetune import FinetuneEvaluator
     from .glue import GlueEvaluator
+    from .knn import KnnEvaluator
+    from .label_efficiency import LabelEfficiencyEvaluator
+    from .linear_probe import LinearProbeEvaluator
+    from .probes import OnlineKnn, probe_table
 
 __all__ = [
     "EvaluationError",
     "Evaluator",
+    "FewShotEvaluator",
+    "FinetuneEvaluator",
     "GlueEvaluator",
+    "KnnEvaluator",
+    "LabelEfficiencyEvaluator",
+    "LinearProbeEvaluator",
+    "OnlineKnn",
     "Result",
     "format_table",
+    "probe_table",
     "read_results",
     "write_results",
 ]

@@ -104,6 +104,9 @@ class Result:
             Commit of hfssl.
         versions (`dict[str, str]`, *optional*):
             Versions of what it ran on.
+        details (`dict`, *optional*):
+            What was chosen or found on the way, such as a regularisation chosen on train. Not part of what makes this
+            experiment this experiment.
     """
 
     protocol: str
@@ -125,6 +128,7 @@ class Result:
     command: str = field(default_factory=command_line)
     commit: str | None = field(default_factory=commit)
     versions: dict[str, str] = field(default_factory=lambda: dict(versions()))
+    details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_scores(

@@ -1,0 +1,104 @@
+"""Few-shot: how much do 1, 5 or 10 labels a class teach, given the frozen features?
+
+Protocol "few_shot", version 1, the classifier of "Rethinking Few-Shot Image Classification" (Tian et al., 2020,
+https://huggingface.co/papers/2003.11539): multinomial logistic regression, scikit-learn's C = 1, on features of length
+1, which have their mean over train (without labels) taken off before, as in SimpleShot (Wang et al., 2019,
+https://huggingface.co/papers/1911.04623): else what all images have in common would be most of a feature.
+Labels are drawn from train, 10 times, by keys: every encoder and baseline gets the same ones. All classes are told
+apart at once, and all of test is classified. Mean and standard deviation are over the draws.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from .. import random as keyed
+from .evaluator import EvaluationError
+from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+from .linear_probe import LogisticRegression
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FewShotEvaluator(FrozenEvaluator):
+    r"""
+    Classification with few labels a class on frozen features. The protocol stands at the top of the module.
+
+    Arguments: see [`~hfssl.evaluation.frozen.FrozenEvaluator`], and
+
+    Args:
+        shots (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10)`):
+            Labels a class, one figure for each.
+        draws (`int`, *optional*, defaults to `10`):
+            How often labels are drawn.
+    """
+
+    protocol: ClassVar[str] = "few_shot"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "few-shot"
+
+    shots: tuple[int, ...] = (1, 5, 10)
+    draws: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.shots) < 1 or self.draws < 1:
+            raise EvaluationError(f"Few-shot needs a label and a draw at least, got {self.shots} and {self.draws}.")
+
+    def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
+        measured = []
+        names, counts = np.unique(train_y, return_counts=True)
+        for shots in self.shots:
+            details = {}
+            short = counts < shots
+            if short.any():
+                details["classes_with_fewer_labels"] = int(short.sum())
+                logger.info(
+                    "%d of the %d classes have fewer than %d labels: all that they have are used.",
+                    short.sum(), len(names), shots,
+                )  # fmt: skip
+            predictions = {
+                draw: few_shot_predict(train_x, train_y, test_x, shots, seed=draw, device=compute_device())
+                for draw in range(self.draws)
+            }
+            num_train = int(np.minimum(counts, shots).sum())
+            measured.append(Measured({"shots": shots}, predictions, num_train=num_train, details=details))
+        return measured
+
+
+def few_shot_predict(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    shots: int,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Classes of `test_x`, of shape `(num_test,)`, from `shots` labels a class."""
+    check_features(train_x, train_y, test_x)
+    rows = draw_rows(train_y, shots, seed)
+    classifier = LogisticRegression(1.0 / len(rows), standardize=False, device=device)
+    mean = train_x.mean(0)
+    return classifier.fit(_unit(train_x[rows] - mean), train_y[rows]).predict(_unit(test_x - mean))
+
+
+def draw_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Rows of `shots` labels of each class, or of all that it has, in ascending order.
+
+    A draw of fewer labels is part of a draw of more with the same seed.
+    """
+    parts = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        parts.append(rows[keyed.permutation(len(rows), seed, 12, int(label))[:shots]])
+    return np.sort(np.concatenate(parts))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,133 @@
+"""k-NN: an image has the class of the training images whose features are most similar to its own.
+
+Protocol "knn", version 1, as DINO's `eval_knn.py` (https://huggingface.co/papers/2104.14294): features of length 1,
+cosine similarity, each of the k nearest votes with weight exp(similarity / 0.07), k = 20 and k = 200. Nothing is
+fitted or chosen. Departures: all that are as similar as the k-th vote, so that the order of the training rows never
+matters; where there are fewer than k training rows, all of them vote.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .evaluator import EvaluationError
+from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+
+
+logger = logging.getLogger(__name__)
+
+# similarities that are held at once
+_CHUNK = 1 << 25
+
+
+@dataclass
+class KnnEvaluator(FrozenEvaluator):
+    r"""
+    Weighted k-nearest-neighbour classification with frozen features. The protocol stands at the top of the module.
+
+    Arguments: see [`~hfssl.evaluation.frozen.FrozenEvaluator`], and
+
+    Args:
+        k (`tuple[int, ...]`, *optional*, defaults to `(20, 200)`):
+            Numbers of neighbours, one figure for each.
+        temperature (`float`, *optional*, defaults to `0.07`):
+            Lower lets the nearest neighbours outvote the others.
+
+    Example:
+
+    ```python
+    >>> evaluator = KnnEvaluator(open_labelled(None, "train"), open_labelled(None, "test"))
+    >>> at_20, at_200 = evaluator("outputs/simclr")
+    >>> at_20.value, at_20.baselines["random_init"]
+    ```
+    """
+
+    protocol: ClassVar[str] = "knn"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "k-NN"
+
+    k: tuple[int, ...] = (20, 200)
+    temperature: float = 0.07
+
+    def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
+        predictions = knn_predict(train_x, train_y, test_x, self.k, self.temperature, device=compute_device())
+        measured = []
+        for k, rows in predictions.items():
+            details = {"neighbours": len(train_x)} if k > len(train_x) else {}
+            variant = {"k": k, "temperature": self.temperature}
+            measured.append(Measured(variant, {0: rows}, num_train=len(train_x), details=details))
+        return measured
+
+
+def knn_predict(
+    train_x: np.ndarray | torch.Tensor,
+    train_y: np.ndarray,
+    test_x: np.ndarray | torch.Tensor,
+    k: int | Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[int, np.ndarray]:
+    r"""
+    Class of each test row by the votes of its nearest training rows.
+
+    Args:
+        train_x (`np.ndarray` or `torch.Tensor` of shape `(num_train, dim)`):
+            Features, of any length.
+        train_y (`np.ndarray` of shape `(num_train,)`):
+            Classes, from 0 on.
+        test_x (`np.ndarray` or `torch.Tensor` of shape `(num_test, dim)`):
+            Features to classify.
+        k (`int` or `Sequence[int]`, *optional*, defaults to `(20, 200)`):
+            Numbers of neighbours.
+        temperature (`float`, *optional*, defaults to `0.07`):
+            A neighbour's weight is exp(similarity / temperature), with the cosine similarity in [-1, 1].
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Where to multiply.
+
+    Returns:
+        `dict[int, np.ndarray]`: for each k, the classes, of shape `(num_test,)`. Of classes with equal votes it is
+        the first.
+    """
+    ks = [k] if isinstance(k, int) else list(k)
+    if min(ks) < 1 or not temperature > 0:
+        raise EvaluationError(
+            f"k-NN needs k ≥ 1 and a temperature above 0, got k = {ks}, temperature = {temperature}."
+        )
+    train, test = (torch.as_tensor(x, dtype=torch.float32) for x in (train_x, test_x))
+    check_features(train, train_y, test)
+    classes = torch.as_tensor(train_y, dtype=torch.int64)
+    if max(ks) > len(train):
+        logger.info("k-NN with k = %d: there are %d training rows only, all of them vote.", max(ks), len(train))
+    predictions = {k: [] for k in ks}
+    device = torch.device(device)
+    # bf16 has too few digits to tell neighbours apart
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        train = F.normalize(train.to(device), dim=1)
+        for part in test.split(max(1, _CHUNK // len(train))):
+            similarity = F.normalize(part.to(device), dim=1) @ train.T
+            top, index = similarity.topk(min(max(ks), len(train)), dim=1)
+            for k in ks:
+                n = min(k, len(train))
+                # votes are summed on the CPU: sums by index are not deterministic on a GPU
+                votes = _votes(top[:, :n].cpu(), classes[index[:, :n].cpu()], temperature, int(classes.max()) + 1)
+                last = top[:, n - 1 : n]
+                tied = ((similarity >= last).sum(1) > n).nonzero()[:, 0]
+                for row in tied.tolist():
+                    among = (similarity[row] >= last[row]).nonzero()[:, 0]
+                    votes[row] = _votes(
+                        similarity[row, among][None].cpu(), classes[among.cpu()][None], temperature, votes.shape[1]
+                    )
+                predictions[k].append(votes.argmax(1))
+    return {k: torch.cat(parts).numpy() for k, parts in predictions.items()}
+
+
+def _votes(similarity: torch.Tensor, classes: torch.Tensor, temperature: float, num_classes: int) -> torch.Tensor:
+    # relative to a similarity of 1, so that no temperature overflows
+    weights = ((similarity.double() - 1.0) / temperature).exp()
+    return torch.zeros(len(classes), num_classes, dtype=torch.float64).scatter_add_(1, classes, weights)

@@ -1,0 +1,184 @@
+"""Linear probe: how well do the classes separate by planes in the space of the frozen features?
+
+Protocol "linear", version 1: multinomial logistic regression with an L2 penalty on the weights, by L-BFGS to
+convergence, on features standardised with the mean and deviation of train. There is no learning rate to tune: the
+optimum is unique. The strength of the penalty is the one of a log grid that classifies a fifth of train (of each
+class) best when fitted to the rest, the stronger of two equals; then all of train is fitted. Test is looked at once.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from .. import random as keyed
+from .evaluator import EvaluationError
+from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+# Where train is too small to choose on, of the middle: scikit-learn's C = 1 for a hundred rows.
+DEFAULT_STRENGTH = 1e-2
+
+
+@dataclass
+class LinearProbeEvaluator(FrozenEvaluator):
+    r"""
+    Regularised multinomial regression on frozen features. The protocol stands at the top of the module.
+
+    Arguments: see [`~hfssl.evaluation.frozen.FrozenEvaluator`].
+    """
+
+    protocol: ClassVar[str] = "linear"
+    version: ClassVar[int] = 1
+    title: ClassVar[str] = "linear probe"
+
+    def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
+        predictions, strength = linear_probe_predict(train_x, train_y, test_x, device=compute_device())
+        return [Measured({}, {0: predictions}, num_train=len(train_x), details={"strength": strength})]
+
+
+@dataclass
+class LogisticRegression:
+    r"""
+    Multinomial logistic regression: minimises the mean cross-entropy + `strength` / 2 × the sum of the squared
+    weights (not biases), which for n rows is scikit-learn's with C = 1 / (n × strength).
+
+    Args:
+        strength (`float`):
+            Weight of the penalty, above 0.
+        standardize (`bool`, *optional*, defaults to `True`):
+            Shift and scale each dimension to mean 0 and deviation 1 over the rows that are fitted to.
+        tolerance (`float`, *optional*, defaults to `1e-4`):
+            Largest entry that the gradient may have at the end, as a share of the largest one at weights of 0.
+        max_iterations (`int`, *optional*, defaults to `2000`):
+            Steps of L-BFGS.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Where to multiply.
+    """
+
+    strength: float
+    standardize: bool = True
+    tolerance: float = 1e-4
+    max_iterations: int = 2000
+    device: torch.device | str = "cpu"
+
+    def fit(self, x: np.ndarray, y: np.ndarray, start: "LogisticRegression | None" = None) -> "LogisticRegression":
+        """Fit to features of shape `(num_rows, dim)`; the search begins at the weights of `start`."""
+        if not self.strength > 0:
+            raise EvaluationError(f"The strength of the penalty must be above 0, got {self.strength}.")
+        self.classes, target = np.unique(y, return_inverse=True)
+        self.mean, self.scale = _moments(x) if self.standardize else (0.0, 1.0)
+        rows, target = self._rows(x), torch.as_tensor(target, device=self.device)
+        shape = (rows.shape[1] + 1, len(self.classes))  # the last row are the biases
+        penalty = self.strength * torch.ones(shape, device=self.device)
+        penalty[-1] = 0.0
+
+        def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = torch.as_tensor(flat, dtype=torch.float32, device=self.device).view(shape)
+            log_probability = torch.addmm(weights[-1], rows, weights[:-1]).log_softmax(1)
+            # summed in 64 bits: the line search compares values that hardly differ
+            loss = -log_probability.gather(1, target[:, None]).cpu().double().mean().item()
+            error = log_probability.exp_()
+            error[torch.arange(len(error), device=self.device), target] -= 1.0
+            error /= len(error)
+            gradient = torch.cat([rows.T @ error, error.sum(0, keepdim=True)]) + penalty * weights
+            loss += 0.5 * (penalty * weights * weights).cpu().double().sum().item()
+            return loss, gradient.cpu().double().numpy().ravel()
+
+        first = np.zeros(shape) if start is None else start.weights
+        with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
+            # relative, since features that hardly differ have small gradients from the beginning; and no further than
+            # to where 32 bits tell losses apart
+            wanted = self.tolerance * float(np.abs(loss_and_gradient(np.zeros(first.size))[1]).max())
+            options = {"maxiter": self.max_iterations, "maxfun": 2 * self.max_iterations, "gtol": wanted, "ftol": 1e-8}
+            found = minimize(loss_and_gradient, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+        self.weights, self.loss = found.x.reshape(shape), float(found.fun)
+        largest = float(np.abs(found.jac).max())
+        if largest > 100 * wanted:
+            logger.warning(
+                "The linear probe of strength %g has not converged after %d steps (gradient %.1e, wanted %.0e).",
+                self.strength, found.nit, largest, wanted,
+            )  # fmt: skip
+        return self
+
+    def decision(self, x: np.ndarray) -> np.ndarray:
+        """Logits of shape `(num_rows, num_classes)`."""
+        weights = torch.as_tensor(self.weights, dtype=torch.float32, device=self.device)
+        with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
+            return torch.addmm(weights[-1], self._rows(x), weights[:-1]).cpu().numpy()
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Classes of shape `(num_rows,)`, as `y` had them."""
+        return self.classes[self.decision(x).argmax(1)]
+
+    def _rows(self, x: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor((x - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+
+
+def linear_probe_predict(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, float]:
+    """Predicted classes of `test_x`, of shape `(num_test,)`, and the strength that was chosen on train."""
+    check_features(train_x, train_y, test_x)
+    held_out = held_out_rows(train_y)
+    if held_out.any():
+        chosen = choose_strength(
+            train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out], strengths, device
+        )
+        strength = chosen.strength
+    else:
+        chosen, strength = None, DEFAULT_STRENGTH
+        logger.info("One label a class leaves nothing to choose a strength on: it is %g.", strength)
+    # the optimum is unique: where the search for it begins decides how long it takes only
+    model = LogisticRegression(strength, device=device).fit(train_x, train_y, start=chosen)
+    return model.predict(test_x), strength
+
+
+def choose_strength(
+    fit_x: np.ndarray,
+    fit_y: np.ndarray,
+    held_out_x: np.ndarray,
+    held_out_y: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> LogisticRegression:
+    """The regression that classifies the held-out rows best; of two that do it equally well, the more regularised."""
+    best, chosen, model = -1.0, None, None
+    for strength in sorted(strengths, reverse=True):
+        # from strong to weak, each begins where the one before ended
+        model = LogisticRegression(strength, device=device).fit(fit_x, fit_y, model)
+        accuracy = float(np.mean(model.predict(held_out_x) == held_out_y))
+        if accuracy > best:
+            best, chosen = accuracy, model
+    return chosen
+
+
+def held_out_rows(labels: np.ndarray, share: float = 0.2) -> np.ndarray:
+    """A mask of shape `(num_rows,)`: of each class a fifth, at least one of two, and none of a single row."""
+    mask = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) > 1:
+            order = keyed.permutation(len(rows), 0, 11, int(label))
+            mask[rows[order[: max(1, int(share * len(rows)))]]] = True
+    return mask
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = x.std(0, dtype=np.float64)
+    # a dimension that never changes says nothing; dividing its rounding error by itself would make it noise
+    scale[scale <= 1e-6 * np.abs(x).max(0, initial=0.0)] = 1.0
+    scale[scale == 0.0] = 1.0
+    return x.mean(0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)

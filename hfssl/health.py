@@ -1,0 +1,469 @@
+"""Whether a run learns or collapses, seen from clean held-out samples: a few figures and one verdict an evaluation.
+
+Collapse is what a falling loss does not show: embeddings that are the same for all samples (*constant*), or that
+differ in a few directions only (*few directions*). What can be said of it depends on what a method compares.
+
+Joint-embedding methods (SimCLR, MoCo, BYOL, DINO) compare samples in the space of their projections, and there their
+objectives can be met by saying nothing. The projections of held-out views are judged by two figures:
+
+- `std`, from 1 (as spread as random directions) down to 0 (all the same);
+- the effective rank of what differs between samples: how many directions are used.
+
+Networks that were never trained score low in both: random transformers give nearly the same vector for every input. So
+the first measurement, before training, is never called collapsed, and each figure is held against the most that this
+run has had of it; the rank also against that of the encoder before training, which shows how many directions there are
+in the data. Below a third of that the run is `narrowing`, below a tenth it has `collapsed`. One limit is absolute,
+since a run may fall from the start: `n` random vectors of size `d` have an effective rank of [`random_rank`] and its
+logarithm as entropy. Who has lost half the directions and has less than a third of that entropy left (5 directions of
+128, for 256 samples) can hold a handful of groups apart, not samples.
+
+Masked and causal models (MLM, CLM, MAE) compare no samples. Their embeddings often lie in a narrow cone and are none
+the worse for it, so neither cosine nor rank is judged; both are reported. What is judged is whether the encoder, of
+any method, still tells its inputs apart: it has `collapsed` when less than a hundredth of the largest `std` is left,
+which is 1/10,000 of the variance.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from . import random as keyed
+from .data.held_out import identity
+from .data.stream import Block, ExactStream
+from .data.text import TextCollator
+from .distributed import rank, world_size
+from .errors import UserError
+from .evaluation.vision_encoder import evaluating
+from .modeling_utils import SSLPreTrainedModel
+from .pooling import check_pooling
+
+
+logger = logging.getLogger(__name__)
+
+# Enough to count directions by the dozen; a forward pass over them costs about as much as one step.
+MAX_SAMPLES = 256
+# Fewer cannot tell a lack of directions from a lack of samples.
+MIN_SAMPLES = 32
+# Of a text: its beginning says what it is about.
+MAX_TOKENS = 128
+
+HEALTHY, NARROWING, COLLAPSED = "healthy", "narrowing", "collapsed"
+CONSTANT, FEW_DIRECTIONS = "constant", "few directions"
+
+# What is left of a figure, relative to the most that there was: half a decade and a decade.
+NARROW, GONE = 1 / 3, 1 / 10
+# Of the `std` of an encoder. Language models pass through less than a twentieth of their first `std` while they learn
+# how frequent each token is, and recover.
+INPUTS_TOLD_APART = 1 / 100
+# Of the entropy of random directions.
+LEAST_ENTROPY = 1 / 3
+
+
+def effective_rank(embeddings: torch.Tensor) -> float:
+    """Effective rank of embeddings: how many directions they use.
+
+    `exp` of the entropy of the normalised singular values ([RankMe](https://huggingface.co/papers/2210.02885), eq. 1,
+    without the constant that it adds to each of them).
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
+            Not normalised.
+
+    Returns:
+        `float`: from 1 to `min(num_samples, dim)`; 0 where all embeddings are 0.
+    """
+    values = torch.linalg.svdvals(embeddings.double())
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    shares = values / total
+    return math.exp(-torch.special.xlogy(shares, shares).sum().item())
+
+
+def random_rank(num_samples: int, dim: int) -> float:
+    """The effective rank of so many random directions: the most that can be expected of embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(num_samples, dim, generator=generator, dtype=torch.float64)
+    return effective_rank(_centred(vectors))
+
+
+def embedding_std(embeddings: torch.Tensor) -> float:
+    """Standard deviation of normalised embeddings, mean over the dimensions, times √dim.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
+            At least 2; of any length.
+
+    Returns:
+        `float`: 1 is as spread as random directions, 0 is all the same. Without the factor it is what SimSiam
+        ([2011.10566](https://huggingface.co/papers/2011.10566), figure 2) looks at.
+    """
+    unit = F.normalize(embeddings.double(), dim=-1)
+    return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
+
+
+def mean_cosine(embeddings: torch.Tensor) -> float:
+    """Mean cosine similarity of two different samples, in [-1, 1]; embeddings of shape `(num_samples, dim)`."""
+    unit = F.normalize(embeddings.double(), dim=-1)
+    total = unit.sum(0)
+    return ((total @ total - unit.square().sum()) / (len(unit) * (len(unit) - 1))).item()
+
+
+def alignment(z1: torch.Tensor, z2: torch.Tensor) -> float:
+    """Mean squared distance of two views of a sample on the unit sphere: 0 is equal, 2 is orthogonal.
+
+    Wang and Isola, 2020 ([2005.10242](https://huggingface.co/papers/2005.10242)), Section 4.1, with α = 2.
+
+    Args:
+        z1, z2 (`torch.Tensor` of shape `(num_samples, dim)`):
+            Embeddings of the first and of the second view of each sample, not normalised.
+    """
+    u1, u2 = (F.normalize(z.double(), dim=-1) for z in (z1, z2))
+    return (u1 - u2).square().sum(-1).mean().item()
+
+
+def uniformity(embeddings: torch.Tensor) -> float:
+    """Logarithm of the mean of exp(-2 · squared distance) over pairs of different samples on the unit sphere.
+
+    Wang and Isola, 2020 ([2005.10242](https://huggingface.co/papers/2005.10242)), Section 4.1, with t = 2. 0 is all in
+    one point, about -4 is evenly spread in many dimensions.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
+            Of one view of each sample, not normalised.
+    """
+    unit = F.normalize(embeddings.double(), dim=-1)
+    distances = 2 - 2 * (unit @ unit.T).clamp(-1, 1)
+    pairs = torch.triu_indices(len(unit), len(unit), offset=1)
+    return distances[*pairs].mul(-2).exp().mean().log().item()
+
+
+def teacher_distance(model: torch.nn.Module) -> float | None:
+    """Distance of the parameters of teacher and student relative to the student's length; `None` without a teacher."""
+    if not hasattr(model, "teacher"):
+        return None
+    sums = [
+        torch.stack([(t.float() - s.float()).square().sum(), s.float().square().sum()])
+        for t, s in zip(model.teacher.parameters(), model.student.parameters(), strict=True)
+    ]
+    difference, length = torch.stack(sums).sum(0).tolist()
+    return math.sqrt(difference / length)
+
+
+class HealthMonitor:
+    r"""
+    Measures the embeddings of held-out samples during a run and says whether it is healthy. See the top of the module.
+
+    [`SSLTrainer`] makes one when it is given held-out samples, and calls it at each evaluation.
+
+    Args:
+        samples (`Sequence[str]` or `Sequence[bytes]`):
+            Held-out texts or encoded images. At most `max_samples` are taken, from all over them.
+        processor:
+            Tokenizer or image processor that goes with the encoder.
+        stream ([`ExactStream`], *optional*):
+            That of the run: makes the views that joint-embedding methods compare, always the same of a sample.
+        max_samples (`int`, *optional*, defaults to `256`):
+            Most samples to measure on.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Samples a forward pass.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[str] | Sequence[bytes],
+        processor: Any,
+        stream: ExactStream | None = None,
+        *,
+        max_samples: int = MAX_SAMPLES,
+        batch_size: int = 64,
+    ):
+        chosen = np.linspace(0, len(samples) - 1, min(len(samples), max_samples)).round().astype(int)
+        samples = [samples[i] for i in chosen]
+        self.num_samples, self.stream, self.batch_size = len(samples), stream, batch_size
+        self.processor = processor
+        self.texts, self.pixels, self.views = None, None, {}
+        if self.num_samples < MIN_SAMPLES:
+            logger.info(
+                "No verdict on the health of the run: %d held-out samples, %d needed.", len(samples), MIN_SAMPLES
+            )
+        elif isinstance(processor, PreTrainedTokenizerBase):
+            self.texts = self._tokenized(samples)
+        else:
+            from .evaluation.features import resized_images
+
+            self.pixels = resized_images(processor, samples)
+            if stream is not None:
+                keys = np.array([int.from_bytes(identity(image)[:8]) for image in samples], dtype=np.uint64)
+                block = Block({stream.source.columns[0]: samples}, keyed.key(keys, 5), key=0)
+                self.views = stream.transform(block).columns
+
+    def _tokenized(self, texts: list[str]) -> list[dict[str, torch.Tensor]]:
+        """Batches of one text a row: of texts that share a row, none could be told from the others."""
+        backend = self.processor.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        longest = min(MAX_TOKENS, self.processor.model_max_length)
+        if self.stream is not None:
+            longest = min(longest, self.stream.transform.max_length)
+        rows = [np.array(encoding.ids[:longest], np.int32) for encoding in backend.encode_batch_fast(texts)]
+        rows = sorted((row for row in rows if len(row)), key=len)
+        collate = TextCollator(self.processor.pad_token_id)
+        return [collate({"input_ids": rows[i : i + self.batch_size]}) for i in range(0, len(rows), self.batch_size)]
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def measure(self, model: SSLPreTrainedModel) -> dict[str, float]:
+        """The figures of a pre-training model, by names that begin with `health_`; nothing of the model changes.
+
+        Of a run in several processes each embeds its share of the samples; the figures are the same in all of them.
+        """
+        if self.num_samples < MIN_SAMPLES:
+            return {}
+        with evaluating(model):
+            embeddings, projections = self._embeddings(model), self._projections(model)
+        figures = {"rankme": effective_rank(embeddings), **_spread(embeddings)}
+        if projections is not None:
+            z1, z2 = projections[:, 0], projections[:, 1]
+            figures |= {f"projection_{name}": value for name, value in _spread(z1).items()}
+            figures["random_rank"] = random_rank(*z1.shape)
+            figures["alignment"] = alignment(z1, z2)
+            figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
+        distance = teacher_distance(model)
+        if distance is not None:
+            figures["teacher_distance"] = distance
+        return {f"health_{name}": value for name, value in figures.items()}
+
+    def _embeddings(self, model: SSLPreTrainedModel) -> torch.Tensor:
+        """Pooled features of the encoder, `(num_samples, hidden_size)`."""
+        device = next(model.parameters()).device
+        if self.texts is not None:
+            return self._gather(len(self.texts), lambda i: _mean_of_tokens(model.encoder, self.texts[i], device))
+        from .evaluation.features import encode, normalized
+
+        # the CLS token of a method without a pooling, such as MAE, is in no loss
+        pooling = check_pooling(model.encoder.config, getattr(model.config, "pooling", "mean"))
+        batches = self.pixels.split(self.batch_size)
+        return self._gather(
+            len(batches), lambda i: encode(model.encoder, normalized(self.processor, batches[i], device), pooling)
+        )
+
+    def _projections(self, model: SSLPreTrainedModel) -> torch.Tensor | None:
+        """What the loss compares, `(num_samples, 2, dim)`; `None` for methods that compare no samples."""
+        if not self.views or not hasattr(model, "compared_embeddings"):
+            return None
+        cuts = range(0, len(next(iter(self.views.values()))), self.batch_size)
+
+        def project(i: int) -> torch.Tensor:
+            rows = {name: values[cuts[i] : cuts[i] + self.batch_size] for name, values in self.views.items()}
+            return model.compared_embeddings(self.stream.collate(rows))
+
+        return self._gather(len(cuts), project)
+
+    def _gather(self, num_batches: int, embed: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        # a run that diverges is stopped by its loss, not here
+        parts = {i: embed(i).float().cpu().nan_to_num() for i in range(rank(), num_batches, world_size())}
+        if world_size() > 1:
+            shares: list[Any] = [None] * world_size()
+            dist.all_gather_object(shares, parts)
+            parts = {i: part for share in shares for i, part in share.items()}
+        return torch.cat([parts[i] for i in range(num_batches)])
+
+    # -- the verdict ----------------------------------------------------------------------------------------------
+
+    def check(self, model: SSLPreTrainedModel, step: int, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Measure and judge.
+
+        Args:
+            model ([`SSLPreTrainedModel`]):
+                The method.
+            step (`int`):
+                Steps that are done.
+            history (`Sequence[dict[str, Any]]`):
+                The log of the run (`trainer.state.log_history`). What came before is known from it, also after a
+                resume.
+
+        Returns:
+            `dict[str, float | str]`: the figures, `health_verdict`, and `health_cause` unless it is healthy.
+        """
+        figures: dict[str, Any] = self.measure(model)
+        if not figures:
+            return figures
+        gradients = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
+        if gradients:
+            figures["health_grad_norm"] = float(gradients[-1])
+        past = [entry for entry in history if "health_verdict" in entry and entry["step"] < step]
+        verdict, symptom = judge(figures, past, step)
+        figures["health_verdict"] = verdict
+        if symptom is not None:
+            figures["health_cause"] = model.collapse_hints[symptom].format_map(model.config.to_dict())
+        is_news = not past or past[-1]["health_verdict"] != verdict
+        said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
+        logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))
+        return figures
+
+
+def judge(figures: dict[str, Any], past: Sequence[dict[str, Any]], step: int) -> tuple[str, str | None]:
+    """The verdict on some figures, by the rules at the top of the module.
+
+    Args:
+        figures (`dict[str, float]`):
+            What was measured at `step`.
+        past (`Sequence[dict[str, Any]]`):
+            What was measured before, each with its `health_verdict`; the first is the state before training.
+        step (`int`):
+            Steps that are done.
+
+    Returns:
+        `tuple[str, str | None]`: `healthy`, `narrowing` or `collapsed since step N`; and what the embeddings have
+        become (`constant` or `few directions`), `None` while they are healthy.
+    """
+    verdict, symptom = _judge(figures, past)
+    if verdict == COLLAPSED:
+        before = past[-1]["health_verdict"]
+        verdict = before if before.startswith(COLLAPSED) else f"{COLLAPSED} since step {step}"
+    return verdict, symptom
+
+
+def _judge(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    if not past:
+        return HEALTHY, None
+    everything = [*past, figures]
+
+    def left(name: str) -> float:
+        return figures[name] / max(max(entry.get(name, 0.0) for entry in everything), 1e-12)
+
+    if left("health_std") < INPUTS_TOLD_APART:
+        return COLLAPSED, CONSTANT
+    if "health_projection_std" not in figures:
+        return HEALTHY, None
+    spread, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
+    most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
+    most = min(most, figures["health_random_rank"])
+    least = figures["health_random_rank"] ** LEAST_ENTROPY
+    if spread < GONE:
+        return COLLAPSED, CONSTANT
+    if directions < max(GONE * most, min(least, most / 2)):
+        return COLLAPSED, FEW_DIRECTIONS
+    if spread < NARROW:
+        return NARROWING, CONSTANT
+    if directions < NARROW * most:
+        return NARROWING, FEW_DIRECTIONS
+    return HEALTHY, None
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """Verdict, cause and the figures behind it, in one line."""
+    if "health_projection_std" in entry:
+        figures = (
+            f"projections: effective rank {entry['health_projection_effective_rank']:.1f} of "
+            f"{entry['health_random_rank']:.0f}, std {entry['health_projection_std']:.2g} of 1; alignment "
+            f"{entry['health_alignment']:.2f}, uniformity {entry['health_uniformity']:.2f}"
+        )
+    else:
+        figures = (
+            f"embeddings: effective rank {entry['health_effective_rank']:.1f}, std {entry['health_std']:.2g} of 1"
+        )
+    cause = f". Likely cause: {entry['health_cause']}" if "health_cause" in entry else ""
+    return f"{entry['health_verdict']} ({figures}){cause}"
+
+
+def collapse_error(
+    entry: dict[str, Any], step: int, history: Iterable[dict], checkpoints: Iterable[Path]
+) -> UserError:
+    """The error of a run that `--stop_on_collapse` ends.
+
+    Args:
+        entry (`dict[str, Any]`):
+            What [`HealthMonitor.check`] returned.
+        step (`int`):
+            Steps that are done.
+        history (`Iterable[dict]`):
+            The log of the run.
+        checkpoints (`Iterable[Path]`):
+            Those that are there, newest first.
+    """
+    healthy = max((e["step"] for e in history if e.get("health_verdict") == HEALTHY and e["step"] < step), default=0)
+    last = next((path for path in checkpoints if int(path.name.rpartition("-")[2]) <= healthy), None)
+    return UserError(
+        f"Stopped at step {step}, {entry['health_verdict']}, likely because {entry['health_cause']}; "
+        f"last healthy checkpoint: {last or 'none is left'}."
+    )
+
+
+def health_table(history: Iterable[dict[str, Any]]) -> str:
+    """The verdict of a run and how it came about, in Markdown; empty where nothing was measured."""
+    entries = [entry for entry in history if "health_verdict" in entry]
+    if not entries:
+        return ""
+    names = {
+        "health_projection_effective_rank": "effective rank of projections",
+        "health_projection_std": "std of projections",
+        "health_alignment": "alignment",
+        "health_uniformity": "uniformity",
+        "health_effective_rank": "effective rank of embeddings",
+        "health_rankme": "RankMe",
+        "health_std": "std of embeddings",
+        "health_mean_cosine": "mean cosine",
+        "health_teacher_distance": "distance of the teacher",
+    }
+    names = {name: title for name, title in names.items() if name in entries[-1]}
+    changes = [b for a, b in zip(entries, entries[1:], strict=False) if a["health_verdict"] != b["health_verdict"]]
+    rows = {entry["step"]: entry for entry in (entries[0], *changes, entries[-1])}
+    lines = ["| " + " | ".join(["step", "verdict", *names.values()]) + " |", "|---" * (2 + len(names)) + "|"]
+    for step, entry in rows.items():
+        figures = [f"{entry[name]:.3g}" if name in entry else "" for name in names]
+        lines.append("| " + " | ".join([f"{step:,}", entry["health_verdict"], *figures]) + " |")
+    return f"At the end of training, on clean held-out samples: {describe(entries[-1])}.\n\n" + "\n".join(lines)
+
+
+def plot_health(history: Iterable[dict[str, Any]], path: Path) -> bool:
+    """Effective rank and std over the steps of a run, as a picture; `False` where nothing was measured."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries = [entry for entry in history if "health_verdict" in entry]
+    if not entries:
+        return False
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, 2), ("effective_rank", "std"), strict=True):
+        for prefix, label in (("health_projection_", "projections"), ("health_", "embeddings")):
+            points = [(entry["step"], entry[prefix + name]) for entry in entries if prefix + name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", label=label, markersize=4, linewidth=1)
+        axes.set(xlabel="step", ylabel=name.replace("_", " "))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _spread(embeddings: torch.Tensor) -> dict[str, float]:
+    return {
+        # of what differs: one direction that all samples share would hide the others
+        "effective_rank": effective_rank(_centred(embeddings.double())),
+        "std": embedding_std(embeddings),
+        "mean_cosine": mean_cosine(embeddings),
+    }
+
+
+def _centred(embeddings: torch.Tensor) -> torch.Tensor:
+    return embeddings - embeddings.mean(0)
+
+
+def _mean_of_tokens(encoder: torch.nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    hidden = encoder.base_model(**batch).last_hidden_state  # (batch_size, sequence_length, hidden_size)
+    there = batch["attention_mask"][..., None].to(hidden.dtype)
+    return (hidden * there).sum(1) / there.sum(1)

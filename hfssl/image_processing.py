@@ -1,0 +1,38 @@
+"""The stock image processor that goes with an encoder: how a picture becomes what the encoder was trained on."""
+
+from collections.abc import Sequence
+
+from transformers import BaseImageProcessor, BitImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+
+# The centre crop of ImageNet's evaluations: resize to 256, cut out 224. Smaller pictures are shown whole.
+_CROPPED_FROM = 128
+_CROP_RATIO = 224 / 256
+
+
+def build_image_processor(
+    image_size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> BaseImageProcessor:
+    """An image processor that `AutoImageProcessor` loads: resize the short side, cut out the centre, normalise.
+
+    Args:
+        image_size (`int`):
+            Height and width of what the encoder gets. From 128 on, the centre is cut out of a picture whose short side
+            is 8/7 of it, as ImageNet is evaluated; below, the short side is not cropped.
+        mean, std (`Sequence[float]`, *optional*):
+            Of red, green and blue in [0, 1], as in training; ImageNet's when left out.
+    """
+    short_side = round(image_size / _CROP_RATIO) if image_size >= _CROPPED_FROM else image_size
+    return BitImageProcessor(
+        do_convert_rgb=True,
+        do_resize=True,
+        size={"shortest_edge": short_side},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=True,
+        crop_size={"height": image_size, "width": image_size},
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=list(mean if mean is not None else IMAGENET_DEFAULT_MEAN),
+        image_std=list(std if std is not None else IMAGENET_DEFAULT_STD),
+    )

@@ -1,0 +1,246 @@
+"""DINO: give each crop of an image the class that a teacher gives the other crops, among classes that nobody named.
+
+Paper: Emerging Properties in Self-Supervised Vision Transformers, Caron et al., 2021
+(https://huggingface.co/papers/2104.14294). Reference code: https://github.com/facebookresearch/dino.
+
+The student sees large and small crops, the teacher large ones only. What keeps both from giving every crop the same
+class is that the teacher's logits are centred (against one class for all) and sharpened (against all classes for all).
+Crops of one size go through the encoder together, all crops through the head together. What is exported is the
+teacher's encoder.
+
+Departures from the paper: the centre moves once an optimizer step, by all the logits of that step over all processes
+and accumulation steps, so that the gradient does not depend on how a batch is cut (unless the encoder has batch norm);
+the head has no batch norm for any encoder.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from ...distributed import all_reduce_with_grad, convert_batch_norm
+from ...heads import DinoHead
+from ...losses import dino_loss
+from ...pooling import check_pooling, feature_size
+from ...schedules import linear
+from ...teacher import TeacherMixin, check_momentum
+from ...vision_branch import VisionBranch, build_with_drop_path
+from ...vision_modeling import SSLVisionModel
+
+
+@strict
+class DinoPreTrainingConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`DinoForPreTraining`]. The defaults are the paper's, for 300 epochs of ImageNet (Section 3 and
+    appendix).
+
+    Args:
+        encoder_config (`dict` or [`~transformers.PreTrainedConfig`], *optional*):
+            Encoder to pre-train: any model for images that [`~transformers.AutoModel`] knows and that takes crops of
+            any size. ViT-B/16 when left out.
+        pooling (`str`, *optional*):
+            The feature that is projected: cls, mean, cls+mean or last4. Left out: cls where the encoder has such a
+            token, else mean.
+        projector_num_layers (`int`, *optional*, defaults to `3`):
+            Linear layers of the head before its prototypes.
+        projector_hidden_dim (`int`, *optional*, defaults to `2048`):
+            Width of the head.
+        projector_output_dim (`int`, *optional*, defaults to `256`):
+            Size of a projection, which is normalised (the bottleneck).
+        num_prototypes (`int`, *optional*, defaults to `65536`):
+            Classes (K).
+        freeze_prototypes (`float`, *optional*, defaults to `0.0033`):
+            Share of the run for which the prototypes are not trained, in [0, 1]: 1 of 300 epochs.
+        student_temperature (`float`, *optional*, defaults to `0.1`):
+            Divisor of the student's logits (τ_s), above 0.
+        teacher_temperature_start (`float`, *optional*, defaults to `0.04`):
+            Divisor of the teacher's logits at the first step (τ_t), above 0.
+        teacher_temperature_end (`float`, *optional*, defaults to `0.07`):
+            Divisor of the teacher's logits after its warm-up. Lower it where the loss stays at that of chance.
+        teacher_temperature_warmup (`float`, *optional*, defaults to `0.1`):
+            Share of the run in which it rises along a line, in [0, 1]: 30 of 300 epochs.
+        center_momentum (`float`, *optional*, defaults to `0.9`):
+            Momentum of the centre (m), in [0, 1].
+        momentum_start (`float`, *optional*, defaults to `0.996`):
+            Momentum of the teacher at the first step (λ). The reference code advises 0.9995 for 256 images a step.
+        momentum_end (`float`, *optional*, defaults to `1.0`):
+            Momentum of the teacher at the last step. It rises along half a cosine.
+        drop_path_rate (`float`, *optional*, defaults to `0.1`):
+            Stochastic depth of the student's encoder, in [0, 1). The teacher has none.
+    """
+
+    model_type = "hfssl_dino"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    pooling: str | None = None
+    projector_num_layers: int = 3
+    projector_hidden_dim: int = 2048
+    projector_output_dim: int = 256
+    num_prototypes: int = 65536
+    freeze_prototypes: float = 0.0033
+    student_temperature: float = 0.1
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_end: float = 0.07
+    teacher_temperature_warmup: float = 0.1
+    center_momentum: float = 0.9
+    momentum_start: float = 0.996
+    momentum_end: float = 1.0
+    drop_path_rate: float = 0.1
+
+    def validate_temperatures(self):
+        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+
+    def validate_shares(self):
+        for name in ("freeze_prototypes", "teacher_temperature_warmup", "center_momentum"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ValueError(f"`drop_path_rate` must be at least 0 and below 1, got {self.drop_path_rate}.")
+
+    def validate_momentum(self):
+        check_momentum(self)
+
+    def validate_projector(self):
+        for name in ("projector_num_layers", "projector_hidden_dim", "projector_output_dim", "num_prototypes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    def validate_pooling(self):
+        check_pooling(self.encoder_config, self.pooling)
+
+
+@dataclass
+class DinoOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Cross-entropy, mean over the batch and over all pairs of a teacher's and another student's crop.
+            log(num_prototypes) is chance.
+        student_logits (`torch.FloatTensor` of shape `(num_crops, batch_size, num_prototypes)`):
+            Of the large crops, then of the small ones. Left out in training mode.
+        teacher_logits (`torch.FloatTensor` of shape `(num_large_crops, batch_size, num_prototypes)`):
+            Without gradient, and not centred. Left out in training mode.
+    """
+
+    loss: torch.FloatTensor | None = None
+    student_logits: torch.FloatTensor | None = None
+    teacher_logits: torch.FloatTensor | None = None
+
+
+class DinoForPreTraining(TeacherMixin, SSLVisionModel):
+    config_class = DinoPreTrainingConfig
+    base_model_prefix = "student"
+    collapse_hints = {
+        "constant": "all images have the same prototypes. With a loss at log({num_prototypes}) these are all of them: "
+        "lower `teacher_temperature_end={teacher_temperature_end:g}`; with a loss near 0 it is one of them: lower "
+        "`center_momentum={center_momentum:g}`, so that the centre follows; and lower `--learning_rate`",
+        "few directions": "a few prototypes take all images: freeze them for longer with a larger "
+        "`freeze_prototypes={freeze_prototypes:g}`, raise `momentum_start={momentum_start:g}`, or lower "
+        "`--learning_rate`",
+    }
+    exported = "teacher"
+    frozen = ("student.encoder.embeddings.mask_token",)
+    paper = {
+        "title": "Emerging Properties in Self-Supervised Vision Transformers",
+        "id": "2104.14294",
+        "citation": "@inproceedings{caron2021emerging,\n  title = {Emerging Properties in Self-Supervised Vision "
+        "Transformers},\n  author = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\\'e}gou, Herv{\\'e} "
+        "and Mairal, Julien and Bojanowski, Piotr and Joulin, Armand},\n  booktitle = {ICCV},\n  year = {2021}\n}",
+    }
+
+    def __init__(self, config: DinoPreTrainingConfig):
+        super().__init__(config)
+        self.student = VisionBranch(
+            build_with_drop_path(config.encoder_config, config.drop_path_rate),
+            DinoHead(
+                feature_size(config.encoder_config, config.pooling), config.projector_hidden_dim,
+                config.projector_output_dim, config.num_prototypes, config.projector_num_layers,
+            ),
+            config.encoder_config,
+            config.pooling,
+        )  # fmt: skip
+        convert_batch_norm(self)
+        self.build_teacher()
+        self.register_buffer("center", torch.zeros(config.num_prototypes))
+        # sum of the teacher's logits since the last optimizer step, and how many they were
+        self._logits_sum: torch.Tensor | None = None
+        self._num_logits = 0
+        self.post_init()
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        config = self.config
+        warmup = config.teacher_temperature_warmup
+        temperature = linear(
+            config.teacher_temperature_start, config.teacher_temperature_end, progress / warmup if warmup else 1.0
+        )
+        return {**super().schedules(progress), "teacher_temperature": temperature}
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        local_pixel_values: torch.FloatTensor | None = None,
+        return_loss: bool = True,
+    ) -> DinoOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_large_crops, num_channels, height, width)`):
+                Large crops of each image, at least 2.
+            local_pixel_values (`torch.FloatTensor` of shape
+                `(batch_size, num_small_crops, num_channels, local_height, local_width)`, *optional*):
+                Small crops of each image, which only the student sees.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
+        """
+        self.require_advanced()
+        if pixel_values.ndim != 5 or pixel_values.shape[1] < 2:
+            raise ValueError(
+                "DINO compares at least 2 large crops of each image: `pixel_values` has shape "
+                f"{tuple(pixel_values.shape)}, expected (batch_size, 2, num_channels, height, width). `Views` makes "
+                "them."
+            )
+        batch_size = len(pixel_values)
+        # crop by crop, so that the crops of an image are `batch_size` rows apart
+        crops = [pixel_values.transpose(0, 1).flatten(0, 1)]
+        with torch.no_grad():
+            teacher_logits = self.teacher(*crops).unflatten(0, (-1, batch_size))
+        if local_pixel_values is not None:
+            crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
+        frozen = self.training and self.progress < self.config.freeze_prototypes
+        self.student.projector.trains_prototypes = not frozen
+        student_logits = self.student(*crops).unflatten(0, (-1, batch_size))
+        loss = dino_loss(
+            student_logits, teacher_logits, self.center, self.config.student_temperature,
+            self.schedules(self.progress)["teacher_temperature"],
+        )  # fmt: skip
+        if self.training:
+            if torch.is_grad_enabled():
+                self._add_logits(teacher_logits)
+            return DinoOutput(loss=loss)
+        return DinoOutput(loss=loss, student_logits=student_logits, teacher_logits=teacher_logits)
+
+    def _add_logits(self, logits: torch.Tensor) -> None:
+        total = logits.sum((0, 1), dtype=self.center.dtype)
+        self._logits_sum = total if self._logits_sum is None else self._logits_sum + total
+        self._num_logits += logits.shape[0] * logits.shape[1]
+
+    @torch.no_grad()
+    def after_optimizer_step(self, progress: float) -> None:
+        super().after_optimizer_step(progress)
+        if self._logits_sum is None:
+            return
+        # the sum and how many it is of, in one message
+        total = all_reduce_with_grad(F.pad(self._logits_sum, (0, 1), value=float(self._num_logits)))
+        self.center.lerp_(total[:-1] / total[-1], 1.0 - self.config.center_momentum)
+        self._logits_sum, self._num_logits = None, 0
+
+    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
+        views = batch["pixel_values"].unbind(1)[:2]
+        return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)

@@ -1,0 +1,157 @@
+"""SimCLR: find the other view of an image among the views of all other images of the batch.
+
+Papers: A Simple Framework for Contrastive Learning of Visual Representations, Chen et al., 2020
+(https://huggingface.co/papers/2002.05709); three layers in the projector as in SimCLRv2
+(https://huggingface.co/papers/2006.10029) with `projector_num_layers=3`. Reference code:
+https://github.com/google-research/simclr.
+
+The batch is that of all processes: projections are gathered with their gradients, batch norm takes its statistics over
+all of them, and 2 processes of N images have the loss and the gradient of 1 of 2N. Accumulation steps are batches of
+their own, with fewer negatives: they are not one large batch.
+
+Departures from the paper: the last batch norm of the projector has a shift; a Vision Transformer gives its CLS token
+where a ResNet gives its average; in evaluation mode a batch is contrasted within its process.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from ...distributed import convert_batch_norm, gather_with_grad, rank, world_size
+from ...errors import UserError
+from ...heads import mlp_head
+from ...losses import nt_xent_loss
+from ...pooling import check_pooling, feature_size, is_convolutional, pool_features
+from ...vision_modeling import SSLVisionModel, build_vision_encoder
+
+
+@strict
+class SimclrPreTrainingConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SimclrForPreTraining`]. The defaults are the paper's, for ImageNet (Section 2.2, table 5).
+
+    Args:
+        encoder_config (`dict` or [`~transformers.PreTrainedConfig`], *optional*):
+            Encoder to pre-train: any model for images that [`~transformers.AutoModel`] knows. ResNet-50 when left out.
+        contrastive_temperature (`float`, *optional*, defaults to `0.1`):
+            Divisor of the cosine similarities (τ), above 0. The paper takes 0.5 for CIFAR-10.
+        pooling (`str`, *optional*):
+            The feature that is projected: cls, mean, cls+mean or last4. Left out: cls where the encoder has such a
+            token, else mean.
+        projector_num_layers (`int`, *optional*, defaults to `2`):
+            Linear layers of the projector.
+        projector_hidden_dim (`int`, *optional*):
+            Width of the projector. Left out: that of the feature.
+        projector_output_dim (`int`, *optional*, defaults to `128`):
+            Size of a projection.
+    """
+
+    model_type = "hfssl_simclr"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    contrastive_temperature: float = 0.1
+    pooling: str | None = None
+    projector_num_layers: int = 2
+    projector_hidden_dim: int | None = None
+    projector_output_dim: int = 128
+
+    def validate_temperature(self):
+        if not self.contrastive_temperature > 0.0:
+            raise ValueError(f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}.")
+
+    def validate_projector(self):
+        for name in ("projector_num_layers", "projector_hidden_dim", "projector_output_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+    def validate_pooling(self):
+        check_pooling(self.encoder_config, self.pooling)
+
+
+@dataclass
+class SimclrOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Mean over the views of this process. log(2 * images of all processes - 1) is chance.
+        projections (`torch.FloatTensor` of shape `(batch_size, 2, projector_output_dim)`):
+            Projection of each view, not normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    projections: torch.FloatTensor | None = None
+
+
+class SimclrForPreTraining(SSLVisionModel):
+    config_class = SimclrPreTrainingConfig
+    base_model_prefix = "encoder"
+    collapse_hints = {
+        "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, raise "
+        "`--warmup_steps`, and show it more images a step",
+        "few directions": "at `contrastive_temperature={contrastive_temperature:g}` an image is hardly told from its "
+        "nearest neighbours: pass 0.1 to 0.5, or lower `--learning_rate` where it is there already",
+    }
+    paper = {
+        "title": "A Simple Framework for Contrastive Learning of Visual Representations",
+        "id": "2002.05709",
+        "citation": "@inproceedings{chen2020simple,\n  title = {A Simple Framework for Contrastive Learning of Visual "
+        "Representations},\n  author = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},\n"
+        "  booktitle = {ICML},\n  year = {2020}\n}",
+    }
+
+    def __init__(self, config: SimclrPreTrainingConfig):
+        super().__init__(config)
+        self.encoder = build_vision_encoder(config.encoder_config)
+        dim = feature_size(config.encoder_config, config.pooling)
+        self.projector = mlp_head(
+            dim, config.projector_hidden_dim or dim, config.projector_output_dim, config.projector_num_layers,
+            last_norm="affine",
+        )  # fmt: skip
+        convert_batch_norm(self)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.FloatTensor, return_loss: bool = True) -> SimclrOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`):
+                Two augmented views of each image.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
+        """
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                f"SimCLR compares 2 views of each image: `pixel_values` has shape {tuple(pixel_values.shape)}, "
+                "expected (batch_size, 2, num_channels, height, width). `Views` makes them."
+            )
+        batch_size = len(pixel_values)
+        if self.training and batch_size * world_size() == 1:
+            raise UserError(
+                "SimCLR contrasts an image with the others of its batch, and its batch norm needs them too, but the "
+                "batch has 1 image. Pass a larger `--per_device_train_batch_size`: the larger, the better."
+            )
+        images = pixel_values.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
+        if is_convolutional(self.config.encoder_config):
+            images = images.contiguous(memory_format=torch.channels_last)
+        pooling = self.config.pooling
+        options = {"output_hidden_states": True} if pooling == "last4" else {}
+        features = pool_features(self.encoder(images, **options), self.config.encoder_config, pooling)
+        projections = self.projector(features).unflatten(0, (batch_size, 2))
+        z1, z2 = projections.unbind(1)
+        negatives = {}
+        if self.training and world_size() > 1:
+            all_projections = gather_with_grad(projections)
+            negatives = {
+                "all_z1": all_projections[:, 0], "all_z2": all_projections[:, 1], "first": rank() * batch_size,
+            }  # fmt: skip
+        loss = nt_xent_loss(z1, z2, self.config.contrastive_temperature, **negatives)
+        return SimclrOutput(loss=loss, projections=projections)
+
+    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projections of both views, `(batch_size, 2, projector_output_dim)`."""
+        return self(batch["pixel_values"]).projections

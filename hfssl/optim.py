@@ -1,0 +1,86 @@
+"""Optimizers that torch lacks."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+class Lars(torch.optim.Optimizer):
+    r"""
+    Layer-wise adaptive rate scaling: momentum SGD whose step in each matrix is a share of the matrix's own norm.
+
+    Paper: Large Batch Training of Convolutional Networks, You et al., 2017 (https://huggingface.co/papers/1708.03888),
+    as SimCLR, BYOL, MoCo v3, Barlow Twins and VICReg use it. For a parameter w with gradient g:
+
+        d = g + weight_decay w
+        d = d trust_coefficient |w| / |d|    unless one of the norms is 0
+        m = momentum m + d
+        w = w - learning_rate m
+
+    Parameters of one dimension (biases, weights of norms) get neither weight decay nor the second line. The learning
+    rate stands outside of the momentum, as in `torch.optim.SGD`; in SimCLR's code it stands inside, which differs
+    while the rate changes.
+
+    Args:
+        params (`Iterable`):
+            Parameters or groups of them.
+        lr (`float`):
+            Learning rate. Large: 0.3 for 256 samples a step in SimCLR.
+        momentum (`float`, *optional*, defaults to `0.9`):
+            Share of the last update that is kept, in [0, 1).
+        weight_decay (`float`, *optional*, defaults to `0.0`):
+            Added to the gradient, before its norm is taken.
+        trust_coefficient (`float`, *optional*, defaults to `0.001`):
+            Length of a step at a learning rate of 1, relative to the parameter's norm (η in the paper).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ):
+        if lr < 0.0 or weight_decay < 0.0 or trust_coefficient <= 0.0 or not 0.0 <= momentum < 1.0:
+            raise ValueError(
+                "LARS needs lr and weight_decay of at least 0, trust_coefficient above 0 and momentum in [0, 1), got "
+                f"{lr}, {weight_decay}, {trust_coefficient} and {momentum}."
+            )
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            steps = [p.grad.clone() for p in params]
+            self._adapt([(p, step) for p, step in zip(params, steps, strict=True) if p.ndim > 1], group)
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, steps)
+            torch._foreach_add_(params, momenta, alpha=-group["lr"])
+        return loss
+
+    @staticmethod
+    def _adapt(matrices: list[tuple[torch.Tensor, torch.Tensor]], group: dict[str, Any]) -> None:
+        if not matrices:
+            return
+        params, steps = map(list, zip(*matrices, strict=True))
+        if group["weight_decay"]:
+            torch._foreach_add_(steps, params, alpha=group["weight_decay"])
+        for step, w, d in zip(steps, torch._foreach_norm(params), torch._foreach_norm(steps), strict=True):
+            # without a look at the numbers, which a GPU would have to wait for
+            step.mul_(torch.where((w > 0) & (d > 0), group["trust_coefficient"] * w / d, 1.0))

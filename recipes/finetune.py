@@ -1,0 +1,57 @@
+"""Fine-tuning: train a whole image encoder on labels, beside the same architecture from scratch.
+
+    accelerate launch recipes/finetune.py --encoder outputs/mae
+    accelerate launch recipes/finetune.py --encoder outputs/mae --dataset my_images/ --epochs 50 --flip
+    accelerate launch recipes/finetune.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --seeds 1
+
+Without --dataset: scikit-learn's digits, which come with hfssl. Ends with a table and results.json. The score is that
+of the last step on the test split: nothing is chosen by looking at it. The same command goes on where an interrupted
+run stopped. The protocol stands in hfssl/evaluation/finetune.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hfssl.errors import explained
+
+
+@dataclass
+class Finetune:
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`):
+            Folder or Hub id of the encoder, with its image processor.
+        precision (`str`, *optional*, defaults to `"auto"`):
+            Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        output_dir (`str`, *optional*):
+            Where results go; outputs/finetune-<name of the encoder> when left out.
+    """
+
+    encoder: str
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    output_dir: str | None = None
+
+
+@explained
+def main():
+    from hfssl import RecipeParser
+    from hfssl.evaluation.finetune import FinetuneSettings
+    from hfssl.evaluation.probes import LabelledDataArguments, probe_table
+    from hfssl.training_args import use_all_cores
+
+    parser = RecipeParser(Finetune, LabelledDataArguments, FinetuneSettings, description=__doc__)
+    recipe, data, settings = parser.parse()
+    use_all_cores()
+    output_dir = recipe.output_dir or f"outputs/finetune-{Path(recipe.encoder).resolve().name}"
+    train, test = data.load()
+    probe_table(
+        recipe.encoder, None, train, test, "finetune", output_dir=output_dir, precision=recipe.precision,
+        settings=settings, command=parser.command_line(),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

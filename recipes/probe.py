@@ -1,0 +1,68 @@
+"""Is an image encoder any good? Probes of its frozen features, beside random weights, raw pixels and the majority.
+
+    accelerate launch recipes/probe.py --encoder outputs/simclr
+    accelerate launch recipes/probe.py --encoder outputs/simclr --dataset my_images/ --protocol knn,linear,few_shot
+    accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
+    accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
+
+Without --dataset: scikit-learn's digits, which come with hfssl. Ends with a table, results.json, and pictures in
+assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
+hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hfssl.errors import explained
+
+
+@dataclass
+class Probe:
+    r"""
+    > Probe
+
+    Args:
+        encoder (`str`):
+            Folder or Hub id of the encoder, with its image processor.
+        protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
+            Of knn, linear, few_shot, label_efficiency and finetune, separated by commas.
+        pooling (`str`, *optional*):
+            cls, mean, cls+mean or last4; what fits the encoder when left out.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Images a forward pass.
+        precision (`str`, *optional*, defaults to `"fp32"`):
+            Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        output_dir (`str`, *optional*):
+            Where results and pictures go; outputs/probe-<name of the encoder> when left out.
+    """
+
+    encoder: str
+    protocol: str = "knn,linear,few_shot"
+    pooling: str | None = None
+    batch_size: int = 256
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    output_dir: str | None = None
+
+
+@explained
+def main():
+    from hfssl import RecipeParser
+    from hfssl.evaluation.finetune import FinetuneSettings
+    from hfssl.evaluation.probes import LabelledDataArguments, parse_protocols, probe_table
+    from hfssl.training_args import use_all_cores
+
+    parser = RecipeParser(Probe, LabelledDataArguments, FinetuneSettings, description=__doc__)
+    recipe, data, settings = parser.parse()
+    use_all_cores()
+    protocols = parse_protocols(recipe.protocol)
+    output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
+    train, test = data.load()
+    probe_table(
+        recipe.encoder, None, train, test, protocols, output_dir=output_dir, pooling=recipe.pooling,
+        batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, command=parser.command_line(),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
