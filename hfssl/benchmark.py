@@ -4,7 +4,7 @@ Each contender trains in a process of its own, from its data to its optimizer st
 step to the last. After each block of steps it pauses and the next one goes on (A B C A B C …): no two ever run at the
 same time, and what disturbs the machine for a while disturbs them all. Medians over the blocks are compared.
 
-`benchmark_mlm` has contenders for masked language modelling, `recipes/benchmark.py` runs them.
+`benchmark_mlm` and `benchmark_vision` have the contenders, `recipes/benchmark.py` runs them.
 """
 
 import json
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -50,6 +50,8 @@ class Contender:
             position of the batch, forward and backward. A function at the top of a module: it runs in another process.
         settings (`dict[str, Any]`):
             Passed to `train`.
+        unit (`str`, *optional*, defaults to `"tokens"`):
+            What is counted: tokens, of which some positions of a batch have none (padding), or images.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Contender:
     precision: str
     train: Callable[["Pace", dict[str, Any]], float]
     settings: dict[str, Any] = field(default_factory=dict)
+    unit: Literal["tokens", "images"] = "tokens"
 
 
 class Pace:
@@ -80,8 +83,8 @@ class Pace:
         """Everything is imported, nothing is opened or built: the time to the first step begins."""
         self.began, self.start_mb = time.perf_counter(), _resident_mb()
 
-    def fetched(self, seconds: float, tokens: torch.Tensor, positions: int) -> None:
-        """A batch was waited for: how long, its tokens that are not padding, and its positions."""
+    def fetched(self, seconds: float, tokens: torch.Tensor | int, positions: int) -> None:
+        """A batch was waited for: how long, its tokens that are not padding (or images), and its positions."""
         self.waited_s += seconds
         self.tokens = self.tokens + tokens  # a tensor: to read it now would make a GPU wait
         self.positions += positions
@@ -149,7 +152,7 @@ def measure(
             for contender in contenders:
                 turns[contender.name].append(workers[contender.name].turn())
             said = (f"{c.title} {turns[c.name][-1]['items_per_s']:,.0f}" for c in contenders)
-            logger.info("block %d of %d, tokens/s: %s", block + 1, blocks, ", ".join(said))
+            logger.info("block %d of %d, %s/s: %s", block + 1, blocks, contenders[0].unit, ", ".join(said))
         figures = {}
         for contender in contenders:
             flops = workers[contender.name].finish()
@@ -179,17 +182,27 @@ def matrix_product_rate(precision: str, device: str = "cpu", size: int | None = 
 
 
 def count_flops(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    """FLOPs of the matrix products of a step, forward and backward, for each position of the batch.
+    """FLOPs of the matrix products of a step, forward and backward, for each position of the batch: token or image."""
+    for part in (getattr(model, "encoder", model), getattr(model, "decoder", None)):
+        if hasattr(part, "set_attn_implementation"):  # what flash attention does is not known to the counter
+            part.set_attn_implementation("eager")
+    return count_flops_of(lambda: model(**batch).loss) / num_positions(batch)
 
-    Counted with `torch.utils.flop_counter` and eager attention: it does not know the attention kernel of CPUs.
-    """
+
+def count_flops_of(loss: Callable[[], torch.Tensor]) -> float:
+    """FLOPs of the matrix products and convolutions of what `loss` does, forward and backward."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    encoder = getattr(model, "encoder", model)
-    (encoder if hasattr(encoder, "set_attn_implementation") else model).set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        model(**batch).loss.backward()
-    return counter.get_total_flops() / batch["input_ids"].numel()
+    # the counter does not know the attention kernel of CPUs
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss().backward()
+    return counter.get_total_flops()
+
+
+def num_positions(batch: dict[str, torch.Tensor]) -> int:
+    """Tokens of a batch, padding included, or its images."""
+    return batch["input_ids"].numel() if "input_ids" in batch else len(batch["pixel_values"])
 
 
 class _Worker:
@@ -259,12 +272,16 @@ def _work(connection: Connection, train: Callable, settings: dict, blocks: int, 
 
 
 def _quiet() -> None:
-    import datasets
-    from transformers.utils import logging as transformers_logging
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    # what is not imported yet shall not be: it would count as memory of a side that does not need it
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
 
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def _figures(contender: Contender, turns: list[dict[str, float]], flops: float, peak: float) -> dict[str, Any]:
@@ -277,6 +294,7 @@ def _figures(contender: Contender, turns: list[dict[str, float]], flops: float, 
     figures = {
         "title": contender.title,
         "precision": contender.precision,
+        "unit": contender.unit,
         "items_per_s": statistics.median(rates),
         "items_per_s_range": [min(rates), max(rates)],
         "items_per_s_blocks": rates,
@@ -316,29 +334,50 @@ def ratio_range(figures: dict[str, dict[str, Any]], one: str, other: str) -> str
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """The figures of the contenders, side by side."""
+    is_text = any(f["unit"] == "tokens" for f in figures.values())
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("", lambda f: f["title"]),
         ("precision", lambda f: f["precision"]),
-        ("tokens/s (without padding)", lambda f: f"{f['items_per_s']:,.0f}"),
+        ("tokens/s (without padding)" if is_text else "images/s", lambda f: f"{f['items_per_s']:,.0f}"),
         ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.0f}" for rate in f["items_per_s_range"])),
-        ("padding", lambda f: f"{f['padding']:.1%}"),
+        *([("padding", lambda f: f"{f['padding']:.1%}")] if is_text else []),
         ("waiting for data", lambda f: f"{f['data_wait_s']:.2f} s, {f['data_wait']:.1%}"),
         ("data readable to first step", lambda f: f"{f['first_step_s']:.1f} s"),
         ("peak memory", lambda f: f"{f['peak_mb']:,.0f} MB"),
         ("  above the start", lambda f: f"{f['peak_above_start_mb']:,.0f} MB"),
-        ("FLOPs a position", lambda f: f"{f['flops_per_position'] / 1e6:,.1f} M"),
+        *([("  on the GPU", lambda f: f"{f['peak_gpu_mb']:,.0f} MB")] if torch.cuda.is_available() else []),
+        (f"FLOPs {'a position' if is_text else 'an image'}", lambda f: f"{f['flops_per_position'] / 1e6:,.1f} M"),
         ("utilisation", lambda f: f"{f['utilisation']:.1%}"),
         ("  of a matrix product's", lambda f: f"{f['matrix_product_flops_per_s'] / 1e9:,.0f} GFLOP/s"),
         ("other load, cores", lambda f: f"{f['other_load']:.2f}"),
         ("steal, cores", lambda f: f"{f['steal']:.2f}"),
         ("loss, first to last block", lambda f: f"{f['loss_first']:.2f} → {f['loss_last']:.2f}"),
     ]
-    if any("peak_gpu_mb" in f for f in figures.values()):
-        rows.insert(9, ("  on the GPU", lambda f: f"{f['peak_gpu_mb']:,.0f} MB"))
     cells = [[name, *(show(f) for f in figures.values())] for name, show in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(figures) + 1)]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
     return "\n".join(lines)
+
+
+def ratio_line(
+    report: dict[str, Any], figures: dict[str, dict[str, Any]], name: str, one: str, other: str, words: str
+) -> list[str]:
+    """What is said of the ratio that stands in the report under `name`; nothing where there is none."""
+    if report.get(name) is None:
+        return []
+    return [f"{name}: {report[name]:.2f} ({ratio_range(figures, one, other)} in single rounds): {words}"]
+
+
+def disturbance(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """A warning where other processes had a part of the machine."""
+    busiest = max(figures.values(), key=lambda f: f["other_load"] + f["steal"])
+    taken = busiest["other_load"] + busiest["steal"]
+    if taken <= 0.1:
+        return []
+    return [
+        f"The machine was not quiet: others took {taken:.2f} cores while {busiest['title']} trained. Measure again "
+        "before you quote."
+    ]
 
 
 def json_line(report: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from .benchmark import Contender, Pace, count_flops, measure, ratio, ratio_range, table
+from .benchmark import Contender, Pace, disturbance, measure, ratio, ratio_line, table
+from .benchmark_training import NOTHING_BESIDE, Timed, train_bare_loop
 from .data.text_data import TOKENIZER_SAMPLE, TextDataArguments
 from .data.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from .encoders import TEXT_PRESETS, is_checkpoint, text_encoder_config
@@ -35,8 +36,7 @@ logger = logging.getLogger(__name__)
 # Both sides: BERT's optimizer as `SSLTrainingArguments` has it.
 _TRAINING = {
     "weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 1.0, "warmup_steps": 5,
-    "optim": "adamw_torch_fused", "report_to": "none", "logging_strategy": "no", "save_strategy": "no",
-    "eval_strategy": "no", "disable_tqdm": True,
+    "optim": "adamw_torch_fused", **NOTHING_BESIDE,
 }  # fmt: skip
 
 
@@ -215,39 +215,6 @@ def contenders(arguments: MlmBenchmark, data: TextDataArguments, folder: Path) -
     return [dataclasses.replace(side, settings={**side.settings, "precision": side.precision}) for side in sides]
 
 
-class _Timed:
-    """What is added to either trainer, the same for both: it tells `pace` of batches and steps and changes nothing."""
-
-    def __init__(self, pace: Pace, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.pace = pace
-        self.add_callback(_steps_to(self))
-
-    def get_batch_samples(self, *args, **kwargs):
-        begin = time.perf_counter()
-        batches, num_items = super().get_batch_samples(*args, **kwargs)
-        seconds = time.perf_counter() - begin
-        for batch in batches:
-            self.batch = batch
-            self.pace.fetched(seconds, num_tokens(batch), batch["input_ids"].numel())
-            seconds = 0.0
-        return batches, num_items
-
-    def training_step(self, *args, **kwargs):
-        self.loss = super().training_step(*args, **kwargs)
-        return self.loss
-
-
-def _steps_to(trainer: Any) -> Any:
-    from transformers import TrainerCallback
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            trainer.pace.stepped(trainer.loss)
-
-    return Steps()
-
-
 def num_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Positions of a batch that are not padding."""
     if "sequence_ids" in batch:
@@ -259,15 +226,17 @@ def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
     """`recipes/mlm.py` without its evaluation and its result."""
     from .trainer import SSLTrainer
 
-    class TimedTrainer(_Timed, SSLTrainer):
+    class TimedTrainer(Timed, SSLTrainer):
         pass
 
     args = _our_arguments(pace, settings)
     pace.data_is_readable()
     data, model, stream = _our_parts(args, settings)
-    trainer = TimedTrainer(pace, model, args, stream, settings=data.settings, processing_class=data.tokenizer)
+    trainer = TimedTrainer(
+        pace, num_tokens, model, args, stream, settings=data.settings, processing_class=data.tokenizer
+    )
     trainer.train()
-    return count_flops(trainer.accelerator.unwrap_model(trainer.model), trainer._prepare_inputs(trainer.batch))
+    return trainer.flops()
 
 
 def _our_arguments(pace: Pace, settings: dict[str, Any]) -> Any:
@@ -305,38 +274,10 @@ def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def train_bare(pace: Pace, settings: dict[str, Any]) -> float:
     """Our model and stream in the shortest loop that does the same."""
-    from transformers import get_linear_schedule_with_warmup
-
     args = _our_arguments(pace, settings)
     pace.data_is_readable()
     _, model, stream = _our_parts(args, settings)
-    model.to(args.device).train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=True,
-    )
-    schedule = get_linear_schedule_with_warmup(optimizer, int(args.warmup_steps), pace.num_steps)
-    batches = iter(stream)
-    for _ in range(pace.num_steps):
-        begin = time.perf_counter()
-        batch = next(batches)
-        seconds = time.perf_counter() - begin
-        pace.fetched(seconds, num_tokens(batch), batch["input_ids"].numel())
-        batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        pace.stepped(loss)
-    return count_flops(model, batch)
+    return train_bare_loop(pace, num_tokens, model, args, stream)
 
 
 def train_theirs(pace: Pace, settings: dict[str, Any]) -> float:
@@ -351,7 +292,7 @@ def train_theirs(pace: Pace, settings: dict[str, Any]) -> float:
         set_seed,
     )
 
-    class TimedTrainer(_Timed, Trainer):
+    class TimedTrainer(Timed, Trainer):
         pass
 
     arguments, folder, max_length = settings["arguments"], Path(settings["folder"]), settings["data"].max_length
@@ -394,10 +335,11 @@ def train_theirs(pace: Pace, settings: dict[str, Any]) -> float:
     model = AutoModelForMaskedLM.from_config(config)
     collator = DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm_probability=0.15)
     trainer = TimedTrainer(
-        pace, model=model, args=args, train_dataset=dataset, processing_class=tokenizer, data_collator=collator
-    )
+        pace, num_tokens, model=model, args=args, train_dataset=dataset, processing_class=tokenizer,
+        data_collator=collator,
+    )  # fmt: skip
     trainer.train()
-    return count_flops(trainer.accelerator.unwrap_model(trainer.model), trainer._prepare_inputs(trainer.batch))
+    return trainer.flops()
 
 
 def _new_folder(settings: dict[str, Any]) -> str:
@@ -422,14 +364,12 @@ def _text(arguments: MlmBenchmark, data: TextDataArguments, report: dict[str, An
         "",
     ]
 
-    def say(name: str, one: str, other: str, words: str) -> None:
-        if report.get(name) is not None:
-            rounds = ratio_range(figures, one, other)
-            lines.append(f"{name}: {report[name]:.2f} ({rounds} in single rounds): {words}")
-
-    say("ratio", "ours", "theirs", "each side with its own defaults of dropout and attention")
-    say("ratio_same_config", "ours_same_config", "theirs", "the same dropout and attention implementation (sdpa)")
-    say("ratio_sparse", "ours", "theirs_sparse", "against theirs with `sparse_prediction`")
+    for name, one, other, words in [
+        ("ratio", "ours", "theirs", "each side with its own defaults of dropout and attention"),
+        ("ratio_same_config", "ours_same_config", "theirs", "the same dropout and attention implementation (sdpa)"),
+        ("ratio_sparse", "ours", "theirs_sparse", "against theirs with `sparse_prediction`"),
+    ]:
+        lines += ratio_line(report, figures, name, one, other, words)
     if "memory_ratio" in report:
         lines.append(f"memory_ratio: {report['memory_ratio']:.2f}: peak of the process, hfssl over transformers")
     if "overhead" in report:
@@ -458,10 +398,4 @@ def _notes(arguments: MlmBenchmark, figures: dict[str, Any]) -> list[str]:
         notes.append("The precisions differ: each side has its default.")
     elif figures["ours"]["precision"] == "bf16" and choose_precision("auto", arguments.use_cpu) != "bf16":
         notes.append("This machine has no native bf16: it is emulated, on all sides.")
-    busiest = max(figures.values(), key=lambda f: f["other_load"] + f["steal"])
-    if busiest["other_load"] + busiest["steal"] > 0.1:
-        notes.append(
-            f"The machine was not quiet: others took {busiest['other_load'] + busiest['steal']:.2f} cores while "
-            f"{busiest['title']} trained. Measure again before you quote."
-        )
-    return notes
+    return notes + disturbance(figures)

@@ -1,4 +1,4 @@
-"""Speed of pre-training, measured against another library: both train in turn, on the same corpus and tokenizer.
+"""Speed, measured against another library: both work in turn, on the same data.
 
 python recipes/benchmark.py mlm --against transformers                          embedded corpus, BERT-small
 python recipes/benchmark.py mlm --dataset my_texts/ --precision fp32 --json     the last line is JSON
@@ -6,45 +6,66 @@ python recipes/benchmark.py mlm --defaults                                      
 python recipes/benchmark.py mlm --dataset sentences.parquet --line_by_line      their mode for short texts
 python recipes/benchmark.py mlm --encoder modernbert-small                      also with its own sparse_prediction
 python recipes/benchmark.py mlm --against none                                  our trainer beside a bare loop
+python recipes/benchmark.py simclr --against lightly --dataset my_images/       digits of scikit-learn when left out
+python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
+python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
+python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 
-Each side runs its full path, data included, in a process of its own; no two run at the same time. What is compared,
-and what cannot be, stands below the table. Measured results: recipes/README.md.
+Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
+time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
 """
 
 import signal
 import sys
+from functools import partial
 
 from hfssl.errors import explained
 
 
-METHODS = ("mlm",)
+def mlm():
+    from hfssl.benchmark_mlm import MlmBenchmark, run_mlm_benchmark
+    from hfssl.data.text_data import TextDataArguments
+
+    return run_mlm_benchmark, (MlmBenchmark, TextDataArguments), {"vocab_size": 30_528}
+
+
+def views():
+    from hfssl.benchmark_views import ViewsBenchmark, run_views_benchmark
+
+    return run_views_benchmark, (ViewsBenchmark,), {}
+
+
+def vision(method):
+    from hfssl.benchmark_vision import VisionBenchmark, run_vision_benchmark
+    from hfssl.data.image_data import ImageDataArguments
+
+    return partial(run_vision_benchmark, method), (VisionBenchmark, ImageDataArguments), {}
+
+
+# Each gives what measures, the classes of its flags, and defaults that differ from theirs.
+METHODS = {"mlm": mlm, "views": views, "simclr": partial(vision, "simclr"), "mae": partial(vision, "mae")}
 
 
 @explained
 def main():
     from hfssl import RecipeParser
     from hfssl.benchmark import json_line
-    from hfssl.benchmark_mlm import MlmBenchmark, run_mlm_benchmark
-    from hfssl.data.text_data import TextDataArguments
 
-    parser = RecipeParser(
-        MlmBenchmark,
-        TextDataArguments,
-        description=__doc__,
-        usage="%(prog)s mlm [--against transformers] [--flag VALUE ...]",
-        defaults={"vocab_size": 30_528},
-    )
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
+    run, classes, defaults = METHODS.get(method, mlm)()
+    usage = f"%(prog)s {method or '{' + ','.join(METHODS) + '}'} [--flag VALUE ...]"
+    parser = RecipeParser(*classes, description=__doc__, usage=usage, defaults=defaults)
     if method not in METHODS and not {"-h", "--help", "--help-all", "--help_all"} & set(flags):
         parser.error(f"say first which method to measure ({', '.join(METHODS)}), got {method or 'none'!r}.")
-    arguments, data = parser.parse(flags)
+    parsed = parser.parse(flags)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
-    text, report = run_mlm_benchmark(arguments, data)
+    text, *reports = run(*parsed)
     print(text)
-    if arguments.json:
-        print(json_line(report))
+    if parsed[0].json:
+        for report in reports:
+            print(json_line(report))
 
 
 if __name__ == "__main__":

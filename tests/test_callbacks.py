@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -10,8 +11,9 @@ import time
 import pytest
 import tiny
 from recipe_process import TINY_ENCODER, recipe_server
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.callbacks import MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal
 from hfssl.checkpoints import list_checkpoints
 from hfssl.errors import UserError
@@ -21,17 +23,17 @@ from hfssl.errors import UserError
 
 
 class Stream:
-    def __init__(self):
-        self.counts = {"tokens": 0}
+    def __init__(self, unit="tokens"):
+        self.unit, self.counts = unit, {"tokens": 0}
 
 
-def drive(tmp_path, monkeypatch, terminal, seconds_a_step=1.0, steps=100, start=0):
+def drive(tmp_path, monkeypatch, terminal, seconds_a_step=1.0, steps=100, start=0, unit="tokens"):
     """What a bar shows of a run of 100 steps, 500 tokens each."""
     shown, clock = io.StringIO(), [1000.0]
     shown.isatty = lambda: terminal
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setattr("hfssl.callbacks.time.monotonic", lambda: clock[0])
-    stream = Stream()
+    stream = Stream(unit)
     bar = ProgressBar(stream)
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     state, control = TrainerState(max_steps=100, global_step=start), TrainerControl()
@@ -67,6 +69,11 @@ def test_a_terminal_gets_one_line(tmp_path, monkeypatch):
     assert shown.count("\n") <= 4  # the two evaluations, and the end
 
 
+def test_images_are_counted_as_such(tmp_path, monkeypatch):
+    shown = drive(tmp_path, monkeypatch, terminal=False, unit="images")
+    assert ", 500 images/s, " in shown and "tokens" not in shown
+
+
 def test_a_resumed_run_counts_its_own_time(tmp_path, monkeypatch):
     lines = drive(tmp_path, monkeypatch, terminal=False, steps=40, start=60).splitlines()
     assert any(re.fullmatch(r"step 91/100, loss 4\.100, 500 tokens/s, 00:09 left", line) for line in lines)
@@ -99,6 +106,24 @@ def test_the_method_hears_of_every_step_of_a_plain_trainer(tmp_path):
     )  # fmt: skip
     Trainer(model, args, train_dataset=rows, callbacks=[MethodCallback()]).train()
     assert heard == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_the_weight_decay_follows_the_run(tmp_path):
+    """Along half a cosine, of what is decayed at all."""
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            seen.append([group["weight_decay"] for group in optimizer.param_groups])
+
+    args = SSLTrainingArguments(
+        str(tmp_path), max_steps=4, learning_rate=1e-3, weight_decay=0.04, weight_decay_end=0.4, report_to="none",
+        eval_strategy="no", save_strategy="no", use_cpu=True, per_device_train_batch_size=2, precision="fp32",
+    )  # fmt: skip
+    SSLTrainer(tiny.mlm(), args, tiny.stream(2), callbacks=[Look()]).train()
+    decayed, others = zip(*seen, strict=True)
+    expected = [0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * p)) / 2 for p in (0.0, 0.25, 0.5, 0.75)]
+    assert decayed == pytest.approx(expected) and set(others) == {0.0}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

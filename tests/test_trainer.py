@@ -9,6 +9,7 @@ import time
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.callbacks import MethodCallback
@@ -277,13 +278,25 @@ def test_a_full_disk_during_a_checkpoint_leaves_nothing_half_written(tmp_path, m
     assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-2"]
 
 
+def test_a_checkpoint_with_other_weights_is_refused(tmp_path):
+    t = trainer(tmp_path, max_steps=1)
+    t.train()
+    [checkpoint] = list_checkpoints(tmp_path)
+    t._load_from_checkpoint(str(checkpoint))  # tied weights are in it once
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in weights.items()}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match=f"are missing and {len(weights)} unknown, such as encoder.bert"):
+        t._load_from_checkpoint(str(checkpoint))
+
+
 def test_overrides_still_exist_in_transformers():
     from transformers import Trainer
 
     for name in (
         "get_train_dataloader", "_get_num_items_in_batch", "training_step", "create_scheduler", "evaluate",
         "_save_checkpoint", "_get_output_dir", "init_hf_repo", "push_to_hub", "_push_from_checkpoint",
-        "_finish_current_push", "_load_from_checkpoint",
+        "_finish_current_push", "_load_from_checkpoint", "_issue_warnings_after_load", "get_optimizer_cls_and_kwargs",
+        "get_decay_parameter_names",
     ):  # fmt: skip
         assert callable(getattr(Trainer, name)), name
 

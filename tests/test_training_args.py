@@ -93,6 +93,8 @@ def test_precision_as_asked_for(tmp_path, precision, bf16):
         ({"hub_strategy": "all_checkpoints"}, "would push optimizer states. Choose end .default. or every_save"),
         ({"per_device_train_batch_size": 0}, "`--per_device_train_batch_size` must be at least 1, got 0"),
         ({"gradient_accumulation_steps": 0}, "`--gradient_accumulation_steps` must be at least 1, got 0"),
+        ({"weight_decay_end": -0.1}, "`--weight_decay_end` is at least 0 .* got -0.1 and 0.01"),
+        ({"weight_decay_end": 0.4, "weight_decay": 0}, "reached from a `--weight_decay` above 0, got 0.4 and 0"),
         ({"seed": -1}, "`--seed` must be between 0 and"),
         ({"seed": 2**32}, "`--seed` must be between 0 and"),
         ({"cpu_threads": 0}, "`--cpu_threads` must be at least 1, got 0"),

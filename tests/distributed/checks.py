@@ -6,12 +6,29 @@ import sys
 from pathlib import Path
 
 import tiny
+import tiny_vision
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl import (
+    ByolForPreTraining,
+    ByolPreTrainingConfig,
+    DinoForPreTraining,
+    DinoPreTrainingConfig,
+    MaeForPreTraining,
+    MaePreTrainingConfig,
+    MocoForPreTraining,
+    MocoPreTrainingConfig,
+    SimclrForPreTraining,
+    SimclrPreTrainingConfig,
+    SSLTrainer,
+    SSLTrainingArguments,
+)
 from hfssl.data.stream import ExactStream
 from hfssl.data.text_data import TextData, TextDataArguments
+from hfssl.distributed import all_reduce_with_grad, convert_batch_norm, gather_with_grad
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 
 
@@ -90,6 +107,90 @@ def measure(rank=0, world_size=1):
     return evaluator(rank, world_size).measure(tiny.mlm(seed=3).eval())
 
 
+HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+IMAGE_METHODS = {
+    "simclr-resnet": (SimclrForPreTraining, SimclrPreTrainingConfig, "resnet", {}),
+    "simclr-vit": (SimclrForPreTraining, SimclrPreTrainingConfig, "vit", {}),
+    "mae": (MaeForPreTraining, MaePreTrainingConfig, "vit", {}),
+    "byol-resnet": (ByolForPreTraining, ByolPreTrainingConfig, "resnet", HEAD),
+    "moco-vit": (MocoForPreTraining, MocoPreTrainingConfig, "vit", HEAD),
+    "moco-resnet-queue": (MocoForPreTraining, MocoPreTrainingConfig, "resnet", {**HEAD, "queue_size": 50}),
+    "dino-vit": (DinoForPreTraining, DinoPreTrainingConfig, "vit", {**HEAD, "num_prototypes": 12, "drop_path_rate": 0.0}),
+    "dino-resnet": (DinoForPreTraining, DinoPreTrainingConfig, "resnet", {**HEAD, "num_prototypes": 12}),
+}  # fmt: skip
+
+
+def image_gradients(name, rank=0, world_size=1):
+    """Loss, gradients and buffers of one step of an image method over the same 12 images, wrapped in DDP.
+
+    In float64: what differs then is no rounding.
+    """
+    model_class, config_class, encoder, settings = IMAGE_METHODS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(encoder_config=tiny_vision.ENCODERS[encoder](), **settings)).double().train()
+    make = {"mae": tiny_vision.images_with_noise, "dino": tiny_vision.crops}.get(
+        name.split("-")[0], tiny_vision.two_views
+    )
+    batch = make(12)
+    batch = {key: values.double().chunk(world_size)[rank] for key, values in batch.items()}
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    loss = wrapped(**batch).loss
+    loss.backward()
+    if hasattr(model, "after_optimizer_step"):
+        model.after_optimizer_step(0.5)  # moves centre and queue, which are compared as buffers
+    total = loss.detach().clone()
+    if world_size > 1:
+        dist.all_reduce(total)
+    return {
+        "loss": total / world_size,
+        "gradients": {key: p.grad for key, p in model.named_parameters() if p.grad is not None},
+        "buffers": dict(model.named_buffers()),
+    }
+
+
+def normalised(dims, rank=0, world_size=1, momentum=0.1):
+    """A batch norm in 3 steps over the same 10 samples: outputs, gradients of inputs and weights, statistics."""
+    torch.manual_seed(1)
+    norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](4, momentum=momentum)
+    nn.init.normal_(norm.weight)
+    network = convert_batch_norm(nn.Sequential(norm)) if world_size > 1 else nn.Sequential(norm)
+    for _ in range(3):
+        inputs = 3.0 + torch.randn(10, 4, *[3] * dims)
+        weights = torch.randn_like(inputs)
+        # unequal parts, as at the end of a data set
+        mine = slice(0, 10) if world_size == 1 else slice(0, 7) if rank == 0 else slice(7, 10)
+        inputs = inputs[mine].clone().requires_grad_()
+        outputs = network(inputs)
+        network.zero_grad()
+        (outputs * weights[mine]).sum().backward()
+    gradients = [network[0].weight.grad, network[0].bias.grad]
+    if world_size > 1:
+        for gradient in gradients:
+            dist.all_reduce(gradient)
+    network.eval()
+    return {
+        "outputs": outputs.detach(), "inputs": inputs.grad, "gradients": gradients, "state": network.state_dict(),
+        "evaluated": network(torch.ones(2, 4, *[3] * dims)).detach(),
+    }  # fmt: skip
+
+
+def gathered(rank):
+    """`gather_with_grad` and `all_reduce_with_grad`, where each rank asks for something else."""
+    mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * rank
+    mine.requires_grad_()
+    everything = gather_with_grad(mine)
+    (everything * (rank + 1) * torch.arange(1.0, 9.0).view(4, 2)).sum().backward()
+    number = torch.tensor(float(rank + 1), requires_grad=True)
+    total = all_reduce_with_grad(number)
+    (total * (rank + 5)).backward()
+    return {
+        "rows": everything.detach(),
+        "gradient": mine.grad,
+        "sum": total.item(),
+        "sum_gradient": number.grad.item(),
+    }
+
+
 def seeds(folder, rank, world_size):
     """The seed of each micro-step on this rank."""
     drawn = []
@@ -113,6 +214,13 @@ def main(folder):
         "seeds": seeds(folder / "seeds", rank, world_size),
     }
     result = gradients(folder / "gradients", rank, world_size)
+    result["images"] = {name: image_gradients(name, rank, world_size) for name in IMAGE_METHODS}
+    result["norms"] = {
+        (dims, momentum): normalised(dims, rank, world_size, momentum)
+        for dims in (0, 1, 2)
+        for momentum in (0.1, None)
+    }
+    result["gathered"] = gathered(rank)
     torch.save(result, folder / f"gradients-{rank}.pt")
     (folder / f"answer-{rank}.json").write_text(json.dumps(answer))
     dist.barrier()

@@ -73,6 +73,47 @@ def test_gradients_do_not_depend_on_the_cut(together, tmp_path):
         assert other["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", checks.IMAGE_METHODS)
+def test_two_processes_of_images_are_one_of_twice_as_many(together, name):
+    """Contrast and batch norm see the images of both."""
+    whole = checks.image_gradients(name)
+    assert max(gradient.abs().max() for gradient in whole["gradients"].values()) > 1e-3
+    for answer in together:
+        found = answer["images"][name]
+        torch.testing.assert_close(found["loss"], whole["loss"])
+        assert found["gradients"].keys() == whole["gradients"].keys()
+        for key, gradient in whole["gradients"].items():
+            torch.testing.assert_close(found["gradients"][key], gradient, rtol=1e-9, atol=1e-11)
+        for key, buffer in whole["buffers"].items():
+            torch.testing.assert_close(found["buffers"][key], buffer, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_batch_norm_over_processes_is_that_of_one_batch(together, dims, momentum):
+    whole = checks.normalised(dims, momentum=momentum)
+    parts = [answer["norms"][dims, momentum] for answer in together]
+    for name in ("outputs", "inputs"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-4, atol=1e-5)
+    for part in parts:
+        torch.testing.assert_close(part["gradients"], whole["gradients"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part["evaluated"], whole["evaluated"])
+        assert list(part["state"]) == list(whole["state"])
+        for name, tensor in whole["state"].items():
+            torch.testing.assert_close(part["state"][name], tensor)
+
+
+def test_what_is_gathered_sends_back_what_all_ask_for(together):
+    rows = torch.tensor([[1.0, 2], [3, 4], [11, 12], [13, 14]])
+    # rank 0 asks for 1 ... 8, rank 1 for twice that
+    asked = 3 * torch.arange(1.0, 9.0).view(4, 2)
+    for rank, answer in enumerate(together):
+        found = answer["gathered"]
+        torch.testing.assert_close(found["rows"], rows)
+        torch.testing.assert_close(found["gradient"], asked[2 * rank : 2 * rank + 2])
+        assert (found["sum"], found["sum_gradient"]) == (3.0, 11.0)
+
+
 @pytest.mark.parametrize("dataset, texts", [("few", tiny.texts(300)), ("many", tiny.texts(3000, seed=2))])
 def test_together_they_see_each_sample_once(together, dataset, texts):
     seen = [answer[dataset]["seen"] for answer in together]

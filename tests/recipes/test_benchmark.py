@@ -68,7 +68,9 @@ def test_ends_with_a_table_and_one_line_of_json(files):
 def test_against_nobody_only_the_trainer_is_measured(files):
     output, report = measured(files, "bert.json", "--precision", "fp32", against="none")
     check_sides(report, ["ours", "bare"])
-    assert report["overhead"] == pytest.approx(report["bare"]["items_per_s"] / report["ours"]["items_per_s"] - 1, abs=1e-3)
+    assert report["overhead"] == pytest.approx(
+        report["bare"]["items_per_s"] / report["ours"]["items_per_s"] - 1, abs=1e-3
+    )
     assert "transformers:" not in output and "ratio:" not in output
 
 
@@ -89,11 +91,37 @@ def test_modernbert_also_with_its_own_sparse_prediction(files):
     assert report["ratio_sparse"] > 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--jpeg"]])
+def test_views_against_lightly(flags):
+    pytest.importorskip("lightly.transforms")
+    result = run("views", "--sizes", 16, "--methods", "simclr", "dino", "--blocks", 1, "--json", *flags)
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [(report["views"], report["image_size"]) for report in reports] == [("simclr", 16), ("dino", 16)]
+    for report in reports:
+        assert (report["method"], report["against"], report["jpeg"]) == ("views", "lightly", bool(flags))
+        expected = report["ours"]["items_per_s"] / report["theirs"]["items_per_s"]
+        assert report["ratio"] == pytest.approx(expected, rel=1e-3)
+        assert report["ratio_range"][0] <= report["ratio"] <= report["ratio_range"][1] * 1.001
+
+
+def test_views_without_lightly(tmp_path):
+    (tmp_path / "lightly.py").write_text("raise ImportError")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "recipes/benchmark.py", "views"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and 'pip install -e ".[benchmark]"' in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], "say first which method to measure (mlm)"),
-        (["clm"], "say first which method to measure (mlm), got 'clm'"),
+        ([], "say first which method to measure (mlm, views"),
+        (["clm"], "got 'clm'"),
+        (["views", "--sizes", "4"], "`--sizes` pixels from 8 to 1024"),
+        (["views", "--methods", "byol"], "--methods expects"),
+        (["simclr", "--against", "transformers"], "nothing that trains simclr"),
         (["mlm", "--blocks", "0"], "`--blocks` must be at least 1"),
         (["mlm", "--against", "nobody"], "transformers"),
         (["mlm", "--encoder", "org/model"], "trains from scratch"),

@@ -1,0 +1,449 @@
+"""SimCLR and MAE, measured against `lightly` and `transformers`: the contenders of [`benchmark.measure`].
+
+- ours: what `recipes/simclr.py` and `recipes/mae.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
+- theirs: what lightly's examples build (`benchmark_lightly`), or for MAE `run_mae.py` of transformers: `Trainer` with
+  `ViTMAEForPreTraining`;
+- ours in their configuration: the attention implementation that theirs has;
+- a bare loop around our model and stream, without any trainer.
+
+All read the same folder of image files, make views with the same parameters and train the same encoder with the same
+optimizer. Logging, evaluation and checkpoints are off on all sides.
+"""
+
+import dataclasses
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+
+from . import random as keyed
+from .benchmark import Contender, Pace, disturbance, measure, ratio, ratio_line, table
+from .benchmark_training import NOTHING_BESIDE, Timed, train_bare_loop
+from .data.decode import DamagedImage, image_header
+from .data.image_data import ImageData, ImageDataArguments
+from .data.sources import Source, open_source
+from .data.views import ViewArguments, Views
+from .errors import UserError
+from .training_args import choose_precision, num_cores, use_all_cores
+from .vision_encoders import VISION_PRESETS, build_mae, build_simclr, is_checkpoint, make_views
+from .vision_modeling import uses_attention
+
+
+logger = logging.getLogger(__name__)
+
+# All sides: the optimizer of both papers' successors with ViTs.
+_OPTIMIZER = {"weight_decay": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8}
+_TRAINING = {
+    **_OPTIMIZER, "max_grad_norm": 1.0, "warmup_steps": 5, "optim": "adamw_torch_fused", **NOTHING_BESIDE,
+}  # fmt: skip
+# More would only take room on the disk.
+MOST_IMAGES = 10_000
+# Small encoders: what the data and the trainer cost shows best beside them.
+_ENCODERS = {"simclr": "vit-mini-patch4", "mae": "vit-tiny-patch4"}
+
+
+@dataclass
+class VisionBenchmark:
+    r"""
+    > Benchmark
+
+    Args:
+        against (`str`, *optional*, defaults to `"lightly"`):
+            Whom to measure against: lightly, or for MAE transformers. none: nobody, only what the trainer costs beside
+            a bare loop (`--bare`).
+        encoder (`str`, *optional*):
+            A preset of the recipe or a config file. Left out, vit-mini-patch4 for SimCLR, vit-tiny-patch4 for MAE.
+        image_size (`int`, *optional*):
+            Height and width of a view in pixels. Left out, that of the encoder.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            Attention of ours: auto, eager, sdpa or flash_attention_2.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Images a step.
+        precision (`str`, *optional*, defaults to `"auto"`):
+            fp32 or bf16, for all sides. auto takes bf16 where the hardware has it natively.
+        defaults (`bool`, *optional*, defaults to `False`):
+            Each side at the precision that it has by default: ours auto, theirs fp32.
+        bare (`bool`, *optional*, defaults to `False`):
+            Also a bare loop around our model and stream: what the trainer costs.
+        learning_rate (`float`, *optional*, defaults to `0.0005`):
+            Peak learning rate of all sides.
+        blocks (`int`, *optional*, defaults to `5`):
+            Turns of each side.
+        steps_per_block (`int`, *optional*, defaults to `6`):
+            Steps of a turn.
+        num_workers (`int`, *optional*, defaults to `-1`):
+            Processes that prepare data, on all sides. -1: none on a CPU, up to 4 beside a GPU.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of weights, views and order.
+        cpu_threads (`int`, *optional*):
+            Threads of each side. Left out, all cores.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Leave a GPU alone.
+        json (`bool`, *optional*, defaults to `False`):
+            End with one line of JSON.
+    """
+
+    against: Literal["lightly", "transformers", "none"] = "lightly"
+    encoder: str | None = None
+    image_size: int | None = None
+    attention: str = "auto"
+    batch_size: int = 256
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    defaults: bool = False
+    bare: bool = False
+    learning_rate: float = 5e-4
+    blocks: int = 5
+    steps_per_block: int = 6
+    num_workers: int = -1
+    seed: int = 0
+    cpu_threads: int | None = None
+    use_cpu: bool = False
+    json: bool = False
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 2), ("blocks", 1), ("steps_per_block", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.encoder is not None and is_checkpoint(self.encoder):
+            raise UserError(
+                f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
+                f"{', '.join(VISION_PRESETS)} or a config file that ends in .json."
+            )
+        self.bare = self.bare or self.against == "none"
+        if self.defaults and self.precision != "auto":
+            raise UserError(
+                "`--defaults` compares each side at its own precision, `--precision` sets one for both: leave one of "
+                "them out."
+            )
+        if self.num_workers < 0:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.num_workers = min(4, max(1, num_cores() - 1)) if on_gpu else 0
+
+
+def run_vision_benchmark(
+    method: str, arguments: VisionBenchmark, data: ImageDataArguments
+) -> tuple[str, dict[str, Any]]:
+    """Prepare the images, measure, and return what to read and what `--json` prints.
+
+    Args:
+        method (`str`):
+            simclr or mae.
+        arguments ([`VisionBenchmark`]):
+            What to measure.
+        data ([`ImageDataArguments`]):
+            The images.
+    """
+    if arguments.against == "transformers" and method != "mae":
+        raise UserError(f"transformers has nothing that trains {method}. Pass `--against lightly`.")
+    if arguments.against == "lightly":
+        _require_lightly()
+    use_all_cores(arguments.cpu_threads)
+    arguments = dataclasses.replace(arguments, encoder=arguments.encoder or _ENCODERS[method])
+    threads = arguments.cpu_threads or torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
+        prepared = prepare(data, Path(folder) / "images", arguments)
+        sides = contenders(method, arguments, data, Path(folder))
+        figures = measure(
+            sides,
+            blocks=arguments.blocks,
+            steps_per_block=arguments.steps_per_block,
+            threads=threads,
+            device=_device(arguments),
+        )
+    report = {"method": method, "against": arguments.against, "precision": figures["ours"]["precision"]} | figures
+    if "theirs" in figures:
+        report["ratio"] = ratio(figures, "ours", "theirs")
+        report["memory_ratio"] = round(figures["ours"]["peak_mb"] / figures["theirs"]["peak_mb"], 4)
+    if "ours_same_config" in figures:
+        report["ratio_same_config"] = ratio(figures, "ours_same_config", "theirs")
+    if "bare" in figures:
+        report["overhead"] = round(ratio(figures, "bare", "ours") - 1, 4)
+    view = sides[0].settings["view"]
+    protocol = {"encoder": arguments.encoder, "image_size": view["size"], "batch_size": arguments.batch_size}
+    protocol |= {"num_workers": arguments.num_workers, "blocks": arguments.blocks, "threads": threads}
+    report |= protocol | {"steps_per_block": arguments.steps_per_block} | prepared
+    return _text(arguments, report, figures), report
+
+
+def _require_lightly() -> None:
+    try:
+        import lightly.transforms  # noqa: F401
+    except ImportError:
+        raise UserError(
+            'The benchmark measures against lightly, which is not installed. Run `pip install -e ".[benchmark]"`.'
+        ) from None
+
+
+def prepare(data: ImageDataArguments, folder: Path, arguments: VisionBenchmark) -> dict[str, Any]:
+    """Write the images as files into one folder, for all sides."""
+    folder.mkdir()
+    source = open_source(
+        data.dataset,
+        modality="image",
+        column=data.image_column,
+        config=data.dataset_config,
+        split=data.split,
+        streaming=data.streaming,
+    )
+    number = _write_images(source, folder)
+    # some are held out, and a data loader that drops its last batch needs a whole one
+    needed = 2 * arguments.batch_size
+    if number < needed:
+        raise UserError(
+            f"{source.description} has {number} images that can be decoded, the benchmark needs {needed} at "
+            f"`--batch_size {arguments.batch_size}`. Pass a smaller one, or more images."
+        )
+    return {"corpus": source.description, "num_images": number}
+
+
+def _write_images(source: Source, folder: Path) -> int:
+    """Up to `MOST_IMAGES` of a source, from all over it, by the names that tell their formats."""
+    number = 0
+    for piece in keyed.permutation(len(source.pieces), 0, 17):
+        for image in source.read(int(piece)).columns[source.columns[0]]:
+            try:
+                extension = image_header(image).format.lower()
+            except DamagedImage:
+                continue
+            (folder / f"{number:06d}.{extension}").write_bytes(image)
+            number += 1
+            if number == MOST_IMAGES:
+                return number
+    return number
+
+
+def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments, folder: Path) -> list[Contender]:
+    """The sides of this benchmark, in the order of their turns.
+
+    The settings of each are plain values: what another library's process unpickles imports nothing of ours.
+    """
+    precision = choose_precision(arguments.precision, arguments.use_cpu)
+    recipe = {"encoder": arguments.encoder, "attention": arguments.attention}
+    # the same folder for all sides; nothing else of how to read it applies any more
+    ours = {"dataset": str(folder / "images"), "dataset_config": None, "split": "train", "eval_split": "auto"}
+    ours |= {"image_column": None, "streaming": True}
+    data = dataclasses.replace(data, **ours)
+    views = _views(method, recipe, ImageData(data), arguments.image_size)
+    config = _model(method, recipe, views.image_size, _plain_run(arguments)).config
+    settings = {
+        "method": method, "recipe": recipe, "data": dataclasses.asdict(data), "images": ours["dataset"],
+        "folder": str(folder), "view": dataclasses.asdict(views.views[0]), "is_grey": views.is_grey,
+        "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
+    }  # fmt: skip
+    for name in ("batch_size", "learning_rate", "num_workers", "seed", "use_cpu"):
+        settings[name] = getattr(arguments, name)
+
+    def side(name: str, title: str, train: Any, precision: str, **changes: Any) -> Contender:
+        return Contender(name, title, precision, train, settings | changes | {"precision": precision}, unit="images")
+
+    sides = [side("ours", "hfssl", train_ours, precision)]
+    if arguments.against != "none":
+        train = _theirs(method, arguments.against, config.encoder_config.model_type)
+        sides.append(side("theirs", arguments.against, train, "fp32" if arguments.defaults else precision))
+        if uses_attention(SimpleNamespace(config=config.encoder_config)):
+            same = recipe | {"attention": "sdpa"}
+            sides.append(side("ours_same_config", "hfssl, sdpa", train_ours, precision, recipe=same))
+    if arguments.bare:
+        sides.append(side("bare", "hfssl, bare loop", train_bare, precision))
+    return sides
+
+
+def _theirs(method: str, against: str, model_type: str) -> Any:
+    if method == "mae" and model_type != "vit":
+        raise UserError(f"The MAE of {against} has a ViT as its encoder, not a {model_type}. Pass `--against none`.")
+    if against == "transformers":
+        return train_run_mae
+    from . import benchmark_lightly
+
+    return {"simclr": benchmark_lightly.train_simclr, "mae": benchmark_lightly.train_mae}[method]
+
+
+def _plain_run(arguments: VisionBenchmark) -> Any:
+    """What a model is built for, where nothing is trained."""
+    return SimpleNamespace(
+        seed=arguments.seed, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def _views(method: str, recipe: dict[str, str], data: ImageData, image_size: int | None) -> Views:
+    return make_views(method, SimpleNamespace(**recipe), {}, data, ViewArguments(image_size=image_size), set())
+
+
+def _model(method: str, recipe: dict[str, str], image_size: int, args: Any) -> Any:
+    build = {"simclr": build_simclr, "mae": build_mae}[method]
+    return build(SimpleNamespace(**recipe), {}, image_size, args)
+
+
+def _device(arguments: VisionBenchmark) -> str:
+    return "cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu"
+
+
+def num_images(batch: dict[str, torch.Tensor]) -> int:
+    return len(batch["pixel_values"])
+
+
+def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
+    """`recipes/simclr.py` or `recipes/mae.py` without its evaluation and its result."""
+    from .trainer import SSLTrainer
+
+    class TimedTrainer(Timed, SSLTrainer):
+        pass
+
+    args = _our_arguments(pace, settings)
+    pace.data_is_readable()
+    data, views, model, stream = _our_parts(args, settings)
+    trainer = TimedTrainer(pace, num_images, model, args, stream, settings=data.settings | views.settings)
+    trainer.train()
+    return trainer.flops()
+
+
+def train_bare(pace: Pace, settings: dict[str, Any]) -> float:
+    """Our model and stream in the shortest loop that does the same."""
+    args = _our_arguments(pace, settings)
+    pace.data_is_readable()
+    _, _, model, stream = _our_parts(args, settings)
+    return train_bare_loop(pace, num_images, model, args, stream)
+
+
+def _our_arguments(pace: Pace, settings: dict[str, Any]) -> Any:
+    from .training_args import SSLTrainingArguments
+
+    return SSLTrainingArguments(
+        **_run(pace, settings), precision=settings["precision"], cpu_threads=torch.get_num_threads()
+    )
+
+
+def _run(pace: Pace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a trainer, ours or theirs."""
+    return {
+        "output_dir": _new_folder(settings), "max_steps": pace.num_steps, "seed": settings["seed"],
+        "use_cpu": settings["device"] == "cpu", "per_device_train_batch_size": settings["batch_size"],
+        "learning_rate": settings["learning_rate"], "dataloader_num_workers": settings["num_workers"],
+        **settings["training"],
+    }  # fmt: skip
+
+
+def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[ImageData, Views, Any, Any]:
+    """Data, views, model and stream."""
+    data = ImageData(ImageDataArguments(**settings["data"]))
+    method, recipe, image_size = settings["method"], settings["recipe"], settings["view"]["size"]
+    views = _views(method, recipe, data, image_size)
+    model = _model(method, recipe, image_size, args)
+    return data, views, model, data.stream(args, views)
+
+
+def train_run_mae(pace: Pace, settings: dict[str, Any]) -> float:
+    """`examples/pytorch/image-pretraining/run_mae.py` of transformers."""
+    from datasets import load_dataset
+    from torchvision.transforms import Compose, Lambda, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
+    from torchvision.transforms.functional import InterpolationMode
+    from transformers import Trainer, TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining, set_seed
+
+    from .data.views import NORMALIZATIONS
+
+    class TimedTrainer(Timed, Trainer):
+        pass
+
+    bf16 = settings["precision"] == "bf16"
+    args = TrainingArguments(**_run(pace, settings), bf16=bf16, remove_unused_columns=False)
+    set_seed(args.seed)
+    pace.data_is_readable()
+    # a cache of its own: as on the first run on these data
+    options = {"split": "train", "cache_dir": _new_folder(settings)}
+    dataset = load_dataset("imagefolder", data_dir=settings["images"], **options)
+    view, model = settings["view"], settings["model"]
+    mean, std = NORMALIZATIONS["imagenet"]
+    transforms = Compose(
+        [
+            Lambda(lambda image: image.convert("RGB") if image.mode != "RGB" else image),
+            RandomResizedCrop(view["size"], scale=view["scale"], interpolation=InterpolationMode.BICUBIC),
+            RandomHorizontalFlip(),
+            ToTensor(),
+            Normalize(mean=mean, std=std),
+        ]
+    )
+
+    def preprocess_images(examples):
+        examples["pixel_values"] = [transforms(image) for image in examples["image"]]
+        return examples
+
+    def collate(examples):
+        return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
+
+    dataset.set_transform(preprocess_images)
+    encoder = {name: value for name, value in model["encoder_config"].items() if name in ViTMAEConfig().to_dict()}
+    decoder = {name: value for name, value in model.items() if name.startswith("decoder_")}
+    decoder["decoder_intermediate_size"] = decoder["decoder_intermediate_size"] or 4 * decoder["decoder_hidden_size"]
+    config = ViTMAEConfig(
+        **{name: value for name, value in encoder.items() if name != "model_type"}, **decoder,
+        mask_ratio=model["mask_ratio"], norm_pix_loss=model["norm_pix_loss"],
+    )  # fmt: skip
+    trainer = TimedTrainer(
+        pace, num_images, model=ViTMAEForPreTraining(config), args=args, train_dataset=dataset, data_collator=collate
+    )
+    trainer.train()
+    return trainer.flops()
+
+
+def _new_folder(settings: dict[str, Any]) -> str:
+    return tempfile.mkdtemp(dir=settings["folder"])
+
+
+def _text(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str, Any]) -> str:
+    name = {"simclr": "SimCLR", "mae": "MAE"}[report["method"]]
+    size, workers = report["image_size"], arguments.num_workers
+    lines = [
+        f"{name}: {arguments.encoder}, {arguments.batch_size} images of {size}×{size} pixels, {report['threads']} of "
+        f"{num_cores()} cores, {workers or 'no'} data worker{'s' if workers != 1 else ''}.",
+        f"Images: {report['corpus']}; {report['num_images']:,} of them, as files in a folder.",
+        f"In turn, {arguments.blocks} blocks of {arguments.steps_per_block} steps each; medians over the blocks.",
+        "",
+        table(figures),
+        "",
+    ]
+    lines += ratio_line(report, figures, "ratio", "ours", "theirs", "each side as its recipe or example builds it")
+    lines += ratio_line(
+        report, figures, "ratio_same_config", "ours_same_config", "theirs", "the same attention implementation (sdpa)"
+    )
+    if "memory_ratio" in report:
+        lines.append(
+            f"memory_ratio: {report['memory_ratio']:.2f}: peak of the process, hfssl over {arguments.against}"
+        )
+    if "overhead" in report:
+        lines.append(f"overhead: {report['overhead']:.1%}: what SSLTrainer takes beside the bare loop")
+    lines += ["", "Not comparable, or to be known:", *(f"- {note}" for note in _notes(arguments, report, figures))]
+    return "\n".join(lines)
+
+
+def _notes(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    notes = [
+        "FLOPs are counted with torch.utils.flop_counter on one step of each side: of the matrix products and "
+        "convolutions of the model. A higher utilisation is not a higher speed.",
+        "Peak memory is the resident size of the process, files that it maps included. The time to the first step is "
+        "without imports.",
+        "Waiting for data is all that is done for a batch before the model gets it, colour and blur included.",
+    ]
+    if "theirs" in figures:
+        notes.append("Losses of different sides: other views and other weights.")
+    if arguments.against == "lightly":
+        notes.append(
+            "lightly's loop clips no gradients and has no schedule; its encoder is the same module, and sdpa is its "
+            "default."
+        )
+        notes.append("The views have the same parameters; lightly's go through bytes of Pillow from step to step.")
+        if report["method"] == "mae":
+            notes.append(
+                "lightly's decoder is its own, of the same depth and width, and predicts masked patches only."
+            )
+    if arguments.against == "transformers":
+        notes.append("ViTMAEForPreTraining decides what it hides itself; ours gets it from the stream.")
+    if arguments.defaults:
+        notes.append("The precisions differ: each side has its default.")
+    elif figures["ours"]["precision"] == "bf16" and choose_precision("auto", arguments.use_cpu) != "bf16":
+        notes.append("This machine has no native bf16: it is emulated, on all sides.")
+    return notes + disturbance(figures)

@@ -1,0 +1,169 @@
+"""Fine-tuning of small stock encoders, on digits and on labels that a picture's brightness tells."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from labelled import Labelled, png, processor, resnet, save, vit
+from transformers import AutoModelForImageClassification, ConvNextV2Config
+
+from hfssl.evaluation import EvaluationError, read_results
+from hfssl.evaluation import finetune as finetune_module
+from hfssl.evaluation.finetune import (
+    FinetuneEvaluator,
+    FinetuneRun,
+    FinetuneSettings,
+    _Images,
+    _TrainingRows,
+    layer_groups,
+)
+
+
+SHORT = {"seeds": 1, "epochs": 1, "min_steps": 6, "train_batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save(vit(num_hidden_layers=2), tmp_path_factory.mktemp("vit"))
+
+
+def shades(num, seed=0):
+    """Bright and dark pictures: what a small encoder learns in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % 2
+    images = [png(rng.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(120 * label)) for label in labels]
+    return Labelled(images, labels, ["dark", "bright"], name="shades")
+
+
+def evaluator(num_train=48, **settings):
+    return FinetuneEvaluator(shades(num_train), shades(40, seed=1), FinetuneSettings(**SHORT | settings), "fp32")
+
+
+def test_learns_and_reports_beside_scratch_and_majority(encoder, tmp_path):
+    (result,) = evaluator(seeds=2, min_steps=30, learning_rate=3e-3, scratch_learning_rate=3e-3)(
+        encoder, output_dir=tmp_path
+    )
+    assert result.value > 0.9
+    assert result.baselines["majority"] == 0.5
+    assert set(result.baselines) == {"random_init", "majority"}
+    assert (result.protocol, result.version, result.metric, result.seeds) == ("finetune", 1, "accuracy", [0, 1])
+    assert (result.num_train, result.num_eval) == (48, 40)
+    assert result.hyperparameters["layer_decay"] == 0.75
+    (record,) = read_results(tmp_path / "results.json")
+    assert record["per_seed"] == result.per_seed
+
+
+def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
+    trained = []
+    train = FinetuneRun._train
+    monkeypatch.setattr(FinetuneRun, "_train", lambda run, *args: trained.append(args[:2]) or train(run, *args))
+    (first,) = evaluator()(encoder, output_dir=tmp_path)
+    assert trained == [("encoder", 0), ("random_init", 0)]
+    (again,) = evaluator(seeds=2)(encoder, output_dir=tmp_path)
+    assert trained[2:] == [("encoder", 1), ("random_init", 1)]
+    assert again.per_seed[0] == first.value
+    # another setting, another encoder: the old scores are not theirs
+    evaluator(weight_decay=0.1)(encoder, output_dir=tmp_path)
+    assert len(trained) == 6
+    evaluator()(vit(seed=5, num_hidden_layers=2), processor(), output_dir=tmp_path)
+    assert trained[6:] == [("encoder", 0)]
+
+
+def test_the_same_seed_gives_the_same_score_whatever_ran_before(encoder):
+    torch.manual_seed(3)
+    (first,) = evaluator(random_init=False)(encoder)
+    torch.manual_seed(4)
+    (again,) = evaluator(random_init=False)(encoder)
+    assert first.per_seed == again.per_seed
+    assert set(first.baselines) == {"majority"}
+
+
+def test_convolutional_encoders_and_other_image_sizes(tmp_path):
+    evaluator(random_init=False)(save(resnet(), tmp_path / "resnet"))
+    evaluator(random_init=False)(save(vit(num_hidden_layers=2), tmp_path / "vit", size=24))
+
+
+def test_images_that_do_not_fit_into_memory_lie_in_a_file(encoder, monkeypatch):
+    (kept,) = evaluator(random_init=False)(encoder)
+    monkeypatch.setattr(finetune_module, "_MAX_KEPT_BYTES", 100)
+    (mapped,) = evaluator(random_init=False)(encoder)
+    assert kept.per_seed == mapped.per_seed
+
+
+def test_blocks_learn_slower_the_nearer_they_are_to_the_pixels(tmp_path):
+    folder = save(vit(num_hidden_layers=3), tmp_path / "vit")
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    rates, decays = by_name(model, layer_groups(model, 1.0, 0.5, 0.1))
+    assert rates["classifier.weight"] == rates["vit.layernorm.weight"] == 1.0
+    assert {rate for name, rate in rates.items() if ".2." in name} == {0.5}
+    assert {rate for name, rate in rates.items() if ".0." in name} == {0.125}
+    assert {rate for name, rate in rates.items() if "embeddings" in name} == {0.0625}
+    assert decays["classifier.weight"] == 0.1
+    assert decays["classifier.bias"] == decays["vit.layernorm.weight"] == decays["vit.embeddings.cls_token"] == 0.0
+    assert len(rates) == len(list(model.parameters()))
+    assert set(by_name(model, layer_groups(model, 1.0, 1.0, 0.1))[0].values()) == {1.0}
+
+
+def test_stages_count_as_blocks(tmp_path):
+    for config in (resnet().config, ConvNextV2Config(depths=[1, 2], hidden_sizes=[8, 16], num_stages=2)):
+        model = AutoModelForImageClassification.from_config(config)
+        rates, _ = by_name(model, layer_groups(model, 1.0, 0.5, 0.1))
+        assert {rate for name, rate in rates.items() if "stages.1." in name} == {0.5}
+        assert {rate for name, rate in rates.items() if "stages.0." in name} == {0.25}
+        assert {rate for name, rate in rates.items() if "embed" in name} == {0.125}
+        assert {rate for name, rate in rates.items() if name.startswith("classifier")} == {1.0}
+
+
+def by_name(model, groups):
+    names = {id(p): name for name, p in model.named_parameters()}
+    return (
+        {names[id(p)]: group["lr"] for group in groups for p in group["params"]},
+        {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]},
+    )
+
+
+def test_the_order_is_a_new_permutation_each_epoch_and_keyed():
+    data = shades(10)
+    rows = np.array([1, 3, 4, 8])
+
+    def seen(seed, **settings):
+        images = _Images(processor(8), data.images)
+        training = _TrainingRows(images, data.labels, rows, 10, seed, FinetuneSettings(**settings))
+        return [training[position] for position in range(10)]
+
+    plain = [item["pixel_values"] for item in seen(0, shift=0.0)]
+    known = {tuple(_Images(processor(8), data.images)[row].ravel().tolist()): row for row in rows}
+    order = [known[tuple(pixels.ravel().tolist())] for pixels in plain]
+    assert sorted(order[:4]) == sorted(order[4:8]) == rows.tolist()
+    assert order[:4] != order[4:8]
+    shifted, again, other = (seen(seed, flip=True) for seed in (0, 0, 1))
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(shifted, again, strict=True))
+    assert not all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(shifted, other, strict=True))
+    assert not all(torch.equal(a["pixel_values"], b) for a, b in zip(shifted, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"epochs": 0}, "`epochs` must be above 0, got 0"),
+        ({"layer_decay": 1.5}, "at most 1, got 1.5"),
+        ({"shift": 1}, "below 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_explained(settings, message):
+    with pytest.raises(EvaluationError, match=message):
+        FinetuneSettings(**settings)
+
+
+def test_rare_classes_add_macro_f1(encoder):
+    test = shades(80, seed=1)
+    uneven = test.take(np.concatenate([np.arange(0, 80, 2), np.arange(1, 10, 2)]))
+    run = FinetuneEvaluator(shades(48), uneven, FinetuneSettings(**SHORT, random_init=False), "fp32")
+    assert [result.metric for result in run(encoder)] == ["accuracy", "macro_f1"]
+
+
+def test_cells_name_what_was_trained(encoder, tmp_path):
+    evaluator(random_init=False)(encoder, output_dir=tmp_path)
+    (key,) = json.loads((tmp_path / "cells.json").read_text())
+    assert key.startswith("finetune/encoder/48-labels/seed-0/")

@@ -1,0 +1,251 @@
+"""DINO: its loss over crops, its head, its centre, its schedules, and what it says where it cannot."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_vision import ENCODERS, crops, resnet, two_views, vit
+from torch import nn
+
+from hfssl import DinoForPreTraining, DinoPreTrainingConfig
+from hfssl.vision_branch import DropPath, VisionBranch, build_with_drop_path
+
+
+# Swin's windows do not fit the small crops, and DINOv3's convolutions halve all of them to nothing
+FITTING = [name for name in ENCODERS if name not in ("swin", "dinov3_convnext")]
+
+
+def dino(encoder=None, seed=0, **config):
+    torch.manual_seed(seed)
+    settings = {"projector_hidden_dim": 16, "projector_output_dim": 8, "num_prototypes": 12, **config}
+    return DinoForPreTraining(DinoPreTrainingConfig(encoder_config=encoder or vit(), **settings))
+
+
+def moved(model):
+    """With a student, a centre and a progress that are not those of the start."""
+    with torch.no_grad():
+        for p in model.student.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        model.center.normal_(std=0.1)
+    model.schedule_position.fill_(0.05)
+    return model
+
+
+def test_the_defaults_are_the_papers():
+    config = DinoPreTrainingConfig()
+    assert (config.num_prototypes, config.projector_hidden_dim, config.projector_output_dim) == (65536, 2048, 256)
+    assert (config.student_temperature, config.teacher_temperature_start, config.teacher_temperature_end) == (
+        0.1, 0.04, 0.07,
+    )  # fmt: skip
+    assert (config.center_momentum, config.momentum_start, config.momentum_end) == (0.9, 0.996, 1.0)
+    assert config.drop_path_rate == 0.1 and config.projector_num_layers == 3
+
+
+@pytest.mark.parametrize("encoder", ["vit", "resnet"])
+def test_the_loss_is_algorithm_1_of_the_paper_over_all_pairs_of_crops(encoder):
+    """One crop after the other through encoder and head, pair by pair."""
+    model = moved(dino(ENCODERS[encoder]())).eval()
+    batch = crops()
+    out = model(**batch)
+    temperature = 0.04 + (0.07 - 0.04) * 0.05 / 0.1
+
+    def logits(branch, images):
+        options = {"interpolate_pos_encoding": True} if encoder == "vit" else {}
+        outputs = branch.encoder(images, **options)
+        feature = outputs.last_hidden_state[:, 0] if encoder == "vit" else outputs.pooler_output.flatten(1)
+        hidden = F.normalize(branch.projector.layers(feature), dim=-1)
+        return hidden @ F.normalize(branch.projector.prototypes.weight, dim=-1).T
+
+    views = [*batch["pixel_values"].unbind(1), *batch["local_pixel_values"].unbind(1)]
+    terms = []
+    for i, teacher_view in enumerate(views[:2]):
+        t = F.softmax((logits(model.teacher, teacher_view) - model.center) / temperature, dim=-1)
+        for j, student_view in enumerate(views):
+            if i != j:
+                s = F.log_softmax(logits(model.student, student_view) / 0.1, dim=-1)
+                terms.append(-(t * s).sum(-1).mean())
+    assert len(terms) == 2 * 5 - 2
+    torch.testing.assert_close(out.loss, torch.stack(terms).mean())
+    assert out.student_logits.shape == (5, 6, 12) and out.teacher_logits.shape == (2, 6, 12)
+    assert not out.teacher_logits.requires_grad
+
+
+def test_one_pass_for_each_size_and_one_through_the_head():
+    model = dino().train()
+    passes = {"student": [], "teacher": []}
+    heads = []
+    for name, seen in passes.items():
+        branch = getattr(model, name)
+        branch.encoder.register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(output.last_hidden_state.shape[:2])
+        )
+        branch.projector.register_forward_hook(lambda module, inputs, output: heads.append(len(output)))
+    model(**crops(4))
+    assert passes == {"student": [(8, 17), (12, 5)], "teacher": [(8, 17)]}
+    assert heads == [8, 20]
+
+
+def test_large_crops_alone_are_enough():
+    model = dino().train()
+    loss = model(**two_views()).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_any_encoder_and_every_parameter_learns(name):
+    model = dino(ENCODERS[name](), freeze_prototypes=0.0).train()
+    loss = model(**crops()).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_the_head_is_that_of_the_paper():
+    model = dino()
+    head = model.student.projector
+    assert [type(layer) for layer in head.layers] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    features = torch.randn(5, 32)
+    logits = head(features)
+    assert logits.abs().max() <= 1.0 + 1e-6
+    with torch.no_grad():
+        head.prototypes.weight.mul_(3.0)  # the gain is 1 whatever the length
+        head.layers[-1].weight.mul_(2.0), head.layers[-1].bias.mul_(2.0)
+    torch.testing.assert_close(head(features), logits)
+    reference = nn.utils.parametrizations.weight_norm(nn.Linear(8, 12, bias=False))
+    with torch.no_grad():
+        reference.parametrizations.weight.original0.fill_(1.0)
+        reference.parametrizations.weight.original1.copy_(head.prototypes.weight)
+    torch.testing.assert_close(reference(F.normalize(head.layers(features), dim=-1)), logits)
+
+
+# -- the centre -------------------------------------------------------------------------------------------------------
+
+
+def test_the_centre_is_the_running_mean_of_the_teachers_logits():
+    model = dino(center_momentum=0.9).train()
+    expected = torch.zeros(12)
+    for step in range(3):
+        logits = []
+        for _ in range(2):  # accumulation steps
+            batch = crops(3)
+            logits.append(model.teacher(batch["pixel_values"].flatten(0, 1)))
+            before = model.center.clone()
+            model(**batch)
+            assert torch.equal(model.center, before)
+        model.after_optimizer_step((step + 1) / 4)
+        expected = 0.9 * expected + 0.1 * torch.cat(logits).mean(0)
+        torch.testing.assert_close(model.center, expected)
+    assert "center" in model.state_dict()
+    model.eval()(**crops())
+    model.after_optimizer_step(1.0)
+    torch.testing.assert_close(model.center, expected)
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_the_temperature_of_the_teacher_warms_up():
+    model = dino()
+    found = [model.schedules(p)["teacher_temperature"] for p in (0.0, 0.05, 0.1, 0.5, 1.0)]
+    assert found == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07])
+    assert dino(teacher_temperature_warmup=0.0).schedules(0.0)["teacher_temperature"] == 0.07
+    assert [model.schedules(p)["teacher_momentum"] for p in (0.0, 1.0)] == pytest.approx([0.996, 1.0])
+
+
+def test_the_prototypes_wait_for_their_share_of_the_run():
+    model = dino(freeze_prototypes=0.5).train()
+    prototypes = model.student.projector.prototypes.weight
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
+    before = prototypes.clone()
+    for step in range(3):
+        optimizer.zero_grad()
+        model(**crops()).loss.backward()
+        optimizer.step()
+        # a gradient that is 0 and not none, for which DDP would wait
+        assert prototypes.grad.any() == (step == 2)
+        assert torch.equal(prototypes, before) == (step < 2)
+        model.after_optimizer_step((step + 1) / 4)
+
+
+# -- drop path --------------------------------------------------------------------------------------------------------
+
+
+def test_drop_path_drops_rows_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop, rows = DropPath(0.25).train(), torch.ones(4000, 3, 2)
+    dropped = drop(rows)
+    gone = (dropped == 0).all((1, 2))
+    assert 0.22 < gone.float().mean() < 0.28
+    torch.testing.assert_close(dropped[~gone], torch.full_like(dropped[~gone], 1 / 0.75))
+    assert drop.eval()(rows) is rows
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "convnextv2"])
+def test_only_the_student_drops_paths(name):
+    torch.manual_seed(0)
+    model = dino(ENCODERS[name](), drop_path_rate=0.9).train()
+    images = torch.randn(8, 3, 16, 16)
+    assert not torch.equal(model.student(images), model.student(images))
+    assert torch.equal(model.teacher(images), model.teacher(images))
+    model.eval()
+    torch.testing.assert_close(model.student(images), model.teacher(images))
+
+
+def test_the_rate_grows_with_the_depth_and_changes_no_name():
+    plain, dropping = build_with_drop_path(vit(), 0.0), build_with_drop_path(vit(), 0.3)
+    assert list(plain.state_dict()) == list(dropping.state_dict())
+    rates = [module.rate for module in dropping.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    dinov2 = ENCODERS["dinov2"]()
+    assert build_with_drop_path(dinov2, 0.3).config.drop_path_rate == 0.3 and dinov2.drop_path_rate == 0.0
+
+
+def test_the_exported_configuration_is_the_one_that_was_given(tmp_path):
+    model = dino(ENCODERS["dinov2"](), drop_path_rate=0.3)
+    model.export_encoder(tmp_path)
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(tmp_path).drop_path_rate == 0.0
+
+
+# -- what it says -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 16, 16), (4, 1, 3, 16, 16)])
+def test_fewer_than_two_large_crops_are_explained(shape):
+    with pytest.raises(ValueError, match="DINO compares at least 2 large crops of each image"):
+        dino()(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"student_temperature": 0.0}, "student_temperature.*above 0, got 0"),
+        ({"teacher_temperature_warmup": 1.5}, "teacher_temperature_warmup.*between 0 and 1, got 1.5"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate.*below 1, got 1"),
+        ({"num_prototypes": 0}, "num_prototypes.*at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(config, words):
+    with pytest.raises(Exception, match=words):
+        dino(**config)
+
+
+def test_bf16_autocast_trains():
+    model = dino(resnet()).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**crops()).loss
+    loss.backward()
+    model.after_optimizer_step(0.5)
+    assert loss.dtype == torch.float32 and model.center.dtype == torch.float32 and model.center.any()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_branch_pools_as_it_is_told():
+    encoder = build_with_drop_path(vit(), 0.0)
+    branch = VisionBranch(encoder, nn.Identity(), vit(), "mean").eval()
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(branch(images), encoder(images).last_hidden_state[:, 1:].mean(1))
+    small = branch(images, torch.randn(3, 3, 8, 8))
+    assert small.shape == (5, 32)
+    torch.testing.assert_close(small[:2], branch(images))

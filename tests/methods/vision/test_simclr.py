@@ -1,0 +1,195 @@
+"""SimCLR: its loss, its encoders, and what it says where it cannot."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_vision import ENCODERS, build, resnet, two_views, vit
+from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
+from hfssl.distributed import GlobalBatchNorm, convert_batch_norm
+from hfssl.errors import UserError
+from hfssl.losses import nt_xent_loss
+from hfssl.pooling import pool_features
+
+
+# DINOv3's convolutions halve small images to nothing
+FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
+
+
+def simclr(encoder=None, seed=0, **config):
+    torch.manual_seed(seed)
+    settings = {"projector_output_dim": 16, **config}
+    return SimclrForPreTraining(SimclrPreTrainingConfig(encoder_config=encoder or resnet(), **settings))
+
+
+def test_the_defaults_are_the_papers():
+    config = SimclrPreTrainingConfig()
+    assert config.encoder_config.model_type == "resnet" and config.encoder_config.hidden_sizes[-1] == 2048
+    assert (config.contrastive_temperature, config.projector_num_layers, config.projector_output_dim) == (0.1, 2, 128)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_any_encoder_and_every_parameter_learns(name):
+    model = simclr(ENCODERS[name]()).train()
+    loss = model(**two_views()).loss
+    loss.backward()
+    without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert loss.isfinite() and without == []
+    assert not any("pooler" in key for key, _ in model.named_parameters())
+    masks = [p for key, p in model.named_parameters() if "mask_token" in key]
+    assert all(not p.requires_grad for p in masks)
+    assert bool(masks) == ("dino" in name)
+
+
+@pytest.mark.parametrize("encoder, pooling", [(resnet(), None), (vit(), None), (vit(), "mean"), (vit(), "last4")])
+def test_the_loss_is_that_of_both_views_through_encoder_and_projector(encoder, pooling):
+    model = simclr(encoder, pooling=pooling, contrastive_temperature=0.3).eval()
+    views = two_views()["pixel_values"]
+    out = model(views)
+    outputs = [model.encoder(views[:, i], output_hidden_states=True) for i in (0, 1)]
+    z1, z2 = (model.projector(pool_features(o, encoder, pooling)) for o in outputs)
+    torch.testing.assert_close(out.projections, torch.stack([z1, z2], dim=1))
+    torch.testing.assert_close(out.loss, nt_xent_loss(z1, z2, 0.3))
+
+
+def test_the_projector_is_that_of_the_paper():
+    layers = [type(layer) for layer in simclr(projector_num_layers=3).projector]
+    block = [nn.Linear, GlobalBatchNorm, nn.ReLU]
+    assert layers == [*block, *block, nn.Linear, GlobalBatchNorm]
+    assert all(layer.bias is None for layer in simclr().projector if isinstance(layer, nn.Linear))
+
+
+def test_both_views_are_normalised_together():
+    model = simclr().train()
+    projections = model(**two_views()).projections.flatten(0, 1)
+    torch.testing.assert_close(projections.mean(0), torch.zeros(16), rtol=0, atol=1e-5)
+    norm = model.projector[1]
+    assert norm.num_batches_tracked == 1
+
+
+def test_alone_the_batch_norm_is_that_of_torch():
+    ours, theirs = simclr(), nn.BatchNorm2d(8)
+    norm = next(module for module in ours.encoder.modules() if isinstance(module, GlobalBatchNorm))
+    assert list(norm.state_dict()) == list(theirs.state_dict())
+    assert isinstance(norm, nn.BatchNorm2d)  # by which transformers knows how to initialise it
+    images = torch.randn(4, 8, 3, 3)
+    torch.testing.assert_close(norm(images), theirs(images), rtol=0, atol=0)
+    torch.testing.assert_close(norm.running_var, theirs.running_var, rtol=0, atol=0)
+
+
+def test_converting_keeps_weights_and_names():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Sequential(nn.BatchNorm1d(4)))
+    weight, state = network[1].weight, {name: t.clone() for name, t in network.state_dict().items()}
+    convert_batch_norm(network.eval())
+    assert isinstance(network[2][0], GlobalBatchNorm) and network[1].momentum == 0.3 and not network[1].training
+    assert network[1].weight is weight
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnextv2", "vit", "dinov2_with_registers", "swin"])
+def test_the_exported_encoder_is_stock(name, tmp_path):
+    model = simclr(ENCODERS[name]()).train()
+    model(**two_views())  # moves the statistics of batch norms
+    model.eval().export_encoder(tmp_path)
+    stock, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name for name in info["missing_keys"] if "pooler" not in name} == set()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.encoder(images).last_hidden_state
+        torch.testing.assert_close(stock.eval()(images).last_hidden_state, expected)
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    assert classifier(images).logits.shape == (2, 3)
+    assert torch.equal(next(classifier.base_model.parameters()), next(stock.parameters()))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model = simclr(ENCODERS["dinov2"]()).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForPreTraining.from_pretrained(tmp_path)
+    batch = two_views()
+    torch.testing.assert_close(again(**batch).loss, model(**batch).loss, rtol=0, atol=0)
+    assert not again.train().encoder.embeddings.mask_token.requires_grad
+
+
+def test_a_projector_that_a_checkpoint_lacks_starts_like_a_fresh_one(tmp_path):
+    model = simclr()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
+    model.save_pretrained(tmp_path, state_dict=state)
+    again = SimclrForPreTraining.from_pretrained(tmp_path).train()
+    norm = again.projector[1]
+    assert norm.weight.eq(1).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
+    assert 0.01 < again.projector[0].weight.std() < 0.03
+    assert again(**two_views()).loss.isfinite()
+
+
+def test_a_checkpoint_is_continued(tmp_path):
+    build("resnet", seed=3).save_pretrained(tmp_path)
+    model = SimclrForPreTraining.from_encoder(str(tmp_path), projector_output_dim=8)
+    stock = AutoModel.from_pretrained(tmp_path)
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], tensor)
+    assert model.config.projector_output_dim == 8
+
+
+def test_a_batch_of_one_is_explained():
+    with pytest.raises(UserError, match="its batch norm needs them too, but the batch has 1 image"):
+        simclr().train()(**two_views(1))
+    assert simclr().eval()(**two_views(1)).loss == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 16, 16), (4, 1, 3, 16, 16), (4, 3, 3, 16, 16)])
+def test_other_numbers_of_views_are_explained(shape):
+    with pytest.raises(ValueError, match="SimCLR compares 2 views of each image: `pixel_values` has shape"):
+        simclr()(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"contrastive_temperature": 0.0}, "contrastive_temperature.*above 0, got 0"),
+        ({"projector_num_layers": 0}, "projector_num_layers.*at least 1, got 0"),
+        ({"pooling": "cls"}, "needs a CLS token, which resnet has not"),
+    ],
+)
+def test_bad_settings_are_named(config, words):
+    with pytest.raises(Exception, match=words):
+        simclr(**config)
+
+
+def test_encoders_of_other_things_are_refused():
+    from transformers import BertConfig, ViTMAEConfig
+
+    with pytest.raises(UserError, match="A bert is no encoder of images alone"):
+        simclr(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(UserError, match="A vit_mae hides patches in every forward pass"):
+        simclr(ViTMAEConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+
+
+def test_bf16_autocast_trains():
+    model = simclr(vit()).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**two_views()).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_few_steps_find_the_other_view():
+    """64 noisy pictures with two noisy views each: nearest neighbours of the projections become the other view."""
+    model = simclr(seed=1).train()
+    pictures = F.interpolate(torch.randn(64, 1, 3, 4, 4).flatten(0, 1), scale_factor=4).unflatten(0, (64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses, found = [], []
+    for _ in range(30):
+        views = pictures + 1.5 * torch.randn(64, 2, 3, 16, 16)
+        out = model(views)
+        z = F.normalize(out.projections.detach(), dim=-1)
+        found.append((z[:, 0] @ z[:, 1].T).argmax(1).eq(torch.arange(64)).float().mean().item())
+        losses.append(out.loss.item())
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert sum(found[-5:]) / 5 > 2 * sum(found[:2]) / 2

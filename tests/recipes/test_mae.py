@@ -1,0 +1,62 @@
+"""`recipes/mae.py` as a command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from image_recipes import check_result, run, stopped_and_continued, the_error
+
+from hfssl import MaePreTrainingConfig, RecipeParser, SSLTrainingArguments
+from hfssl.data.image_data import ImageDataArguments
+from hfssl.data.views import ViewArguments
+from hfssl.evaluation.probes import ProbeArguments
+
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+
+
+def test_from_digits_to_a_plain_vit_with_reconstructions(tmp_path):
+    done = run("mae", tmp_path, probe_dataset=None)
+    assert done.poll() == 0, done.stderr
+    assert "k-NN, k = 20" in done.stdout and "reconstructions.png" in done.stdout
+    records = check_result(tmp_path / "out")
+    [loss] = [record for record in records if record["protocol"] == "held_out_loss"]
+    assert loss["value"] < loss["baselines"]["before"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"] and config["image_size"] == 16
+    assert (tmp_path / "out" / "assets" / "reconstructions.png").stat().st_size > 5000
+
+
+def test_stopped_and_continued_it_is_the_same_run(tmp_path):
+    stopped_and_continued("mae", tmp_path, gradient_accumulation_steps=2, dataloader_num_workers=1)
+    check_result(tmp_path / "parts" / "out")
+
+
+@pytest.mark.slow
+def test_killed_and_continued_it_is_the_same_run(tmp_path):
+    stopped_and_continued("mae", tmp_path, number="SIGKILL")
+
+
+def test_mistakes_end_in_one_sentence(tmp_path):
+    for settings, words in [
+        ({"encoder": "resnet-18", "encoder_config": None, "image_size": 32}, "visible patches alone, which a resnet"),
+        ({"mask_ratio": 0.99}, "leaves 0 of 16 patches visible"),
+        ({"decoder_hidden_size": 30}, "multiple of 4 and of `decoder_num_attention_heads`, got 30 and"),
+        ({"image_size": 18}, "is no multiple of the encoder's patches of 4 pixels"),
+    ]:
+        error = the_error(run("mae", tmp_path / "log", output_dir=tmp_path / "out", **settings))
+        assert words in error, error
+
+
+def test_every_key_of_the_yaml_is_a_flag(tmp_path):
+    path = CONFIGS / "mae_imagenet.yaml"
+    content = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in ("encoder", "attention")}
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(content))
+    parser = RecipeParser(
+        ImageDataArguments, ViewArguments, MaePreTrainingConfig, ProbeArguments, SSLTrainingArguments
+    )
+    _, _, config, _, args = parser.parse(["--config", str(tmp_path / "copy.yaml"), "--precision", "fp32"])
+    assert args.adam_beta2 == 0.95 and config["decoder_hidden_size"] == 512
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# accelerate launch ") and "Not run here." in lines[1]

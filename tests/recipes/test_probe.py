@@ -1,0 +1,101 @@
+"""`recipes/probe.py` as a command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from labelled import save, save_bert, vit
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save(vit(), tmp_path_factory.mktemp("encoder"))
+
+
+def run(*flags, launcher=(sys.executable,)):
+    return subprocess.run(
+        [*launcher, "recipes/probe.py", *map(str, flags)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
+    result = run(
+        "--encoder", encoder, "--protocol", "knn,linear", "--output_dir", tmp_path, "--max_train_samples", 300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "linear probe" in result.stdout and "raw input" in result.stdout
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [record["protocol"] for record in records] == ["knn", "knn", "linear"]
+    assert set(records[0]["baselines"]) == {"random_init", "raw_input", "majority"}
+    assert records[0]["num_train"] == 300
+    assert records[0]["command"].startswith(f"python recipes/probe.py --encoder {encoder} --protocol knn,linear")
+    assert (tmp_path / "assets" / "neighbours.png").is_file()
+
+
+def test_mistakes_end_in_one_sentence(encoder, tmp_path):
+    for flags, message in (
+        (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
+        (["--encoder", save_bert(tmp_path / "bert")], "takes `input_ids` and no images"),
+    ):
+        result = run(*flags, "--output_dir", tmp_path)
+        assert result.returncode in (1, 2)
+        assert "Traceback" not in result.stderr and message in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_give_the_figures_of_one(encoder, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = ["--encoder", encoder, "--protocol", "knn,linear", "--batch_size", 100, "--precision", "fp32"]
+    two = run(*flags, "--output_dir", tmp_path / "two", launcher=torchrun)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("linear probe") == 1
+    one = run(*flags, "--output_dir", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    figures = [
+        [record["value"] for record in json.loads((tmp_path / name / "results.json").read_text())]
+        for name in ("one", "two")
+    ]
+    assert figures[0] == pytest.approx(figures[1], abs=0.006)
+
+
+ONLINE = """
+import sys
+from types import SimpleNamespace
+import torch.distributed as dist
+from labelled import digits, processor, vit
+from hfssl.evaluation import OnlineKnn
+
+if "RANK" in __import__("os").environ:
+    dist.init_process_group("gloo")
+train, test = digits()
+print(OnlineKnn(train, test, processor(), batch_size=64).measure(SimpleNamespace(encoder=vit())), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_online_knn_is_the_same_in_all_processes(tmp_path):
+    script = tmp_path / "online.py"
+    script.write_text(ONLINE)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    printed = [
+        subprocess.run([*launcher, script], env=environment, capture_output=True, text=True, timeout=300).stdout
+        for launcher in (
+            [sys.executable],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        )
+    ]
+    (one,), two = (text.split("\n")[:-1] for text in printed)
+    assert two == [one, one] and "knn_accuracy" in one

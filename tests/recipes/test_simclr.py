@@ -1,0 +1,97 @@
+"""`recipes/simclr.py` as a command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from image_recipes import check_result, run, stopped_and_continued, the_error
+from transformers import AutoModel, BertConfig, BertModel
+
+from hfssl import RecipeParser, SimclrPreTrainingConfig, SSLTrainingArguments
+from hfssl.data.image_data import ImageDataArguments
+from hfssl.data.views import ViewArguments
+from hfssl.evaluation.probes import ProbeArguments
+
+
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+
+
+def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
+    done = run("simclr", tmp_path, probe_dataset=None)
+    assert done.poll() == 0, done.stderr
+    assert "Data: embedded images" in done.stderr and "knn accuracy" in done.stderr
+    assert "Held-out loss" in done.stdout and "k-NN, k = 20" in done.stdout and "linear probe" in done.stdout
+    records = check_result(tmp_path / "out")
+    protocols = {record["protocol"]: record for record in records}
+    assert {"held_out_loss", "knn"} < set(protocols)
+    assert "before" in protocols["held_out_loss"]["baselines"]
+    assert {"random_init", "raw_input", "majority"} <= set(protocols["knn"]["baselines"])
+    assets = {path.name for path in (tmp_path / "out" / "assets").iterdir()}
+    assert {"loss.png", "views.png", "neighbours.png", "feature_map.png", "patches.png"} <= assets
+
+
+@pytest.mark.parametrize("settings", [
+    {"encoder_config": json.dumps(RESNET), "optim": "lars", "image_size": 32},
+    {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "base_learning_rate": 1e-3},
+], ids=["resnet with lars", "accumulated"])  # fmt: skip
+def test_stopped_and_continued_it_is_the_same_run(tmp_path, settings):
+    stopped_and_continued("simclr", tmp_path, **settings)
+    check_result(tmp_path / "parts" / "out", settings.get("image_size", 16))
+
+
+@pytest.mark.slow
+def test_killed_and_continued_it_is_the_same_run(tmp_path):
+    stopped_and_continued("simclr", tmp_path, number="SIGKILL")
+
+
+def test_a_checkpoint_is_continued_at_its_size(tmp_path):
+    first = run("simclr", tmp_path / "a", max_steps=1, normalization="half")
+    assert first.poll() == 0, first.stderr
+    source = tmp_path / "a" / "out"
+    done = run("simclr", tmp_path / "b", encoder=source, encoder_config=None, max_steps=1, learning_rate=0)
+    assert done.poll() == 0, done.stderr
+    check_result(tmp_path / "b" / "out")
+    assert f"base_model: {source}" in (tmp_path / "b" / "out" / "README.md").read_text()
+    preprocessor = json.loads((tmp_path / "b" / "out" / "preprocessor_config.json").read_text())
+    assert preprocessor["image_mean"] == [0.5, 0.5, 0.5]  # that of the checkpoint
+    old, new = (AutoModel.from_pretrained(folder).state_dict() for folder in (source, tmp_path / "b" / "out"))
+    assert all(old[name].equal(new[name]) for name in old if "pooler" not in name)
+
+
+def test_mistakes_end_in_one_sentence(tmp_path):
+    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "bert"
+    )
+    for settings, words in [
+        ({"per_device_train_batch_size": 1}, "the batch has 1 image. Pass a larger `--per_device_train_batch_size`"),
+        ({"image_size": 18}, "`--image_size 18` is no multiple of the encoder's patches of 4 pixels"),
+        ({"encoder": "vit-mini", "encoder_config": None}, "`--encoder vit-mini` is neither a preset (vit-mini-patch4"),
+        ({"encoder": tmp_path / "bert", "encoder_config": None}, "A bert is no encoder of images alone"),
+        ({"encoder_config": json.dumps(RESNET), "pooling": "cls"}, "needs a CLS token, which resnet has not"),
+        ({"optim": "larz"}, "`--optim larz` is unknown"),
+        ({"learning_rate": 1, "base_learning_rate": 1}, "Pass one of them"),
+        ({"contrastive_temperature": 0}, "`contrastive_temperature` must be above 0"),
+    ]:
+        error = the_error(run("simclr", tmp_path / "log", output_dir=tmp_path / "out", **settings))
+        assert words in error, error
+
+
+def test_every_key_of_the_yaml_is_a_flag(tmp_path):
+    path = CONFIGS / "simclr_imagenet.yaml"
+    content = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in ("encoder", "attention")}
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(content))
+    parser = RecipeParser(
+        ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ProbeArguments, SSLTrainingArguments
+    )  # fmt: skip
+    *_, args = parser.parse(["--config", str(tmp_path / "copy.yaml"), "--precision", "fp32"])
+    assert args.optim == "lars" and args.base_learning_rate == 0.3
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# accelerate launch ") and "Not run here." in lines[1]

@@ -1,0 +1,91 @@
+"""`recipes/moco.py`, `recipes/byol.py` and `recipes/dino.py` as commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from image_recipes import check_result, run, stopped_and_continued, the_error
+from safetensors.torch import load_file
+
+from hfssl import (
+    ByolPreTrainingConfig,
+    DinoPreTrainingConfig,
+    MocoPreTrainingConfig,
+    RecipeParser,
+    SSLTrainingArguments,
+)
+from hfssl.data.image_data import ImageDataArguments
+from hfssl.data.views import ViewArguments
+from hfssl.evaluation.probes import ProbeArguments
+
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+METHODS = {"moco": MocoPreTrainingConfig, "byol": ByolPreTrainingConfig, "dino": DinoPreTrainingConfig}
+# settings of each that have a state of their own
+SETTINGS = {"moco": {"queue_size": 40}, "byol": {}, "dino": {"local_crops": 2, "gradient_accumulation_steps": 2}}
+
+
+def test_from_digits_to_a_stock_teacher_with_probes_and_pictures(tmp_path):
+    done = run("dino", tmp_path, probe_dataset=None)
+    assert done.poll() == 0, done.stderr
+    assert "Data: embedded images" in done.stderr and "knn accuracy" in done.stderr
+    assert "Held-out loss" in done.stdout and "k-NN, k = 20" in done.stdout and "linear probe" in done.stdout
+    records = check_result(tmp_path / "out")
+    assert {"held_out_loss", "knn"} < {record["protocol"] for record in records}
+    config = json.loads((tmp_path / "out" / "pretraining" / "config.json").read_text())
+    assert (config["num_prototypes"], config["projector_hidden_dim"]) == (1024, 512)  # narrow, as the encoder is
+    weights = load_file(tmp_path / "out" / "pretraining" / "model.safetensors")
+    assert weights["schedule_position"] == 1.0 and weights["center"].any()
+    student, teacher = (weights[f"{name}.encoder.layernorm.weight"] for name in ("student", "teacher"))
+    assert not student.equal(teacher)
+
+
+@pytest.mark.parametrize(
+    "method", ["dino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moco", "byol"))]
+)
+def test_stopped_and_continued_it_is_the_same_run(tmp_path, method):
+    stopped_and_continued(method, tmp_path, **SETTINGS[method])
+    check_result(tmp_path / "parts" / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_is_continued(tmp_path, method):
+    first = run(method, tmp_path / "a", max_steps=1)
+    assert first.poll() == 0, first.stderr
+    source = tmp_path / "a" / "out"
+    done = run(method, tmp_path / "b", encoder=source, encoder_config=None, max_steps=1, learning_rate=0)
+    assert done.poll() == 0, done.stderr
+    old, new = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "b" / "out"))
+    assert all(old[name].equal(new[name]) for name in old)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, settings, words",
+    [
+        ("moco", {"per_device_train_batch_size": 1}, "the batch has 1 image"),
+        ("moco", {"queue_size": -1}, "`queue_size` is a number of keys"),
+        ("byol", {"momentum_start": 2}, "The teacher momentum must rise within [0, 1]"),
+        ("byol", {"local_crops": 2}, "`--local_crops` is for methods with local views (dino); byol has none"),
+        ("dino", {"student_temperature": 0}, "`student_temperature` must be above 0"),
+        ("dino", {"weight_decay_end": -1}, "`--weight_decay_end` is at least 0"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(tmp_path, method, settings, words):
+    error = the_error(run(method, tmp_path / "log", output_dir=tmp_path / "out", **settings))
+    assert words in error, error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_key_of_the_yaml_is_a_flag(tmp_path, method):
+    path = CONFIGS / f"{method}_imagenet.yaml"
+    content = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in ("encoder", "attention")}
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(content))
+    parser = RecipeParser(ImageDataArguments, ViewArguments, METHODS[method], ProbeArguments, SSLTrainingArguments)
+    *_, args = parser.parse(["--config", str(tmp_path / "copy.yaml"), "--precision", "fp32"])
+    assert args.base_learning_rate == float(content["base_learning_rate"])
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith(f"# accelerate launch --multi_gpu --num_processes {32 if method != 'dino' else 16} ")
+    assert any("Not run here." in line for line in lines[:3])
