@@ -10,6 +10,9 @@ import pytest
 from local_hub import LocalHub
 
 
+# Models of tests are so small that a second thread only costs time, and much of it where something else runs as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The Hugging Face libraries read these once, when they are imported: so they are set here, before any test module is.
 # The user's own settings are dropped: a token or a filled cache must not decide what a test sees.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:

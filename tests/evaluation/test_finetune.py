@@ -70,6 +70,7 @@ def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
     assert trained[6:] == [("encoder", 0)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_score_whatever_ran_before(encoder):
     torch.manual_seed(3)
     (first,) = evaluator(random_init=False)(encoder)
@@ -79,6 +80,7 @@ def test_the_same_seed_gives_the_same_score_whatever_ran_before(encoder):
     assert set(first.baselines) == {"majority"}
 
 
+@pytest.mark.slow
 def test_convolutional_encoders_and_other_image_sizes(tmp_path):
     evaluator(random_init=False)(save(resnet(), tmp_path / "resnet"))
     evaluator(random_init=False)(save(vit(num_hidden_layers=2), tmp_path / "vit", size=24))

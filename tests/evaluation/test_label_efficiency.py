@@ -16,6 +16,7 @@ def test_a_share_of_each_class_and_one_at_least():
     assert np.array_equal(draw_fraction(labels, 1.0, 7), np.arange(253))
 
 
+@pytest.mark.slow
 def test_probe_and_trainings_on_each_share(tmp_path):
     train, test = digits()
     encoder = save(vit(num_hidden_layers=1), tmp_path / "encoder")

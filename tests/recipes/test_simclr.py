@@ -52,6 +52,7 @@ def test_killed_and_continued_it_is_the_same_run(tmp_path):
     stopped_and_continued("simclr", tmp_path, number="SIGKILL")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_continued_at_its_size(tmp_path):
     first = run("simclr", tmp_path / "a", max_steps=1, normalization="half")
     assert first.poll() == 0, first.stderr

@@ -41,6 +41,7 @@ def test_from_digits_to_a_stock_teacher_with_probes_and_pictures(tmp_path):
     assert not student.equal(teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["dino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moco", "byol"))]
 )
