@@ -26,6 +26,7 @@ METHODS = {"moco": MocoPreTrainingConfig, "byol": ByolPreTrainingConfig, "dino":
 SETTINGS = {"moco": {"queue_size": 40}, "byol": {}, "dino": {"local_crops": 2, "gradient_accumulation_steps": 2}}
 
 
+@pytest.mark.slow
 def test_from_digits_to_a_stock_teacher_with_probes_and_pictures(tmp_path):
     done = run("dino", tmp_path, probe_dataset=None)
     assert done.poll() == 0, done.stderr
