@@ -12,7 +12,6 @@ contract test in `tests/test_trainer.py` that fails when a new transformers brea
 - `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
 - `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
   continue;
-- `_issue_warnings_after_load`: a checkpoint whose weights are not the model's is refused;
 - `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a run.
 """
 
