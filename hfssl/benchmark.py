@@ -183,7 +183,8 @@ def matrix_product_rate(precision: str, device: str = "cpu", size: int | None = 
 
 def count_flops(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
     """FLOPs of the matrix products of a step, forward and backward, for each position of the batch: token or image."""
-    for part in (getattr(model, "encoder", model), getattr(model, "decoder", None)):
+    encoders = [getattr(model, name).encoder for name in ("student", "teacher") if hasattr(model, name)]
+    for part in (*encoders, getattr(model, "encoder", model), getattr(model, "decoder", None)):
         if hasattr(part, "set_attn_implementation"):  # what flash attention does is not known to the counter
             part.set_attn_implementation("eager")
     return count_flops_of(lambda: model(**batch).loss) / num_positions(batch)

@@ -78,8 +78,9 @@ def train_bare_loop(
         fused=True,
     )
     schedule = get_linear_schedule_with_warmup(optimizer, int(args.warmup_steps), pace.num_steps)
+    advance = getattr(model, "after_optimizer_step", None)
     batches = iter(stream)
-    for _ in range(pace.num_steps):
+    for step in range(pace.num_steps):
         begin = time.perf_counter()
         batch = next(batches)
         seconds = time.perf_counter() - begin
@@ -90,6 +91,8 @@ def train_bare_loop(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
         optimizer.step()
+        if advance is not None:
+            advance((step + 1) / pace.num_steps)
         schedule.step()
         optimizer.zero_grad()
         pace.stepped(loss)

@@ -1,6 +1,6 @@
-"""SimCLR and MAE, measured against `lightly` and `transformers`: the contenders of [`benchmark.measure`].
+"""Methods for images, measured against `lightly` and `transformers`: the contenders of [`benchmark.measure`].
 
-- ours: what `recipes/simclr.py` and `recipes/mae.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
+- ours: what `recipes/{simclr,mae,byol,dino}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
 - theirs: what lightly's examples build (`benchmark_lightly`), or for MAE `run_mae.py` of transformers: `Trainer` with
   `ViTMAEForPreTraining`;
 - ours in their configuration: the attention implementation that theirs has;
@@ -21,29 +21,35 @@ from typing import Any, Literal
 import torch
 
 from . import random as keyed
-from .benchmark import Contender, Pace, disturbance, measure, ratio, ratio_line, table
-from .benchmark_training import NOTHING_BESIDE, Timed, train_bare_loop
+from .benchmark import Contender, disturbance, measure, ratio, ratio_line, table
+from .benchmark_training import NOTHING_BESIDE
+from .benchmark_vision_training import (
+    build_benchmark_model,
+    make_benchmark_views,
+    train_bare,
+    train_ours,
+    train_run_mae,
+)
 from .data.decode import DamagedImage, image_header
 from .data.image_data import ImageData, ImageDataArguments
 from .data.sources import Source, open_source
-from .data.views import ViewArguments, Views
+from .data.views import Views
 from .errors import UserError
 from .training_args import choose_precision, num_cores, use_all_cores
-from .vision_encoders import VISION_PRESETS, build_mae, build_simclr, is_checkpoint, make_views
+from .vision_encoders import VISION_PRESETS, is_checkpoint
 from .vision_modeling import uses_attention
 
 
 logger = logging.getLogger(__name__)
 
-# All sides: the optimizer of both papers' successors with ViTs.
+# All sides: the optimizer of the papers' successors with ViTs.
 _OPTIMIZER = {"weight_decay": 0.05, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8}
 _TRAINING = {
     **_OPTIMIZER, "max_grad_norm": 1.0, "warmup_steps": 5, "optim": "adamw_torch_fused", **NOTHING_BESIDE,
 }  # fmt: skip
 # More would only take room on the disk.
 MOST_IMAGES = 10_000
-# Small encoders: what the data and the trainer cost shows best beside them.
-_ENCODERS = {"simclr": "vit-mini-patch4", "mae": "vit-tiny-patch4"}
+_NAMES = {"simclr": "SimCLR", "mae": "MAE", "byol": "BYOL", "dino": "DINO"}
 
 
 @dataclass
@@ -56,7 +62,7 @@ class VisionBenchmark:
             Whom to measure against: lightly, or for MAE transformers. none: nobody, only what the trainer costs beside
             a bare loop (`--bare`).
         encoder (`str`, *optional*):
-            A preset of the recipe or a config file. Left out, vit-mini-patch4 for SimCLR, vit-tiny-patch4 for MAE.
+            A preset of the recipe or a config file. Left out, vit-tiny-patch4 for MAE, vit-mini-patch4 for the others.
         image_size (`int`, *optional*):
             Height and width of a view in pixels. Left out, that of the encoder.
         attention (`str`, *optional*, defaults to `"auto"`):
@@ -131,7 +137,7 @@ def run_vision_benchmark(
 
     Args:
         method (`str`):
-            simclr or mae.
+            simclr, mae, byol or dino.
         arguments ([`VisionBenchmark`]):
             What to measure.
         data ([`ImageDataArguments`]):
@@ -142,7 +148,9 @@ def run_vision_benchmark(
     if arguments.against == "lightly":
         _require_lightly()
     use_all_cores(arguments.cpu_threads)
-    arguments = dataclasses.replace(arguments, encoder=arguments.encoder or _ENCODERS[method])
+    # small encoders: what the data and the trainer cost shows best beside them
+    encoder = arguments.encoder or ("vit-tiny-patch4" if method == "mae" else "vit-mini-patch4")
+    arguments = dataclasses.replace(arguments, encoder=encoder)
     threads = arguments.cpu_threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
         prepared = prepare(data, Path(folder) / "images", arguments)
@@ -162,8 +170,10 @@ def run_vision_benchmark(
         report["ratio_same_config"] = ratio(figures, "ours_same_config", "theirs")
     if "bare" in figures:
         report["overhead"] = round(ratio(figures, "bare", "ours") - 1, 4)
-    view = sides[0].settings["view"]
-    protocol = {"encoder": arguments.encoder, "image_size": view["size"], "batch_size": arguments.batch_size}
+    views, local = sides[0].settings["views"], sides[0].settings["local_view"]
+    protocol = {"encoder": arguments.encoder, "image_size": views[0]["size"], "batch_size": arguments.batch_size}
+    if local is not None:
+        protocol |= {"local_crops": sides[0].settings["num_local"], "local_size": local["size"]}
     protocol |= {"num_workers": arguments.num_workers, "blocks": arguments.blocks, "threads": threads}
     report |= protocol | {"steps_per_block": arguments.steps_per_block} | prepared
     return _text(arguments, report, figures), report
@@ -227,12 +237,12 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
     ours = {"dataset": str(folder / "images"), "dataset_config": None, "split": "train", "eval_split": "auto"}
     ours |= {"image_column": None, "streaming": True}
     data = dataclasses.replace(data, **ours)
-    views = _views(method, recipe, ImageData(data), arguments.image_size)
-    config = _model(method, recipe, views.image_size, _plain_run(arguments)).config
+    views = make_benchmark_views(method, recipe, ImageData(data), arguments.image_size)
+    config = build_benchmark_model(method, recipe, views, _plain_run(arguments)).config
     settings = {
         "method": method, "recipe": recipe, "data": dataclasses.asdict(data), "images": ours["dataset"],
-        "folder": str(folder), "view": dataclasses.asdict(views.views[0]), "is_grey": views.is_grey,
-        "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
+        "folder": str(folder), "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
+        **_plain_views(views),
     }  # fmt: skip
     for name in ("batch_size", "learning_rate", "num_workers", "seed", "use_cpu"):
         settings[name] = getattr(arguments, name)
@@ -257,9 +267,9 @@ def _theirs(method: str, against: str, model_type: str) -> Any:
         raise UserError(f"The MAE of {against} has a ViT as its encoder, not a {model_type}. Pass `--against none`.")
     if against == "transformers":
         return train_run_mae
-    from . import benchmark_lightly
+    from .benchmark_lightly import train
 
-    return {"simclr": benchmark_lightly.train_simclr, "mae": benchmark_lightly.train_mae}[method]
+    return train
 
 
 def _plain_run(arguments: VisionBenchmark) -> Any:
@@ -270,136 +280,26 @@ def _plain_run(arguments: VisionBenchmark) -> Any:
     )  # fmt: skip
 
 
-def _views(method: str, recipe: dict[str, str], data: ImageData, image_size: int | None) -> Views:
-    return make_views(method, SimpleNamespace(**recipe), {}, data, ViewArguments(image_size=image_size), set())
-
-
-def _model(method: str, recipe: dict[str, str], image_size: int, args: Any) -> Any:
-    build = {"simclr": build_simclr, "mae": build_mae}[method]
-    return build(SimpleNamespace(**recipe), {}, image_size, args)
+def _plain_views(views: Views) -> dict[str, Any]:
+    return {
+        "views": [dataclasses.asdict(view) for view in views.views], "num_local": views.num_local,
+        "local_view": dataclasses.asdict(views.local) if views.num_local else None,
+        "mean": views.mean, "std": views.std,
+    }  # fmt: skip
 
 
 def _device(arguments: VisionBenchmark) -> str:
     return "cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu"
 
 
-def num_images(batch: dict[str, torch.Tensor]) -> int:
-    return len(batch["pixel_values"])
-
-
-def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
-    """`recipes/simclr.py` or `recipes/mae.py` without its evaluation and its result."""
-    from .trainer import SSLTrainer
-
-    class TimedTrainer(Timed, SSLTrainer):
-        pass
-
-    args = _our_arguments(pace, settings)
-    pace.data_is_readable()
-    data, views, model, stream = _our_parts(args, settings)
-    trainer = TimedTrainer(pace, num_images, model, args, stream, settings=data.settings | views.settings)
-    trainer.train()
-    return trainer.flops()
-
-
-def train_bare(pace: Pace, settings: dict[str, Any]) -> float:
-    """Our model and stream in the shortest loop that does the same."""
-    args = _our_arguments(pace, settings)
-    pace.data_is_readable()
-    _, _, model, stream = _our_parts(args, settings)
-    return train_bare_loop(pace, num_images, model, args, stream)
-
-
-def _our_arguments(pace: Pace, settings: dict[str, Any]) -> Any:
-    from .training_args import SSLTrainingArguments
-
-    return SSLTrainingArguments(
-        **_run(pace, settings), precision=settings["precision"], cpu_threads=torch.get_num_threads()
-    )
-
-
-def _run(pace: Pace, settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a trainer, ours or theirs."""
-    return {
-        "output_dir": _new_folder(settings), "max_steps": pace.num_steps, "seed": settings["seed"],
-        "use_cpu": settings["device"] == "cpu", "per_device_train_batch_size": settings["batch_size"],
-        "learning_rate": settings["learning_rate"], "dataloader_num_workers": settings["num_workers"],
-        **settings["training"],
-    }  # fmt: skip
-
-
-def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[ImageData, Views, Any, Any]:
-    """Data, views, model and stream."""
-    data = ImageData(ImageDataArguments(**settings["data"]))
-    method, recipe, image_size = settings["method"], settings["recipe"], settings["view"]["size"]
-    views = _views(method, recipe, data, image_size)
-    model = _model(method, recipe, image_size, args)
-    return data, views, model, data.stream(args, views)
-
-
-def train_run_mae(pace: Pace, settings: dict[str, Any]) -> float:
-    """`examples/pytorch/image-pretraining/run_mae.py` of transformers."""
-    from datasets import load_dataset
-    from torchvision.transforms import Compose, Lambda, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
-    from torchvision.transforms.functional import InterpolationMode
-    from transformers import Trainer, TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining, set_seed
-
-    from .data.views import NORMALIZATIONS
-
-    class TimedTrainer(Timed, Trainer):
-        pass
-
-    bf16 = settings["precision"] == "bf16"
-    args = TrainingArguments(**_run(pace, settings), bf16=bf16, remove_unused_columns=False)
-    set_seed(args.seed)
-    pace.data_is_readable()
-    # a cache of its own: as on the first run on these data
-    options = {"split": "train", "cache_dir": _new_folder(settings)}
-    dataset = load_dataset("imagefolder", data_dir=settings["images"], **options)
-    view, model = settings["view"], settings["model"]
-    mean, std = NORMALIZATIONS["imagenet"]
-    transforms = Compose(
-        [
-            Lambda(lambda image: image.convert("RGB") if image.mode != "RGB" else image),
-            RandomResizedCrop(view["size"], scale=view["scale"], interpolation=InterpolationMode.BICUBIC),
-            RandomHorizontalFlip(),
-            ToTensor(),
-            Normalize(mean=mean, std=std),
-        ]
-    )
-
-    def preprocess_images(examples):
-        examples["pixel_values"] = [transforms(image) for image in examples["image"]]
-        return examples
-
-    def collate(examples):
-        return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
-
-    dataset.set_transform(preprocess_images)
-    encoder = {name: value for name, value in model["encoder_config"].items() if name in ViTMAEConfig().to_dict()}
-    decoder = {name: value for name, value in model.items() if name.startswith("decoder_")}
-    decoder["decoder_intermediate_size"] = decoder["decoder_intermediate_size"] or 4 * decoder["decoder_hidden_size"]
-    config = ViTMAEConfig(
-        **{name: value for name, value in encoder.items() if name != "model_type"}, **decoder,
-        mask_ratio=model["mask_ratio"], norm_pix_loss=model["norm_pix_loss"],
-    )  # fmt: skip
-    trainer = TimedTrainer(
-        pace, num_images, model=ViTMAEForPreTraining(config), args=args, train_dataset=dataset, data_collator=collate
-    )
-    trainer.train()
-    return trainer.flops()
-
-
-def _new_folder(settings: dict[str, Any]) -> str:
-    return tempfile.mkdtemp(dir=settings["folder"])
-
-
 def _text(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str, Any]) -> str:
-    name = {"simclr": "SimCLR", "mae": "MAE"}[report["method"]]
-    size, workers = report["image_size"], arguments.num_workers
+    size, workers = f"{report['image_size']}×{report['image_size']} pixels", arguments.num_workers
+    if report["method"] == "dino":
+        local = f"{report['local_size']}×{report['local_size']}"
+        size = f"2 crops of {size} and {report['local_crops']} of {local}"
     lines = [
-        f"{name}: {arguments.encoder}, {arguments.batch_size} images of {size}×{size} pixels, {report['threads']} of "
-        f"{num_cores()} cores, {workers or 'no'} data worker{'s' if workers != 1 else ''}.",
+        f"{_NAMES[report['method']]}: {arguments.encoder}, {arguments.batch_size} images a step, {size}, "
+        f"{report['threads']} of {num_cores()} cores, {workers or 'no'} data worker{'s' if workers != 1 else ''}.",
         f"Images: {report['corpus']}; {report['num_images']:,} of them, as files in a folder.",
         f"In turn, {arguments.blocks} blocks of {arguments.steps_per_block} steps each; medians over the blocks.",
         "",
@@ -432,13 +332,22 @@ def _notes(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str
         notes.append("Losses of different sides: other views and other weights.")
     if arguments.against == "lightly":
         notes.append(
-            "lightly's loop clips no gradients and has no schedule; its encoder is the same module, and sdpa is its "
-            "default."
+            "lightly's loop clips no gradients and has no schedule of the learning rate; its encoder is the same "
+            "module, which takes one view at a time, and sdpa is its default."
         )
         notes.append("The views have the same parameters; lightly's go through bytes of Pillow from step to step.")
         if report["method"] == "mae":
             notes.append(
                 "lightly's decoder is its own, of the same depth and width, and predicts masked patches only."
+            )
+        if report["method"] == "byol":
+            notes.append(
+                "lightly's loss is minus the cosine, which begins at 0 and ends at -1; ours is 2 minus twice it."
+            )
+        if report["method"] == "dino":
+            notes.append(
+                "lightly's heads of student and teacher begin with weights of their own, as in its example. Its loss "
+                "multiplies probabilities at the precision of the run, ours in fp32."
             )
     if arguments.against == "transformers":
         notes.append("ViTMAEForPreTraining decides what it hides itself; ours gets it from the stream.")

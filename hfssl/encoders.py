@@ -3,6 +3,7 @@
 import difflib
 import json
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,45 @@ from transformers import (
 
 from .data.tokenizer import require_mask_token, require_prompt_tokenizer
 from .errors import UserError
-from .packing import check_causal, check_packing, position_limit, recommended_attention
+from .packing import position_limit, recommended_attention
+from .packing_checks import check_causal, check_packing
 from .vocabulary import extend_model
+
+
+@dataclass
+class TextEncoderArguments:
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"modernbert-mini"`):
+            bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
+            file; or a Hub id or folder to continue from.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            auto, eager, sdpa, flash_attention_2 or flex_attention.
+    """
+
+    encoder: str = "modernbert-mini"
+    attention: str = "auto"
+
+    @property
+    def base_model(self) -> str | None:
+        """The checkpoint to continue, `None` where the encoder is trained from scratch."""
+        return self.encoder if is_checkpoint(self.encoder) else None
+
+
+@dataclass
+class CausalEncoderArguments(TextEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"gpt2-mini"`):
+            gpt2- or llama- tiny, mini, small or base from scratch (depth and width of the BERT of that name); a config
+            file; or a Hub id or folder to continue from.
+    """
+
+    encoder: str = "gpt2-mini"
 
 
 def _bert(layers: int, width: int) -> BertConfig:

@@ -64,13 +64,23 @@ class DinoHead(nn.Module):
             Number of logits, each the cosine similarity with a prototype.
         num_layers (`int`, *optional*, defaults to `3`):
             Linear layers before the prototypes, at least 1.
+        batch_norm (`bool`, *optional*, defaults to `False`):
+            Batch norm after each hidden layer.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_prototypes: int, num_layers: int = 3):
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_prototypes: int,
+        num_layers: int = 3,
+        batch_norm: bool = False,
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         for dim in [hidden_dim] * (num_layers - 1):
-            layers += [nn.Linear(input_dim, dim), nn.GELU()]
+            layers += [nn.Linear(input_dim, dim), *([nn.BatchNorm1d(dim)] if batch_norm else []), nn.GELU()]
             input_dim = dim
         self.layers = nn.Sequential(*layers, nn.Linear(input_dim, output_dim))
         self.prototypes = nn.Linear(output_dim, num_prototypes, bias=False)

@@ -4,6 +4,8 @@ What a loss needs of other processes (negatives) it is given. Softmaxes, norms a
 under autocast.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -191,6 +193,53 @@ def dino_loss(
     with full_precision(student_logits):
         targets = F.softmax((at_least_float32(teacher_logits) - center) / teacher_temperature, dim=-1)
     return cross_view_entropy(student_logits, targets, student_temperature)
+
+
+def sinkhorn_targets(
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    iterations: int = 3,
+    all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Targets of which each prototype gets the same share, instead of a centre: Sinkhorn-Knopp, as in
+    [SwAV](https://huggingface.co/papers/2006.09882) and [DINOv2](https://huggingface.co/papers/2304.07193).
+
+    exp(logits / temperature) is scaled so that all prototypes have the same sum over the samples, then so that each
+    sample has the sum 1, `iterations` times over.
+
+    Args:
+        teacher_logits (`torch.Tensor` of shape `(..., num_prototypes)`):
+            Of all samples and views together, without gradient; cosine similarities, which are at most 1.
+        temperature (`float`):
+            Divisor of the logits, above 0.
+        iterations (`int`, *optional*, defaults to `3`):
+            More come nearer to equal shares.
+        all_reduce (`Callable`, *optional*):
+            Sum of a tensor over processes, where the samples of several are to share the prototypes.
+
+    Returns:
+        `torch.Tensor` of the shape of `teacher_logits`: distributions over the prototypes.
+
+    Example:
+
+    ```python
+    >>> logits = torch.tensor([[0.9, 0.1], [0.8, 0.1]])  # both samples prefer the first prototype
+    >>> sinkhorn_targets(logits, temperature=0.1).argmax(-1).tolist()  # the one that does so less gets the second
+    [0, 1]
+    ```
+    """
+    with full_precision(teacher_logits):
+        # none is above 1, and what all are scaled by does not matter
+        shares = ((at_least_float32(teacher_logits) - 1.0) / temperature).exp()
+        dims = tuple(range(shares.ndim - 1))
+        smallest = torch.finfo(shares.dtype).tiny
+        for _ in range(iterations):
+            of_prototype = shares.sum(dims)
+            if all_reduce is not None:
+                of_prototype = all_reduce(of_prototype)
+            shares = shares / of_prototype.clamp(min=smallest)
+            shares = shares / shares.sum(-1, keepdim=True)
+        return shares
 
 
 def cross_view_entropy(student_logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -11,6 +11,9 @@ from .health import health_table
 if TYPE_CHECKING:
     from .trainer import SSLTrainer
 
+# What sets figures of one protocol apart.
+_VARIANTS = ("k", "shots")
+
 _CARD = """\
 ---
 library_name: transformers
@@ -191,9 +194,9 @@ def _table(results: list[Result]) -> str:
             f"**{result.value:.4g}**",
             *(f"{result.baselines[n]:.4g}" if n in result.baselines else "" for n in names),
         ]
-        lines.append(
-            "| " + " | ".join([f"{result.protocol} v{result.version}", result.task, result.metric, *figures]) + " |"
-        )
+        variant = "".join(f", {name} = {value}" for name, value in result.hyperparameters.items() if name in _VARIANTS)
+        protocol = f"{result.protocol} v{result.version}{variant}"
+        lines.append("| " + " | ".join([protocol, result.task, result.metric, *figures]) + " |")
     return "\n".join(lines)
 
 

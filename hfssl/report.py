@@ -19,7 +19,6 @@ from .trainer import SSLTrainer
 
 if TYPE_CHECKING:
     from .data.image_data import ImageData
-    from .data.labelled import LabelledImages
     from .data.views import Views
 
 
@@ -68,31 +67,22 @@ def finish_clm(
     )  # fmt: skip
 
 
-def finish_images(
-    trainer: SSLTrainer,
-    data: "ImageData",
-    views: "Views",
-    probes: "tuple[LabelledImages, LabelledImages] | None" = None,
-    base_model: str | None = None,
-    pooling: str | None = None,
-) -> None:
+def finish_images(trainer: SSLTrainer, data: "ImageData", views: "Views", base_model: str | None = None) -> None:
     """Measure an image method, write the result folder with its pictures, and say it all.
 
     Args:
         trainer ([`SSLTrainer`]):
-            The run; the first of its evaluators measures the held-out loss.
+            The run, with the evaluators of [`~hfssl.evaluation.probes.image_evaluators`]; what k-NN was measured on
+            while it trained is what the table of probes is made of.
         data ([`~hfssl.data.image_data.ImageData`]), views ([`~hfssl.data.views.Views`]):
             What it was trained on.
-        probes (`tuple[LabelledImages, LabelledImages]`, *optional*):
-            Labelled images to learn from and to measure on, for the table of probes.
         base_model (`str`, *optional*):
             The checkpoint that the run continued.
-        pooling (`str`, *optional*):
-            Of the probes, see [`~hfssl.pooling.pool_features`].
     """
-    from .evaluation.probes import probe_table
+    from .evaluation.probes import OnlineKnn, probe_table
 
     evaluator, args = trainer.evaluators[0], trainer.args
+    knn = next((each for each in trainer.evaluators if isinstance(each, OnlineKnn)), None)
     measured = _measured(trainer)
     name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
     before = {"before": {"loss": measured[0]["eval_loss"]}} if measured[0]["step"] == 0 else {}
@@ -102,9 +92,9 @@ def finish_images(
     say = trainer.accelerator.print
     line = f"\nHeld-out loss ({results[0].num_eval:,} images): {results[0].value:.4f}"
     say(line + (f", before training {results[0].baselines['before']:.4f}" if before else ""))
-    if probes is not None:
+    if knn is not None:
         results += probe_table(
-            model, trainer.processing_class, *probes, output_dir=folder, pooling=pooling, name=str(output_dir),
+            model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
             precision="bf16" if args.bf16 else "fp32",
         )  # fmt: skip
     if not trainer.is_world_process_zero():
@@ -124,9 +114,10 @@ def finish_images(
     )  # fmt: skip
     say(f"\nPictures in {folder}/assets: {', '.join(picture.name for picture, _ in pictures)}")
     method = model.config.model_type.removeprefix("hfssl_")
+    pooling = f" --pooling {knn.pooling}" if knn is not None and knn.pooling else ""
     _say_result(
         trainer, folder,
-        "accelerate launch recipes/probe.py --encoder {folder} --protocol knn,linear,few_shot",
+        f"accelerate launch recipes/probe.py --encoder {{folder}} --protocol knn,linear,few_shot{pooling}",
         "accelerate launch recipes/finetune.py --encoder {folder}",
         f"accelerate launch recipes/{method}.py --dataset my_images/ --encoder {{folder}} "
         f"--output_dir outputs/{method}-2",

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .pooling import is_convolutional, pool_features
-from .vision_modeling import build_vision_encoder, side, transformer_blocks
+from .pooling import is_convolutional
+from .vision_modeling import build_vision_encoder, image_features, side, transformer_blocks
 
 
 class VisionBranch(nn.Module):
@@ -32,7 +32,6 @@ class VisionBranch(nn.Module):
         self.encoder, self.projector = encoder, projector
         self.encoder_config, self.pooling = config, pooling
         self.is_convolutional = is_convolutional(config)
-        self.options = {"output_hidden_states": True} if pooling == "last4" else {}
         # encoders that take other sizes than their own without being told have no such argument
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
 
@@ -40,10 +39,10 @@ class VisionBranch(nn.Module):
         """Pooled features: images `(n, num_channels, height, width)` to `(n, dim)`."""
         if self.is_convolutional:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        options = dict(self.options)
+        options = {}
         if self.interpolates and pixel_values.shape[-1] != side(self.encoder_config.image_size):
             options["interpolate_pos_encoding"] = True
-        return pool_features(self.encoder(pixel_values, **options), self.encoder_config, self.pooling)
+        return image_features(self.encoder, pixel_values, self.pooling, **options)
 
     def forward(self, *pixel_values: torch.Tensor) -> torch.Tensor:
         """Projections of images of one or more sizes: one pass of the encoder for each, one of the projector for all.

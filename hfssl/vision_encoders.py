@@ -1,7 +1,7 @@
 """Image encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ConvNextV2Config, PreTrainedConfig, ResNetConfig, ViTConfig
 
+from .attention import LEAN, LEAN_MODELS
 from .encoders import brief, config_of
 from .errors import UserError
 from .packing import recommended_attention
@@ -17,6 +18,42 @@ from .vision_modeling import patches_a_side, side, try_on_an_image, uses_attenti
 
 # Of encoders that do not say, and of most checkpoints.
 IMAGE_SIZE = 224
+
+
+@dataclass
+class VisionEncoderArguments:
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
+            vit-mini-patch4, vit-tiny-patch4, convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels
+            or less; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or
+            convnextv2-tiny-patch4 for larger ones; a config file; or a Hub id or folder to continue from.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            auto, eager, sdpa, flash_attention_2 or flex_attention.
+    """
+
+    encoder: str = "vit-mini-patch4"
+    attention: str = "auto"
+
+    @property
+    def base_model(self) -> str | None:
+        """The checkpoint to continue, `None` where the encoder is trained from scratch."""
+        return self.encoder if is_checkpoint(self.encoder) else None
+
+
+@dataclass
+class MaeEncoderArguments(VisionEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
+            vit-mini-patch4 or vit-tiny-patch4 for images of 32 pixels or less; vit-tiny-patch16, vit-small-patch16 or
+            vit-base-patch16 for larger ones; a config file; or a Hub id or folder to continue from: a ViT (MAE's own
+            checkpoints too), DeiT, Dinov2, MSN or I-JEPA.
+    """
 
 
 def _vit(layers: int, width: int, heads: int, patch: int, image: int) -> ViTConfig:
@@ -128,7 +165,9 @@ def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, argu
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
     sizes, patch_size = getattr(encoder, "image_size", None) or IMAGE_SIZE, getattr(encoder, "patch_size", None)
     if data.arguments.dataset is None:
-        digits = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
+        digits: dict[str, Any] = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
+        if method == "dino":  # a digit is its brightness: recoloured, views of one are no more alike than two digits
+            digits |= {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0}
         arguments = replace(arguments, **{name: value for name, value in digits.items() if name not in given})
     if arguments.image_size is None:
         arguments = replace(arguments, image_size=side(sizes))
@@ -210,7 +249,7 @@ def build_dino(
 
     narrow = {"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024}
     config = _for_narrow_encoders(narrow, recipe, config, given)
-    rates = {"lars": 0.3, "narrow": 1e-3, "wide": 5e-4, "checkpoint": 1e-4}
+    rates = {"lars": 0.3, "narrow": 2e-3, "wide": 5e-4, "checkpoint": 1e-4}
     model = build_vision_method(DinoForPreTraining, recipe, config, image_size, args, rates)
     if local_size is not None:
         try:
@@ -307,6 +346,8 @@ def set_attention(model: Any, attention: str, args: Any) -> None:
             if name == "encoder" and hasattr(model.config, "num_visible"):
                 num_tokens = model.config.num_visible
             choice = recommended_attention(part.config, num_tokens, args.device, dtype)
+            if choice == "eager" and part.config.model_type in LEAN_MODELS:
+                choice = LEAN
         try:
             part.set_attn_implementation(choice)
         except (ValueError, ImportError) as error:

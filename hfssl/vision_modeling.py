@@ -12,7 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 
 from .errors import UserError
 from .modeling_utils import SSLPreTrainedModel, drop_pooler
-from .pooling import num_own_tokens
+from .pooling import check_pooling, num_own_tokens, pool_features
 
 
 # Encoders that add their positions before the first block and whose blocks take tokens in any number and order: where
@@ -28,6 +28,13 @@ class SSLVisionModel(SSLPreTrainedModel):
 
     main_input_name = "pixel_values"
     frozen = ("encoder.embeddings.mask_token",)
+
+    def post_init(self):
+        super().post_init()
+        for block in self.modules():
+            for name in ("layernorm_before", "norm1"):
+                if hasattr(block, "attention") and hasattr(block, name):
+                    getattr(block, name).register_forward_hook(_cast_once)
 
     @classmethod
     def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "SSLVisionModel":
@@ -159,12 +166,36 @@ def encode_visible(encoder: PreTrainedModel, pixel_values: torch.Tensor, visible
     Returns:
         `torch.Tensor` of shape `(batch_size, num_own + num_visible, hidden_size)`: CLS and the like, then the patches.
     """
-    tokens = encoder.embeddings(pixel_values)  # (batch_size, num_own + num_patches, hidden_size)
-    num_own = num_own_tokens(encoder.config)
-    hidden = torch.cat([tokens[:, :num_own], select(tokens[:, num_own:], visible)], dim=1)
+    hidden = encoder.embeddings(pixel_values)  # (batch_size, num_own + num_patches, hidden_size)
+    hidden = select(hidden, visible, num_own_tokens(encoder.config))
     for block in transformer_blocks(encoder):
         hidden = block(hidden)
     return encoder.layernorm(hidden)
+
+
+def image_features(
+    encoder: PreTrainedModel, pixel_values: torch.Tensor, pooling: str | None = None, **options: Any
+) -> torch.Tensor:
+    """One vector an image.
+
+    Args:
+        encoder (`PreTrainedModel`):
+            Any encoder of images.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Images.
+        pooling (`str`, *optional*):
+            See [`~hfssl.pooling.pool_features`].
+        options (`dict`, *optional*):
+            Of the encoder: `interpolate_pos_encoding`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`, where `dim` is [`~hfssl.pooling.feature_size`].
+    """
+    config = encoder.config
+    pooling = check_pooling(config, pooling)
+    if pooling == "last4":
+        options["output_hidden_states"] = True
+    return pool_features(encoder(pixel_values, **options), config, pooling)
 
 
 def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:
@@ -173,10 +204,32 @@ def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:
     return encoder.get_submodule(blocks) if blocks else ()
 
 
-def select(tokens: torch.Tensor, indices: torch.LongTensor) -> torch.Tensor:
-    """Tokens of each row by their indices: `(batch, length, dim)` and `(batch, n)` to `(batch, n, dim)`."""
-    # the backward of tokens[rows, indices] differs from run to run, that of gather does not
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+def _cast_once(norm: nn.Module, args: tuple, normed: torch.Tensor) -> torch.Tensor:
+    """Hook on the norm before an attention: under autocast query, key and value would each cast what they share."""
+    device = normed.device.type
+    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+def select(tokens: torch.Tensor, indices: torch.LongTensor, num_own: int = 0) -> torch.Tensor:
+    """Tokens of each row by their indices, each of which stands there once.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, num_own + length, dim)`):
+            Of which the first `num_own` are all taken.
+        indices (`torch.LongTensor` of shape `(batch_size, n)`):
+            Which of the others, counted from 0.
+        num_own (`int`, *optional*, defaults to 0):
+            See there.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_own + n, dim)`.
+    """
+    batch_size, length, _ = tokens.shape
+    own = torch.arange(num_own, device=indices.device).expand(batch_size, -1)
+    first = torch.arange(0, batch_size * length, length, device=indices.device)
+    rows = torch.cat([own, num_own + indices], dim=1) + first[:, None]
+    # whole rows are several times as fast as a gather of single numbers
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def sine_positions(patches_a_side: int, dim: int, num_own: int = 0) -> torch.Tensor:

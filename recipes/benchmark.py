@@ -8,6 +8,8 @@ python recipes/benchmark.py mlm --encoder modernbert-small                      
 python recipes/benchmark.py mlm --against none                                  our trainer beside a bare loop
 python recipes/benchmark.py simclr --against lightly --dataset my_images/       digits of scikit-learn when left out
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
+python recipes/benchmark.py byol --against lightly --precision fp32
+python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 
@@ -43,7 +45,8 @@ def vision(method):
 
 
 # Each gives what measures, the classes of its flags, and defaults that differ from theirs.
-METHODS = {"mlm": mlm, "views": views, "simclr": partial(vision, "simclr"), "mae": partial(vision, "mae")}
+METHODS = {"mlm": mlm, "views": views}
+METHODS |= {method: partial(vision, method) for method in ("simclr", "mae", "byol", "dino")}
 
 
 @explained

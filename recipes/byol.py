@@ -12,27 +12,7 @@ The longer the run, the nearer to 1 --momentum_start should be. The same command
 stopped. What the views look like: recipes/show_views.py --method byol. Measured results: recipes/README.md.
 """
 
-from dataclasses import dataclass
-
 from hfssl.errors import explained
-
-
-@dataclass
-class Encoder:
-    r"""
-    > Encoder
-
-    Args:
-        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
-            vit-mini-patch4, vit-tiny-patch4, convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels
-            or less; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or
-            convnextv2-tiny-patch4 for larger ones; a config file; or a Hub id or folder to continue from.
-        attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
-    """
-
-    encoder: str = "vit-mini-patch4"
-    attention: str = "auto"
 
 
 @explained
@@ -40,18 +20,17 @@ def main():
     from hfssl import ByolPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.data.image_data import ImageData, ImageDataArguments
     from hfssl.data.views import ViewArguments
-    from hfssl.evaluation.held_out_loss import HeldOutLossEvaluator
-    from hfssl.evaluation.probes import OnlineKnn, ProbeArguments
+    from hfssl.evaluation.probes import ProbeArguments, image_evaluators
     from hfssl.image_processing import build_image_processor
     from hfssl.report import finish_images
-    from hfssl.vision_encoders import build_byol, is_checkpoint, make_views
+    from hfssl.vision_encoders import VisionEncoderArguments, build_byol, make_views
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     short = {"max_steps": 200, "momentum_start": 0.97}  # the paper's for its shortest runs
     defaults = {"output_dir": "outputs/byol", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
-        Encoder, ImageDataArguments, ViewArguments, ByolPreTrainingConfig, ProbeArguments, SSLTrainingArguments,
-        description=__doc__, defaults=defaults,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, ByolPreTrainingConfig, ProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults,
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     args.claim_output_dir()
@@ -59,18 +38,13 @@ def main():
     views = make_views("byol", recipe, config, data, view_args, parser.given)
     model = build_byol(recipe, config, views.image_size, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std)
-    share = {"rank": args.process_index, "world_size": args.world_size}
-    evaluators = [HeldOutLossEvaluator(data.held_out, views, **share)]
-    probes = probe_args.load(data_args.dataset)
-    if probes:
-        evaluators.append(OnlineKnn(*probes, processor, pooling=probe_args.probe_pooling))
+    evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,
         held_out=data.held_out, processing_class=processor,
     )  # fmt: skip
     trainer.train()
-    base_model = recipe.encoder if is_checkpoint(recipe.encoder) else None
-    finish_images(trainer, data, views, probes, base_model, probe_args.probe_pooling)
+    finish_images(trainer, data, views, recipe.base_model)
 
 
 if __name__ == "__main__":

@@ -9,45 +9,26 @@ torchrun --nproc_per_node 2 recipes/clm.py                              several 
 The same command again continues a run that was stopped. Measured results: recipes/README.md.
 """
 
-from dataclasses import dataclass
-
 from hfssl.errors import explained
-
-
-@dataclass
-class Encoder:
-    r"""
-    > Encoder
-
-    Args:
-        encoder (`str`, *optional*, defaults to `"gpt2-mini"`):
-            gpt2- or llama- tiny, mini, small or base from scratch (depth and width of the BERT of that name); a config
-            file; or a Hub id or folder to continue from.
-        attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
-    """
-
-    encoder: str = "gpt2-mini"
-    attention: str = "auto"
 
 
 @explained
 def main():
     from hfssl import ClmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.data.text_data import TextData, TextDataArguments
-    from hfssl.encoders import build_clm, is_checkpoint
+    from hfssl.encoders import CausalEncoderArguments, build_clm
     from hfssl.evaluation.next_tokens import NextTokenEvaluator
     from hfssl.report import finish_clm
 
     adam = {"weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-8}  # of GPT-3 and nanoGPT
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}
     parser = RecipeParser(
-        Encoder, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments, description=__doc__, defaults=defaults
-    )
+        CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments,
+        description=__doc__, defaults=defaults,
+    )  # fmt: skip
     recipe, data_args, config, args = parser.parse()
     checkpoint = args.claim_output_dir()
-    base_model = recipe.encoder if is_checkpoint(recipe.encoder) else None
-    data = TextData(data_args, base_model, checkpoint, causal=True)
+    data = TextData(data_args, recipe.base_model, checkpoint, causal=True)
     data.set_max_steps(args)
     model = build_clm(recipe, config, data, args)
     evaluator = NextTokenEvaluator(
@@ -59,7 +40,7 @@ def main():
         processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_clm(trainer, evaluator, data, base_model=base_model)
+    finish_clm(trainer, evaluator, data, recipe.base_model)
 
 
 if __name__ == "__main__":

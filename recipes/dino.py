@@ -8,32 +8,18 @@ accelerate launch recipes/dino.py --dataset my_images/ --probe_dataset my_labell
 accelerate launch recipes/dino.py --config recipes/configs/dino_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/dino.py                             several processes, one batch
 
+Defaults are for short runs and are not the paper's. To a fresh ViT all images are nearly the same, and with the
+paper's CLS token, plain head and centre so few steps end where every prototype is as likely for all of them. So the
+mean of the patches is projected, through batch norm, and Sinkhorn's equal shares stand for the centre, at a lower
+temperature. Digits are not recoloured, and have no small crops unless --local_crops says so. The paper's settings:
+recipes/configs.
+
 The longer the run, the nearer to 1 --momentum_start should be; where the loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
 recipes/show_views.py --method dino. Measured results: recipes/README.md.
 """
 
-from dataclasses import dataclass
-
 from hfssl.errors import explained
-
-
-@dataclass
-class Encoder:
-    r"""
-    > Encoder
-
-    Args:
-        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
-            vit-mini-patch4, vit-tiny-patch4, convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels
-            or less; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or
-            convnextv2-tiny-patch4 for larger ones; a config file; or a Hub id or folder to continue from.
-        attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
-    """
-
-    encoder: str = "vit-mini-patch4"
-    attention: str = "auto"
 
 
 @explained
@@ -41,19 +27,22 @@ def main():
     from hfssl import DinoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.data.image_data import ImageData, ImageDataArguments
     from hfssl.data.views import ViewArguments
-    from hfssl.evaluation.held_out_loss import HeldOutLossEvaluator
-    from hfssl.evaluation.probes import OnlineKnn, ProbeArguments
+    from hfssl.evaluation.probes import ProbeArguments, image_evaluators
     from hfssl.image_processing import build_image_processor
     from hfssl.report import finish_images
-    from hfssl.vision_encoders import build_dino, is_checkpoint, make_views
+    from hfssl.vision_encoders import VisionEncoderArguments, build_dino, make_views
 
     adam = {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
-    short = {"max_steps": 200, "momentum_start": 0.97}  # a teacher that gets away from its start in so few steps
+    # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
+    short = {
+        "max_steps": 400, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+    }  # fmt: skip
     defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 128, **short, **paper, **adam}
     parser = RecipeParser(
-        Encoder, ImageDataArguments, ViewArguments, DinoPreTrainingConfig, ProbeArguments, SSLTrainingArguments,
-        description=__doc__, defaults=defaults,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, DinoPreTrainingConfig, ProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults,
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     args.claim_output_dir()
@@ -61,18 +50,13 @@ def main():
     views = make_views("dino", recipe, config, data, view_args, parser.given)
     model = build_dino(recipe, config, views.image_size, args, parser.given, views.local_size)
     processor = build_image_processor(views.image_size, views.mean, views.std)
-    share = {"rank": args.process_index, "world_size": args.world_size}
-    evaluators = [HeldOutLossEvaluator(data.held_out, views, **share)]
-    probes = probe_args.load(data_args.dataset)
-    if probes:
-        evaluators.append(OnlineKnn(*probes, processor, pooling=probe_args.probe_pooling))
+    evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,
         held_out=data.held_out, processing_class=processor,
     )  # fmt: skip
     trainer.train()
-    base_model = recipe.encoder if is_checkpoint(recipe.encoder) else None
-    finish_images(trainer, data, views, probes, base_model, probe_args.probe_pooling)
+    finish_images(trainer, data, views, recipe.base_model)
 
 
 if __name__ == "__main__":

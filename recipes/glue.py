@@ -13,11 +13,10 @@ command goes on where an interrupted run stopped. The protocol stands in hfssl/e
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-
 from hfssl import RecipeParser
 from hfssl.errors import explained
 from hfssl.evaluation import GlueEvaluator, format_table
+from hfssl.evaluation.frozen import process_state
 
 
 @dataclass
@@ -32,7 +31,7 @@ class GlueRecipe:
 def main(recipe: GlueRecipe, evaluator: GlueEvaluator, command: str):
     output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
     results = evaluator(recipe.encoder, output_dir=output_dir, command=command)
-    echo = PartialState().print
+    echo = process_state().print
     echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
     echo(format_table(results))
     if len(evaluator.tasks) > 1:

@@ -12,26 +12,7 @@ torchrun --nproc_per_node 2 recipes/mlm.py                                      
 The same command again continues a run that was stopped. Measured results: recipes/README.md.
 """
 
-from dataclasses import dataclass
-
 from hfssl.errors import explained
-
-
-@dataclass
-class Encoder:
-    r"""
-    > Encoder
-
-    Args:
-        encoder (`str`, *optional*, defaults to `"modernbert-mini"`):
-            bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
-            file; or a Hub id or folder to continue from.
-        attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
-    """
-
-    encoder: str = "modernbert-mini"
-    attention: str = "auto"
 
 
 @explained
@@ -39,22 +20,23 @@ def main():
     from hfssl import MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.data.sentence_pairs import require_unpacked
     from hfssl.data.text_data import TextData, TextDataArguments
-    from hfssl.encoders import build_mlm, is_checkpoint
+    from hfssl.encoders import TextEncoderArguments, build_mlm
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
     from hfssl.evaluation.next_sentence import NextSentenceEvaluator
     from hfssl.report import finish_mlm
 
     defaults = {"output_dir": "outputs/mlm", "max_steps": 1200}
     parser = RecipeParser(
-        Encoder, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments, description=__doc__, defaults=defaults
-    )
+        TextEncoderArguments, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments,
+        description=__doc__, defaults=defaults,
+    )  # fmt: skip
     recipe, data_args, config, args = parser.parse()
     if config["next_sentence_objective"]:
         require_unpacked(data_args, parser.given)
         if "encoder" not in parser.given:
             recipe.encoder = "bert-mini"  # the objective is BERT's
     checkpoint = args.claim_output_dir()
-    data = TextData(data_args, recipe.encoder if is_checkpoint(recipe.encoder) else None, checkpoint)
+    data = TextData(data_args, recipe.base_model, checkpoint)
     data.set_max_steps(args)
     model = build_mlm(recipe, config, data, args)
     pairs = model.config.next_sentence_objective
@@ -69,7 +51,7 @@ def main():
         settings=data.settings, held_out=data.held_out, processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_mlm(trainer, evaluators[0], data, base_model=recipe.encoder if is_checkpoint(recipe.encoder) else None)
+    finish_mlm(trainer, evaluators[0], data, recipe.base_model)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,14 @@ class Run:
 
 
 class RecipeServer:
-    """Starts recipes. The environment is that of the server: what libraries read when they are imported is fixed."""
+    """Starts recipes. The environment is that of the server: what libraries read when they are imported is fixed.
 
-    def __init__(self, **environment: str):
+    What it starts finds hfssl imported already, unless `stock`: then it has never heard of it.
+    """
+
+    def __init__(self, stock: bool = False, **environment: str):
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *(["stock"] if stock else [])],
             cwd=ROOT,
             # one thread: two of them on cores that others use as well wait for each other most of the time
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
@@ -124,6 +127,21 @@ class RecipeServer:
 def recipe_server() -> RecipeServer:
     """The server of all tests, with the environment that `conftest.py` made."""
     return RecipeServer()
+
+
+@cache
+def stock_server() -> RecipeServer:
+    """A server without hfssl, for what has to work with plain transformers."""
+    return RecipeServer(stock=True)
+
+
+def printed_without_hfssl(folder: Path, code: str) -> str:
+    """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
+    script = folder / "script.py"
+    script.write_text(code)
+    run = stock_server().run(folder / "log", script=str(script))
+    assert run.poll() == 0, run.stderr
+    return run.stdout
 
 
 def _free_port() -> int:
@@ -179,6 +197,17 @@ def _run(job: dict) -> None:
 if __name__ == "__main__":
     import transformers.models.bert.modeling_bert
     import transformers.models.modernbert.modeling_modernbert  # noqa: F401
+
+    if sys.argv[1:] != ["stock"]:
+        # what the recipes import, some of it late
+
+        import hfssl.data.contact_sheet
+        import hfssl.data.text_data
+        import hfssl.encoders
+        import hfssl.evaluation.glue
+        import hfssl.evaluation.probes
+        import hfssl.report
+        import hfssl.vision_encoders  # noqa: F401
 
     gc.freeze()
     job = _serve()

@@ -15,6 +15,7 @@ from hfssl.benchmark import count_flops
 from hfssl.benchmark_vision import VisionBenchmark, contenders, prepare, run_vision_benchmark
 from hfssl.data.image_data import ImageDataArguments
 from hfssl.errors import UserError
+from hfssl.losses import byol_loss, dino_loss
 from hfssl.methods.vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from hfssl.vision_modeling import encode_visible
 
@@ -90,7 +91,7 @@ def test_sides_and_what_they_are_told(files, tmp_path):
     assert [side.name for side in made] == ["ours", "theirs", "ours_same_config", "bare"]
     assert {side.precision for side in made} == {"fp32"} and {side.unit for side in made} == {"images"}
     assert made[2].settings["recipe"]["attention"] == "sdpa" != made[0].settings["recipe"]["attention"]
-    assert made[1].settings["model"]["encoder_config"]["image_size"] == made[1].settings["view"]["size"] == 16
+    assert made[1].settings["model"]["encoder_config"]["image_size"] == made[1].settings["views"][0]["size"] == 16
     # another library's process is to import nothing of ours by what it is told
     assert b"hfssl.data" not in pickle.dumps(made[1].settings)
 
@@ -139,6 +140,116 @@ def test_lightly_reaches_the_same_encoder():
         torch.testing.assert_close(masked(images), encoder(images).last_hidden_state[:, 0])
 
 
+@pytest.fixture
+def lightly_sides(files, tmp_path):
+    lightly = pytest.importorskip("hfssl.benchmark_lightly", reason="lightly is not installed")
+
+    def build(method, **changes):
+        settings = sides(files, tmp_path, method, against="none")[0].settings
+        settings["model"] |= changes
+        torch.manual_seed(0)
+        return lightly.lightly_side(method, settings), settings
+
+    return build
+
+
+@pytest.mark.parametrize("method, sizes", [("simclr", [16] * 2), ("byol", [16] * 2), ("dino", [16] * 2 + [8] * 6)])
+def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
+    side, settings = lightly_sides(method)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
+    assert [view.shape for view in side.transform(image)] == [(3, size, size) for size in sizes]
+    ours = settings["views"] + [settings["local_view"]] * settings["num_local"]
+    for view, theirs in zip(ours, side.transform.transforms, strict=True):
+        parts = {type(part).__name__: part for part in flat(theirs.transform.transforms)}
+        jitter, crop = parts["ColorJitter"], parts["RandomResizedCrop"]
+        for name, strength in zip(("brightness", "contrast", "saturation"), view["jitter"], strict=False):
+            assert getattr(jitter, name) == pytest.approx((1 - strength, 1 + strength)), name
+        assert jitter.hue == pytest.approx((-view["jitter"][3], view["jitter"][3]))
+        assert tuple(crop.scale) == tuple(view["scale"]) and crop.interpolation.value == view["interpolation"]
+        assert parts["RandomApply"].p == view["jitter_probability"]
+        assert parts["RandomGrayscale"].p == view["grey_probability"]
+        assert parts["GaussianBlur"].prob == view["blur_probability"] == 0.0  # small images
+        assert parts["RandomHorizontalFlip"].p == view["flip_probability"]
+        if method != "simclr":
+            assert parts["RandomSolarization"].prob == view["solarize_probability"]
+        assert parts["Normalize"].mean == settings["mean"] and parts["Normalize"].std == settings["std"]
+
+
+def flat(transforms):
+    for transform in transforms:
+        yield transform
+        yield from flat(getattr(transform, "transforms", []))
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae", "byol", "dino"])
+def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
+    side, settings = lightly_sides(method)
+    side.model.train()
+    sizes = [view["size"] for view in settings["views"]] + [8] * settings["num_local"]
+    trained = {name: p.detach().clone() for name, p in side.model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in side.model.parameters() if p.requires_grad], lr=1.0)
+    side.before_step(0.5)
+    teachers = {name: p.clone() for name, p in side.model.named_parameters() if not p.requires_grad}
+    loss = side.loss_of([torch.randn(4, 3, size, size) for size in sizes])
+    loss.backward()
+    side.after_backward()
+    optimizer.step()
+    for name, parameter in side.model.named_parameters():
+        if name in teachers:
+            assert torch.equal(parameter, teachers[name]), name
+        elif "k_proj.bias" not in name:  # what is added to all keys alike changes no attention
+            assert not torch.equal(parameter, trained[name]), name
+    assert any(parameter is own for own in side.backbone.parameters() for parameter in side.model.parameters())
+    encoder_is_trained = next(side.backbone.parameters()).requires_grad
+    assert encoder_is_trained == (method != "dino")
+    assert bool(teachers) == (method != "simclr")  # the positions of MAE are fixed
+
+
+def test_byol_of_lightly_has_our_loss_and_teacher(lightly_sides):
+    side, settings = lightly_sides("byol", momentum_start=0.9)
+    model = side.model.train()
+    views = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    predictions = torch.stack([model(view) for view in views], dim=1)
+    targets = torch.stack([model.forward_momentum(view) for view in views], dim=1)
+    assert byol_loss(predictions, targets).item() == pytest.approx(2 + 2 * side.loss_of(views).item(), rel=1e-5)
+    check_teacher(side, model.projection_head, model.projection_head_momentum)
+
+
+def check_teacher(side, student, teacher):
+    with torch.no_grad():
+        student.layers[0].weight.add_(1.0)
+    before = teacher.layers[0].weight.clone()
+    side.before_step(0.0)
+    expected = 0.9 * before + 0.1 * student.layers[0].weight
+    torch.testing.assert_close(teacher.layers[0].weight, expected)
+
+
+def test_dino_of_lightly_has_our_loss_schedules_and_teacher(lightly_sides):
+    side, settings = lightly_sides("dino", momentum_start=0.9, drop_path_rate=0.0, freeze_prototypes=0.1)
+    model = side.model.train()
+    views = [torch.randn(4, 3, size, size) for size in [16] * 2 + [8] * 6]
+    with torch.no_grad():
+        model.criterion.center.normal_(std=0.01)
+    check_teacher(side, model.student_head, model.teacher_head)
+    with torch.no_grad():
+        student_logits = torch.stack([model(view) for view in views])
+        teacher_logits = torch.stack([model.forward_teacher(view) for view in views[:2]])
+    for progress, temperature in ((0.0, 0.04), (0.05, 0.055), (0.5, 0.07)):
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        side.before_step(progress)
+        model.load_state_dict(before, strict=False)  # the teacher as it was
+        center = model.criterion.center.flatten().clone()
+        expected = dino_loss(student_logits, teacher_logits, center, 0.1, temperature)
+        loss = side.loss_of(views)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5), progress
+        moved = center.lerp(teacher_logits.mean((0, 1)), 0.1)
+        torch.testing.assert_close(model.criterion.center.flatten(), moved)
+        model.zero_grad()
+        loss.backward()
+        side.after_backward()
+        assert (model.student_head.last_layer.weight_v.grad is None) == (progress < 0.1)
+
+
 def measured(files, method, **changes):
     text, report = run_vision_benchmark(method, arguments(files, **changes), data(files))
     assert json.loads(json.dumps(report)) == report
@@ -146,19 +257,36 @@ def measured(files, method, **changes):
         assert side["items_per_s"] > 0 and 0 <= side["data_wait"] < 1 and side["peak_mb"] > side["peak_above_start_mb"]
         assert side["utilisation"] > 0 and side["first_step_s"] > 0
     assert "Not comparable" in text and "images/s" in text and "padding" not in text
+    assert report.get("local_crops") == (6 if method == "dino" else None)
     assert (report["method"], report["num_images"], report["image_size"]) == (method, NUMBER, 16)
     return report
 
 
+def test_dino_against_nobody(files):
+    report = measured(files, "dino", against="none")
+    assert [name for name, value in report.items() if isinstance(value, dict)] == ["ours", "bare"]
+    # the loop moves the teacher as the trainer does
+    assert report["bare"]["loss_last"] == pytest.approx(report["ours"]["loss_last"], rel=1e-4)
+    assert "ratio" not in report and report["local_size"] == 8
+
+
 @pytest.mark.slow
-def test_simclr_against_lightly(files):
+@pytest.mark.parametrize(
+    "method, ours_between, theirs_between",
+    [
+        ("simclr", (0.5, 8.0), (0.5, 8.0)),  # log(7) = 1.9 where all are equally similar, more with noise
+        ("byol", (0.0, 4.0), (-1.0, 1.0)),
+        ("dino", (6.0, 8.0), (6.0, 8.0)),  # log(1024) = 6.9 is chance
+    ],
+)
+def test_against_lightly(files, method, ours_between, theirs_between):
     pytest.importorskip("lightly", reason="lightly is not installed")
-    report = measured(files, "simclr", bare=True)
+    report = measured(files, method, bare=True)
     ours, theirs, bare = report["ours"], report["theirs"], report["bare"]
-    assert ours["flops_per_position"] == theirs["flops_per_position"]  # the same work
+    assert ours["flops_per_position"] == pytest.approx(theirs["flops_per_position"], rel=0.02)
     assert bare["loss_last"] == pytest.approx(ours["loss_last"], rel=1e-4)
-    for side in (ours, theirs):
-        assert 0.5 < side["loss_last"] < 8.0  # log(7) = 1.9 where all are equally similar, more with noise
+    for side, (least, most) in ((ours, ours_between), (theirs, theirs_between)):
+        assert least < side["loss_last"] < most
     assert report["ratio"] == pytest.approx(ours["items_per_s"] / theirs["items_per_s"], rel=1e-3)
     assert report["memory_ratio"] == pytest.approx(ours["peak_mb"] / theirs["peak_mb"], rel=1e-3)
 

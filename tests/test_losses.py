@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfssl.losses import byol_loss, dino_loss, mae_loss, moco_v3_loss, nt_xent_loss
+from hfssl.losses import byol_loss, dino_loss, mae_loss, moco_v3_loss, nt_xent_loss, sinkhorn_targets
 
 
 A = torch.tensor([[1.0, 2, 0], [0, 1, -1], [2, 0, 1]])
@@ -155,6 +155,45 @@ def test_losses_with_a_teacher_at_their_ends():
     assert dino_loss(uniform, sharp, torch.zeros(8), 0.1, 0.04).item() == pytest.approx(math.log(8))
     agreed = 10 * torch.eye(8)[:2].expand(3, 2, 8)
     assert dino_loss(agreed, sharp, torch.zeros(8), 0.1, 0.04).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def sinkhorn_by_hand(logits, temperature, iterations):
+    """DINOv2's: prototypes in rows, the whole scaled to the sum 1 first."""
+    shares = torch.exp(logits / temperature).T
+    shares = shares / shares.sum()
+    prototypes, samples = shares.shape
+    for _ in range(iterations):
+        shares = shares / shares.sum(1, keepdim=True) / prototypes
+        shares = shares / shares.sum(0, keepdim=True) / samples
+    return (samples * shares).T
+
+
+def test_sinkhorn_is_its_definition_written_out():
+    logits = F.normalize(torch.randn(2, 9, 12), dim=-1)
+    for iterations in (1, 3):
+        expected = sinkhorn_by_hand(logits.flatten(0, 1).double(), 0.07, iterations).float()
+        torch.testing.assert_close(sinkhorn_targets(logits, 0.07, iterations).flatten(0, 1), expected)
+    targets = sinkhorn_targets(logits, 0.07, 200)
+    torch.testing.assert_close(targets.sum(-1), torch.ones(2, 9))
+    torch.testing.assert_close(targets.sum((0, 1)), torch.full((12,), 18 / 12))  # the same share for each
+
+
+def test_sinkhorn_of_parts_is_that_of_the_whole():
+    logits = F.normalize(torch.randn(6, 8), dim=-1)
+    whole = sinkhorn_targets(logits, 0.05)
+    sums = []  # of each iteration, as a process with all samples has them
+    sinkhorn_targets(logits, 0.05, all_reduce=lambda total: sums.append(total) or total)
+    assert len(sums) == 3
+    part = sinkhorn_targets(logits[:2], 0.05, all_reduce=lambda total: sums.pop(0))
+    torch.testing.assert_close(part, whole[:2])
+
+
+def test_sinkhorn_has_no_holes():
+    """Prototypes that no sample comes near to, at a temperature for which exp has no numbers left."""
+    logits = torch.tensor([[1.0, -1.0, 0.9], [0.9, -1.0, 1.0]])
+    targets = sinkhorn_targets(logits, 0.01)
+    assert targets.isfinite().all()
+    torch.testing.assert_close(targets.sum(-1), torch.ones(2))
 
 
 def test_moco_of_parts_is_that_of_the_whole():

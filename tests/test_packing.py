@@ -26,8 +26,9 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from hfssl import packing
-from hfssl.packing import check_packing, pack, packed_inputs, position_limit, recommended_attention
+from hfssl import packing, packing_checks
+from hfssl.packing import pack, packed_inputs, position_limit, recommended_attention
+from hfssl.packing_checks import check_packing
 
 
 TOKENS = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -320,7 +321,9 @@ def without_dtype(arguments, sequence_ids):  # the form of sdpa given to eager: 
 def test_check_packing_sees_each_fault(monkeypatch, name, dtype, fault):
     model = build(ENCODERS[name], "eager").to(dtype)
     check_packing(model, max_length=96)
-    monkeypatch.setattr(packing, "packed_inputs", lambda m, ids, causal: fault(packed_inputs(m, ids, causal), ids))
+    monkeypatch.setattr(
+        packing_checks, "packed_inputs", lambda m, ids, causal: fault(packed_inputs(m, ids, causal), ids)
+    )
     with pytest.raises(ValueError, match="cannot keep packed documents apart"):
         check_packing(model, max_length=96)
 

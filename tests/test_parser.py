@@ -1,5 +1,3 @@
-import json
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass, field
@@ -9,6 +7,7 @@ from typing import ClassVar, Literal
 
 import pytest
 from huggingface_hub.dataclasses import strict
+from recipe_process import recipe_server
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.configuration_utils import SubConfigSpec
 from transformers.trainer_utils import SaveStrategy
@@ -420,11 +419,7 @@ def test_as_a_script(tmp_path):
 
         from __future__ import annotations
 
-        import json
-        import sys
         from dataclasses import dataclass
-
-        sys.path[:0] = json.loads(sys.argv.pop(1))
 
         from hfssl.parser import RecipeParser
 
@@ -440,12 +435,8 @@ def test_as_a_script(tmp_path):
         encoding="utf-8",
     )
 
-    def run(*argv):
-        command = [sys.executable, str(script), json.dumps(sys.path), *argv]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-    good = run("--size", "4")
-    assert good.returncode == 0 and good.stdout.strip() == "(Recipe(size=4),) python recipe.py --size 4"
-    bad = run("--size", "four")
-    assert bad.returncode == 2 and bad.stdout == ""
+    good = recipe_server().run(tmp_path, "--size", 4, script=str(script))
+    assert good.poll() == 0 and good.stdout.strip() == f"(Recipe(size=4),) python {script} --size 4"
+    bad = recipe_server().run(tmp_path, "--size", "four", script=str(script))
+    assert bad.poll() == 2 and bad.stdout == ""
     assert bad.stderr == "recipe.py: error: --size expects a whole number or none, got 'four'.\n"

@@ -7,6 +7,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hfssl.errors import UserError
 from hfssl.pooling import check_pooling, default_pooling, feature_size, num_own_tokens, pool_features
+from hfssl.vision_modeling import image_features
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -38,6 +39,18 @@ def test_the_mean_is_that_of_the_patches(name, own):
     if own:
         both = pool_features(BaseModelOutput(hidden), config, "cls+mean")
         torch.testing.assert_close(both, torch.cat([hidden[:, 0], patches], dim=1))
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet", "swin"])
+def test_features_are_pooled_outputs(name):
+    encoder = build(name).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        outputs = encoder(images, output_hidden_states=True)
+        for pooling in ("cls", "mean", "cls+mean", "last4") if num_own_tokens(encoder.config) else (None,):
+            torch.testing.assert_close(
+                image_features(encoder, images, pooling), pool_features(outputs, encoder.config, pooling)
+            )
 
 
 def test_the_last_four_blocks_end_with_the_normed_one():

@@ -128,7 +128,8 @@ class PixelRows:
         """
         crops, draws = {}, {}
         for name, views in self.groups.items():
-            crops[name] = torch.empty(len(encoded), len(views), 3, views[0].size, views[0].size, dtype=torch.uint8)
+            shape = (len(encoded), len(views), 3, views[0].size, views[0].size)
+            crops[name] = torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for huge pages
             draws[name] = np.empty((len(encoded), len(views)), DRAWS)
         bad = []
         for first in range(0, len(encoded), _IMAGES_AT_ONCE):
@@ -146,7 +147,7 @@ class PixelRows:
     def _cut_out(self, encoded: Sequence, keys: np.ndarray, crops: dict[str, torch.Tensor]) -> list[tuple[int, str]]:
         """Fill `crops[column][image, view]`; what cannot be decoded is left as it is and returned."""
         images: dict[int, torch.Tensor] = {}
-        sizes, bad = np.ones((len(encoded), 2), np.int64), {}
+        sizes, bad = [(1, 1)] * len(encoded), {}
         for i, data in enumerate(encoded):
             try:
                 if _may_shrink(data):
@@ -154,9 +155,10 @@ class PixelRows:
                     sizes[i] = header.height, header.width
                 else:
                     images[i] = data if isinstance(data, torch.Tensor) else decode_image(data)
-                    sizes[i] = images[i].shape[1:]
+                    sizes[i] = tuple(images[i].shape[1:])
             except DamagedImage as error:
                 bad[i] = str(error)
+        sizes = np.array(sizes)
         drawn, room = [], np.full(len(encoded), np.inf)
         for name, view, places, numbers in self.kinds:
             view_keys = keyed.key(keys[:, None], _VIEW, numbers)
@@ -166,20 +168,31 @@ class PixelRows:
             drawn.append((view, crops[name][:, places[0] : places[-1] + 1], boxes, flips))
             room = np.minimum(room, boxes[..., 2:].min(axis=(1, 2)) / view.size)
 
-        small = {}
+        together = [one for one in drawn if one[0].size <= SMALL]
+        alone = [one for one in drawn if one[0].size > SMALL]
+        by_size: dict[tuple[int, ...], list[int]] = {}
         for i, image in images.items():
             if max(image.shape) <= SMALL:
-                small.setdefault(tuple(image.shape), []).append(i)
-        for members in small.values():
+                by_size.setdefault(tuple(image.shape), []).append(i)
+        for members in by_size.values():
+            if not together:
+                break
             stacked = torch.stack([images[i] for i in members])
-            for view, out, boxes, flips in drawn:
-                if view.size <= SMALL:
+            for view, out, boxes, flips in together:
+                if len(members) == len(encoded):
+                    crop_and_resize_together(stacked, boxes, flips, view.interpolation, out)
+                else:
                     resized = torch.empty(len(members), *out.shape[1:], dtype=torch.uint8)
                     crop_and_resize_together(stacked, boxes[members], flips[members], view.interpolation, resized)
-                    out.index_copy_(0, torch.tensor(members), resized)
-        drawn = [(view, out, boxes.tolist(), flips.tolist()) for view, out, boxes, flips in drawn]
+                    out.numpy()[members] = resized.numpy()
+        done = set().union(*by_size.values())
+        drawn, alone = (
+            [(view, out, boxes.tolist(), flips.tolist()) for view, out, boxes, flips in views]
+            for views in (drawn, alone)
+        )
         for i, data in enumerate(encoded):
-            if i in bad:
+            remaining = alone if i in done else drawn
+            if i in bad or not remaining:
                 continue
             image, shrink = images.pop(i, None), (1.0, 1.0)
             if image is None:
@@ -189,9 +202,7 @@ class PixelRows:
                     bad[i] = str(error)
                     continue
                 shrink = image.shape[1] / sizes[i, 0], image.shape[2] / sizes[i, 1]
-            for view, out, boxes, flips in drawn:
-                if max(image.shape[1:]) <= SMALL and view.size <= SMALL:
-                    continue
+            for view, out, boxes, flips in remaining:
                 for place, (box, flip) in enumerate(zip(boxes[i], flips[i], strict=True)):
                     box = _scaled(box, shrink, image)
                     crop_and_resize(image, box, flip, view.interpolation, out[i, place : place + 1])

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import random as keyed
 from ..errors import UserError
 from ..training_args import SSLTrainingArguments
 from .decode import DamagedImage, decode_image, image_header
-from .held_out import all_samples, held_out_samples, pieces_all_over
+from .held_out import MIN_HELD_OUT, all_samples, held_out_samples, pieces_all_over
+from .mixtures import open_mixture, parse_mixture, parts_of, stream_class
 from .sources import DataError, Source, available_splits, identity, open_source
 from .stream import ExactStream
 
@@ -38,7 +40,8 @@ class ImageDataArguments:
     Args:
         dataset (`str`, *optional*):
             Hub id, folder, file or glob (image files with or without class folders, webdataset tars, parquet, arrow,
-            `save_to_disk`). Left out: scikit-learn's handwritten digits.
+            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3. Left out:
+            scikit-learn's handwritten digits.
         dataset_config (`str`, *optional*):
             Configuration of a Hub data set.
         split (`str`, *optional*, defaults to `"train"`):
@@ -94,32 +97,46 @@ class ImageData:
 
     def __init__(self, arguments: ImageDataArguments):
         self.arguments = arguments
-        self.source = self._open(arguments.split)
+        self.source = open_mixture(arguments.dataset, **self._options(arguments.split))
         logger.info("Data: %s.", self.source.description)
         self.held_out = self._held_out()
         self.exclude = frozenset(map(identity, self.held_out))
 
-    def _open(self, split: str) -> Source:
+    def _options(self, split: str) -> dict[str, Any]:
         a = self.arguments
-        return open_source(
-            a.dataset, modality="image", column=a.image_column, config=a.dataset_config, split=split,
-            streaming=a.streaming,
-        )  # fmt: skip
+        return {
+            "modality": "image", "column": a.image_column, "config": a.dataset_config, "split": split,
+            "streaming": a.streaming,
+        }  # fmt: skip
 
     def _held_out(self) -> list[bytes]:
+        """The held-out images; of a mixture, those of each source by its share."""
+        images: list[bytes] = []
+        parts = parts_of(self.source)
+        fewest = min(MIN_HELD_OUT, self.arguments.max_held_out // len(parts))
+        for part, (name, _) in zip(parts, parse_mixture(self.arguments.dataset), strict=True):
+            most = max(round(part.share * self.arguments.max_held_out), fewest, 1)
+            images += self._held_out_of(part.source, name, most)
+        # evaluators may take the first ones only
+        return [images[i] for i in keyed.permutation(len(images), 0, 20)] if len(parts) > 1 else images
+
+    def _held_out_of(self, source: Source, name: str | None, max_images: int) -> list[bytes]:
         a = self.arguments
         split = a.eval_split
         if split == "auto":
-            splits = available_splits(a.dataset, modality="image", config=a.dataset_config)
+            splits = available_splits(name, modality="image", config=a.dataset_config)
             split = next((s for s in ("validation", "dev", "valid", "val") if s in splits and s != a.split), None)
         if split:
             try:
-                images = all_samples(self._open(split), a.max_held_out)
+                images = all_samples(open_source(name, **self._options(split)), max_images)
             except DataError as error:
                 raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
         else:
-            images = held_out_samples(self.source, a.held_out_fraction, a.max_held_out)
-        logger.info("Held out: %s images%s.", f"{len(images):,}", f" of the split {split}" if split else "")
+            images = held_out_samples(source, a.held_out_fraction, max_images)
+        logger.info(
+            "Held out: %s images%s%s.", f"{len(images):,}", f" of the split {split}" if split else "",
+            f" of {name}" if source is not self.source else "",
+        )  # fmt: skip
         return images
 
     @property
@@ -145,29 +162,17 @@ class ImageData:
 
     @cached_property
     def _sample(self) -> list[torch.Tensor]:
-        """Pixels of images from all over the source."""
+        """Pixels of images from all over the data, in the shares of a mixture."""
         sample = []
-        for image in self._some():
-            try:
-                header = image_header(image)
-                side = min(header.height, header.width)
-                shrink = next((by for by in (8, 4, 2) if side >= by * STATISTICS_SIDE), 1)
-                sample.append(decode_image(image, shrink))
-            except DamagedImage as error:
-                logger.debug("Left out of the statistics: %s", error)
-            if len(sample) == STATISTICS_SAMPLE:
-                break
-        if not sample:
-            raise DataError(
-                f"No image of {self.source.description} can be decoded. Pass other data, or another `--image_column`."
-            )
+        for part in parts_of(self.source):
+            decoded = list(islice(_decoded(part.source), max(round(part.share * STATISTICS_SAMPLE), 1)))
+            if not decoded:
+                raise DataError(
+                    f"No image of {part.source.description} can be decoded. Pass other data, or another "
+                    "`--image_column`."
+                )
+            sample += decoded
         return sample
-
-    def _some(self) -> Iterator[bytes]:
-        """Images from all over the source, as many as are worth a look."""
-        pieces = pieces_all_over(self.source, 11).tolist()
-        images = (image for piece in pieces for image in self.source.read(piece).columns[self.source.columns[0]])
-        return islice(images, 4 * STATISTICS_SAMPLE)
 
     def stream(self, args: SSLTrainingArguments, views: Any) -> ExactStream:
         """The stream of this process.
@@ -180,7 +185,7 @@ class ImageData:
         """
         image_bytes = float(self.source.piece_bytes.sum()) / max(self.num_images, 1)
         images = np.clip(args.per_device_train_batch_size, FEWEST_IMAGES_PER_BLOCK, MOST_IMAGES_PER_BLOCK)
-        return ExactStream(
+        return stream_class(self.source)(
             self.source,
             views.rows,
             views.collator(args.device),
@@ -199,3 +204,18 @@ class ImageData:
         """What of the data makes a run this run."""
         a = self.arguments
         return {"dataset": a.dataset or "embedded", "split": a.split, "image_column": self.source.columns[0]}
+
+
+def _decoded(source: Source) -> Iterator[torch.Tensor]:
+    """Pixels of images from all over a source; of large JPEG files at a reduced scale."""
+    images = (
+        image for piece in pieces_all_over(source, 11) for image in source.read(int(piece)).columns[source.columns[0]]
+    )
+    for image in islice(images, 4 * STATISTICS_SAMPLE):
+        try:
+            header = image_header(image)
+            side = min(header.height, header.width)
+            shrink = next((by for by in (8, 4, 2) if side >= by * STATISTICS_SIDE), 1)
+            yield decode_image(image, shrink)
+        except DamagedImage as error:
+            logger.debug("Left out of the statistics: %s", error)

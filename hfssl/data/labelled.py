@@ -9,7 +9,8 @@ import datasets
 import numpy as np
 
 from .. import random as keyed
-from .sources import DataError, Source, available_splits, open_source
+from .mixtures import parse_mixture
+from .sources import DataError, Source, available_splits, identity, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
 
@@ -36,14 +37,23 @@ class LazyImages(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        row = int(self.rows[index])
-        piece = int(np.searchsorted(self._ends, row, side="right"))
+        piece, row = self._place(index)
         if self._last[0] != piece:
             read = self.source.read(piece)
             images = read.columns[self.source.columns[0]]
             self._last = (piece, dict(zip(read.rows.tolist(), images, strict=True)))
-        start, stop = self.source.pieces[piece, 1:3].tolist()
-        return self._last[1].get(stop - int(self._ends[piece]) + row, b"")
+        return self._last[1].get(row, b"")
+
+    def where(self, index: int) -> str:
+        """Name an image for messages, such as `"cats/3.png"`."""
+        piece, row = self._place(index)
+        return self.source.where(int(self.source.pieces[piece, 0]), row)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The piece that an image is in, and its row in the file."""
+        row = int(self.rows[index])
+        piece = int(np.searchsorted(self._ends, row, side="right"))
+        return piece, int(self.source.pieces[piece, 2] - self._ends[piece]) + row
 
     def __getstate__(self):
         return {**self.__dict__, "_last": (-1, {})}
@@ -75,6 +85,12 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray, name: str) -> "LabelledImages":
+        """Some of the images, under another name."""
+        images = LazyImages(self.images.source, self.images.rows[rows])
+        digest = new_digest("some of", self.fingerprint, rows.tolist()).hexdigest()
+        return LabelledImages(images, self.labels[rows], self.class_names, digest, name)
+
 
 def open_labelled(
     dataset: str | os.PathLike | None,
@@ -105,6 +121,8 @@ def open_labelled(
     Raises:
         DataError: if there is no label, or none for some images: names the columns that there are.
     """
+    if len(parse_mixture(dataset)) > 1:
+        raise DataError(f"A probe takes one data set, got the mixture {str(dataset)!r}: name one of its data sets.")
     options = {"modality": "image", "column": image_column, "config": config}
     features = open_source(dataset, split=split, **options).features
     name = "the embedded set of images" if dataset is None else repr(str(dataset))
@@ -131,6 +149,39 @@ def open_labelled(
     return LabelledImages(
         LazyImages(source, rows), labels[rows], class_names, digest.hexdigest(), f"{short} ({split})"
     )
+
+
+def hold_out(data: LabelledImages, share: float = 0.2) -> tuple[LabelledImages, LabelledImages]:
+    """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
+
+    An image is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
+    of it with it. A class gives one image at least, unless it has a single one. All images are read once.
+
+    Args:
+        data ([`LabelledImages`]):
+            As [`open_labelled`] gives it.
+        share (`float`, *optional*, defaults to 0.2):
+            Of the images of each class, in (0, 1).
+
+    Raises:
+        DataError: if no class has two different images.
+    """
+    hashes = np.array([int.from_bytes(identity(image)[:8]) for image in data.images], dtype=np.uint64)
+    test = np.zeros(len(data), dtype=bool)
+    for label in np.unique(data.labels):
+        rows = np.flatnonzero(data.labels == label)
+        ranked = np.sort(hashes[rows])
+        last = ranked[max(1, round(share * len(rows))) - 1]
+        # never all: of copies that would leave nothing to learn from, none is held out
+        if last < ranked[-1]:
+            test[rows] = hashes[rows] <= last
+    if not test.any():
+        raise DataError(
+            f"{data.name} has no class with two different images, so that none can be held out to measure on. Name a "
+            "split to measure on with `--test_split`."
+        )
+    kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
+    return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
 
 
 def _label_column(features: dict, asked: str | None, name: str) -> str:

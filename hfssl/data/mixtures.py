@@ -1,10 +1,10 @@
 """Mixtures: several data sets read as one, in stated shares.
 
-`--dataset a:0.7,b:0.3` makes 70 % of the text that a run reads come from `a` and 30 % from `b`. The shares are shares
-of text (UTF-8 bytes), not of documents: a source of long documents is not drawn more often for it, and what the model
-sees in tokens is close to them. Each source is gone through again and again on its own: all of its samples once, in a
-new order, then all of them again. So a small source repeats and a large one may never be read whole; no source runs
-dry.
+`--dataset a:0.7,b:0.3` makes 70 % of what a run reads come from `a` and 30 % from `b`. The shares are shares of text
+(UTF-8 bytes), not of documents: a source of long documents is not drawn more often for it, and what the model sees in
+tokens is close to them. Of images they are shares of images, however large each is. Each source is gone through again
+and again on its own: all of its samples once, in a new order, then all of them again. So a small source repeats and a
+large one may never be read whole; no source runs dry.
 
 A [`MixtureStream`] is an [`~hfssl.data.stream.ExactStream`] whose blocks hold pieces of all sources. Of each source it
 needs a known number of pieces a block (the quota, a fraction), so where block 1,000,000 begins in each source is a
@@ -43,7 +43,7 @@ _MEASURED_PIECES = 16
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: a short name that no other has, and its share of the text, in (0, 1]."""
+    """One source of a mixture: a short name that no other has, and its share of the text or images, in (0, 1]."""
 
     name: str
     source: Source
@@ -51,7 +51,7 @@ class Part:
 
 
 class Mixture(Source):
-    """Several sources as one. All of them have one column of text, which is called `text` here.
+    """Several sources as one. All have one column of texts, or all one of images: it is called `text` or `image` here.
 
     Args:
         names (`Sequence[str]`):
@@ -59,17 +59,19 @@ class Mixture(Source):
         sources (`Sequence[Source]`):
             The sources.
         weights (`Sequence[float]`, *optional*):
-            Their shares of the text that is read, normalised to add up to 1. Left out, all text counts the same:
-            shares follow the sizes, and a pass over the mixture is a pass over each source.
+            Their shares of the text or the images that are read, normalised to add up to 1. Left out, all counts the
+            same: shares follow the sizes, and a pass over the mixture is a pass over each source.
     """
 
     unit = "position"
 
     def __init__(self, names: Sequence[str], sources: Sequence[Source], weights: Sequence[float] | None = None):
         self.weighted = weights is not None
-        # bytes of text in a piece of each source, on average
-        self.text_per_piece = [max(_text_bytes(source) / len(source), 1.0) for source in sources]
-        sizes = [mean * len(source) for mean, source in zip(self.text_per_piece, sources, strict=True)]
+        modality = sources[0].modality
+        measure = _text_bytes if modality == "text" else _num_images
+        # what shares are counted in: bytes of text, or images, in a piece of each source, on average
+        self.size_per_piece = [max(measure(source) / len(source), 1.0) for source in sources]
+        sizes = [mean * len(source) for mean, source in zip(self.size_per_piece, sources, strict=True)]
         weights = list(weights or sizes)
         shares = [weight / sum(weights) for weight in weights]
         self.parts = [Part(*part) for part in zip(_short(names), sources, shares, strict=True)]
@@ -81,16 +83,18 @@ class Mixture(Source):
             first_file, first_group = first_file + len(source.files), int(pieces[-1][:, 3].max()) + 1
         super().__init__(
             files=[f"{name}: {file}" for name, source in zip(names, sources, strict=True) for file in source.files],
-            columns=["text"],
-            features={"text": datasets.Value("string")},
+            columns=[modality],
+            features={modality: datasets.Value("string") if modality == "text" else datasets.Image()},
             pieces=np.concatenate(pieces),
             piece_bytes=np.concatenate([source.piece_bytes for source in sources]),
             fingerprint=new_digest("mixture", *(source.fingerprint for source in sources)).hexdigest(),
+            modality=modality,
         )
+        self._first_files = np.cumsum([0, *(len(source.files) for source in sources)])
         self.num_rows = sum(source.num_rows for source in sources)
         self.num_rows_exact = all(source.num_rows_exact for source in sources)
         self.description = "mixture of " + ", ".join(
-            f"{part.share:.1%} {name} ({_size(size)} of text; {part.source.description})"
+            f"{part.share:.1%} {name} ({_size(size, modality)}; {part.source.description})"
             for name, part, size in zip(names, self.parts, sizes, strict=True)
         )
 
@@ -98,7 +102,12 @@ class Mixture(Source):
         part = int(np.searchsorted(self.first_pieces, index, side="right")) - 1
         source = self.parts[part].source
         read = source.read(int(index - self.first_pieces[part]))
-        return PieceRows(read.rows, {"text": read.columns[source.columns[0]]}, read.bad)
+        return PieceRows(read.rows, {self.columns[0]: read.columns[source.columns[0]]}, read.bad)
+
+    def where(self, file: int, row: int) -> str:
+        part = int(np.searchsorted(self._first_files, file, side="right")) - 1
+        source = self.parts[part].source
+        return f"{self.parts[part].name}: {source.where(int(file - self._first_files[part]), row)}"
 
 
 class MixtureStream(ExactStream):
@@ -109,11 +118,13 @@ class MixtureStream(ExactStream):
     """
 
     def _plan(self, block_bytes: int) -> None:
-        parts, text = self.source.parts, self.source.text_per_piece
+        parts, sizes = self.source.parts, self.source.size_per_piece
+        if self.source.modality == "image":
+            block_bytes *= self.source.num_rows / max(float(self.source.piece_bytes.sum()), 1.0)
         # a source whose pieces are larger than its part of a block comes in some blocks only
-        wanted = max(mean / part.share for part, mean in zip(parts, text, strict=True))
+        wanted = max(mean / part.share for part, mean in zip(parts, sizes, strict=True))
         wanted = min(max(wanted, block_bytes), _MAX_GROWTH * block_bytes)
-        per_block = [wanted * part.share / mean for part, mean in zip(parts, text, strict=True)]
+        per_block = [wanted * part.share / mean for part, mean in zip(parts, sizes, strict=True)]
         at_least_one = max(1.0, 1.0 / sum(per_block))
         self.units_per_block = [max(1, round(number * at_least_one * _FRACTION)) for number in per_block]
         # sources that come in some blocks only do not all come in the same ones
@@ -275,7 +286,8 @@ def _split_weight(text: str) -> tuple[str, float | None]:
 
 
 def _exists_without_weight(text: str) -> bool:
-    return _exists(text.strip()) or _exists(text.rpartition(":")[0].strip())
+    name, _, weight = text.rpartition(":")
+    return _exists(text.strip()) or ("," not in weight and _exists(name.strip()))
 
 
 def _exists(path: str) -> bool:
@@ -301,7 +313,15 @@ def _text_bytes(source: Source) -> float:
     return text * total / max(float(source.piece_bytes[pieces].sum()), 1.0)
 
 
-def _size(num_bytes: float) -> str:
+def _num_images(source: Source) -> float:
+    return float(source.num_rows)
+
+
+def _size(size: float, modality: str) -> str:
+    return f"{size:,.0f} images" if modality == "image" else f"{_in_bytes(size)} of text"
+
+
+def _in_bytes(num_bytes: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

@@ -69,18 +69,21 @@ def crop_and_resize_together(
     number, _, height, width = images.shape
     num_views, size = out.shape[1], out.shape[-1]
     boxes, flips = torch.from_numpy(boxes).float(), torch.from_numpy(flips)
-    places = (torch.arange(size) + 0.5).expand(number, num_views, size)
+    places = torch.arange(size) + 0.5
     mirrored = torch.where(flips[..., None], size - places, places)
     across = _weights(boxes[..., 1], boxes[..., 3], mirrored, width, interpolation).transpose(-1, -2)
     down = _weights(boxes[..., 0], boxes[..., 2], places, height, interpolation)
-    pixels = images.reshape(number, 3 * height, width).float()
+    # the channels of a row side by side: both products then take one matrix of weights an image
+    pixels = images.transpose(1, 2).contiguous().float().view(number, height * 3, width)
     for view in range(num_views):
-        rows = torch.bmm(pixels, across[:, view]).view(number * 3, height, size)
+        rows = torch.bmm(pixels, across[:, view])
         if interpolation == "bicubic":  # overshoots, which the kernel for bytes cuts off here too
             rows.clamp_(0, 255)
-        of_channels = down[:, view, None].expand(number, 3, size, height).reshape(number * 3, size, height)
-        resized = torch.bmm(of_channels, rows).add_(0.5).clamp_(0, 255)  # a byte is what lies before the point
-        out[:, view].copy_(resized.view(number, 3, size, size))
+        resized = torch.bmm(down[:, view], rows.view(number, height, 3 * size)).add_(0.5)
+        if interpolation == "bicubic":
+            resized.clamp_(0, 255)
+        # a byte is what lies before the point
+        out[:, view].copy_(resized.view(number, size, 3, size).transpose(1, 2))
 
 
 def _weights(
@@ -88,11 +91,14 @@ def _weights(
 ) -> torch.Tensor:
     """What each input contributes to each output, `(num_images, num_views, size, num_inputs)`; the outputs lie at
     `places` of the view."""
-    scale = (lengths / places.shape[-1])[..., None]
-    centres = starts[..., None] + places * scale
-    inputs = torch.arange(num_inputs) + 0.5
+    starts, lengths = starts[..., None], lengths[..., None]
+    scale = lengths / places.shape[-1]
     # an enlarged image is interpolated, a reduced one averaged over what an output covers
-    distances = (inputs - centres[..., None]).div_(scale.clamp_min(1.0)[..., None]).abs_()
+    unit = scale.clamp_min(1.0)
+    inputs = torch.arange(num_inputs) + 0.5
+    outside = (inputs < starts) | (inputs > starts + lengths)
+    inputs = (inputs / unit).masked_fill_(outside, torch.inf)
+    distances = (inputs[..., None, :] - ((starts + places * scale) / unit)[..., None]).abs_()
     if interpolation == "bilinear":
         weights = distances.neg_().add_(1.0).clamp_min_(0.0)
     else:  # Keys' cubic with -0.5: one polynomial up to 1, another up to 2, both 0 where they meet and end
@@ -101,6 +107,4 @@ def _weights(
         weights = ((1.5 * near).sub_(2.5).mul_(near).mul_(near).add_(1.0)).add_(
             (-0.5 * far).add_(2.5).mul_(far).sub_(4.0).mul_(far).add_(2.0)
         )
-    inside = (inputs > starts[..., None]) & (inputs < (starts + lengths)[..., None])
-    weights.mul_(inside.float()[:, :, None])
     return weights.div_(weights.sum(-1, keepdim=True))

@@ -244,7 +244,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             if blocks_without_rows > self.most_empty_blocks:
                 raise DataError(
                     f"A whole pass over {self.source.description} gave no row to train on: every sample is held out "
-                    "or empty."
+                    "or empty. Pass more data."
                 )
             while first < len(made.rows):
                 last = min(first + self.batch_size - waiting, len(made.rows))

@@ -232,36 +232,54 @@ def _extract(
     state = process_state()
     starts = range(0, len(data.images), batch_size)
     mine = starts[state.process_index :: state.num_processes]
-    parts, bad = {}, 0
+    parts, bad = {}, []
     bar = tqdm(
         total=len(data.images), desc=f"Features of {title}", unit=" images", leave=False,
         disable=None if state.is_main_process else True,
     )  # fmt: skip
     with bar:
         for start, images in zip(mine, decoded(data.images, mine, batch_size), strict=True):
-            bad += sum(image is None for image in images)
+            bad += [start + i for i, image in enumerate(images) if image is None]
             images = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in images]
             parts[start] = {name: extractor(images) for name, extractor in extractors.items()}
             bar.update(len(images) * state.num_processes)
     parts, bad = _gathered(parts, bad)
-    if bad > max(1, _MAX_BAD_FRACTION * len(data.images)):
+    if len(bad) > max(1, _MAX_BAD_FRACTION * len(data.images)):
         raise EvaluationError(
-            f"{bad:,} of the {len(data.images):,} images of {data.name} cannot be decoded: remove or replace them."
+            f"{len(bad):,} of the {len(data.images):,} images of {data.name} cannot be decoded, such as "
+            f"{_damage(data, bad[0])}: remove or replace them."
         )
     if bad:
-        logger.warning("%d of the images of %s cannot be decoded, and are black to every encoder.", bad, data.name)
+        logger.warning(
+            "%d of the images of %s cannot be decoded, and are black to every encoder, such as %s.",
+            len(bad), data.name, _damage(data, bad[0]),
+        )  # fmt: skip
     return {
         name: np.concatenate([parts[start][name] for start in starts]).astype(np.float32, copy=False)
         for name in extractors
     }
 
 
-def _gathered(parts: dict[int, Any], bad: int) -> tuple[dict[int, Any], int]:
+def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], list[int]]:
     if process_state().num_processes == 1:
         return parts, bad
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, (parts, bad))
-    return {start: part for share, _ in shares for start, part in share.items()}, sum(count for _, count in shares)
+    parts = {start: part for share, _ in shares for start, part in share.items()}
+    return parts, sorted(row for _, rows in shares for row in rows)
+
+
+def _damage(data: "LabelledImages", row: int) -> str:
+    """Name a damaged image, and say what is wrong with it."""
+    from ..data.decode import DamagedImage, decode_image
+    from ..data.labelled import LazyImages
+
+    name = data.images.where(row) if isinstance(data.images, LazyImages) else f"image {row:,}"
+    try:
+        decode_image(data.images[row])
+    except DamagedImage as error:
+        return f"{name} ({error})"
+    return name
 
 
 def decoded(images: Sequence[bytes], starts: Sequence[int], batch_size: int) -> Iterator[list[torch.Tensor | None]]:

@@ -16,25 +16,23 @@ import logging
 import math
 import re
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, SequentialSampler
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel
 
 from .. import random as keyed
 from ..training_args import choose_precision
+from .cells import Cells, CellTrainer, training_arguments
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .features import normalized, resized_images
 from .frozen import ENCODER, RANDOM_INIT, aligned_labels, classification_scores, make_results, process_state
-from .results import Result, read_json, write_json, write_results
+from .results import Result, write_results
 from .vision_encoder import VisionEncoder, size_arguments
 
 
@@ -177,25 +175,14 @@ class FinetuneRun:
         self.name = name or self.encoder.name
         models = {ENCODER: self.encoder.load(), RANDOM_INIT: self.encoder.random_init()}
         self.digests = {kind: self.encoder.digest(model) for kind, model in models.items()}
-        self.cells_path = Path(output_dir) / "cells.json" if output_dir is not None else None
-        cells = read_json(self.cells_path, default={}) if self.cells_path and self.state.is_main_process else {}
-        # all processes have to agree on what is done
-        (self.cells,) = broadcast_object_list([cells])
+        self.cells = Cells(output_dir, self.name)
         self._images: dict[str, _Images] = {}
 
     def scores(self, kind: str, seed: int, rows: np.ndarray | None = None, position: str = "") -> dict[str, float]:
         """Scores on test after training on `rows` of train (all, when left out)."""
         rows = np.arange(len(self.train_y)) if rows is None else rows
-        key = self._key(kind, seed, rows)
         title = f"{kind.replace('_', ' ')}, {len(rows):,} labels, seed {seed}"
-        if key not in self.cells:
-            start = time.monotonic()
-            scores = self._train(kind, seed, rows, title)
-            self.cells[key] = {"metrics": scores, "seconds": round(time.monotonic() - start, 1), "encoder": self.name}
-            if self.cells_path and self.state.is_main_process:
-                # another run may have written to the same file meanwhile
-                write_json(self.cells_path, read_json(self.cells_path, default={}) | {key: self.cells[key]})
-        cell = self.cells[key]
+        cell = self.cells.run(self._key(kind, seed, rows), lambda: self._train(kind, seed, rows, title))
         figures = ", ".join(f"{metric} {value:.3f}" for metric, value in cell["metrics"].items())
         logger.info("%s %s: %s · %.0f s", position, title, figures, cell["seconds"])
         return cell["metrics"]
@@ -222,6 +209,11 @@ class FinetuneRun:
         model = self.encoder.classifier(names, seed, random_init=kind == RANDOM_INIT)
         # a batch of whole rows for each process
         batch_size = max(1, min(settings.train_batch_size, len(rows)) // num_processes)
+        if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise EvaluationError(
+                f"The batch norm of {self.name} needs more than one image in each process, but a step has "
+                f"{batch_size * num_processes} in {num_processes}: pass a larger `--train_batch_size`, or more labels."
+            )
         num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * len(rows) / (batch_size * num_processes))))
         train = _TrainingRows(
             self._pixels("train"), self.train_y, rows, num_steps * batch_size * num_processes, seed, settings
@@ -230,9 +222,9 @@ class FinetuneRun:
         learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
         groups = layer_groups(model, learning_rate, decay, settings.weight_decay)
         with tempfile.TemporaryDirectory() as scratch:
-            args = TrainingArguments(
-                output_dir=scratch,
-                use_cpu=self.state.device.type == "cpu",
+            args = training_arguments(
+                scratch,
+                self.precision,
                 per_device_train_batch_size=batch_size,
                 per_device_eval_batch_size=256,
                 max_steps=num_steps,
@@ -240,37 +232,20 @@ class FinetuneRun:
                 lr_scheduler_type="cosine",
                 warmup_steps=0.1,
                 max_grad_norm=1.0,
-                bf16=self.precision == "bf16",
                 seed=seed,
                 remove_unused_columns=False,
-                # else the loss, a mean over images, would be multiplied by the number of processes
-                average_tokens_across_devices=False,
-                dataloader_pin_memory=self.state.device.type == "cuda",
-                save_strategy="no",
-                logging_strategy="no",
-                eval_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
             )
-            if self.precision == "fp32":
-                # the launcher's own setting would win
-                args.mixed_precision = "no"
             trainer = _InOrderTrainer(
                 model,
                 args,
                 train_dataset=train,
                 data_collator=_Collator(self.encoder.processor, model),
-                callbacks=[_ProgressBar(title)],
                 optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
+                title=title,
             )
-            trainer.remove_callback(PrinterCallback)
             trainer.train()
-            output = trainer.predict(_TestRows(self._pixels("test"), self.test_y))
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        if not np.isfinite(logits).all():
-            logger.warning("Training diverged: some predictions are no numbers, and count as 0.")
-            logits = np.nan_to_num(logits, posinf=0.0, neginf=0.0)
-        return classification_scores(logits.argmax(-1), output.label_ids)
+            logits, labels = trainer.logits_and_labels(_TestRows(self._pixels("test"), self.test_y))
+        return classification_scores(logits.argmax(-1), labels)
 
 
 def layer_groups(
@@ -391,24 +366,7 @@ class _Collator:
         return {"pixel_values": pixel_values, "labels": labels, **size}
 
 
-class _InOrderTrainer(Trainer):
+class _InOrderTrainer(CellTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         # the data set has the order in it
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
-
-
-class _ProgressBar(TrainerCallback):
-    """A bar while one training runs, on a terminal only."""
-
-    def __init__(self, title: str):
-        self.title = title
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        shown = None if state.is_world_process_zero else True
-        self.bar = tqdm(total=state.max_steps, desc=self.title, leave=False, disable=shown)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()

@@ -2,7 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,12 +15,14 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from .. import random as keyed
+from ..errors import UserError
 from ..pooling import check_pooling
 from .evaluator import EvaluationError, Evaluator
 from .features import encode, normalized, probe_features, resized_images
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
 from .frozen import RAW_INPUT, FrozenEvaluator, aligned_labels, classification_scores, process_state
+from .held_out_loss import HeldOutLossEvaluator
 from .knn import KnnEvaluator, knn_predict
 from .label_efficiency import LabelEfficiencyEvaluator
 from .linear_probe import LinearProbeEvaluator
@@ -27,7 +31,10 @@ from .vision_encoder import evaluating
 
 
 if TYPE_CHECKING:
+    from ..data.image_data import ImageData
     from ..data.labelled import LabelledImages
+    from ..data.views import Views
+    from ..training_args import SSLTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +60,20 @@ class ProbeArguments:
             for the digits that come with hfssl, none for no probes. Left out, it is the embedded set in runs on it.
         probe_split (`str`, *optional*, defaults to `"train"`):
             Split that probes learn from.
-        probe_test_split (`str`, *optional*, defaults to `"test"`):
-            Split that they are measured on.
+        probe_test_split (`str`, *optional*, defaults to `"auto"`):
+            Split that they are measured on. auto takes test or validation where there is one, else holds out a fifth
+            of each class.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
         probe_max_samples (`int`, *optional*, defaults to `20000`):
             Use so many images of each split at most.
         probe_pooling (`str`, *optional*):
-            cls, mean, cls+mean or last4; what fits the encoder when left out.
+            cls, mean, cls+mean or last4. Left out: the feature that the method projects, for MAE what fits the encoder.
     """
 
     probe_dataset: str | None = None
     probe_split: str = "train"
-    probe_test_split: str = "test"
+    probe_test_split: str = "auto"
     probe_label_column: str | None = None
     probe_max_samples: int | None = 20_000
     probe_pooling: str | None = None
@@ -75,10 +83,12 @@ class ProbeArguments:
         name = self.probe_dataset or (EMBEDDED if dataset is None else "none")
         if name == "none":
             return None
-        return load_splits(
-            name, self.probe_split, self.probe_test_split, label_column=self.probe_label_column,
-            max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
-        )  # fmt: skip
+        flags = ("dataset", "split", "test_split", "label_column")
+        with _named_flags({flag: f"probe_{flag}" for flag in flags}):
+            return load_splits(
+                name, self.probe_split, self.probe_test_split, label_column=self.probe_label_column,
+                max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
+            )  # fmt: skip
 
 
 @dataclass
@@ -94,8 +104,9 @@ class LabelledDataArguments:
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split to learn from.
-        test_split (`str`, *optional*, defaults to `"test"`):
-            Split to measure on.
+        test_split (`str`, *optional*, defaults to `"auto"`):
+            Split to measure on. auto takes test or validation where there is one, else holds out a fifth of each
+            class.
         image_column (`str`, *optional*):
             Column of the images; found by its type when left out.
         label_column (`str`, *optional*):
@@ -109,7 +120,7 @@ class LabelledDataArguments:
     dataset: str = EMBEDDED
     dataset_config: str | None = None
     split: str = "train"
-    test_split: str = "test"
+    test_split: str = "auto"
     image_column: str | None = None
     label_column: str | None = None
     max_train_samples: int | None = None
@@ -127,7 +138,7 @@ class LabelledDataArguments:
 def load_splits(
     dataset: str | None,
     split: str = "train",
-    test_split: str = "test",
+    test_split: str = "auto",
     *,
     config: str | None = None,
     image_column: str | None = None,
@@ -136,16 +147,36 @@ def load_splits(
     max_test_samples: int | None = None,
 ) -> "tuple[LabelledImages, LabelledImages]":
     """The labelled images to learn from and those to measure on, checked to be of the same classes."""
-    from ..data.labelled import open_labelled
+    from ..data.labelled import hold_out, open_labelled
+    from ..data.sources import available_splits
 
     name = None if dataset == EMBEDDED else dataset
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     columns = {"image_column": image_column, "label_column": label_column, "config": config}
     train = open_labelled(name, split, max_samples=max_train_samples, **columns)
-    test = open_labelled(name, test_split, max_samples=max_test_samples, **columns)
+    if test_split == "auto":
+        splits = available_splits(name, modality="image", config=config)
+        usual = ("test", "validation", "dev", "valid", "val")
+        test_split = next((other for other in usual if other in splits and other != split), None)
+    if test_split is None:
+        train, test = hold_out(train)
+        logger.info("There is no split to measure on: %s images of %s are held out.", f"{len(test):,}", train.name)
+    else:
+        with _named_flags({"split": "test_split"}):
+            test = open_labelled(name, test_split, max_samples=max_test_samples, **columns)
     aligned_labels(train, test)
     return train, test
+
+
+@contextmanager
+def _named_flags(names: dict[str, str]) -> Iterator[None]:
+    """Let what is wrong with the data be told with the flags that the user has."""
+    try:
+        yield
+    except UserError as error:
+        told = re.sub("`--([a-z_]+)", lambda flag: f"`--{names.get(flag[1], flag[1])}", str(error))
+        raise type(error)(told) from error
 
 
 def parse_protocols(text: str | Sequence[str]) -> list[str]:
@@ -263,6 +294,37 @@ def _title(result: Result) -> str:
     if "k" in chosen:
         return f"{title}, k = {chosen['k']}" + (" (all)" if "neighbours" in result.details else "")
     return title + (f", {chosen['shots']} a class" if "shots" in chosen else "")
+
+
+def image_evaluators(
+    model: torch.nn.Module,
+    data: "ImageData",
+    views: "Views",
+    processor: Any,
+    arguments: ProbeArguments,
+    args: "SSLTrainingArguments",
+) -> list[Evaluator]:
+    """What the image recipes measure while they train: the held-out loss, and k-NN where there are labelled images.
+
+    Args:
+        model ([`~hfssl.vision_modeling.SSLVisionModel`]):
+            What is trained: the feature that it projects is the one that is probed, where the user asks for no other.
+        data ([`~hfssl.data.image_data.ImageData`]), views ([`~hfssl.data.views.Views`]):
+            What the run trains on.
+        processor:
+            Image processor that goes with the encoder.
+        arguments ([`ProbeArguments`]):
+            What the user asked for.
+        args ([`SSLTrainingArguments`]):
+            The run; of several processes each measures its share.
+    """
+    share = {"rank": args.process_index, "world_size": args.world_size}
+    evaluators: list[Evaluator] = [HeldOutLossEvaluator(data.held_out, views, **share)]
+    probes = arguments.load(data.arguments.dataset)
+    if probes is not None:
+        pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
+        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling))
+    return evaluators
 
 
 class OnlineKnn(Evaluator):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -83,6 +84,7 @@ class VisionEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             raise EvaluationError(f"Cannot load the encoder {self.source}: {_first_line(error)}") from error
         _check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
+        self._try_on_an_image(model)
         return model
 
     def random_init(self, seed: int = 0) -> PreTrainedModel:
@@ -127,6 +129,20 @@ class VisionEncoder:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
         return digest.hexdigest()
+
+    def _try_on_an_image(self, model: PreTrainedModel) -> None:
+        """Refuse a processor that makes images of a size which the encoder does not take."""
+        blank = np.zeros((32, 32, 3), dtype=np.uint8)
+        pixel_values = self.processor(images=[blank], return_tensors="pt")["pixel_values"]
+        height, width = pixel_values.shape[-2:]
+        try:
+            with evaluating(model):
+                model(pixel_values=pixel_values.to(model.device), **size_arguments(model, height, width))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise EvaluationError(
+                f"{self.source} does not take images of {height} × {width} pixels, which its image processor makes "
+                f"({_first_line(error).rstrip('.')}): save one beside it that resizes to the size of its pre-training."
+            ) from error
 
     def _fresh_config(self) -> PreTrainedConfig:
         config = type(self.config).from_dict(self.config.to_dict())

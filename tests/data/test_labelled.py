@@ -14,7 +14,7 @@ from PIL import Image
 
 from hfssl.data.decode import DamagedImage, decode_image
 from hfssl.data.embedded import embedded_images
-from hfssl.data.labelled import open_labelled
+from hfssl.data.labelled import hold_out, open_labelled
 from hfssl.data.sources import DataError
 
 
@@ -215,3 +215,42 @@ def test_cifar(shared_data):
     labelled = open_labelled(shared_data / "cifar10", "test")
     assert np.bincount(labelled.labels).tolist() == [1000] * 10 and labelled.class_names[0] == "airplane"
     assert decode_image(labelled.images[1234]).shape == (3, 32, 32)
+
+
+def put(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image)
+
+
+def test_a_fifth_of_each_class_is_held_out_by_content(tmp_path):
+    folder = tmp_path / "animals"
+    for i in range(57):
+        name = ("ants", "bees", "cats")[0 if i < 40 else 1 if i < 56 else 2]
+        put(folder / name / f"{i}.png", png(i))
+    (folder / "ants" / "copy.png").write_bytes(png(3))
+    data = open_labelled(folder, "train")
+    train, test = hold_out(data)
+    assert len(train) + len(test) == len(data) == 58
+    assert set(train.images).isdisjoint(test.images)
+    # a copy may go with its image, and a single image stays
+    assert np.bincount(test.labels, minlength=3).tolist() in ([8, 3, 0], [9, 3, 0])
+    assert train.class_names == test.class_names == ["ants", "bees", "cats"]
+    assert test.name == "a fifth of animals (train)" and train.fingerprint != test.fingerprint != data.fingerprint
+    # other names, other order: the same images
+    other = tmp_path / "other"
+    for i, path in enumerate(sorted(folder.rglob("*.png"))):
+        put(other / path.parent.name / f"{99 - i}.png", path.read_bytes())
+    assert set(hold_out(open_labelled(other, "train"))[1].images) == set(test.images)
+    single = tmp_path / "single"
+    for name in "ab":
+        put(single / name / "0.png", png(0))
+        put(single / name / "1.png", png(0))
+    with pytest.raises(DataError, match="no class with two different images"):
+        hold_out(open_labelled(single, "train"))
+
+
+def test_images_are_named_where_they_lie(tmp_path):
+    for i in range(6):
+        put(tmp_path / "ab"[i % 2] / f"{i}.png", png(i))
+    images = open_labelled(tmp_path, "train").images
+    assert [images.where(i) for i in range(6)] == [f"{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 1, 3, 5)]

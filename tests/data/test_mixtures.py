@@ -292,6 +292,9 @@ def test_columns_may_differ_and_damage_is_named_with_its_source(tmp_path, caplog
 
 def test_missing_parts_and_configurations_are_explained(tmp_path):
     (tmp_path / "a.txt").write_text("text\n")
+    (tmp_path / "c.txt").write_text("text\n")
+    with pytest.raises(DataError, match="gives '.*c.txt' no weight, but others one"):
+        open_mixture(f"{tmp_path}/a.txt:1,{tmp_path}/c.txt")
     with pytest.raises(DataError, match="no_such_folder"):
         open_mixture(f"{tmp_path}/a.txt:1,{tmp_path}/no_such_folder/b.txt:1")
     with pytest.raises(DataError, match="--dataset_config en` cannot hold for each"):

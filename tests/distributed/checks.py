@@ -117,6 +117,9 @@ IMAGE_METHODS = {
     "moco-resnet-queue": (MocoForPreTraining, MocoPreTrainingConfig, "resnet", {**HEAD, "queue_size": 50}),
     "dino-vit": (DinoForPreTraining, DinoPreTrainingConfig, "vit", {**HEAD, "num_prototypes": 12, "drop_path_rate": 0.0}),
     "dino-resnet": (DinoForPreTraining, DinoPreTrainingConfig, "resnet", {**HEAD, "num_prototypes": 12}),
+    "dino-sinkhorn": (DinoForPreTraining, DinoPreTrainingConfig, "vit", {
+        **HEAD, "num_prototypes": 12, "drop_path_rate": 0.0, "projector_batch_norm": True, "centering": "sinkhorn",
+    }),
 }  # fmt: skip
 
 

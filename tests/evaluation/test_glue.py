@@ -20,7 +20,8 @@ from transformers import (
 
 from hfssl.evaluation import GlueEvaluator, read_results
 from hfssl.evaluation import glue as glue_module
-from hfssl.evaluation.glue import TASKS, _CellTrainer, _subset, load_task, parse_tasks
+from hfssl.evaluation.glue import _LengthGroupedTrainer
+from hfssl.evaluation.glue_tasks import TASKS, load_task, parse_tasks, subset
 from hfssl.evaluation.text_encoder import TextEncoder
 
 
@@ -236,7 +237,7 @@ def test_rows_are_in_the_same_order_whatever_the_random_state(encoder, tmp_path)
             tmp_path, use_cpu=True, seed=3, train_sampling_strategy="group_by_length", report_to="none"
         )
         model = BertModel(make_config())
-        sampler = _CellTrainer(model, args, train_dataset=rows)._get_train_sampler()
+        sampler = _LengthGroupedTrainer(model, args, train_dataset=rows)._get_train_sampler()
         orders.append([list(sampler), list(sampler)])
     assert orders[0] == orders[1]
     assert orders[0][0] != orders[0][1], "each epoch has an order of its own"
@@ -244,9 +245,9 @@ def test_rows_are_in_the_same_order_whatever_the_random_state(encoder, tmp_path)
 
 def test_a_subset_is_always_the_same_and_lies_in_a_larger_one(dataset):
     rows = load_task(str(dataset), "sst2")["train"]
-    small, again, large = _subset(rows, 10)["idx"][:], _subset(rows, 10)["idx"][:], _subset(rows, 50)["idx"][:]
+    small, again, large = subset(rows, 10)["idx"][:], subset(rows, 10)["idx"][:], subset(rows, 50)["idx"][:]
     assert small == again and set(small) < set(large) and len(large) == 50
-    assert len(_subset(rows, 1000)) == 120
+    assert len(subset(rows, 1000)) == 120
 
 
 def test_length_is_that_which_the_encoder_takes(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.linear_model
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from hfssl.evaluation import EvaluationError, linear_probe
@@ -78,13 +79,12 @@ def test_the_strength_is_chosen_on_a_part_of_train_alone():
     (x, y), (test_x, _) = blobs(120, spread=3.0), blobs(60, seed=1)
     held_out = held_out_rows(y)
     chosen = choose_strength(x[~held_out], y[~held_out], x[held_out], y[held_out])
-    accuracy = {}
+    cross_entropy = {}
     for strength in linear_probe.STRENGTHS:
         scaler = StandardScaler().fit(x[~held_out])
         model = sklearn_fit(scaler.transform(x[~held_out]), y[~held_out], strength)
-        accuracy[strength] = model.score(scaler.transform(x[held_out]), y[held_out])
-    best = max(accuracy.values())
-    assert chosen.strength == max(strength for strength, value in accuracy.items() if value == best)
+        cross_entropy[strength] = log_loss(y[held_out], model.predict_proba(scaler.transform(x[held_out])))
+    assert chosen.strength == min(cross_entropy, key=cross_entropy.get)
     assert min(linear_probe.STRENGTHS) < chosen.strength < max(linear_probe.STRENGTHS)
     # neither other test rows nor fewer of them change anything
     for rows in (test_x, test_x[::-1], test_x[:1], 100 * test_x):

@@ -34,7 +34,8 @@ def test_a_table_with_baselines_records_and_pictures(encoder, tmp_path, capsys):
     assert [result.protocol for result in results] == ["knn", "knn", "linear", "few_shot", "few_shot", "few_shot"]
     for result in results:
         assert set(result.baselines) == {"random_init", "raw_input", "majority"}
-        assert result.version == 1 and result.hyperparameters["pooling"] == "cls"
+        assert result.version == (2 if result.protocol == "linear" else 1)
+        assert result.hyperparameters["pooling"] == "cls"
     assert results[2].details["strength"] > 0
     assert results[3].std > 0 and len(results[3].seeds) == 10
     records = read_results(tmp_path / "results.json")

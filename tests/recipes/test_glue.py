@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from recipe_process import recipe_server
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -41,16 +42,16 @@ def dataset(tmp_path_factory):
     return folder
 
 
+def run(folder, *flags, **options):
+    return recipe_server().run(folder, *flags, script="recipes/glue.py", **options)
+
+
 def command(*flags):
     return [sys.executable, "recipes/glue.py", *map(str, flags)]
 
 
 def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def run(*flags):
-    return subprocess.run(command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def figures(output_dir):
@@ -65,8 +66,9 @@ def read(path):
 
 def test_ends_with_a_table_and_a_file(encoder, dataset, tmp_path):
     flags = ["--encoder", encoder, "--task", "cola", "--dataset", dataset, "--output_dir", tmp_path]
-    result = run(*flags, "--seeds", 1, "--epochs", 1, "--max_train_samples", 16, "--precision", "fp32")
-    assert result.returncode == 0, result.stderr
+    flags += ["--seeds", 1, "--epochs", 1, "--max_train_samples", 16, "--precision", "fp32"]
+    result = run(tmp_path / "log", *flags)
+    assert result.poll() == 0, result.stderr
     assert "cola, seed 0, random init: matthews_correlation" in result.stderr
     lines = result.stdout.splitlines()
     assert any(line.startswith("task  metric                encoder  random init  majority") for line in lines), lines
@@ -82,20 +84,27 @@ def test_ends_with_a_table_and_a_file(encoder, dataset, tmp_path):
         (["--task", "rte"], 'The task "rte" needs'),
     ],
 )
-def test_mistakes_end_in_one_sentence(encoder, dataset, flags, message):
-    result = run("--encoder", encoder, "--dataset", dataset, "--task", "cola", *flags)
-    assert result.returncode in (1, 2)
+def test_mistakes_end_in_one_sentence(encoder, dataset, tmp_path, flags, message):
+    result = run(tmp_path, "--encoder", encoder, "--dataset", dataset, "--task", "cola", *flags)
+    assert result.poll() in (1, 2)
     assert "Traceback" not in result.stderr
     before, _, after = message.partition(".*")
     assert before in result.stderr and after in result.stderr
+
+
+@pytest.mark.distributed
+def test_a_batch_is_dealt_to_all_processes(encoder, dataset, tmp_path):
+    flags = ["--encoder", encoder, "--task", "cola", "--dataset", dataset, "--batch_size", 3]
+    result = run(tmp_path, *flags, "--output_dir", tmp_path / "out", ranks=2)
+    assert result.poll() == 1 and "3 rows cannot be dealt to 2 processes evenly" in result.stderr
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_command(encoder, dataset, tmp_path):
     flags = ["--encoder", encoder, "--task", "cola", "--dataset", dataset, "--seeds", 3, "--epochs", 30]
     flags += ["--precision", "fp32"]
-    whole = run(*flags, "--output_dir", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    whole = run(tmp_path / "log", *flags, "--output_dir", tmp_path / "whole")
+    assert whole.poll() == 0, whole.stderr
 
     cut = tmp_path / "cut"
     process = subprocess.Popen(
@@ -109,7 +118,7 @@ def test_a_killed_run_goes_on_with_the_same_command(encoder, dataset, tmp_path):
     kept = read(cut / "cells.json")
     assert 0 < len(kept) < 6
 
-    resumed = run(*flags, "--output_dir", cut)
+    resumed = run(tmp_path / "log again", *flags, "--output_dir", cut)
     assert f"{len(kept)} of 6 cells are done already" in resumed.stderr
     assert resumed.stderr.count("cola, seed") == 6 - len(kept)
     assert figures(cut) == figures(tmp_path / "whole")

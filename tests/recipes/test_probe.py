@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from labelled import save, save_bert, vit
+from recipe_process import recipe_server
 
 
 ROOT = Path(__file__).parents[2]
@@ -18,22 +19,14 @@ def encoder(tmp_path_factory):
     return save(vit(), tmp_path_factory.mktemp("encoder"))
 
 
-def run(*flags, launcher=(sys.executable,)):
-    return subprocess.run(
-        [*launcher, "recipes/probe.py", *map(str, flags)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run(folder, *flags):
+    return recipe_server().run(folder, *flags, script="recipes/probe.py")
 
 
 def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
-    result = run(
-        "--encoder", encoder, "--protocol", "knn,linear", "--output_dir", tmp_path, "--max_train_samples", 300
-    )
-    assert result.returncode == 0, result.stderr
+    flags = ["--encoder", encoder, "--protocol", "knn,linear", "--output_dir", tmp_path, "--max_train_samples", 300]
+    result = run(tmp_path / "log", *flags)
+    assert result.poll() == 0, result.stderr
     assert "linear probe" in result.stdout and "raw input" in result.stdout
     records = json.loads((tmp_path / "results.json").read_text())
     assert [record["protocol"] for record in records] == ["knn", "knn", "linear"]
@@ -48,8 +41,8 @@ def test_mistakes_end_in_one_sentence(encoder, tmp_path):
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
         (["--encoder", save_bert(tmp_path / "bert")], "takes `input_ids` and no images"),
     ):
-        result = run(*flags, "--output_dir", tmp_path)
-        assert result.returncode in (1, 2)
+        result = run(tmp_path / "log", *flags, "--output_dir", tmp_path)
+        assert result.poll() in (1, 2)
         assert "Traceback" not in result.stderr and message in result.stderr
 
 
@@ -58,11 +51,18 @@ def test_mistakes_end_in_one_sentence(encoder, tmp_path):
 def test_two_processes_give_the_figures_of_one(encoder, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--encoder", encoder, "--protocol", "knn,linear", "--batch_size", 100, "--precision", "fp32"]
-    two = run(*flags, "--output_dir", tmp_path / "two", launcher=torchrun)
+    two = subprocess.run(
+        [*torchrun, "recipes/probe.py", *map(str, flags), "--output_dir", tmp_path / "two"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("linear probe") == 1
-    one = run(*flags, "--output_dir", tmp_path / "one")
-    assert one.returncode == 0, one.stderr
+    one = run(tmp_path / "log", *flags, "--output_dir", tmp_path / "one")
+    assert one.poll() == 0, one.stderr
     figures = [
         [record["value"] for record in json.loads((tmp_path / name / "results.json").read_text())]
         for name in ("one", "two")

@@ -16,7 +16,6 @@ token of the piece before it, so that each token is predicted once; the loss is 
 tokens of the whole batch, over processes and accumulation steps.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers.utils import ModelOutput
 from ...cross_entropy import cross_entropy_sum
 from ...modeling_utils import SSLPreTrainedModel, with_dropout
 from ...packing import packed_inputs
+from .positions import head_inputs_at
 
 
 @strict
@@ -171,24 +171,3 @@ def is_target(
         target[:, 1:] &= (attention_mask[:, 1:] > 0) & (attention_mask[:, :-1] > 0)
     target[:, 0] = False
     return target
-
-
-@contextmanager
-def head_inputs_at(encoder: torch.nn.Module, positions: torch.LongTensor):
-    """Let the output layer of a stock `...ForCausalLM` see only some positions of the flattened batch.
-
-    Padding, the last token of each document and what has no label cost no logits. The hook sits on the output layer,
-    not on the base model: the heads of OPT and of BART call parts of the base model. Within the context the logits
-    have shape `(1, num_positions, vocab_size)`.
-    """
-
-    def gather(module, args):
-        hidden = args[0]  # (batch_size, sequence_length, hidden_size)
-        # the backward of index_select is deterministic, that of hidden[positions] is not
-        return (hidden.flatten(0, 1).index_select(0, positions).unsqueeze(0), *args[1:])
-
-    handle = encoder.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -12,7 +12,6 @@ normalised by the number of masked tokens of the whole batch, over processes and
 sentence by the number of pairs).
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers.utils import ModelOutput
 from ...cross_entropy import cross_entropy_sum
 from ...modeling_utils import SSLPreTrainedModel, with_dropout
 from ...packing import packed_inputs
+from .positions import hidden_states_at
 
 
 @strict
@@ -248,26 +248,3 @@ def logits_of(output: ModelOutput) -> dict[str, torch.Tensor]:
     if "seq_relationship_logits" not in output:
         return {"logits": output.logits}
     return {"logits": output.prediction_logits, "next_sentence_logits": output.seq_relationship_logits}
-
-
-@contextmanager
-def hidden_states_at(encoder: torch.nn.Module, positions: torch.LongTensor):
-    """Let the token head of a stock model see only the hidden states at some positions of the flattened batch.
-
-    The head costs as much as several layers, and 85 % of what it computes has no label. All heads in transformers take
-    the last hidden state of the base model, so a hook there serves each of them without knowing its name: within the
-    context the logits have shape `(1, num_positions, vocab_size)`. A next-sentence head takes the pooled first token,
-    which the base model has made before.
-    """
-
-    def gather(module, args, kwargs, output):
-        hidden = output.last_hidden_state  # (batch_size, sequence_length, hidden_size)
-        # the backward of index_select is deterministic, that of hidden[positions] is not
-        output.last_hidden_state = hidden.flatten(0, 1).index_select(0, positions).unsqueeze(0)
-        return output
-
-    handle = encoder.base_model.register_forward_hook(gather, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -9,11 +9,14 @@ Crops of one size go through the encoder together, all crops through the head to
 teacher's encoder.
 
 Departures from the paper: the centre moves once an optimizer step, by all the logits of that step over all processes
-and accumulation steps, so that the gradient does not depend on how a batch is cut (unless the encoder has batch norm);
-the head has no batch norm for any encoder.
+and accumulation steps, so that the gradient does not depend on how a batch is cut. Batch norm (of the encoder, or of
+the head with `projector_batch_norm`) and `centering="sinkhorn"` see one forward pass of all processes: 2 processes of
+N images are still 1 of 2N, but 2 accumulation steps of N are not. As in the reference code, batch norm in the head
+sees the student's large and small crops together; the teacher's uses the statistics of its own batch.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from ...distributed import all_reduce_with_grad, convert_batch_norm
 from ...heads import DinoHead
-from ...losses import dino_loss
+from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
 from ...pooling import check_pooling, feature_size
 from ...schedules import linear
 from ...teacher import TeacherMixin, check_momentum
@@ -51,6 +54,10 @@ class DinoPreTrainingConfig(PreTrainedConfig):
             Width of the head.
         projector_output_dim (`int`, *optional*, defaults to `256`):
             Size of a projection, which is normalised (the bottleneck).
+        projector_batch_norm (`bool`, *optional*, defaults to `False`):
+            Batch norm in the hidden layers of the head; the paper's head for ViTs has none. It makes the little by
+            which a fresh ViT tells images apart as large as what all of them share, without which short runs stay
+            where every prototype is as likely.
         num_prototypes (`int`, *optional*, defaults to `65536`):
             Classes (K).
         freeze_prototypes (`float`, *optional*, defaults to `0.0033`):
@@ -63,6 +70,9 @@ class DinoPreTrainingConfig(PreTrainedConfig):
             Divisor of the teacher's logits after its warm-up. Lower it where the loss stays at that of chance.
         teacher_temperature_warmup (`float`, *optional*, defaults to `0.1`):
             Share of the run in which it rises along a line, in [0, 1]: 30 of 300 epochs.
+        centering (`str`, *optional*, defaults to `"mean"`):
+            What keeps one prototype from taking all images: mean subtracts the centre from the teacher's logits;
+            sinkhorn gives each prototype the same share of the images of a step, as DINOv2 does.
         center_momentum (`float`, *optional*, defaults to `0.9`):
             Momentum of the centre (m), in [0, 1].
         momentum_start (`float`, *optional*, defaults to `0.996`):
@@ -81,12 +91,14 @@ class DinoPreTrainingConfig(PreTrainedConfig):
     projector_num_layers: int = 3
     projector_hidden_dim: int = 2048
     projector_output_dim: int = 256
+    projector_batch_norm: bool = False
     num_prototypes: int = 65536
     freeze_prototypes: float = 0.0033
     student_temperature: float = 0.1
     teacher_temperature_start: float = 0.04
     teacher_temperature_end: float = 0.07
     teacher_temperature_warmup: float = 0.1
+    centering: Literal["mean", "sinkhorn"] = "mean"
     center_momentum: float = 0.9
     momentum_start: float = 0.996
     momentum_end: float = 1.0
@@ -162,6 +174,7 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             DinoHead(
                 feature_size(config.encoder_config, config.pooling), config.projector_hidden_dim,
                 config.projector_output_dim, config.num_prototypes, config.projector_num_layers,
+                config.projector_batch_norm,
             ),
             config.encoder_config,
             config.pooling,
@@ -215,15 +228,21 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
         frozen = self.training and self.progress < self.config.freeze_prototypes
         self.student.projector.trains_prototypes = not frozen
         student_logits = self.student(*crops).unflatten(0, (-1, batch_size))
-        loss = dino_loss(
-            student_logits, teacher_logits, self.center, self.config.student_temperature,
-            self.schedules(self.progress)["teacher_temperature"],
-        )  # fmt: skip
+        loss = self._loss(student_logits, teacher_logits)
         if self.training:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and self.config.centering == "mean":
                 self._add_logits(teacher_logits)
             return DinoOutput(loss=loss)
         return DinoOutput(loss=loss, student_logits=student_logits, teacher_logits=teacher_logits)
+
+    def _loss(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        student, teacher = self.config.student_temperature, self.schedules(self.progress)["teacher_temperature"]
+        if self.config.centering == "mean":
+            return dino_loss(student_logits, teacher_logits, self.center, student, teacher)
+        # evaluation goes on in each process alone
+        together = all_reduce_with_grad if self.training else None
+        targets = sinkhorn_targets(teacher_logits, teacher, all_reduce=together)
+        return cross_view_entropy(student_logits, targets, student)
 
     def _add_logits(self, logits: torch.Tensor) -> None:
         total = logits.sum((0, 1), dtype=self.center.dtype)

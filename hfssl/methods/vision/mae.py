@@ -219,8 +219,7 @@ class MaeForPreTraining(SSLVisionModel):
         hidden = self.decoder_embed(hidden)
         num_masked = self.num_own + places.shape[1] - hidden.shape[1]
         mask_tokens = self.mask_token.to(hidden.dtype).expand(len(hidden), num_masked, -1)
-        patches = select(torch.cat([hidden[:, self.num_own :], mask_tokens], dim=1), places)
-        hidden = torch.cat([hidden[:, : self.num_own], patches], dim=1) + self.decoder_pos_embed
+        hidden = select(torch.cat([hidden, mask_tokens], dim=1), places, self.num_own) + self.decoder_pos_embed
         for block in self.decoder.layers:
             hidden = block(hidden)
         return self.decoder_pred(self.decoder.layernorm(hidden)[:, self.num_own :])

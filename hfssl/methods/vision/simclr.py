@@ -25,8 +25,8 @@ from ...distributed import convert_batch_norm, gather_with_grad, rank, world_siz
 from ...errors import UserError
 from ...heads import mlp_head
 from ...losses import nt_xent_loss
-from ...pooling import check_pooling, feature_size, is_convolutional, pool_features
-from ...vision_modeling import SSLVisionModel, build_vision_encoder
+from ...pooling import check_pooling, feature_size, is_convolutional
+from ...vision_modeling import SSLVisionModel, build_vision_encoder, image_features
 
 
 @strict
@@ -138,9 +138,7 @@ class SimclrForPreTraining(SSLVisionModel):
         images = pixel_values.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
         if is_convolutional(self.config.encoder_config):
             images = images.contiguous(memory_format=torch.channels_last)
-        pooling = self.config.pooling
-        options = {"output_hidden_states": True} if pooling == "last4" else {}
-        features = pool_features(self.encoder(images, **options), self.config.encoder_config, pooling)
+        features = image_features(self.encoder, images, self.config.pooling)
         projections = self.projector(features).unflatten(0, (batch_size, 2))
         z1, z2 = projections.unbind(1)
         negatives = {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from recipe_process import printed_without_hfssl
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,7 +33,7 @@ from hfssl.data.tokenizer import train_bpe_tokenizer
 from hfssl.errors import UserError
 from hfssl.evaluation.next_tokens import NextTokenEvaluator
 from hfssl.methods.text.clm import is_target
-from hfssl.packing import check_causal
+from hfssl.packing_checks import check_causal
 
 
 @cache
@@ -285,7 +286,8 @@ def test_the_exported_model_is_stock_and_writes(tmp_path, config, tied):
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"], generation["pad_token_id"]) == (0, 0, 1)
     # in a process that has never heard of hfssl
-    code = (
+    out = printed_without_hfssl(
+        tmp_path,
         "import sys, torch; from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer\n"
         f"folder = {str(tmp_path)!r}\n"
         "model = AutoModelForCausalLM.from_pretrained(folder).eval()\n"
@@ -293,9 +295,8 @@ def test_the_exported_model_is_stock_and_writes(tmp_path, config, tied):
         "assert 'hfssl' not in sys.modules\n"
         "tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight\n"
         "ids = AutoTokenizer.from_pretrained(folder)('the quick', return_tensors='pt').input_ids\n"
-        "print(type(model).__name__, model(ids).logits.sum().item(), tied)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        "print(type(model).__name__, model(ids).logits.sum().item(), tied)",
+    ).split()
     assert out[0] == type(model.encoder).__name__ and out[2] == str(tied)
     ids = tokenizer()("the quick", return_tensors="pt").input_ids
     assert float(out[1]) == pytest.approx(model(input_ids=ids).logits.sum().item(), rel=1e-4, abs=1e-3)

@@ -1,12 +1,11 @@
 """Masked language modelling: BERT's loss, at the masked positions only, and stock checkpoints."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import tiny
 import torch
+from recipe_process import printed_without_hfssl
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -139,14 +138,14 @@ def test_the_exported_encoder_is_stock_and_keeps_its_own_dropout(tmp_path):
     assert config["model_type"] == "bert" and config["architectures"] == ["BertForMaskedLM"]
     assert config["hidden_dropout_prob"] == 0.1 and "hfssl" not in (tmp_path / "config.json").read_text()
     # in a process that has never heard of hfssl
-    code = (
+    out = printed_without_hfssl(
+        tmp_path,
         "import sys, torch; from transformers import AutoModel, AutoModelForMaskedLM\n"
         f"model = AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r}).eval()\n"
         f"AutoModel.from_pretrained({str(tmp_path)!r})\n"
         "assert 'hfssl' not in sys.modules\n"
-        "print(type(model).__name__, model(torch.arange(5, 15)[None]).logits.sum().item())"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        "print(type(model).__name__, model(torch.arange(5, 15)[None]).logits.sum().item())",
+    ).split()
     assert out[0] == "BertForMaskedLM"
     assert float(out[1]) == pytest.approx(
         model(input_ids=torch.arange(5, 15)[None]).logits.sum().item(), rel=1e-4, abs=1e-4

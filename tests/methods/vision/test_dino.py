@@ -7,6 +7,7 @@ from tiny_vision import ENCODERS, crops, resnet, two_views, vit
 from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
+from hfssl.losses import cross_view_entropy, sinkhorn_targets
 from hfssl.vision_branch import DropPath, VisionBranch, build_with_drop_path
 
 
@@ -118,6 +119,34 @@ def test_the_head_is_that_of_the_paper():
     torch.testing.assert_close(reference(F.normalize(head.layers(features), dim=-1)), logits)
 
 
+def test_batch_norm_in_the_head_tells_alike_features_apart():
+    plain, normed = (dino(projector_batch_norm=on).train().student.projector for on in (False, True))
+    assert [type(layer).__name__ for layer in normed.layers] == [
+        "Linear", "GlobalBatchNorm", "GELU", "Linear", "GlobalBatchNorm", "GELU", "Linear",
+    ]  # fmt: skip
+    features = 3.0 + 1e-3 * torch.randn(64, 32)  # of a fresh ViT
+    alike, apart = (F.normalize(head.layers(features), dim=-1).std(0).norm() for head in (plain, normed))
+    assert alike < 0.01 and apart > 0.3
+    model = dino(projector_batch_norm=True, freeze_prototypes=0.0).train()
+    model(**crops()).loss.backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_sinkhorn_takes_the_place_of_the_centre():
+    model = dino(centering="sinkhorn").train()
+    batch = crops()
+    model(**batch)
+    model.after_optimizer_step(0.5)
+    assert not model.center.any()
+    out = moved(model).eval()(**batch)
+    temperature = model.schedules(model.progress)["teacher_temperature"]
+    targets = sinkhorn_targets(out.teacher_logits, temperature)
+    torch.testing.assert_close(out.loss, cross_view_entropy(out.student_logits, targets, 0.1))
+    with torch.no_grad():
+        model.center.add_(torch.randn(12))
+    torch.testing.assert_close(model(**batch).loss, out.loss)
+
+
 # -- the centre -------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +253,7 @@ def test_fewer_than_two_large_crops_are_explained(shape):
         ({"teacher_temperature_warmup": 1.5}, "teacher_temperature_warmup.*between 0 and 1, got 1.5"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*below 1, got 1"),
         ({"num_prototypes": 0}, "num_prototypes.*at least 1, got 0"),
+        ({"centering": "median"}, "centering"),
     ],
 )
 def test_bad_settings_are_named(config, words):

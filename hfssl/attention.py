@@ -1,0 +1,68 @@
+"""`lean`: the attention of short rows on a CPU, as an implementation that stock models take by its name.
+
+    encoder.set_attn_implementation("lean")
+
+It gives what `eager` gives. But `eager` makes float32 of the scores, and keeps the probabilities for the backward pass
+twice, in float32 and in the type of the values. A softmax of half-precision numbers is made in float32 anyway, inside
+its kernel.
+
+Forward and backward on one core (AMX), bfloat16, 256 images, milliseconds:
+
+| tokens x heads x width | 17 x 3 x 64 | 37 x 3 x 64 | 65 x 4 x 32 | 65 x 3 x 64 |
+|------------------------|-------------|-------------|-------------|-------------|
+| `eager`                | 6.6         | 14.7        | 45.4        | 30.1        |
+| `lean`                 | 6.7         | 12.4        | 23.1        | 24.7        |
+| `sdpa`                 | 41          |             | 135         |             |
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+
+LEAN = "lean"
+# Whose attention is nothing but this; others add biases of their own to the scores, or have fewer keys than queries.
+LEAN_MODELS = (
+    "vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit",
+)  # fmt: skip
+
+
+def lean_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as an `AttentionInterface` calls it.
+
+    Args:
+        module (`nn.Module`):
+            The layer.
+        query, key, value (`torch.Tensor` of shape `(batch_size, num_heads, num_tokens, head_dim)`):
+            As many heads of each.
+        attention_mask (`torch.Tensor`, *optional*):
+            Added to the scores.
+        scaling (`float`, *optional*):
+            Factor of the scores. 1 / sqrt(head_dim) when left out.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Share of the probabilities that are set to 0 in training.
+
+    Returns:
+        `tuple`: the result `(batch_size, num_tokens, num_heads, head_dim)` and the probabilities
+        `(batch_size, num_heads, num_tokens, num_tokens)`.
+    """
+    scores = torch.matmul(query, key.mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
+
+
+AttentionInterface.register(LEAN, lean_attention)
+AttentionMaskInterface.register(LEAN, eager_mask)

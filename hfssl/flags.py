@@ -1,0 +1,274 @@
+"""The fields of a class as flags: name, default, help and heading of each, and its value from the words of a user.
+
+Types are those that a flag can say: numbers, text, paths, choices, lists of these, and mappings as JSON.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import types
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformers import PreTrainedConfig, TrainingArguments
+
+
+@dataclasses.dataclass
+class Flag:
+    """One field of a class, as a flag."""
+
+    name: str
+    owner: type
+    kinds: list[Any]
+    default: Any
+    required: bool
+    optional: bool
+    help: str
+    group: str
+    hidden: bool
+
+    def option_strings(self, taken: dict[str, Any]) -> list[str]:
+        """What can be typed: `--name`, and `--no_name` where that is no flag of its own (`taken`)."""
+        names = [self.name, f"no_{self.name}"] if self.kinds == [bool] else [self.name]
+        return [f"--{name}" for name in names if name == self.name or name not in taken]
+
+    def convert(self, words: list[str]) -> Any:
+        """The value of the words typed after the flag; a `ValueError` when they are none."""
+        # `--report_to none` is a value of its own: there the default says so
+        if self.optional and len(words) == 1 and words[0].lower() in ("none", "null") and self.default != "none":
+            return None
+        return _convert_first(self.kinds, words)
+
+    @property
+    def expected(self) -> str:
+        """What a value may be, in words."""
+        return " or ".join(dict.fromkeys(map(_describe, self.kinds))) + (" or none" if self.optional else "")
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help."""
+        kind = self.kinds[0]
+        if kind is bool:
+            return "" if len(self.kinds) == 1 else "VALUE"
+        if _is_choice(kind):
+            choices = "{" + ",".join(_choices(kind)) + "}"
+            return choices if len(choices) <= 40 else "NAME"
+        if _is_list(kind):
+            return "VALUE ..."
+        return {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(kind, "JSON")
+
+    def help_text(self) -> str:
+        """The help, and the default."""
+        value = self.default
+        if self.required:
+            return f"{self.help} (required)".lstrip()
+        if value is None or value == "":
+            return self.help
+        value = value.value if isinstance(value, Enum) else value
+        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return f"{self.help} (default: {shown.lower() if isinstance(value, bool) else shown})".lstrip()
+
+
+def flags_of(cls: type) -> list[Flag]:
+    """The flags of a class, those that `--help` shows first."""
+    hints = _type_hints(cls)
+    documented = _documented_arguments(cls)
+    is_args = issubclass(cls, TrainingArguments)
+    stock_fields = dataclasses.fields(TrainingArguments) if is_args else ()
+    stock = {field.name: field.metadata.get("help") or "" for field in stock_fields}
+    shown = [*getattr(cls, "_help_fields", ()), *(name for name in hints if name not in stock)]
+    flags = []
+    for field in dataclasses.fields(cls):
+        if not field.init or field.name not in hints:
+            continue
+        annotation = hints[field.name]
+        kinds = _kinds(annotation)
+        if not kinds:
+            if field.name in stock:
+                continue
+            raise TypeError(f"`{cls.__name__}.{field.name}` has a type that no flag can have: {annotation}.")
+        text, heading = documented.get(field.name, ("", None))
+        heading = field.metadata.get("group") or heading
+        hidden = is_args and field.name not in shown
+        if hidden:
+            group = f"TrainingArguments: {heading}" if heading else "TrainingArguments"
+        elif is_args and field.name in stock:
+            group = "Run"
+        else:
+            group = heading or ("Run" if is_args else "Method" if issubclass(cls, PreTrainedConfig) else cls.__name__)
+        has_factory = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if has_factory else field.default
+        flags.append(
+            Flag(
+                name=field.name,
+                owner=cls,
+                kinds=kinds,
+                default=default,
+                required=default is dataclasses.MISSING,
+                optional=types.NoneType in get_args(annotation),
+                help=_brief(text or field.metadata.get("help") or stock.get(field.name, "")),
+                group=group,
+                hidden=hidden,
+            )
+        )
+    order = {name: position for position, name in enumerate(shown)}
+    return sorted(flags, key=lambda flag: order.get(flag.name, len(order))) if is_args else flags
+
+
+def _type_hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; of a config, only of those that classes outside transformers declare."""
+    if not issubclass(cls, PreTrainedConfig):
+        return get_type_hints(cls)
+    hints = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, PreTrainedConfig) and not base.__module__.startswith("transformers."):
+            hints |= inspect.get_annotations(base, eval_str=True)
+    return hints
+
+
+def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
+    """Text and heading of each entry ``name (`type`, ...):`` in the docstrings of a class and of its bases."""
+    documented = {}
+    for base in reversed(cls.__mro__):
+        name, heading, indent = None, None, 0
+        for line in inspect.cleandoc(vars(base).get("__doc__") or "").splitlines():
+            depth = len(line) - len(line.lstrip())
+            if match := re.match(r" *> ([A-Z].*)", line):
+                name, heading = None, match[1].strip()
+            elif match := re.match(r" *(\w+) \(.*`.*\):\s*$", line):
+                name, indent = match[1], depth
+                documented[name] = ("", heading)
+            elif name and line.strip() and depth > indent:
+                # in transformers the metadata say it too, and a subclass may have replaced them
+                if base is not TrainingArguments:
+                    documented[name] = (f"{documented[name][0]} {line.strip()}".strip(), heading)
+            else:
+                name = None
+    return documented
+
+
+def _brief(text: str, length: int = 160) -> str:
+    """The first sentence, and as many more as fit."""
+    text = re.sub(r"\[`?~?(?:\w+\.)*([^`\]]*)`?\](?:\([^)]*\))?", r"\1", " ".join(text.split())).replace("`", "")
+    sentences = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[^a-z])", text)
+    brief = sentences[0]
+    for sentence in sentences[1:]:
+        if len(f"{brief} {sentence}") > length:
+            break
+        brief += f" {sentence}"
+    return brief
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal or isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _choices(kind: Any) -> dict[str, Any]:
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}
+    return {str(choice.value): choice for choice in kind}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """What a value may be, of that which a flag can say, in the order in which to try it."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    # an enum beside `str` lists the strings that the field takes
+    has_enum = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in members)
+    kinds = [kind for kind in members if _is_kind(kind) and not (has_enum and kind is str)]
+    # text takes any one word, a list any words
+    return sorted(kinds, key=lambda kind: (kind is str) + 2 * _is_list(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return (get_origin(kind) or kind) in (list, tuple)
+
+
+def _is_kind(kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    simple = origin in (bool, int, float, str, Path, list, tuple, dict) or _is_choice(kind)
+    return simple or isinstance(kind, type) and issubclass(kind, PreTrainedConfig)
+
+
+def _describe(kind: Any) -> str:
+    if _is_choice(kind):
+        return "one of " + ", ".join(_choices(kind))
+    if _is_list(kind):
+        inner = [arg for arg in get_args(kind) if arg is not Ellipsis] or [str]
+        return "several values, each " + " or ".join(
+            dict.fromkeys(_describe(kind) for arg in inner for kind in _kinds(arg))
+        )
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    return names.get(kind, "a mapping as JSON or a path to a JSON file")
+
+
+def _convert_first(kinds: list[Any], words: list[str]) -> Any:
+    """The words as the first kind that takes them."""
+    reason = ValueError()
+    for kind in kinds:
+        try:
+            return _convert_one(kind, words)
+        except ValueError as error:
+            reason = error
+    raise reason
+
+
+def _convert_one(kind: Any, words: list[str]) -> Any:
+    if _is_list(kind):
+        if len(words) == 1 and words[0].startswith("["):
+            # not JSON: a word like [UNK]
+            with suppress(json.JSONDecodeError):
+                words = [word if isinstance(word, str) else json.dumps(word) for word in json.loads(words[0])]
+        origin, inner = get_origin(kind) or kind, get_args(kind) or (str, ...)
+        if origin is list or inner[-1] is Ellipsis:
+            inner = inner[:1] * len(words)
+        if len(inner) != len(words):
+            raise ValueError(f"{len(inner)} of them")
+        return origin(_convert_first(_kinds(each), [word]) for each, word in zip(inner, words, strict=True))
+    if kind is bool and not words:
+        return True
+    if len(words) != 1:
+        raise ValueError("quote a value that holds spaces" if words and kind in (str, Path) else "")
+    return _convert_word(kind, words[0])
+
+
+def _convert_word(kind: Any, word: str) -> Any:
+    if _is_choice(kind) or kind is bool:
+        names = _choices(kind) if kind is not bool else _BOOLEANS
+        names = {name.lower(): value for name, value in names.items()}
+        if word.lower() not in names:
+            nearest = difflib.get_close_matches(word.lower(), names, n=1)
+            raise ValueError(f"did you mean {nearest[0]}?" if nearest else "")
+        return names[word.lower()]
+    if kind in (str, Path):
+        return kind(word)
+    if kind in (int, float):
+        return _number(kind, word)
+    if not word.lstrip().startswith("{"):
+        if not Path(word).is_file():
+            raise ValueError("there is no such file")
+        word = Path(word).read_text(encoding="utf-8")
+    try:
+        value = json.loads(word)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no mapping")
+    return value
+
+
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+
+
+def _number(kind: type, word: str) -> int | float:
+    try:
+        # `--max_steps 1e6` is a whole number too
+        number = kind(word) if kind is float or not re.search("[.eE]", word) else float(word)
+    except ValueError:
+        raise ValueError from None
+    if number != number or kind is int and number != number // 1:
+        raise ValueError
+    return kind(number)

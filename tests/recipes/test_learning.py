@@ -1,0 +1,31 @@
+"""Runs on the embedded digits that end with an encoder which knows more than it did: its neighbours have its class."""
+
+import json
+
+import pytest
+from image_recipes import run
+
+
+SMALL = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+
+
+def learned(method, folder, **settings):
+    """k-NN accuracy of the encoder and of its random initialisation, and the held-out loss over that of the start."""
+    settings = {"encoder_config": json.dumps(SMALL), "probe_dataset": None, "eval_steps": 1000, **settings}
+    done = run(method, folder, save_strategy="no", save_steps=None, **settings)
+    assert done.poll() == 0, done.stderr
+    records = json.loads((folder / "out" / "results.json").read_text())
+    knn = next(r for r in records if r["protocol"] == "knn" and r["hyperparameters"]["k"] == 20)
+    loss = next(r for r in records if r["protocol"] == "held_out_loss")
+    return knn["value"], knn["baselines"]["random_init"], loss["value"] / loss["baselines"]["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, settings", [
+    ("simclr", {"max_steps": 100, "per_device_train_batch_size": 128}),
+    ("mae", {"max_steps": 250, "per_device_train_batch_size": 128}),
+])  # fmt: skip
+def test_neighbours_have_the_same_class(tmp_path, method, settings):
+    trained, untrained, loss = learned(method, tmp_path, **settings)
+    assert trained > untrained + 0.2 and trained > 0.7
+    assert loss < 0.6
