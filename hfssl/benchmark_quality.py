@@ -77,7 +77,10 @@ METHODS = {
     "dino": Method(
         "dino",
         build_dino,
-        {"momentum_start": 0.99, "teacher_temperature_end": 0.04, "drop_path_rate": 0.0},
+        {
+            "momentum_start": 0.99, "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+            "drop_path_rate": 0.0,
+        },
         {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
     ),
     "mae": Method("mae", build_mae, {}, {"adam_beta2": 0.95}),
@@ -130,6 +133,8 @@ class QualityBenchmark:
             Height and width of a view in pixels. Left out, that of the encoder.
         local_crops (`int`, *optional*, defaults to `6`):
             Small crops of an image, for DINO.
+        local_size (`int`, *optional*):
+            Their height and width in pixels. Left out, 3/7 of the others', rounded up to a multiple of 8.
 
     > Training
 
@@ -173,6 +178,7 @@ class QualityBenchmark:
     max_test_samples: int = 2_000
     image_size: int | None = None
     local_crops: int = 6
+    local_size: int | None = None
     encoder: str = "vit-mini-patch4"
     encoder_config: dict[str, Any] | None = None
     passes: int = 5
@@ -255,7 +261,7 @@ class QualityBenchmark:
         if method == BASELINES:  # nothing is trained for them
             return {name: shared[name] for name in names[:-5] if name != "max_images"}
         if method == "dino":
-            shared["local_crops"] = self.local_crops
+            shared |= {"local_crops": self.local_crops, "local_size": self.local_size}
         return shared | {"config": self.config(method), "training": self.training(method)}
 
 

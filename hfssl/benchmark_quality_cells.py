@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,7 +160,9 @@ def train_cell(arguments: QualityBenchmark, cell: Cell, images: Path) -> dict[st
     curve = Curve(cell.name, Probe(arguments, parts.processor), steps_per_pass, arguments.batch_size)
     folder = Path(arguments.output_dir) / cell.name
     if cell.side == OURS:
+        shutil.rmtree(parts.args.output_dir, ignore_errors=True)  # its clock is lost: it starts again
         train_ours(parts, curve)
+        shutil.rmtree(parts.args.output_dir, ignore_errors=True)
         parts.model.export_encoder(folder)
     else:
         train_lightly(arguments, cell.method, parts, images, curve).save_pretrained(folder)
@@ -185,7 +188,7 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
     data = ImageData(ImageDataArguments(dataset=str(images), max_held_out=1))
     data.exclude = frozenset()  # both sides train on all images: what is measured on is another split
     args = SSLTrainingArguments(
-        output_dir=arguments.output_dir, seed=seed,  # nothing is written to it
+        output_dir=Path(arguments.output_dir) / f".{method}-{seed}", seed=seed,  # written to by a run that is stopped
         max_steps=arguments.passes * (data.num_images // arguments.batch_size),
         per_device_train_batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
         warmup_steps=arguments.warmup, lr_scheduler_type="cosine", precision=arguments.precision,
@@ -193,7 +196,7 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
         cpu_threads=torch.get_num_threads(), **arguments.training(method), **NOTHING_BESIDE,
     )  # fmt: skip
     config = {**arguments.config(method), "encoder_config": arguments.encoder_config}
-    local = {"local_crops": arguments.local_crops} if method == "dino" else {}
+    local = {"local_crops": arguments.local_crops, "local_size": arguments.local_size} if method == "dino" else {}
     view_arguments = ViewArguments(image_size=arguments.image_size, **local)
     views = make_views(METHODS[method].views, recipe, config, data, view_arguments, set())
     more = {} if method == "simclr" else {"given": set(config)}

@@ -13,7 +13,7 @@ from .attention import LEAN, LEAN_MODELS
 from .encoders import brief, config_of
 from .errors import UserError
 from .packing import recommended_attention
-from .vision_modeling import patches_a_side, side, try_on_an_image, uses_attention
+from .vision_modeling import patches_a_side, pixels_required, side, try_on_an_image, uses_attention
 
 
 # Of encoders that do not say, and of most checkpoints.
@@ -253,7 +253,7 @@ def build_dino(
     model = build_vision_method(DinoForPreTraining, recipe, config, image_size, args, rates)
     if local_size is not None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), pixels_required(model.teacher):
                 model.teacher.features(torch.zeros(2, 3, local_size, local_size))
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(

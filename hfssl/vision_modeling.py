@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -268,7 +269,7 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
     """Run an encoder on one blank image, as the surest way to know whether it takes images of that size.
 
     Raises:
-        UserError: if it does not.
+        UserError: if it does not, or if nothing is left of the image before the last convolution that shrinks it.
     """
     config = encoder.config
     patch = getattr(config, "patch_size", 1)
@@ -284,7 +285,7 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
     encoder.eval()
     weight = next(encoder.parameters())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), pixels_required(encoder):
             encoder(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
@@ -293,6 +294,26 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
             "`--image_size`, or another `--encoder`."
         ) from error
     encoder.train(was_training)
+
+
+@contextmanager
+def pixels_required(encoder: nn.Module):
+    """Within it, an encoder refuses (`ValueError`) images of which one pixel is left for a convolution to shrink.
+
+    There is nothing to shrink then; and with bfloat16 on CPU the gradient of its 3 x 3 weights would be garbage.
+    """
+
+    def refuse(convolution: nn.Conv2d, args: tuple) -> None:
+        if max(args[0].shape[-2:]) == 1 and max(convolution.kernel_size) > 1:
+            raise ValueError("of which one pixel is left before the last convolution that shrinks them")
+
+    shrinking = [part for part in encoder.modules() if isinstance(part, nn.Conv2d) and max(part.stride) > 1]
+    handles = [part.register_forward_pre_hook(refuse) for part in shrinking]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def uses_attention(module: nn.Module) -> bool:

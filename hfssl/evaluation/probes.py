@@ -68,7 +68,8 @@ class ProbeArguments:
         probe_max_samples (`int`, *optional*, defaults to `20000`):
             Use so many images of each split at most.
         probe_pooling (`str`, *optional*):
-            cls, mean, cls+mean or last4. Left out: the feature that the method projects, for MAE what fits the encoder.
+            cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
+            encoder.
     """
 
     probe_dataset: str | None = None
