@@ -165,7 +165,9 @@ def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
         for name, strength in zip(("brightness", "contrast", "saturation"), view["jitter"], strict=False):
             assert getattr(jitter, name) == pytest.approx((1 - strength, 1 + strength)), name
         assert jitter.hue == pytest.approx((-view["jitter"][3], view["jitter"][3]))
-        assert tuple(crop.scale) == tuple(view["scale"]) and crop.interpolation.value == view["interpolation"]
+        # lightly takes torchvision's first or second generation of transforms
+        interpolation = getattr(crop.interpolation, "value", crop.interpolation)
+        assert tuple(crop.scale) == tuple(view["scale"]) and interpolation == view["interpolation"]
         assert parts["RandomApply"].p == view["jitter_probability"]
         assert parts["RandomGrayscale"].p == view["grey_probability"]
         assert parts["GaussianBlur"].prob == view["blur_probability"] == 0.0  # small images
@@ -265,8 +267,8 @@ def measured(files, method, **changes):
 def test_dino_against_nobody(files):
     report = measured(files, "dino", against="none")
     assert [name for name, value in report.items() if isinstance(value, dict)] == ["ours", "bare"]
-    # the loop moves the teacher as the trainer does
-    assert report["bare"]["loss_last"] == pytest.approx(report["ours"]["loss_last"], rel=1e-4)
+    # the loop moves the teacher as the trainer does, but drops other paths
+    assert report["bare"]["loss_last"] == pytest.approx(report["ours"]["loss_last"], rel=2e-3)
     assert "ratio" not in report and report["local_size"] == 8
 
 
@@ -284,7 +286,8 @@ def test_against_lightly(files, method, ours_between, theirs_between):
     report = measured(files, method, bare=True)
     ours, theirs, bare = report["ours"], report["theirs"], report["bare"]
     assert ours["flops_per_position"] == pytest.approx(theirs["flops_per_position"], rel=0.02)
-    assert bare["loss_last"] == pytest.approx(ours["loss_last"], rel=1e-4)
+    # other paths are dropped in DINO
+    assert bare["loss_last"] == pytest.approx(ours["loss_last"], rel=2e-3 if method == "dino" else 1e-4)
     for side, (least, most) in ((ours, ours_between), (theirs, theirs_between)):
         assert least < side["loss_last"] < most
     assert report["ratio"] == pytest.approx(ours["items_per_s"] / theirs["items_per_s"], rel=1e-3)
