@@ -31,7 +31,7 @@ class VisionEncoderArguments:
             or less; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or
             convnextv2-tiny-patch4 for larger ones; a config file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
+            auto, eager, lean (eager in less memory, for ViTs), sdpa, flash_attention_2 or flex_attention.
     """
 
     encoder: str = "vit-mini-patch4"

@@ -147,6 +147,7 @@ class PixelRows:
     def _cut_out(self, encoded: Sequence, keys: np.ndarray, crops: dict[str, torch.Tensor]) -> list[tuple[int, str]]:
         """Fill `crops[column][image, view]`; what cannot be decoded is left as it is and returned."""
         images: dict[int, torch.Tensor] = {}
+        by_size: dict[tuple[int, ...], list[int]] = {}
         sizes, bad = [(1, 1)] * len(encoded), {}
         for i, data in enumerate(encoded):
             try:
@@ -155,7 +156,9 @@ class PixelRows:
                     sizes[i] = header.height, header.width
                 else:
                     images[i] = data if isinstance(data, torch.Tensor) else decode_image(data)
-                    sizes[i] = tuple(images[i].shape[1:])
+                    sizes[i] = height, width = tuple(images[i].shape[1:])
+                    if height <= SMALL and width <= SMALL:
+                        by_size.setdefault((height, width), []).append(i)
             except DamagedImage as error:
                 bad[i] = str(error)
         sizes = np.array(sizes)
@@ -170,13 +173,7 @@ class PixelRows:
 
         together = [one for one in drawn if one[0].size <= SMALL]
         alone = [one for one in drawn if one[0].size > SMALL]
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for i, image in images.items():
-            if max(image.shape) <= SMALL:
-                by_size.setdefault(tuple(image.shape), []).append(i)
-        for members in by_size.values():
-            if not together:
-                break
+        for members in by_size.values() if together else ():
             stacked = torch.stack([images[i] for i in members])
             for view, out, boxes, flips in together:
                 if len(members) == len(encoded):
@@ -186,6 +183,8 @@ class PixelRows:
                     crop_and_resize_together(stacked, boxes[members], flips[members], view.interpolation, resized)
                     out.numpy()[members] = resized.numpy()
         done = set().union(*by_size.values())
+        if len(done) == len(encoded) and not alone:
+            return []
         drawn, alone = (
             [(view, out, boxes.tolist(), flips.tolist()) for view, out, boxes, flips in views]
             for views in (drawn, alone)
@@ -223,16 +222,10 @@ def draw_boxes(view: View, keys: np.ndarray, heights: np.ndarray, widths: np.nda
     Returns:
         `np.ndarray` of dtype `int64` and shape `(num_images, 4)`: top, left, height and width.
     """
-    area, aspect, down, right = np.moveaxis(_uniform(keys, _CROP, 4 * _TRIES).reshape(len(keys), _TRIES, 4), -1, 0)
-    area = (heights * widths)[:, None] * (view.scale[0] + (view.scale[1] - view.scale[0]) * area)
-    low, high = np.log(view.ratio)
-    aspect = np.exp(low + (high - low) * aspect)
-    width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (width > 0) & (height > 0) & (width <= widths[:, None]) & (height <= heights[:, None])
-    first = np.arange(len(keys)), np.argmax(fits, axis=1)
-    width, height, down, right, fits = (values[first] for values in (width, height, down, right, fits))
-    top, left = np.floor(down * (heights - height + 1)), np.floor(right * (widths - width + 1))
-    boxes = np.stack([top, left, height, width], axis=1)
+    boxes, fits = _try_boxes(view, keys, heights, widths, 0, 1)
+    if not fits.all():
+        again = np.flatnonzero(~fits)
+        boxes[again], fits[again] = _try_boxes(view, keys[again], heights[again], widths[again], 1, _TRIES)
     if not fits.all():  # as much of the centre as the aspect allows
         height = np.maximum(np.minimum(heights, np.rint(widths / view.ratio[0])), 1)
         width = np.maximum(np.minimum(widths, np.rint(heights * view.ratio[1])), 1)
@@ -241,10 +234,27 @@ def draw_boxes(view: View, keys: np.ndarray, heights: np.ndarray, widths: np.nda
     return boxes.astype(np.int64)
 
 
+def _try_boxes(
+    view: View, keys: np.ndarray, heights: np.ndarray, widths: np.ndarray, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of the first tries that fit, from `first` to before `last`, and which have one."""
+    numbers = _uniform(keys, _CROP, np.arange(4 * first, 4 * last)).reshape(len(keys), last - first, 4)
+    area, aspect, down, right = np.moveaxis(numbers, -1, 0)
+    area = (heights * widths)[:, None] * (view.scale[0] + (view.scale[1] - view.scale[0]) * area)
+    low, high = np.log(view.ratio)
+    aspect = np.exp(low + (high - low) * aspect)
+    width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (width > 0) & (height > 0) & (width <= widths[:, None]) & (height <= heights[:, None])
+    chosen = np.arange(len(keys)), np.argmax(fits, axis=1)
+    width, height, down, right, fits = (values[chosen] for values in (width, height, down, right, fits))
+    top, left = np.floor(down * (heights - height + 1)), np.floor(right * (widths - width + 1))
+    return np.stack([top, left, height, width], axis=1), fits
+
+
 def draw_finish(view: View, keys: np.ndarray) -> np.ndarray:
     """How each image is to be coloured and blurred: an array of `DRAWS` of the shape of `keys`."""
     draws = np.zeros(len(keys), DRAWS)
-    jitter, grey, blur, sigma, solarize, *rest = _uniform(keys, _COLOR, 13).T
+    jitter, grey, blur, sigma, solarize, *rest = _uniform(keys, _COLOR, np.arange(13)).T
     factors, places = np.array(rest[:4]), np.array(rest[4:])
     active = np.flatnonzero(view.jitter)
     order = active[np.argsort(places[active], axis=0)] + 1
@@ -285,8 +295,8 @@ def _scaled(box: list[int], shrink: tuple[float, float], image: torch.Tensor) ->
             height, width]  # fmt: skip
 
 
-def _uniform(keys: np.ndarray, part: int, number: int | None = None) -> np.ndarray:
-    """Uniform numbers in [0, 1): one for each key, or `number` of them along a last axis."""
-    if number is None:
+def _uniform(keys: np.ndarray, part: int, numbers: np.ndarray | None = None) -> np.ndarray:
+    """Uniform numbers in [0, 1): one for each key, or those with these `numbers` along a last axis."""
+    if numbers is None:
         return keyed.uniform(keyed.key(keys, part))
-    return keyed.uniform(keyed.key(keys[..., None], part, np.arange(number)))
+    return keyed.uniform(keyed.key(keys[..., None], part, numbers))

@@ -1,5 +1,6 @@
 """Crops: cut out and resized as torchvision does, drawn with the distribution of torchvision's transforms."""
 
+import dataclasses
 import io
 import math
 
@@ -197,6 +198,25 @@ def test_rows_leave_out_what_cannot_be_decoded():
 
     none, kept, bad = rows([b"x"], KEYS[:1])
     assert none["large"].shape == (0, 2, 3, 16, 16) and none["large_draws"].shape == (0, 2) and len(kept) == 0
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_views_of_a_block_are_those_of_its_images_alone(interpolation):
+    view = View(size=32, interpolation=interpolation, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8)
+    rows = PixelRows({"crops": [view, view], "small": [dataclasses.replace(view, size=16)]})
+    images = [photo(32, 32, seed) for seed in range(70)]
+    mixed = [photo(20 + seed % 3, 32 - seed % 2, seed) for seed in range(0, 70, 2)] + images[1::2]
+    for block in (images, mixed):
+        together, kept, _ = rows(block, KEYS[:70])
+        alone = [rows(block[i : i + 1], KEYS[i : i + 1])[0] for i in range(70)]
+        assert len(kept) == 70
+        for name, values in together.items():
+            expected = np.concatenate([columns[name] for columns in alone])
+            if name.endswith("_draws"):
+                assert np.array_equal(values, expected)
+            else:  # a product may add up in another order, which can turn a half the other way
+                away = np.abs(values.astype(int) - expected)
+                assert away.max() <= 1 and (away > 0).mean() < 1e-3
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
