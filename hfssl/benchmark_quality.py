@@ -78,7 +78,9 @@ METHODS = {
         "dino",
         build_dino,
         {
-            "momentum_start": 0.99, "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+            "momentum_start": 0.99,
+            "teacher_temperature_start": 0.02,
+            "teacher_temperature_end": 0.02,
             "drop_path_rate": 0.0,
         },
         {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
