@@ -166,8 +166,11 @@ def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, argu
     sizes, patch_size = getattr(encoder, "image_size", None) or IMAGE_SIZE, getattr(encoder, "patch_size", None)
     if data.arguments.dataset is None:
         digits: dict[str, Any] = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
-        if method == "dino":  # a digit is its brightness: recoloured, views of one are no more alike than two digits
-            digits |= {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0}
+        if method in ("byol", "dino"):
+            # a digit is its brightness: recoloured, views of one are no more alike than two digits
+            digits |= {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}
+        if method == "dino":
+            digits["local_crops"] = 0
         arguments = replace(arguments, **{name: value for name, value in digits.items() if name not in given})
     if arguments.image_size is None:
         arguments = replace(arguments, image_size=side(sizes))
