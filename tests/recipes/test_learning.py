@@ -27,5 +27,5 @@ def learned(method, folder, **settings):
 ])  # fmt: skip
 def test_neighbours_have_the_same_class(tmp_path, method, settings):
     trained, untrained, loss = learned(method, tmp_path, **settings)
-    assert trained > untrained + 0.2 and trained > 0.7
+    assert trained > untrained + 0.2
     assert loss < 0.6
