@@ -6,13 +6,7 @@ It gives what `eager` gives. But `eager` makes float32 of the scores, and keeps 
 twice, in float32 and in the type of the values. A softmax of half-precision numbers is made in float32 anyway, inside
 its kernel.
 
-Forward and backward on one core (AMX), bfloat16, 256 images, milliseconds:
-
-| tokens x heads x width | 17 x 3 x 64 | 37 x 3 x 64 | 65 x 4 x 32 | 65 x 3 x 64 |
-|------------------------|-------------|-------------|-------------|-------------|
-| `eager`                | 6.6         | 14.7        | 45.4        | 30.1        |
-| `lean`                 | 6.7         | 12.4        | 23.1        | 24.7        |
-| `sdpa`                 | 41          |             | 135         |             |
+What it is worth beside `sdpa` in a whole training: the column "same config" in recipes/README.md.
 """
 
 import torch

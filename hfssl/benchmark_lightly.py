@@ -393,7 +393,7 @@ def train(pace: Pace, settings: dict[str, Any]) -> float:
         weight_decay=training["weight_decay"],
         fused=True,
     )
-    batches = _endless(loader)
+    batches = endless(loader)
     for step in range(pace.num_steps):
         theirs.before_step(step / pace.num_steps)
         begin = time.perf_counter()
@@ -409,6 +409,7 @@ def train(pace: Pace, settings: dict[str, Any]) -> float:
     return count_flops_of(lambda: theirs.loss_of(views)) / len(views[0])
 
 
-def _endless(loader: DataLoader) -> Iterator[Any]:
+def endless(loader: DataLoader) -> Iterator[Any]:
+    """Batches, pass after pass."""
     while True:
         yield from loader

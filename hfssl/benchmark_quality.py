@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from . import random as keyed
+from .benchmark_vision import require_lightly
 from .data.decode import DamagedImage, image_header
 from .data.labelled import LazyImages
 from .data.sources import open_source
@@ -291,7 +292,7 @@ def run_quality_benchmark(arguments: QualityBenchmark) -> str:
     if arguments.table:
         return report(arguments)
     if arguments.against == "lightly" and any(cell.side == "lightly" for cell in arguments.cells):
-        _require_lightly()
+        require_lightly()
     if arguments.cell is not None:
         if read_cell(arguments, arguments.one_cell) is None:
             run_cell(arguments, arguments.one_cell)
@@ -325,16 +326,6 @@ def read_cell(arguments: QualityBenchmark, cell: Cell) -> dict[str, Any] | None:
                 "`--output_dir`."
             )
     return record
-
-
-def _require_lightly() -> None:
-    try:
-        import lightly.transforms  # noqa: F401
-    except ImportError:
-        raise UserError(
-            'The benchmark compares with lightly, which is not installed. Run `pip install -e ".[benchmark]"`, or '
-            "pass `--against none`."
-        ) from None
 
 
 def _run_in_a_process(arguments: QualityBenchmark, cell: Cell) -> None:

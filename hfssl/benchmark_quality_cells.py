@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,7 +227,7 @@ def train_lightly(
     from lightly.data import LightlyDataset
     from torch.utils.data import DataLoader
 
-    from .benchmark_lightly import lightly_side
+    from .benchmark_lightly import endless, lightly_side
 
     args, views = parts.args, parts.views
     settings = {
@@ -256,7 +255,7 @@ def train_lightly(
     )  # fmt: skip
     schedule = get_cosine_schedule_with_warmup(optimizer, args.get_warmup_steps(args.max_steps), args.max_steps)
     curve.begin(theirs.backbone)
-    batches = _endless(loader)
+    batches = endless(loader)
     for step in range(args.max_steps):
         progress = step / args.max_steps
         theirs.before_step(progress)
@@ -274,8 +273,3 @@ def train_lightly(
         optimizer.zero_grad()
         curve.stepped(loss)
     return theirs.backbone
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader

@@ -146,7 +146,7 @@ def run_vision_benchmark(
     if arguments.against == "transformers" and method != "mae":
         raise UserError(f"transformers has nothing that trains {method}. Pass `--against lightly`.")
     if arguments.against == "lightly":
-        _require_lightly()
+        require_lightly()
     use_all_cores(arguments.cpu_threads)
     # small encoders: what the data and the trainer cost shows best beside them
     encoder = arguments.encoder or ("vit-tiny-patch4" if method == "mae" else "vit-mini-patch4")
@@ -179,12 +179,14 @@ def run_vision_benchmark(
     return _text(arguments, report, figures), report
 
 
-def _require_lightly() -> None:
+def require_lightly() -> None:
+    """Say how to install lightly where it is missing."""
     try:
         import lightly.transforms  # noqa: F401
     except ImportError:
         raise UserError(
-            'The benchmark measures against lightly, which is not installed. Run `pip install -e ".[benchmark]"`.'
+            'The benchmark measures against lightly, which is not installed. Run `pip install -e ".[benchmark]"`, or '
+            "pass `--against none`."
         ) from None
 
 

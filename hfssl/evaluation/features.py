@@ -23,8 +23,9 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..pooling import check_pooling, pool_features
+from ..pooling import check_pooling
 from ..training_args import choose_precision, local_world_size, num_cores
+from ..vision_modeling import image_features
 from .evaluator import EvaluationError
 from .frozen import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures, process_state
 from .vision_encoder import VisionEncoder, evaluating, size_arguments
@@ -372,10 +373,7 @@ def processed_size(processor: Any) -> dict[str, int]:
 
 def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pooled features, of shape `(batch_size, dim)`, of preprocessed images."""
-    kwargs = size_arguments(model, *pixel_values.shape[-2:])
-    if pooling == "last4":
-        kwargs["output_hidden_states"] = True
-    return pool_features(model(pixel_values=pixel_values, **kwargs), model.config, pooling)
+    return image_features(model, pixel_values, pooling, **size_arguments(model, *pixel_values.shape[-2:]))
 
 
 def _digest(*parts: Any) -> str:
