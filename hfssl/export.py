@@ -30,7 +30,11 @@ PUSHED = (
 
 
 def write_result(
-    trainer: "SSLTrainer", output_dir: Path, state_dict: dict[str, torch.Tensor] | None = None, **card: Any
+    trainer: "SSLTrainer",
+    output_dir: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    contrasted: tuple[int, int] | None = None,
+    **card: Any,
 ) -> None:
     """Write the stock encoder, the processor, `pretraining/`, pictures, `results.json` and the card into `output_dir`.
 
@@ -47,7 +51,7 @@ def write_result(
     if trainer.processing_class is not None:
         trainer.processing_class.save_pretrained(staging)
     model.save_pretrained(staging / "pretraining", state_dict=state_dict)
-    plot_history(trainer.state.log_history, staging / "assets" / "loss.png")
+    plot_history(trainer.state.log_history, staging / "assets" / "loss.png", contrasted)
     plot_health(trainer.state.log_history, staging / "assets" / "health.png")
     for picture, _ in card.get("pictures", ()):
         shutil.copyfile(picture, staging / "assets" / picture.name)

@@ -200,15 +200,27 @@ def _table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def plot_history(history: list[dict[str, Any]], path: Path) -> None:
-    """Training and held-out loss over the steps of a run, as a picture."""
+def plot_history(history: list[dict[str, Any]], path: Path, contrasted: tuple[int, int] | None = None) -> None:
+    """Training and held-out loss over the steps of a run, as a picture.
+
+    Args:
+        history (`list[dict[str, Any]]`):
+            The log of the run.
+        path (`Path`):
+            The picture.
+        contrasted (`tuple[int, int]`, *optional*):
+            Images that are contrasted at once in training and of those held out, where a loss depends on it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+    labels = ["training", "held out"]
+    if contrasted is not None:
+        labels = [f"{label} ({count:,} images at once)" for label, count in zip(labels, contrasted, strict=True)]
+    for key, label, style in zip(("loss", "eval_loss"), labels, ("-", "o-"), strict=True):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)

@@ -25,6 +25,9 @@ class SSLPreTrainedModel(PreTrainedModel):
     # What the model card says of the method; each method sets its own.
     paper: dict[str, str] = {}
 
+    # Whether an image is contrasted with the others of its batch: the loss of fewer is lower, and not comparable.
+    contrasts_batch = False
+
     # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
     frozen: tuple[str, ...] = ()
 

@@ -91,7 +91,12 @@ def finish_images(trainer: SSLTrainer, data: "ImageData", views: "Views", base_m
     folder = output_dir / STAGING / "pictures"
     say = trainer.accelerator.print
     line = f"\nHeld-out loss ({results[0].num_eval:,} images): {results[0].value:.4f}"
-    say(line + (f", before training {results[0].baselines['before']:.4f}" if before else ""))
+    line += f", before training {results[0].baselines['before']:.4f}" if before else ""
+    contrasted = None
+    if model.contrasts_batch:
+        contrasted = (args.per_device_train_batch_size * args.world_size, evaluator.batch_size)
+        line += f" ({contrasted[1]:,} images contrasted at once, in training {contrasted[0]:,})"
+    say(line)
     if knn is not None:
         results += probe_table(
             model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
@@ -106,7 +111,7 @@ def finish_images(trainer: SSLTrainer, data: "ImageData", views: "Views", base_m
         shape = ", ".join(map(str, model.encoder(blank).last_hidden_state.shape[1:]))
     folder = trainer.finish(
         results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
-        base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures,
+        base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures, contrasted=contrasted,
         usage="from transformers import AutoImageProcessor, AutoModel\n\n"
         f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'

@@ -386,7 +386,8 @@ class SSLTrainer(Trainer):
             last (`bool`, *optional*, defaults to `True`):
                 Whether the run is over.
             card (`dict`, *optional*):
-                What the recipe adds to the card: `examples`, `results`, `data`.
+                What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
+                [`~model_card.plot_history`].
         """
         state_dict = (
             self.accelerator.get_state_dict(self.model_wrapped)

@@ -444,6 +444,13 @@ def test_every_method_says_what_to_change():
                 assert "`" in hint.format_map(model_class.config_class().to_dict())
 
 
+def test_what_to_change_is_something_that_has_an_effect():
+    for centering, has_center in (("mean", True), ("sinkhorn", False)):
+        model = method("Dino", num_prototypes=16, centering=centering)
+        assert ("center_momentum" in model.collapse_hints[CONSTANT]) == has_center
+        assert all("`" in hint.format_map(model.config.to_dict()) for hint in model.collapse_hints.values())
+
+
 # -- collapse on purpose, methods with a teacher ----------------------------------------------------------------------
 
 

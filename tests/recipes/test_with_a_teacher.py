@@ -44,12 +44,16 @@ def test_from_digits_to_a_stock_teacher_with_probes_and_pictures(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", ["dino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moco", "byol"))]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_stopped_and_continued_it_is_the_same_run(tmp_path, method):
     stopped_and_continued(method, tmp_path, **SETTINGS[method])
     check_result(tmp_path / "parts" / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_and_continued_it_is_the_same_run(tmp_path, method):
+    stopped_and_continued(method, tmp_path, number="SIGKILL", **SETTINGS[method])
 
 
 @pytest.mark.slow

@@ -152,7 +152,8 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
     collapse_hints = {
         "constant": "all images have the same prototypes. With a loss at log({num_prototypes}) these are all of them: "
         "lower `teacher_temperature_end={teacher_temperature_end:g}`; with a loss near 0 it is one of them: lower "
-        "`center_momentum={center_momentum:g}`, so that the centre follows; and lower `--learning_rate`",
+        "`center_momentum={center_momentum:g}`, so that the centre follows, or pass `centering=sinkhorn`; and lower "
+        "`--learning_rate`",
         "few directions": "a few prototypes take all images: freeze them for longer with a larger "
         "`freeze_prototypes={freeze_prototypes:g}`, raise `momentum_start={momentum_start:g}`, or lower "
         "`--learning_rate`",
@@ -169,6 +170,12 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
 
     def __init__(self, config: DinoPreTrainingConfig):
         super().__init__(config)
+        if config.centering == "sinkhorn":  # no prototype takes all images, and there is no centre to follow
+            self.collapse_hints = self.collapse_hints | {
+                "constant": "the student gives every image all prototypes alike (its loss stays at "
+                "log({num_prototypes})): lower `teacher_temperature_end={teacher_temperature_end:g}` and "
+                "`--learning_rate`, or raise `momentum_start={momentum_start:g}`"
+            }
         self.student = VisionBranch(
             build_with_drop_path(config.encoder_config, config.drop_path_rate),
             DinoHead(

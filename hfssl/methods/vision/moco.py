@@ -120,6 +120,7 @@ class MocoOutput(ModelOutput):
 class MocoForPreTraining(TeacherMixin, SSLVisionModel):
     config_class = MocoPreTrainingConfig
     base_model_prefix = "student"
+    contrasts_batch = True
     collapse_hints = {
         "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, and keep "
         "`freeze_patch_embed` for Vision Transformers",

@@ -91,6 +91,7 @@ class SimclrOutput(ModelOutput):
 class SimclrForPreTraining(SSLVisionModel):
     config_class = SimclrPreTrainingConfig
     base_model_prefix = "encoder"
+    contrasts_batch = True
     collapse_hints = {
         "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, raise "
         "`--warmup_steps`, and show it more images a step",
