@@ -34,6 +34,7 @@ from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Trans
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
 from transformers import AutoConfig, PreTrainedModel
 
 from .benchmark import Pace, count_flops_of
@@ -277,16 +278,17 @@ def _mae(settings: dict[str, Any]) -> LightlySide:
 def _byol(settings: dict[str, Any]) -> LightlySide:
     transforms = []
     for kind, view in zip((BYOLView1Transform, BYOLView2Transform), settings["views"], strict=True):
-        transforms.append(
-            kind(
-                input_size=view["size"],
-                min_scale=view["scale"][0],
-                gaussian_blur=view["blur_probability"],
-                solarization_prob=view["solarize_probability"],
-                **_colors(view),
-                normalize=_normalize(settings),
-            )
+        transform = kind(
+            input_size=view["size"],
+            min_scale=view["scale"][0],
+            gaussian_blur=view["blur_probability"],
+            solarization_prob=view["solarize_probability"],
+            **_colors(view),
+            normalize=_normalize(settings),
         )
+        # it has no argument for this, and is bilinear
+        transform.transform.transforms[0].interpolation = InterpolationMode(view["interpolation"])
+        transforms.append(transform)
     config = settings["model"]
     model = BYOL(_encoder(settings), config)
     criterion = NegativeCosineSimilarity()

@@ -54,8 +54,6 @@ class Method:
     """How a method is trained here, on both sides.
 
     Args:
-        views (`str`):
-            Preset of its views.
         build (`Callable`):
             Of `hfssl.vision_encoders`.
         config (`dict[str, Any]`, *optional*):
@@ -64,7 +62,6 @@ class Method:
             What its recipe has other than the rest.
     """
 
-    views: str
     build: Callable
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -72,11 +69,10 @@ class Method:
 
 METHODS = {
     # the paper's temperature for CIFAR-10 (SimCLR, appendix B.9)
-    "simclr": Method("simclr", build_simclr, {"contrastive_temperature": 0.5}),
-    "moco": Method("byol", build_moco, {"momentum_start": 0.99}),
-    "byol": Method("byol", build_byol, {"momentum_start": 0.99}),
+    "simclr": Method(build_simclr, {"contrastive_temperature": 0.5}),
+    "moco": Method(build_moco, {"momentum_start": 0.99}),
+    "byol": Method(build_byol, {"momentum_start": 0.99}),
     "dino": Method(
-        "dino",
         build_dino,
         {
             "momentum_start": 0.99,
@@ -86,7 +82,7 @@ METHODS = {
         },
         {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
     ),
-    "mae": Method("mae", build_mae, {}, {"adam_beta2": 0.95}),
+    "mae": Method(build_mae, {}, {"adam_beta2": 0.95}),
 }
 # Of both sides, where the method says nothing else.
 _TRAINING = {

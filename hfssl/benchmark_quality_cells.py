@@ -197,7 +197,7 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
     config = {**arguments.config(method), "encoder_config": arguments.encoder_config}
     local = {"local_crops": arguments.local_crops, "local_size": arguments.local_size} if method == "dino" else {}
     view_arguments = ViewArguments(image_size=arguments.image_size, **local)
-    views = make_views(METHODS[method].views, recipe, config, data, view_arguments, set())
+    views = make_views(method, recipe, config, data, view_arguments, set())
     more = {} if method == "simclr" else {"given": set(config)}
     more |= {"local_size": views.local_size} if method == "dino" else {}
     model = METHODS[method].build(recipe, config, views.image_size, args, **more)

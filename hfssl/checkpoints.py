@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,21 @@ def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     found = [
-        (int(match[1]), entry)
+        entry
         for entry in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", entry.name)) and entry.is_dir()
+        if re.fullmatch(r"checkpoint-\d+", entry.name) and entry.is_dir()
     ]
-    return [entry for _, entry in sorted(found, reverse=True)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_up_to(step: int | None, checkpoints: Iterable[Path]) -> Path | None:
+    """The first of some checkpoints, newest first, that is not after `step`; `None` without one, or without a step."""
+    return next((path for path in checkpoints if step is not None and step_of(path) <= step), None)
 
 
 def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None:
@@ -182,9 +193,23 @@ def seal(folder: Path, settings: dict[str, Any]) -> None:
     _sync(folder / MANIFEST)
 
 
-def rotate(output_dir: str | Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints, renamed first: a kill leaves no half-deleted checkpoint."""
-    for old in list_checkpoints(output_dir)[max(keep, 1) :] if keep else []:
+def rotate(output_dir: str | Path, keep: int | None, healthy_step: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints, renamed first: a kill leaves no half-deleted checkpoint.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        keep (`int`, *optional*):
+            Left out or 0: all.
+        healthy_step (`int`, *optional*):
+            Last step at which the run is known to be healthy. The newest checkpoint up to there stays as well, since
+            of later ones nobody knows whether they are worth going back to.
+    """
+    there = list_checkpoints(output_dir)
+    spared = newest_up_to(healthy_step, there)
+    for old in there[max(keep, 1) :] if keep else []:
+        if old == spared:
+            continue
         trash = Path(output_dir) / STAGING / f"old-{old.name}"
         trash.parent.mkdir(exist_ok=True)
         shutil.rmtree(trash, ignore_errors=True)

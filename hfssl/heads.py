@@ -1,28 +1,27 @@
 """Heads between the features of an encoder and the space of a loss. None of them is exported."""
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
+
+from .losses import at_least_float32, full_precision
 
 
-def mlp_head(
-    input_dim: int,
-    hidden_dim: int,
-    output_dim: int,
-    num_layers: int = 2,
-    *,
-    bias: bool = False,
-    last_norm: Literal["affine", "plain"] | None = None,
-) -> nn.Sequential:
+class MlpHead(nn.Sequential):
     """Projectors and predictors of joint-embedding methods: linear layers with batch norm and ReLU between them.
 
     | | bias | last_norm |
     |---|---|---|
     | SimCLR | no | affine |
     | BYOL | yes | - |
-    | MoCo v3 | no | plain |
+    | MoCo v3, and BYOL around a Vision Transformer | no | plain |
+
+    Weights are drawn as torch draws those of linear layers, so in MoCo v3's code. The normal(0.02) of transformers is
+    half as wide or less, and Adam's steps, which do not depend on it, twice as large beside it.
 
     Args:
         input_dim (`int`):
@@ -38,20 +37,47 @@ def mlp_head(
         last_norm (`str`, *optional*):
             Batch norm after the last layer: `"affine"`, or `"plain"` without weights.
     """
-    layers: list[nn.Module] = []
-    for dim in [hidden_dim] * (num_layers - 1):
-        layers += [nn.Linear(input_dim, dim, bias=bias), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)]
-        input_dim = dim
-    layers.append(nn.Linear(input_dim, output_dim, bias=bias))
-    if last_norm is not None:
-        layers.append(nn.BatchNorm1d(output_dim, affine=last_norm == "affine"))
-    return nn.Sequential(*layers)
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int = 2,
+        *,
+        bias: bool = False,
+        last_norm: Literal["affine", "plain"] | None = None,
+    ):
+        layers: list[nn.Module] = []
+        for dim in [hidden_dim] * (num_layers - 1):
+            layers += [nn.Linear(input_dim, dim, bias=bias), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)]
+            input_dim = dim
+        layers.append(nn.Linear(input_dim, output_dim, bias=bias))
+        if last_norm is not None:
+            layers.append(nn.BatchNorm1d(output_dim, affine=last_norm == "affine"))
+        super().__init__(*layers)
+
+    def init_weights(self) -> None:
+        """Draw the weights; those that a checkpoint has given stay."""
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                init.kaiming_uniform_(layer.weight, a=math.sqrt(5))  # within ±1/√input_dim
+                if layer.bias is not None:
+                    init.zeros_(layer.bias)
 
 
 class DinoHead(nn.Module):
     """Projector of DINO and its prototypes: linear layers with GELU, normalised, against normalised prototypes.
 
     In the paper the last layer has normalised weights and a gain that stays 1, so only directions count here.
+
+    Weights are drawn as in the reference code: those of the layers from a normal distribution with a standard
+    deviation of 0.02, the prototypes as torch draws linear layers. Their length matters though only the direction
+    counts: the longer one is, the less a step of Adam turns it.
+
+    Where nothing has a gradient, logits are made in float32 also under autocast: they become a teacher's targets,
+    which are divided by temperatures down to 0.02. In bfloat16 they alone would put up to 10 % of error on the
+    student's gradient; its own logits, of all crops and with a gradient and so most of the work, put 2 % on it.
 
     Args:
         input_dim (`int`):
@@ -86,10 +112,23 @@ class DinoHead(nn.Module):
         self.prototypes = nn.Linear(output_dim, num_prototypes, bias=False)
         self.trains_prototypes = True
 
+    def init_weights(self) -> None:
+        """Draw the weights; those that a checkpoint has given stay."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                init.trunc_normal_(layer.weight, std=0.02)
+                init.zeros_(layer.bias)
+        init.kaiming_uniform_(self.prototypes.weight, a=math.sqrt(5))  # within ±1/√output_dim
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features `(n, input_dim)` to logits `(n, num_prototypes)` in [-1, 1]."""
+        """Features `(n, input_dim)`, of images or of patches, to logits `(n, num_prototypes)` in [-1, 1]."""
+        projections = F.normalize(at_least_float32(self.layers(features)), dim=-1)
         weight = self.prototypes.weight
         if not self.trains_prototypes:
-            # a gradient of 0, not none, for which DDP would wait
+            # a gradient of 0: none, and DDP would wait for it; its own, and it would count where gradients are clipped
             weight = weight.detach() + 0.0 * weight
-        return F.linear(F.normalize(self.layers(features), dim=-1), F.normalize(weight, dim=-1))
+        weight = F.normalize(at_least_float32(weight), dim=-1)
+        if torch.is_grad_enabled():
+            return F.linear(projections, weight)
+        with full_precision(projections):
+            return F.linear(projections, weight)

@@ -4,23 +4,33 @@ Collapse is what a falling loss does not show: embeddings that are the same for 
 differ in a few directions only (*few directions*). What can be said of it depends on what a method compares.
 
 Joint-embedding methods (SimCLR, MoCo, BYOL, DINO) compare samples in the space of their projections, and there their
-objectives can be met by saying nothing. The projections of held-out views are judged by two figures:
+objectives can be met by saying nothing. The projections of held-out views are judged by three figures:
 
 - `std`, from 1 (as spread as random directions) down to 0 (all the same);
-- the effective rank of what differs between samples: how many directions are used.
+- the effective rank of what differs between samples: how many directions are used;
+- the margin: how much nearer two views of one sample are than views of two samples.
 
-Networks that were never trained score low in both: random transformers give nearly the same vector for every input. So
-the first measurement, before training, is never called collapsed, and each figure is held against the most that this
-run has had of it; the rank also against that of the encoder before training, which shows how many directions there are
-in the data. Below a third of that the run is `narrowing`, below a tenth it has `collapsed`. One limit is absolute,
-since a run may fall from the start: `n` random vectors of size `d` have an effective rank of [`random_rank`] and its
-logarithm as entropy. Who has lost half the directions and has less than a third of that entropy left (5 directions of
-128, for 256 samples) can hold a handful of groups apart, not samples.
+Networks that were never trained score low in all: random transformers give nearly the same vector for every input. So
+the first measurement, before training, is never called collapsed, and `std` and rank are held against the most that
+this run has had of them; the rank also against that of the encoder before training, which shows how many directions
+there are in the data. Below a third of that the run is `narrowing`, below a tenth it has `collapsed`. One limit is
+absolute, since a run may fall from the start: `n` random vectors of size `d` have an effective rank of [`random_rank`]
+and its logarithm as entropy. Who has lost half the directions and has less than a third of that entropy left (5
+directions of 128, for 256 samples) can hold a handful of groups apart, not samples.
+
+A run that never got away from its start has lost nothing of what it had. The margin, which a nearly constant network
+cannot have, finds it: 0 is that views say nothing of whose they are, 1 that they are equal where samples are
+orthogonal. The mean over `n` pairs of random vectors of size `d` is off 0 by 1/√(n·d) as a rule, 0.004 for 256 samples
+and dimensions; three times that is what the projections must show when a third of the run is done, with warm-ups over.
+Networks before training lie around it, runs that learn 10 times above. DINO compares projections with its prototypes,
+which may be given alike to all images whose projections differ: its margin is by how much its loss grows when the
+teacher is shown other images, and that must be a hundredth of the loss of chance. Of the runs that were looked at,
+those at log K or with one prototype for all had less than 1/5,000, those that learned more than 1/20.
 
 Masked and causal models (MLM, CLM, MAE) compare no samples. Their embeddings often lie in a narrow cone and are none
 the worse for it, so neither cosine nor rank is judged; both are reported. What is judged is whether the encoder, of
 any method, still tells its inputs apart: it has `collapsed` when less than a hundredth of the largest `std` is left,
-which is 1/10,000 of the variance.
+which is 1/10,000 of the variance; and, a third into the run, when `std` is less than what bfloat16 rounds away.
 """
 
 import logging
@@ -32,14 +42,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from . import random as keyed
+from .checkpoints import newest_up_to
 from .data.held_out import identity
 from .data.stream import Block, ExactStream
 from .data.text import TextCollator
 from .distributed import rank, world_size
+from .embedding_figures import (
+    alignment,
+    effective_rank,
+    margin,
+    margin_of_chance,
+    random_rank,
+    spread,
+    teacher_distance,
+    uniformity,
+)
 from .errors import UserError
 from .evaluation.vision_encoder import evaluating
 from .modeling_utils import SSLPreTrainedModel
@@ -56,7 +76,7 @@ MIN_SAMPLES = 32
 MAX_TOKENS = 128
 
 HEALTHY, NARROWING, COLLAPSED = "healthy", "narrowing", "collapsed"
-CONSTANT, FEW_DIRECTIONS = "constant", "few directions"
+CONSTANT, FEW_DIRECTIONS, VIEWS_APART = "constant", "few directions", "views apart"
 
 # What is left of a figure, relative to the most that there was: half a decade and a decade.
 NARROW, GONE = 1 / 3, 1 / 10
@@ -66,96 +86,18 @@ INPUTS_TOLD_APART = 1 / 100
 # Of the entropy of random directions.
 LEAST_ENTROPY = 1 / 3
 
+# When a run must have something to show. A run of fewer steps may have learned nothing and be none the worse for it:
+# Adam moves a weight by about its learning rate in each.
+FAIR_SHARE, FAIR_STEPS = 1 / 3, 100
+# Of the loss of chance.
+TARGETS_TOLD_APART = 1 / 100
+BFLOAT16_STEP = 2**-8
 
-def effective_rank(embeddings: torch.Tensor) -> float:
-    """Effective rank of embeddings: how many directions they use.
-
-    `exp` of the entropy of the normalised singular values ([RankMe](https://huggingface.co/papers/2210.02885), eq. 1,
-    without the constant that it adds to each of them).
-
-    Args:
-        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
-            Not normalised.
-
-    Returns:
-        `float`: from 1 to `min(num_samples, dim)`; 0 where all embeddings are 0.
-    """
-    values = torch.linalg.svdvals(embeddings.double())
-    total = values.sum()
-    if total == 0:
-        return 0.0
-    shares = values / total
-    return math.exp(-torch.special.xlogy(shares, shares).sum().item())
-
-
-def random_rank(num_samples: int, dim: int) -> float:
-    """The effective rank of so many random directions: the most that can be expected of embeddings."""
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(num_samples, dim, generator=generator, dtype=torch.float64)
-    return effective_rank(_centred(vectors))
-
-
-def embedding_std(embeddings: torch.Tensor) -> float:
-    """Standard deviation of normalised embeddings, mean over the dimensions, times √dim.
-
-    Args:
-        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
-            At least 2; of any length.
-
-    Returns:
-        `float`: 1 is as spread as random directions, 0 is all the same. Without the factor it is what SimSiam
-        ([2011.10566](https://huggingface.co/papers/2011.10566), figure 2) looks at.
-    """
-    unit = F.normalize(embeddings.double(), dim=-1)
-    return (unit.std(0).mean() * unit.shape[1] ** 0.5).item()
-
-
-def mean_cosine(embeddings: torch.Tensor) -> float:
-    """Mean cosine similarity of two different samples, in [-1, 1]; embeddings of shape `(num_samples, dim)`."""
-    unit = F.normalize(embeddings.double(), dim=-1)
-    total = unit.sum(0)
-    return ((total @ total - unit.square().sum()) / (len(unit) * (len(unit) - 1))).item()
-
-
-def alignment(z1: torch.Tensor, z2: torch.Tensor) -> float:
-    """Mean squared distance of two views of a sample on the unit sphere: 0 is equal, 2 is orthogonal.
-
-    Wang and Isola, 2020 ([2005.10242](https://huggingface.co/papers/2005.10242)), Section 4.1, with α = 2.
-
-    Args:
-        z1, z2 (`torch.Tensor` of shape `(num_samples, dim)`):
-            Embeddings of the first and of the second view of each sample, not normalised.
-    """
-    u1, u2 = (F.normalize(z.double(), dim=-1) for z in (z1, z2))
-    return (u1 - u2).square().sum(-1).mean().item()
-
-
-def uniformity(embeddings: torch.Tensor) -> float:
-    """Logarithm of the mean of exp(-2 · squared distance) over pairs of different samples on the unit sphere.
-
-    Wang and Isola, 2020 ([2005.10242](https://huggingface.co/papers/2005.10242)), Section 4.1, with t = 2. 0 is all in
-    one point, about -4 is evenly spread in many dimensions.
-
-    Args:
-        embeddings (`torch.Tensor` of shape `(num_samples, dim)`):
-            Of one view of each sample, not normalised.
-    """
-    unit = F.normalize(embeddings.double(), dim=-1)
-    distances = 2 - 2 * (unit @ unit.T).clamp(-1, 1)
-    pairs = torch.triu_indices(len(unit), len(unit), offset=1)
-    return distances[*pairs].mul(-2).exp().mean().log().item()
-
-
-def teacher_distance(model: torch.nn.Module) -> float | None:
-    """Distance of the parameters of teacher and student relative to the student's length; `None` without a teacher."""
-    if not hasattr(model, "teacher"):
-        return None
-    sums = [
-        torch.stack([(t.float() - s.float()).square().sum(), s.float().square().sum()])
-        for t, s in zip(model.teacher.parameters(), model.student.parameters(), strict=True)
-    ]
-    difference, length = torch.stack(sums).sum(0).tolist()
-    return math.sqrt(difference / length)
+# Of whatever method: its projections are spread, but not by what is in the images.
+_VIEWS_APART_HINT = (
+    "two views of an image are no nearer to each other than to other images: make them milder "
+    "(`recipes/show_views.py` shows them), raise `--learning_rate`, or train for longer"
+)
 
 
 class HealthMonitor:
@@ -229,14 +171,18 @@ class HealthMonitor:
         if self.num_samples < MIN_SAMPLES:
             return {}
         with evaluating(model):
-            embeddings, projections = self._embeddings(model), self._projections(model)
-        figures = {"rankme": effective_rank(embeddings), **_spread(embeddings)}
+            embeddings, projections = self._embeddings(model), self._of_views(model, "compared_embeddings")
+            target_margins = self._of_views(model, "target_margin")
+        figures = {"rankme": effective_rank(embeddings), **spread(embeddings)}
         if projections is not None:
             z1, z2 = projections[:, 0], projections[:, 1]
-            figures |= {f"projection_{name}": value for name, value in _spread(z1).items()}
+            figures |= {f"projection_{name}": value for name, value in spread(z1).items()}
             figures["random_rank"] = random_rank(*z1.shape)
+            figures["margin"], figures["margin_of_chance"] = margin(z1, z2), margin_of_chance(*z1.shape)
             figures["alignment"] = alignment(z1, z2)
             figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
+        if target_margins is not None:
+            figures["target_margin"] = target_margins.mean().item()
         distance = teacher_distance(model)
         if distance is not None:
             figures["teacher_distance"] = distance
@@ -256,17 +202,22 @@ class HealthMonitor:
             len(batches), lambda i: encode(model.encoder, normalized(self.processor, batches[i], device), pooling)
         )
 
-    def _projections(self, model: SSLPreTrainedModel) -> torch.Tensor | None:
-        """What the loss compares, `(num_samples, 2, dim)`; `None` for methods that compare no samples."""
-        if not self.views or not hasattr(model, "compared_embeddings"):
+    def _of_views(self, model: SSLPreTrainedModel, name: str) -> torch.Tensor | None:
+        """What a method of the model makes of the views, a row for each sample; `None` where it has no such method.
+
+        `compared_embeddings` is what the loss compares, `(num_samples, 2, dim)`; `target_margin`, `(num_samples,)`, is
+        for methods that compare by something else: by how much their loss grows when the teacher is shown views of
+        other samples, as a share of the loss of chance.
+        """
+        if not self.views or not hasattr(model, name):
             return None
         cuts = range(0, len(next(iter(self.views.values()))), self.batch_size)
 
-        def project(i: int) -> torch.Tensor:
+        def measured(i: int) -> torch.Tensor:
             rows = {name: values[cuts[i] : cuts[i] + self.batch_size] for name, values in self.views.items()}
-            return model.compared_embeddings(self.stream.collate(rows))
+            return getattr(model, name)(self.stream.collate(rows))
 
-        return self._gather(len(cuts), project)
+        return self._gather(len(cuts), measured)
 
     def _gather(self, num_batches: int, embed: Callable[[int], torch.Tensor]) -> torch.Tensor:
         # a run that diverges is stopped by its loss, not here
@@ -279,7 +230,9 @@ class HealthMonitor:
 
     # -- the verdict ----------------------------------------------------------------------------------------------
 
-    def check(self, model: SSLPreTrainedModel, step: int, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def check(
+        self, model: SSLPreTrainedModel, step: int, history: Sequence[dict[str, Any]], progress: float = 0.0
+    ) -> dict[str, Any]:
         """Measure and judge.
 
         Args:
@@ -290,6 +243,8 @@ class HealthMonitor:
             history (`Sequence[dict[str, Any]]`):
                 The log of the run (`trainer.state.log_history`). What came before is known from it, also after a
                 resume.
+            progress (`float`, *optional*, defaults to `0.0`):
+                Share of the run that is done, in [0, 1].
 
         Returns:
             `dict[str, float | str]`: the figures, `health_verdict`, and `health_cause` unless it is healthy.
@@ -301,17 +256,20 @@ class HealthMonitor:
         if gradients:
             figures["health_grad_norm"] = float(gradients[-1])
         past = [entry for entry in history if "health_verdict" in entry and entry["step"] < step]
-        verdict, symptom = judge(figures, past, step)
+        verdict, symptom = judge(figures, past, step, progress)
         figures["health_verdict"] = verdict
         if symptom is not None:
-            figures["health_cause"] = model.collapse_hints[symptom].format_map(model.config.to_dict())
+            hints = {VIEWS_APART: _VIEWS_APART_HINT} | model.collapse_hints
+            figures["health_cause"] = hints[symptom].format_map(model.config.to_dict())
         is_news = not past or past[-1]["health_verdict"] != verdict
         said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
         logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))
         return figures
 
 
-def judge(figures: dict[str, Any], past: Sequence[dict[str, Any]], step: int) -> tuple[str, str | None]:
+def judge(
+    figures: dict[str, Any], past: Sequence[dict[str, Any]], step: int, progress: float = 0.0
+) -> tuple[str, str | None]:
     """The verdict on some figures, by the rules at the top of the module.
 
     Args:
@@ -321,21 +279,46 @@ def judge(figures: dict[str, Any], past: Sequence[dict[str, Any]], step: int) ->
             What was measured before, each with its `health_verdict`; the first is the state before training.
         step (`int`):
             Steps that are done.
+        progress (`float`, *optional*, defaults to `0.0`):
+            Share of the run that is done, in [0, 1].
 
     Returns:
         `tuple[str, str | None]`: `healthy`, `narrowing` or `collapsed since step N`; and what the embeddings have
-        become (`constant` or `few directions`), `None` while they are healthy.
+        become (`constant`, `few directions` or `views apart`), `None` while they are healthy. N is 0 for a run that
+        never told samples apart.
     """
-    verdict, symptom = _judge(figures, past)
+    if not past:
+        return HEALTHY, None
+    verdict, symptom = _compared(figures, past)
+    since = step
+    if _says_nothing(figures):
+        if verdict != COLLAPSED and step >= FAIR_STEPS and progress >= FAIR_SHARE:
+            verdict, symptom = COLLAPSED, CONSTANT
+            if "health_target_margin" not in figures and figures.get("health_projection_std", 0.0) >= NARROW:
+                symptom = VIEWS_APART
+            for entry in reversed(past):
+                if not _says_nothing(entry):
+                    break
+                since = entry["step"]
+        elif symptom == FEW_DIRECTIONS and "health_target_margin" in figures:
+            symptom = CONSTANT  # to the loss, whatever it is that projections differ in
     if verdict == COLLAPSED:
         before = past[-1]["health_verdict"]
-        verdict = before if before.startswith(COLLAPSED) else f"{COLLAPSED} since step {step}"
+        verdict = before if before.startswith(COLLAPSED) else f"{COLLAPSED} since step {since}"
     return verdict, symptom
 
 
-def _judge(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
-    if not past:
-        return HEALTHY, None
+def _says_nothing(figures: dict[str, Any]) -> bool:
+    """Whether figures are such as no network has that has learned something."""
+    if figures["health_std"] < BFLOAT16_STEP:
+        return True
+    if "health_target_margin" in figures:
+        return figures["health_target_margin"] < TARGETS_TOLD_APART
+    return "health_margin" in figures and figures["health_margin"] < figures["health_margin_of_chance"]
+
+
+def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    """What has become of a run in comparison with what it was."""
     everything = [*past, figures]
 
     def left(name: str) -> float:
@@ -345,15 +328,15 @@ def _judge(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str
         return COLLAPSED, CONSTANT
     if "health_projection_std" not in figures:
         return HEALTHY, None
-    spread, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
+    std, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
     most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
     most = min(most, figures["health_random_rank"])
     least = figures["health_random_rank"] ** LEAST_ENTROPY
-    if spread < GONE:
+    if std < GONE:
         return COLLAPSED, CONSTANT
     if directions < max(GONE * most, min(least, most / 2)):
         return COLLAPSED, FEW_DIRECTIONS
-    if spread < NARROW:
+    if std < NARROW:
         return NARROWING, CONSTANT
     if directions < NARROW * most:
         return NARROWING, FEW_DIRECTIONS
@@ -363,10 +346,12 @@ def _judge(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str
 def describe(entry: dict[str, Any]) -> str:
     """Verdict, cause and the figures behind it, in one line."""
     if "health_projection_std" in entry:
+        found = entry.get("health_target_margin", entry.get("health_margin"))
         figures = (
             f"projections: effective rank {entry['health_projection_effective_rank']:.1f} of "
-            f"{entry['health_random_rank']:.0f}, std {entry['health_projection_std']:.2g} of 1; alignment "
-            f"{entry['health_alignment']:.2f}, uniformity {entry['health_uniformity']:.2f}"
+            f"{entry['health_random_rank']:.0f}, std {entry['health_projection_std']:.2g} of 1; "
+            + (f"margin {found:.2g}, " if found is not None else "")
+            + f"alignment {entry['health_alignment']:.2f}, uniformity {entry['health_uniformity']:.2f}"
         )
     else:
         figures = (
@@ -374,6 +359,16 @@ def describe(entry: dict[str, Any]) -> str:
         )
     cause = f". Likely cause: {entry['health_cause']}" if "health_cause" in entry else ""
     return f"{entry['health_verdict']} ({figures}){cause}"
+
+
+def last_healthy_step(history: Iterable[dict[str, Any]]) -> int | None:
+    """The last step at which a run was healthy, so far as is known by now; `None` where there is none."""
+    entries = [entry for entry in history if "health_verdict" in entry]
+    since = math.inf
+    if entries and entries[-1]["health_verdict"].startswith(COLLAPSED):
+        since = int(entries[-1]["health_verdict"].rpartition(" ")[2])
+    steps = [entry["step"] for entry in entries if entry["health_verdict"] == HEALTHY and entry["step"] < since]
+    return max(steps, default=None)
 
 
 def collapse_error(
@@ -391,11 +386,10 @@ def collapse_error(
         checkpoints (`Iterable[Path]`):
             Those that are there, newest first.
     """
-    healthy = max((e["step"] for e in history if e.get("health_verdict") == HEALTHY and e["step"] < step), default=0)
-    last = next((path for path in checkpoints if int(path.name.rpartition("-")[2]) <= healthy), None)
+    healthy = newest_up_to(last_healthy_step(history), checkpoints)
     return UserError(
         f"Stopped at step {step}, {entry['health_verdict']}, likely because {entry['health_cause']}; "
-        f"last healthy checkpoint: {last or 'none is left'}."
+        f"last healthy checkpoint: {healthy or 'none'}."
     )
 
 
@@ -407,6 +401,8 @@ def health_table(history: Iterable[dict[str, Any]]) -> str:
     names = {
         "health_projection_effective_rank": "effective rank of projections",
         "health_projection_std": "std of projections",
+        "health_margin": "margin of views",
+        "health_target_margin": "margin of targets",
         "health_alignment": "alignment",
         "health_uniformity": "uniformity",
         "health_effective_rank": "effective rank of embeddings",
@@ -414,6 +410,7 @@ def health_table(history: Iterable[dict[str, Any]]) -> str:
         "health_std": "std of embeddings",
         "health_mean_cosine": "mean cosine",
         "health_teacher_distance": "distance of the teacher",
+        "health_grad_norm": "norm of the gradient",
     }
     names = {name: title for name, title in names.items() if name in entries[-1]}
     changes = [b for a, b in zip(entries, entries[1:], strict=False) if a["health_verdict"] != b["health_verdict"]]
@@ -447,19 +444,6 @@ def plot_health(history: Iterable[dict[str, Any]], path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return True
-
-
-def _spread(embeddings: torch.Tensor) -> dict[str, float]:
-    return {
-        # of what differs: one direction that all samples share would hide the others
-        "effective_rank": effective_rank(_centred(embeddings.double())),
-        "std": embedding_std(embeddings),
-        "mean_cosine": mean_cosine(embeddings),
-    }
-
-
-def _centred(embeddings: torch.Tensor) -> torch.Tensor:
-    return embeddings - embeddings.mean(0)
 
 
 def _mean_of_tokens(encoder: torch.nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -154,8 +154,10 @@ def moco_v3_loss(
         positives = torch.arange(first, first + len(q1), device=q1.device)
         loss = 0.0
         for queries, keys in ((q1, k2), (q2, k1)):
-            candidates = keys if queue is None else torch.cat([keys, queue.to(keys.dtype)])
-            queries, candidates = (F.normalize(at_least_float32(x), dim=-1) for x in (queries, candidates))
+            candidates = at_least_float32(keys)
+            if queue is not None:
+                candidates = torch.cat([candidates, at_least_float32(queue)])
+            queries, candidates = (F.normalize(x, dim=-1) for x in (at_least_float32(queries), candidates))
             loss = loss + F.cross_entropy((queries / temperature) @ candidates.T, positives)
         return 2.0 * temperature * loss
 
@@ -205,7 +207,8 @@ def sinkhorn_targets(
     [SwAV](https://huggingface.co/papers/2006.09882) and [DINOv2](https://huggingface.co/papers/2304.07193).
 
     exp(logits / temperature) is scaled so that all prototypes have the same sum over the samples, then so that each
-    sample has the sum 1, `iterations` times over.
+    sample has the sum 1, `iterations` times over. Scales of prototypes are kept as logarithms and those of samples
+    are softmaxes, so that there are targets at any temperature.
 
     Args:
         teacher_logits (`torch.Tensor` of shape `(..., num_prototypes)`):
@@ -230,15 +233,16 @@ def sinkhorn_targets(
     """
     with full_precision(teacher_logits):
         # none is above 1, and what all are scaled by does not matter
-        shares = ((at_least_float32(teacher_logits) - 1.0) / temperature).exp()
+        logits = (at_least_float32(teacher_logits) - 1.0) / temperature
+        shares, log_scales = logits.exp(), 0.0
         dims = tuple(range(shares.ndim - 1))
         smallest = torch.finfo(shares.dtype).tiny
         for _ in range(iterations):
             of_prototype = shares.sum(dims)
             if all_reduce is not None:
                 of_prototype = all_reduce(of_prototype)
-            shares = shares / of_prototype.clamp(min=smallest)
-            shares = shares / shares.sum(-1, keepdim=True)
+            log_scales = log_scales - of_prototype.clamp(min=smallest).log()
+            shares = F.softmax(logits + log_scales, dim=-1)
         return shares
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -57,6 +57,14 @@ class TeacherMixin:
         """What changes during a run, by name, at a share `progress` of it."""
         config = self.config
         return {"teacher_momentum": cosine(config.momentum_start, config.momentum_end, progress)}
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the student that do not learn yet.
+
+        No optimizer gets to see their gradients, whatever loop calls it: it would decay and count also what has a
+        gradient of 0. In the backward pass they have one all the same, for which DDP waits.
+        """
+        return []
 
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
@@ -167,12 +175,17 @@ def check_momentum(config: Any) -> None:
     """Refuse a momentum that is none; for the `validate_…` methods of configs.
 
     Raises:
-        ValueError: unless it rises within [0, 1].
+        ValueError: unless it rises within [0, 1] and begins below 1.
     """
     if not 0.0 <= config.momentum_start <= config.momentum_end <= 1.0:
         raise ValueError(
             f"The teacher momentum must rise within [0, 1], got momentum_start={config.momentum_start} and "
             f"momentum_end={config.momentum_end}."
+        )
+    if config.momentum_start == 1.0:
+        raise ValueError(
+            f"With momentum_start={config.momentum_start} and momentum_end={config.momentum_end} the teacher would "
+            "never move: lower `momentum_start`, or leave it out for the paper's."
         )
 
 
@@ -182,11 +195,22 @@ _TRAINED: weakref.WeakSet[TeacherMixin] = weakref.WeakSet()
 
 @cache
 def _watch_optimizers() -> None:
+    register_optimizer_step_pre_hook(_hold_back)
     register_optimizer_step_post_hook(_note_step)
 
 
+def _hold_back(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    # only now, when processes and accumulation steps have added up their gradients
+    for model in _trained_by(optimizer):
+        for parameter in model.waiting_parameters():
+            parameter.grad = None
+
+
 def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    for model in _TRAINED:
-        students = {id(parameter) for parameter in model.student.parameters()}
-        if any(id(parameter) in students for group in optimizer.param_groups for parameter in group["params"]):
-            model._student_moved = True
+    for model in _trained_by(optimizer):
+        model._student_moved = True
+
+
+def _trained_by(optimizer: torch.optim.Optimizer) -> list[TeacherMixin]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [model for model in _TRAINED if any(id(parameter) in held for parameter in model.student.parameters())]

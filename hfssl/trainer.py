@@ -44,7 +44,7 @@ from .callbacks import (
 from .data.stream import ExactStream
 from .errors import UserError
 from .evaluation.evaluator import Evaluator
-from .health import COLLAPSED, HealthMonitor, collapse_error
+from .health import COLLAPSED, HealthMonitor, collapse_error, last_healthy_step
 from .modeling_utils import SSLPreTrainedModel
 from .optim import Lars
 from .schedules import budget_schedule
@@ -290,7 +290,9 @@ class SSLTrainer(Trainer):
         if self.health is not None:
             with self.compute_loss_context_manager():
                 unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-                metrics |= self.health.check(unwrapped, self.state.global_step, self.state.log_history)
+                metrics |= self.health.check(
+                    unwrapped, self.state.global_step, self.state.log_history, self._progress()
+                )
         model.train(was_training)
         self.log(metrics)
         if self.args.stop_on_collapse and metrics.get("health_verdict", "").startswith(COLLAPSED):
@@ -298,6 +300,12 @@ class SSLTrainer(Trainer):
             raise collapse_error(metrics, self.state.global_step, self.state.log_history, checkpoints_there)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        if self.clock is not None:
+            return self.clock.progress
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -328,7 +336,8 @@ class SSLTrainer(Trainer):
             if self.args.should_save:
                 checkpoints.seal(staging / name, self.settings)
                 (staging / name).rename(output_dir / name)
-                checkpoints.rotate(output_dir, self.args.save_total_limit)
+                healthy_step = last_healthy_step(self.state.log_history)
+                checkpoints.rotate(output_dir, self.args.save_total_limit, healthy_step)
         except Exception as error:
             shutil.rmtree(staging / name, ignore_errors=True)
             self._explain_full_disk(name, error)

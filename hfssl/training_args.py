@@ -52,7 +52,8 @@ class SSLTrainingArguments(TrainingArguments):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
         stop_on_collapse (`bool`, *optional*, defaults to `False`):
-            End the run when its embeddings have collapsed (see `hfssl.health`), instead of only saying so.
+            End the run when its embeddings have collapsed (see `hfssl.health`), instead of only saying so. Either way
+            the last checkpoint from when it was healthy stays, beside those that `save_total_limit` keeps.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):

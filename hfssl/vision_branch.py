@@ -2,17 +2,21 @@
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .pooling import is_convolutional
-from .vision_modeling import build_vision_encoder, image_features, side, transformer_blocks
+from .pooling import is_convolutional, pool_features
+from .vision_modeling import build_vision_encoder, side, transformer_blocks
 
 
 class VisionBranch(nn.Module):
-    """Encoder and projector.
+    """Encoder and projector: images -> [`tokens`] -> [`pool`] -> `projector`.
+
+    These are steps of their own for methods that mask patches, or with losses of patches or of features.
 
     Args:
         encoder (`PreTrainedModel`):
@@ -35,14 +39,34 @@ class VisionBranch(nn.Module):
         # encoders that take other sizes than their own without being told have no such argument
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pooled features: images `(n, num_channels, height, width)` to `(n, dim)`."""
+    def tokens(self, pixel_values: torch.Tensor, **options: Any) -> ModelOutput:
+        """One pass of the encoder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, num_channels, height, width)`):
+                Images of one size, of the encoder's own or another.
+            options (`dict`, *optional*):
+                Of the encoder: `bool_masked_pos` of shape `(n, num_patches)` for those that have a mask token.
+
+        Returns:
+            `ModelOutput`: the encoder's; its `last_hidden_state` has shape `(n, num_own + num_patches, dim)`, or that
+            of a map of features.
+        """
         if self.is_convolutional:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        options = {}
         if self.interpolates and pixel_values.shape[-1] != side(self.encoder_config.image_size):
             options["interpolate_pos_encoding"] = True
-        return image_features(self.encoder, pixel_values, self.pooling, **options)
+        if self.pooling == "last4":
+            options["output_hidden_states"] = True
+        return self.encoder(pixel_values, **options)
+
+    def pool(self, outputs: ModelOutput) -> torch.Tensor:
+        """Outputs of [`tokens`] to features `(n, dim)`."""
+        return pool_features(outputs, self.encoder_config, self.pooling)
+
+    def features(self, *pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of images of one or more sizes, one pass of the encoder for each: `(sum of n, dim)`."""
+        return torch.cat([self.pool(self.tokens(images)) for images in pixel_values])
 
     def forward(self, *pixel_values: torch.Tensor) -> torch.Tensor:
         """Projections of images of one or more sizes: one pass of the encoder for each, one of the projector for all.
@@ -54,24 +78,24 @@ class VisionBranch(nn.Module):
         Returns:
             `torch.Tensor` of shape `(sum of n, projector_output_dim)`.
         """
-        return self.projector(torch.cat([self.features(images) for images in pixel_values]))
+        return self.projector(self.features(*pixel_values))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops what a residual branch adds, for a share `rate` of the rows, and scales up the others.
+    """Stochastic depth: drops what a residual branch adds, for a share of the rows, and scales up the others.
 
     Paper: Deep Networks with Stochastic Depth, Huang et al., 2016 (https://huggingface.co/papers/1603.09382).
     """
 
-    def __init__(self, rate: float):
+    def __init__(self, drop_prob: float):
         super().__init__()
-        self.rate = rate
+        self.drop_prob = drop_prob
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0.0:
+        if not self.training or self.drop_prob == 0.0:
             return hidden
-        kept = hidden.new_empty(len(hidden), *[1] * (hidden.ndim - 1)).bernoulli_(1.0 - self.rate)
-        return hidden * kept / (1.0 - self.rate)
+        kept = hidden.new_empty(len(hidden), *[1] * (hidden.ndim - 1)).bernoulli_(1.0 - self.drop_prob)
+        return hidden * kept / (1.0 - self.drop_prob)
 
 
 def build_with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedModel:
@@ -91,6 +115,12 @@ def build_with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedMod
         if isinstance(getattr(block, "dropout", None), nn.Dropout):
             block.dropout = nn.Sequential(block.dropout, DropPath(rate * i / max(len(blocks) - 1, 1)))
     return encoder
+
+
+def drop_path_shares(encoder: PreTrainedModel, rate: float) -> dict[nn.Module, float]:
+    """Which modules of an encoder drop paths, and what share of its `rate`, above 0, each of them has."""
+    drop_probs = {module: getattr(module, "drop_prob", None) for module in encoder.modules()}
+    return {module: drop_prob / rate for module, drop_prob in drop_probs.items() if drop_prob}
 
 
 def check_two_views(pixel_values: torch.Tensor, method: str) -> None:

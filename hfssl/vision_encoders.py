@@ -13,6 +13,7 @@ from .attention import LEAN, LEAN_MODELS
 from .encoders import brief, config_of
 from .errors import UserError
 from .packing import recommended_attention
+from .pooling import is_convolutional
 from .vision_modeling import patches_a_side, pixels_required, side, try_on_an_image, uses_attention
 
 
@@ -166,7 +167,7 @@ def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, argu
     sizes, patch_size = getattr(encoder, "image_size", None) or IMAGE_SIZE, getattr(encoder, "patch_size", None)
     if data.arguments.dataset is None:
         digits: dict[str, Any] = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
-        if method in ("byol", "dino"):
+        if method in ("moco", "byol", "dino"):
             # a digit is its brightness: recoloured, views of one are no more alike than two digits
             digits |= {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}
         if method == "dino":
@@ -222,16 +223,24 @@ def build_moco(recipe: Any, config: dict[str, Any], image_size: int, args: Any, 
     from .methods.vision.moco import MocoForPreTraining
 
     config = _for_narrow_encoders({"projector_hidden_dim": 1024}, recipe, config, given)
-    rates = {"lars": 0.3, "narrow": 1e-3, "wide": 1.5e-4, "checkpoint": 1e-4}
+    rates = {"lars": 0.3, "narrow": 3e-4, "wide": 1.5e-4, "checkpoint": 1e-4}
     return build_vision_method(MocoForPreTraining, recipe, config, image_size, args, rates)
 
 
 def build_byol(recipe: Any, config: dict[str, Any], image_size: int, args: Any, given: set[str] = frozenset()) -> Any:
-    """The method of `recipes/byol.py`, see [`build_vision_method`]. A narrow encoder gets narrow heads."""
+    """The method of `recipes/byol.py`, see [`build_vision_method`].
+
+    A narrow encoder gets narrow heads, a fresh Vision Transformer what holds it up (see [`ByolForPreTraining`]), both
+    where the flags that were `given` say nothing else.
+    """
     from .methods.vision.byol import ByolForPreTraining
 
     config = _for_narrow_encoders({"projector_hidden_dim": 1024}, recipe, config, given)
-    rates = {"lars": 0.2, "narrow": 1e-3, "wide": 5e-4, "checkpoint": 1e-4}
+    encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config"))
+    if encoder is not None and hasattr(encoder, "patch_size") and not is_convolutional(encoder):
+        steady = {name: True for name in ("last_batch_norm", "freeze_patch_embed") if name not in given}
+        config = {**config, **steady}
+    rates = {"lars": 0.2, "narrow": 3e-4, "wide": 1.5e-4, "checkpoint": 1e-4}
     return build_vision_method(ByolForPreTraining, recipe, config, image_size, args, rates)
 
 

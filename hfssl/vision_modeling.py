@@ -12,8 +12,9 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from .errors import UserError
+from .heads import DinoHead, MlpHead
 from .modeling_utils import SSLPreTrainedModel, drop_pooler
-from .pooling import check_pooling, num_own_tokens, pool_features
+from .pooling import check_pooling, is_convolutional, num_own_tokens, pool_features
 
 
 # Encoders that add their positions before the first block and whose blocks take tokens in any number and order: where
@@ -36,6 +37,14 @@ class SSLVisionModel(SSLPreTrainedModel):
             for name in ("layernorm_before", "norm1"):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        super().initialize_weights()
+        # `_init_weights` is not called on a module without weights of its own, where a checkpoint lacks a head
+        for head in self.modules():
+            if isinstance(head, MlpHead | DinoHead):
+                head.init_weights()
 
     @classmethod
     def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "SSLVisionModel":
@@ -197,6 +206,32 @@ def image_features(
     if pooling == "last4":
         options["output_hidden_states"] = True
     return pool_features(encoder(pixel_values, **options), config, pooling)
+
+
+def patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
+    """The parameters that project the patches of a Vision Transformer, if they are to stay as they were drawn.
+
+    This makes its training stable (MoCo v3, Section 4.2; https://huggingface.co/papers/2104.02057).
+
+    Args:
+        model (`nn.Module`):
+            Has `config.encoder_config`.
+        prefix (`str`):
+            Where its encoder lies, such as `"student.encoder"`.
+        freeze (`bool`, *optional*):
+            Left out: if the encoder is none of convolutions.
+
+    Raises:
+        UserError: if they were to stay as they are, and there are none.
+    """
+    config = model.config.encoder_config
+    prefix = f"{prefix}.embeddings.patch_embeddings."
+    names = tuple(name for name, _ in model.named_parameters() if name.startswith(prefix))
+    if freeze and not names:
+        raise UserError(
+            f"`freeze_patch_embed` is for encoders of patches, and a {config.model_type} has none. Leave it out."
+        )
+    return names if freeze or (freeze is None and not is_convolutional(config)) else ()
 
 
 def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:

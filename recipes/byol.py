@@ -8,8 +8,10 @@ accelerate launch recipes/byol.py --dataset my_images/ --probe_dataset my_labell
 accelerate launch recipes/byol.py --config recipes/configs/byol_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/byol.py                             several processes, one batch
 
-The longer the run, the nearer to 1 --momentum_start should be. The same command again continues a run that was
-stopped. What the views look like: recipes/show_views.py --method byol. Measured results: recipes/README.md.
+The longer the run, the nearer to 1 --momentum_start should be. The paper trains ResNets; a Vision Transformer from
+scratch gets what keeps its projections from falling into a few directions, --last_batch_norm and --freeze_patch_embed.
+The same command again continues a run that was stopped. What the views look like: recipes/show_views.py --method byol.
+Measured results: recipes/README.md.
 """
 
 from hfssl.errors import explained
@@ -26,7 +28,7 @@ def main():
     from hfssl.vision_encoders import VisionEncoderArguments, build_byol, make_views
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    short = {"max_steps": 200, "momentum_start": 0.97}  # the paper's for its shortest runs
+    short = {"max_steps": 200, "momentum_start": 0.99}  # the paper's for its shorter runs
     defaults = {"output_dir": "outputs/byol", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, ByolPreTrainingConfig, ProbeArguments,

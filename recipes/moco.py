@@ -9,8 +9,8 @@ accelerate launch recipes/moco.py --config recipes/configs/moco_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/moco.py                             several processes, one batch
 
 The more images a step, the better; for small batches of large data sets there is --queue_size. The same command again
-continues a run that was stopped. What the views look like: recipes/show_views.py --method byol (MoCo v3 has those of
-BYOL). Measured results: recipes/README.md.
+continues a run that was stopped. What the views look like: recipes/show_views.py --method moco. Measured results:
+recipes/README.md.
 """
 
 from hfssl.errors import explained
@@ -35,7 +35,7 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     args.claim_output_dir()
     data = ImageData(data_args)
-    views = make_views("byol", recipe, config, data, view_args, parser.given)
+    views = make_views("moco", recipe, config, data, view_args, parser.given)
     model = build_moco(recipe, config, views.image_size, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std)
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)

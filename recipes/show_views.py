@@ -19,7 +19,7 @@ class ShowViews:
     r"""
     Args:
         method (`str`, *optional*, defaults to `"simclr"`):
-            Whose views: simclr, byol, dino or mae.
+            Whose views: simclr, moco, byol, dino or mae.
         num_images (`int`, *optional*, defaults to `6`):
             Rows of the sheet.
         output (`str`, *optional*):
@@ -28,7 +28,7 @@ class ShowViews:
             Another one shows other images and other views.
     """
 
-    method: Literal["simclr", "byol", "dino", "mae"] = "simclr"
+    method: Literal["simclr", "moco", "byol", "dino", "mae"] = "simclr"
     num_images: int = 6
     output: str | None = None
     seed: int = 0

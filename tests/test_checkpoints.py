@@ -237,6 +237,24 @@ def test_the_newest_are_kept(tmp_path):
     assert len(list_checkpoints(tmp_path)) == 2
 
 
+@pytest.mark.parametrize(
+    "healthy_step, kept",
+    [
+        (None, [20, 15]),
+        (4, [20, 15]),  # there is none from then
+        (5, [20, 15, 5]),
+        (12, [20, 15, 10]),  # the newest one only
+        (15, [20, 15]),
+        (100, [20, 15]),
+    ],
+)
+def test_the_last_healthy_one_is_kept_as_well(tmp_path, healthy_step, kept):
+    for step in (5, 10, 15, 20):
+        make(tmp_path, step)
+    checkpoints.rotate(tmp_path, 2, healthy_step)
+    assert [checkpoints.step_of(c) for c in list_checkpoints(tmp_path)] == kept
+
+
 def test_a_seal_covers_every_file(tmp_path):
     checkpoint = make(tmp_path, 5)
     manifest = json.loads((checkpoint / MANIFEST).read_text())

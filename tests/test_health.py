@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,30 +13,39 @@ import torch.nn.functional as F
 from transformers import AutoModel, GPT2Config
 
 import hfssl
-from hfssl import ByolForPreTraining, MaeForPreTraining, SSLTrainer, SSLTrainingArguments
+from hfssl import ByolForPreTraining, MaeForPreTraining, MocoForPreTraining, SSLTrainer, SSLTrainingArguments
+from hfssl.checkpoints import list_checkpoints, step_of
 from hfssl.data.embedded import embedded_images
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import ExactStream
 from hfssl.data.text import TextCollator, TextRows
 from hfssl.data.tokenizer import train_bpe_tokenizer
 from hfssl.data.views import ViewArguments, Views
-from hfssl.errors import UserError
-from hfssl.health import (
-    CONSTANT,
-    FEW_DIRECTIONS,
-    MAX_SAMPLES,
-    MIN_SAMPLES,
-    HealthMonitor,
+from hfssl.embedding_figures import (
     alignment,
-    describe,
     effective_rank,
     embedding_std,
-    health_table,
-    judge,
+    margin,
+    margin_of_chance,
     mean_cosine,
     random_rank,
     teacher_distance,
     uniformity,
+)
+from hfssl.errors import UserError
+from hfssl.health import (
+    CONSTANT,
+    FAIR_STEPS,
+    FEW_DIRECTIONS,
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    VIEWS_APART,
+    HealthMonitor,
+    collapse_error,
+    describe,
+    health_table,
+    judge,
+    last_healthy_step,
 )
 from hfssl.image_processing import build_image_processor
 
@@ -77,6 +87,19 @@ def test_alignment_and_uniformity_are_those_of_wang_and_isola():
     assert alignment(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(2)
 
 
+def test_the_margin_is_what_two_views_of_a_sample_have_more_in_common_than_two_samples():
+    z1, z2 = torch.randn(20, 8), torch.randn(20, 8)
+    cosines = F.cosine_similarity(z1[:, None], z2[None], dim=-1)
+    others = cosines[~torch.eye(20, dtype=torch.bool)].mean()
+    assert margin(z1, z2) == pytest.approx((cosines.diagonal().mean() - others).item(), abs=1e-6)
+    assert margin(torch.eye(5), 2 * torch.eye(5)) == pytest.approx(1)
+    assert margin(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(-1)
+    assert margin(torch.ones(9, 4), torch.ones(9, 4)) == pytest.approx(0)
+    assert margin(torch.zeros(9, 4), torch.zeros(9, 4)) == 0
+    found = torch.tensor([margin(torch.randn(64, 16), torch.randn(64, 16)) for _ in range(300)])
+    assert 3 * found.std().item() == pytest.approx(margin_of_chance(64, 16), rel=0.15)
+
+
 def test_random_directions_are_bounded_by_samples_and_dimensions():
     assert random_rank(100, 4) == pytest.approx(4, rel=0.02)
     assert random_rank(40, 2048) == pytest.approx(39, rel=0.02)  # one is the mean
@@ -88,7 +111,7 @@ def test_random_directions_are_bounded_by_samples_and_dimensions():
 
 
 def figures(projections, embeddings=None, **more):
-    """What is measured of some projections `(n, dim)`."""
+    """What is measured of some projections `(n, dim)`, without what takes two views."""
     entry = {}
     for prefix, z in (("projection_", projections), ("", projections if embeddings is None else embeddings)):
         if z is not None:
@@ -124,9 +147,60 @@ def test_isotropic_constant_and_few_directions():
 def test_what_was_never_trained_is_not_called_collapsed():
     nearly_constant = 1.0 + 1e-3 * torch.randn(128, 64)
     start = figures(nearly_constant)
+    start |= {"health_margin": 1e-6, "health_margin_of_chance": margin_of_chance(128, 64)}
     assert judge(start, [], 0) == ("healthy", None)
-    # nor is a warm-up that has changed nothing yet
-    assert judge(start, [start | START], 5) == ("healthy", None)
+    # nor is a warm-up that has changed nothing yet, or a run too short to change anything
+    assert judge(start, [start | START], 5, 0.05) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS, 0.3) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS - 1, 1.0) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS, 0.34) == ("collapsed since step 0", CONSTANT)
+
+
+def with_margin(z, of_views, of_targets=None):
+    targets = {} if of_targets is None else {"health_target_margin": of_targets}
+    return figures(z, health_margin=of_views, health_margin_of_chance=margin_of_chance(*z.shape), **targets)
+
+
+def test_a_run_that_has_learned_nothing_in_a_fair_share_of_its_steps_has_collapsed():
+    z, least = torch.randn(128, 64), margin_of_chance(128, 64)
+    start = with_margin(z, 0.5 * least) | START
+
+    def verdict(now, past=(start,), step=500):
+        return judge(now, past, step, 0.5)
+
+    assert verdict(with_margin(z, 1.1 * least)) == ("healthy", None)
+    # spread, but not by what is in the images
+    assert verdict(with_margin(z, 0.9 * least)) == ("collapsed since step 0", VIEWS_APART)
+    # the prototypes of DINO say more than its projections, either way
+    for of_views in (0.5, 0.0):
+        assert verdict(with_margin(z, of_views, 0.02)) == ("healthy", None)
+        assert verdict(with_margin(z, of_views, 0.005)) == ("collapsed since step 0", CONSTANT)
+        few = with_margin(rank_deficient(128, 64, 2), of_views, 0.005)  # and only its projections tell anything apart
+        assert verdict(few) == ("collapsed since step 500", CONSTANT)
+    assert verdict(with_margin(rank_deficient(128, 64, 2), 0.5, 0.02)) == ("collapsed since step 500", FEW_DIRECTIONS)
+    # since it was lost, where there was one
+    past = [start]
+    for step, of_views in ((100, 0.5), (200, 0.0), (300, 0.0)):
+        past.append(with_margin(z, of_views) | {"health_verdict": "healthy", "step": step})
+    assert verdict(with_margin(z, 0.0), past)[0] == "collapsed since step 200"
+    assert last_healthy_step(past) == 300
+    past.append(with_margin(z, 0.0) | {"health_verdict": "collapsed since step 200", "step": 500})
+    assert last_healthy_step(past) == 100
+    assert verdict(with_margin(z, 0.0), past, 600)[0] == "collapsed since step 200"
+    assert verdict(with_margin(z, 0.5), past, 600) == ("healthy", None)
+    # a log of a version that did not measure it
+    assert verdict(with_margin(z, 0.0), [figures(z) | START])[0] == "collapsed since step 500"
+
+
+def test_the_last_healthy_step():
+    def log(*entries):
+        return [{"step": step, "health_verdict": verdict} for step, verdict in entries] + [{"step": 99, "loss": 1.0}]
+
+    assert last_healthy_step([]) is None and last_healthy_step(log()) is None
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "narrowing"))) == 10
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "collapsed since step 20"))) == 10
+    assert last_healthy_step(log((0, "healthy"), (10, "collapsed since step 10"), (20, "healthy"))) == 20
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "collapsed since step 0"))) is None
 
 
 def test_the_first_step_of_a_collapse_is_remembered_and_a_recovery_believed():
@@ -147,6 +221,11 @@ def test_masked_methods_are_judged_by_whether_inputs_are_told_apart_only():
     assert judge(figures(None, rank_deficient(64, 32, 2)), [start], 10) == ("healthy", None)
     same = 1.0 + 1e-3 * torch.randn(64, 32)
     assert judge(figures(None, same), [start], 10) == ("collapsed since step 10", CONSTANT)
+    # as little as that, but from the beginning: what bfloat16 cannot tell apart is no embedding at the end
+    always = [figures(None, same) | START]
+    assert judge(figures(None, same), always, 90, 0.2) == ("healthy", None)
+    assert judge(figures(None, same), always, 500, 0.5) == ("collapsed since step 0", CONSTANT)
+    assert judge(figures(None, 1.0 + 1e-2 * torch.randn(64, 32)), always, 500, 0.5) == ("healthy", None)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -179,7 +258,7 @@ def method(name, encoder=None, **config):
     model_class = getattr(hfssl, f"{name}ForPreTraining")
     sizes = {"projector_output_dim": 32, **({} if name == "Simclr" else {"projector_hidden_dim": 64})}
     encoder = encoder or tiny_vision.resnet()
-    return model_class(model_class.config_class(encoder_config=encoder, **sizes, **config))
+    return model_class(model_class.config_class(encoder_config=encoder, **{**sizes, **config}))
 
 
 def health(trainer):
@@ -191,12 +270,13 @@ def verdicts(trainer):
 
 
 def test_simclr_without_contrast_collapses_and_its_twin_does_not(tmp_path):
-    healthy = digits_trainer(
-        tmp_path / "a", method("Simclr", contrastive_temperature=0.2), max_steps=60, eval_steps=20
-    )
+    settings = {"learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 20}
+    model = method("Simclr", contrastive_temperature=0.2, projector_output_dim=64)
+    healthy = digits_trainer(tmp_path / "a", model, max_steps=60, **settings)
     healthy.train()
     assert verdicts(healthy) == ["healthy"] * 4
-    hot = digits_trainer(tmp_path / "b", method("Simclr", contrastive_temperature=100.0), max_steps=200, eval_steps=50)
+    model = method("Simclr", contrastive_temperature=100.0, projector_output_dim=64)
+    hot = digits_trainer(tmp_path / "b", model, max_steps=80, **settings)
     hot.train()
     assert verdicts(hot)[0] == "healthy" and verdicts(hot)[-1].startswith("collapsed since step")
     last = health(hot)[-1]
@@ -208,24 +288,46 @@ def test_simclr_without_contrast_collapses_and_its_twin_does_not(tmp_path):
     card = (tmp_path / "b" / "README.md").read_text()
     assert "## Health" in card and last["health_verdict"] in card and last["health_cause"] in card
     assert (tmp_path / "b" / "assets" / "health.png").stat().st_size > 5000
-    assert "| 0 | healthy |" in health_table(hot.state.log_history)
+    table = health_table(hot.state.log_history)
+    assert "| 0 | healthy |" in table
+    first, *_, final = [row.split("|")[1:-1] for row in table.split("\n\n")[1].splitlines()]
+    assert f"{last['health_grad_norm']:.3g}" == final[first.index(" norm of the gradient ")].strip()
+    assert f"{last['health_margin']:.3g}" == final[first.index(" margin of views ")].strip()
 
 
-def test_a_collapse_can_end_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_collapse_can_end_the_run_and_leaves_the_last_healthy_checkpoint(tmp_path, monkeypatch, stop):
     # without negatives, equal views are all that counts
     monkeypatch.setattr(
         "hfssl.methods.vision.simclr.nt_xent_loss", lambda z1, z2, *_, **__: 1 - F.cosine_similarity(z1, z2).mean()
     )
     trainer = digits_trainer(
-        tmp_path, method("Simclr"), max_steps=300, eval_steps=10, save_strategy="steps", save_steps=10,
-        save_total_limit=10, stop_on_collapse=True,
+        tmp_path, method("Simclr"), max_steps=300 if stop else 60, eval_steps=10, save_strategy="steps", save_steps=4,
+        save_total_limit=2, stop_on_collapse=stop, lr_scheduler_type="constant",
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"Stopped at step \d+, collapsed since step \d+, likely because .*") as error:
+    if stop:
+        with pytest.raises(
+            UserError, match=r"Stopped at step \d+, collapsed since step \d+, likely because .*"
+        ) as error:
+            trainer.train()
+    else:
         trainer.train()
     step = trainer.state.global_step
-    assert 10 < step < 300 and f"step {step}, collapsed since step {step}" in str(error.value)
     healthy = max(entry["step"] for entry in health(trainer) if entry["health_verdict"] == "healthy")
-    assert f"last healthy checkpoint: {tmp_path}/checkpoint-{healthy}." in str(error.value)
+    assert 10 <= healthy < step - 10 and verdicts(trainer)[-1].startswith("collapsed since step")
+    # of two that are kept, none would be from then
+    there = [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path)]
+    assert len(there) == 3 and there[1] > healthy and there[2] == healthy // 4 * 4
+    if stop:
+        assert 10 < step < 300 and f"step {step}, collapsed since step {step}" in str(error.value)
+        assert f"last healthy checkpoint: {tmp_path}/checkpoint-{there[2]}." in str(error.value)
+
+
+def test_a_run_without_a_healthy_checkpoint_says_so(tmp_path):
+    history = [{"step": 0, "health_verdict": "healthy"}, {"step": 150, "health_verdict": "collapsed since step 0"}]
+    entry = {"health_verdict": "collapsed since step 0", "health_cause": "it is so"}
+    error = collapse_error(entry, 150, history, [tmp_path / "checkpoint-100"])
+    assert str(error).endswith("collapsed since step 0, likely because it is so; last healthy checkpoint: none.")
 
 
 def test_a_resumed_run_tells_the_same(tmp_path):
@@ -239,10 +341,10 @@ def test_a_resumed_run_tells_the_same(tmp_path):
     cut = digits_trainer(tmp_path / "cut", method("Byol"), "byol", learning_rate=3e-3, **settings)
     check = cut.health.check
 
-    def killed(model, step, history):
+    def killed(model, step, *args):
         if step == 30:
             raise Killed
-        return check(model, step, history)
+        return check(model, step, *args)
 
     cut.health.check = killed
     with pytest.raises(Killed):
@@ -272,10 +374,10 @@ def test_since_when_survives_a_resume(tmp_path):
 
     check = first.health.check
 
-    def collapsed(model, step, history):
+    def collapsed(model, step, *args):
         if step == 30:
             raise Killed
-        return check(model, step, history) | (frozen if step == 20 else {})
+        return check(model, step, *args) | (frozen if step == 20 else {})
 
     first.health.check = collapsed
     with pytest.raises(Killed):
@@ -283,9 +385,9 @@ def test_since_when_survives_a_resume(tmp_path):
     again = digits_trainer(tmp_path, method("Simclr"), **settings)
     seen = []
     check_again = again.health.check
-    again.health.check = lambda model, step, history: (
+    again.health.check = lambda model, step, history, progress: (
         seen.append([e["health_verdict"] for e in history if "health_verdict" in e])
-        or check_again(model, step, history)
+        or check_again(model, step, history, progress)
     )
     again.train()
     assert seen[0] == ["healthy", "healthy", "collapsed since step 7"]
@@ -350,6 +452,32 @@ def test_the_distance_of_a_teacher():
         for teacher, student in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
             teacher.copy_(0.9 * student)
     assert teacher_distance(model) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_margin_of_targets_is_what_the_loss_gains_by_the_right_images(tmp_path):
+    images = embedded_images("test")[0][:40]
+    model = dino(num_prototypes=16)
+    with torch.no_grad():
+        model.center.normal_()
+    views = Views("dino", LARGE_CROPS, is_grey=True)
+    stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
+    monitor = HealthMonitor(images, build_image_processor(16), stream, batch_size=32)
+    measured = monitor.measure(model)["health_target_margin"]
+    model.eval()
+    rows = stream.collate(monitor.views)["pixel_values"]
+    with torch.no_grad():
+        teacher, student = ([branch(rows[:, view]) for view in (0, 1)] for branch in (model.teacher, model.student))
+    loss = {}
+    for i, j in itertools.product(range(40), repeat=2):
+        pairs = [
+            -F.softmax((teacher[view][j] - model.center) / 0.04, -1) @ F.log_softmax(student[1 - view][i] / 0.1, -1)
+            for view in (0, 1)
+        ]
+        loss[i, j] = sum(pairs).item() / 2
+    # the one before it in its batch of 32 and of 8
+    gains = [loss[i, 31 if i == 0 else 39 if i == 32 else i - 1] - loss[i, i] for i in range(40)]
+    assert measured == pytest.approx(sum(gains) / 40 / math.log(16), rel=1e-4)
+    assert measured != 0
 
 
 @pytest.mark.parametrize("name", sorted(tiny_vision.ENCODERS))
@@ -465,8 +593,11 @@ def without_stop_gradient(self, pixel_values, return_loss=True):
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
 def test_byol_without_predictor_and_stop_gradient_collapses(tmp_path, monkeypatch, encoder):
-    settings = {"learning_rate": 3e-3 if encoder is tiny_vision.resnet else 1e-3, "max_steps": 300, "eval_steps": 50}
-    model = method("Byol", encoder(), momentum_start=0.9)
+    rate, steady = 3e-3, {}
+    if encoder is tiny_vision.vit:
+        rate, steady = 1e-3, {"last_batch_norm": True, "freeze_patch_embed": True}
+    settings = {"learning_rate": rate, "max_steps": 300, "eval_steps": 50}
+    model = method("Byol", encoder(), momentum_start=0.9, **steady)
     healthy = digits_trainer(tmp_path / "a", model, "byol", **settings)
     healthy.train()
     assert verdicts(healthy) == ["healthy"] * 7
@@ -477,17 +608,97 @@ def test_byol_without_predictor_and_stop_gradient_collapses(tmp_path, monkeypatc
     assert verdicts(collapsing)[-1] == "collapsed since step 50"
 
 
+# a digit is its brightness: recoloured, views of one are no more alike than two digits
+SAME_COLOURS = ViewArguments(
+    image_size=16, flip_probability=0.0, crop_scale=(0.5, 1.0), jitter=(0.0, 0.0, 0.0, 0.0),
+    solarize_probability=[0.0],
+)  # fmt: skip
+LARGE_CROPS = replace(SAME_COLOURS, local_crops=0)
+
+
+def dino(encoder=None, temperature=0.04, **config):
+    temperatures = {"teacher_temperature_start": temperature, "teacher_temperature_end": temperature}
+    fields = {"num_prototypes": 256, "momentum_start": 0.9, "projector_batch_norm": True, **temperatures}
+    return method("Dino", encoder, **{**fields, **config})
+
+
+def test_dino_with_one_prototype_for_all_images_collapses_and_its_twin_does_not(tmp_path):
+    settings = {"learning_rate": 1e-2, "max_steps": 100, "eval_steps": 50}
+    healthy = digits_trainer(tmp_path / "a", dino(num_prototypes=64), "dino", LARGE_CROPS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 3 and health(healthy)[-1]["health_teacher_distance"] > 0
+    model = dino(num_prototypes=64, center_momentum=1.0)  # a centre that stays where it is
+    collapsing = digits_trainer(tmp_path / "b", model, "dino", LARGE_CROPS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
+    last = health(collapsing)[-1]
+    assert "lower `center_momentum=1`" in last["health_cause"]
+    # nothing that it had is lost
+    assert judge(last, health(collapsing)[:-1], 100) == ("healthy", None)
+    assert abs(last["health_target_margin"]) < 1e-3 < 0.1 < health(healthy)[-1]["health_target_margin"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", [{"center_momentum": 1.0}, {"teacher_temperature_start": 1.0, "teacher_temperature_end": 1.0}]
-)
-def test_dino_without_centre_or_without_sharpening_collapses(tmp_path, config):
-    model = method("Dino", num_prototypes=256, momentum_start=0.9, **config)
-    crops = ViewArguments(image_size=16, flip_probability=0.0, crop_scale=(0.5, 1.0), local_crops=2, local_size=8)
-    trainer = digits_trainer(tmp_path, model, "dino", crops, learning_rate=3e-3, max_steps=120, eval_steps=40)
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_dino_without_sharpening_collapses_and_its_twin_does_not(tmp_path, encoder):
+    equal_shares = {"centering": "sinkhorn", "pooling": "mean"}
+    settings = {"learning_rate": 3e-3 if encoder is tiny_vision.resnet else 2e-3, "max_steps": 160, "eval_steps": 40}
+    model = dino(encoder(), 0.02, **equal_shares)
+    healthy = digits_trainer(tmp_path / "a", model, "dino", LARGE_CROPS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 5
+    collapsing = digits_trainer(tmp_path / "b", dino(encoder(), 1.0, **equal_shares), "dino", LARGE_CROPS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
+    assert "lower `teacher_temperature_end=1`" in health(collapsing)[-1]["health_cause"]
+
+
+@pytest.mark.slow
+def test_dino_whose_targets_are_uniform_has_collapsed_though_its_projections_are_spread(tmp_path):
+    # of 32 directions, 16 prototypes leave some free
+    trainer = digits_trainer(
+        tmp_path, dino(None, 1.0, num_prototypes=16), "dino", LARGE_CROPS, learning_rate=3e-3, max_steps=120,
+        eval_steps=40,
+    )  # fmt: skip
     trainer.train()
-    assert verdicts(trainer)[0] == "healthy" and verdicts(trainer)[-1].startswith("collapsed since step")
-    assert "`teacher_temperature_end=" in health(trainer)[-1]["health_cause"]
+    last = health(trainer)[-1]
+    assert verdicts(trainer)[-1].startswith("collapsed since step") and "log(16)" in last["health_cause"]
+    assert last["health_margin"] > last["health_margin_of_chance"] and last["health_projection_std"] > 0.3
+
+
+@pytest.mark.slow
+def test_dino_in_the_papers_setting_stays_at_chance_on_digits(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024, "momentum_start": 0.97}
+    model = hfssl.DinoForPreTraining(hfssl.DinoPreTrainingConfig(encoder_config=tiny_vision.vit(), **sizes))
+    trainer = digits_trainer(
+        tmp_path, model, "dino", LARGE_CROPS, learning_rate=1e-3, max_steps=160, eval_steps=40, warmup_steps=0.06
+    )
+    trainer.train()
+    assert verdicts(trainer)[-1].startswith("collapsed since step")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] == pytest.approx(math.log(1024), rel=0.01)
+
+
+def without_negatives(self, pixel_values, return_loss=True):
+    from hfssl.methods.vision.moco import MocoOutput
+
+    z1, z2 = (self.student(view) for view in pixel_values.unbind(1))
+    return MocoOutput(loss=2 - 2 * F.cosine_similarity(z1, z2).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_moco_without_negatives_predictor_and_stop_gradient_collapses(tmp_path, monkeypatch, encoder):
+    settings = {"learning_rate": 1e-2 if encoder is tiny_vision.resnet else 2e-3, "max_steps": 160, "eval_steps": 40}
+    model = {"momentum_start": 0.9, "projector_output_dim": 64}
+    healthy = digits_trainer(tmp_path / "a", method("Moco", encoder(), **model), "moco", SAME_COLOURS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 5
+    monkeypatch.setattr(MocoForPreTraining, "forward", without_negatives)
+    collapsing = digits_trainer(tmp_path / "b", method("Moco", encoder(), **model), "moco", SAME_COLOURS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
 
 
 @pytest.mark.slow

@@ -196,6 +196,15 @@ def test_sinkhorn_has_no_holes():
     torch.testing.assert_close(targets.sum(-1), torch.ones(2))
 
 
+def test_sinkhorn_of_samples_far_from_every_prototype():
+    """The sum of all their exp(logits / temperature) is 0 in float32."""
+    logits = torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.9, 0.8], [-0.93, -0.94, -0.92]])
+    targets = sinkhorn_targets(logits, 0.01)
+    torch.testing.assert_close(targets, sinkhorn_by_hand(logits.double(), 0.01, 3).float(), rtol=1e-3, atol=1e-5)
+    far = sinkhorn_targets(logits[2:].expand(2, -1), 0.005)
+    torch.testing.assert_close(far, torch.full((2, 3), 1 / 3))  # two alike share alike
+
+
 def test_moco_of_parts_is_that_of_the_whole():
     q1, q2 = torch.randn(2, 6, 5, requires_grad=True)
     k1, k2 = torch.randn(2, 6, 5)
@@ -214,6 +223,15 @@ def test_a_queue_adds_negatives():
         logits = F.normalize(q, dim=1) @ F.normalize(torch.cat([k, queue]), dim=1).T / 0.2
         expected = expected + 2 * 0.2 * F.cross_entropy(logits, torch.arange(3))
     torch.testing.assert_close(moco_v3_loss(q1, q2, k1, k2, 0.2, queue=queue), expected)
+
+
+def test_a_queue_is_not_rounded_to_the_precision_of_the_keys():
+    inputs = [torch.randn(6, 8).bfloat16() for _ in range(4)]
+    queue = inputs[0].float() + 0.01 * torch.randn(6, 8)  # so near that it decides
+    expected = moco_v3_loss(*(x.float() for x in inputs), 0.1, queue=queue)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = moco_v3_loss(*inputs, 0.1, queue=queue)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss, shapes, rest", [

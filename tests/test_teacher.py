@@ -255,13 +255,16 @@ def test_a_run_that_is_killed_and_continued_is_the_same_to_the_bit(name, tmp_pat
         is_grey=True, patch_size=4,
     )  # fmt: skip
 
+    # prototypes that begin to learn after the checkpoint
+    config = {"freeze_prototypes": 0.6, "drop_path_rate_end": 0.5} if name == "dino" else {}
+
     def trainer(folder, seed=0, callbacks=None):
         args = SSLTrainingArguments(
             str(tmp_path / folder), max_steps=4, per_device_train_batch_size=4, gradient_accumulation_steps=2,
             learning_rate=1e-2, precision="fp32", report_to="none", eval_strategy="no", save_steps=1, use_cpu=True,
             weight_decay=0.1, weight_decay_end=0.5, disable_tqdm=True,
         )  # fmt: skip
-        model = small(name, seed=seed)
+        model = small(name, seed=seed, **config)
         return SSLTrainer(model, args, data.stream(args, views), callbacks=callbacks)
 
     class Kill(TrainerCallback):
@@ -280,6 +283,12 @@ def test_a_run_that_is_killed_and_continued_is_the_same_to_the_bit(name, tmp_pat
     assert not equal(whole.model.teacher, small(name).teacher)
     for first, second in zip(whole.optimizer.param_groups, again.optimizer.param_groups, strict=True):
         assert first["weight_decay"] == second["weight_decay"]
+    if name == "dino":
+        prototypes = [t.model.student.projector.prototypes.weight for t in (whole, again)]
+        fresh = small(name, **config).student.projector.prototypes.weight
+        assert torch.equal(*prototypes) and not torch.equal(prototypes[0], fresh)
+        taken = [t.optimizer.state[p]["step"].item() for t, p in zip((whole, again), prototypes, strict=True)]
+        assert taken == [1, 1]
 
 
 def test_a_teacher_drops_nothing_but_normalises_by_its_batch():
@@ -312,3 +321,10 @@ def test_half_precision_is_refused():
 def test_bad_momenta_are_named(name, start, end):
     with pytest.raises(Exception, match=f"momentum_start={start} and momentum_end={end}"):
         small(name, momentum_start=start, momentum_end=end)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_teacher_that_would_never_move_is_refused(name):
+    with pytest.raises(Exception, match="momentum_start=1.0 and momentum_end=1.0 the teacher would never move"):
+        small(name, momentum_start=1.0, momentum_end=1.0)
+    small(name, momentum_start=0.999, momentum_end=1.0)

@@ -17,6 +17,7 @@ from hfssl.modeling_utils import drop_pooler
 from hfssl.training_args import SSLTrainingArguments
 from hfssl.vision_encoders import (
     VISION_PRESETS,
+    build_byol,
     build_mae,
     build_simclr,
     is_checkpoint,
@@ -157,6 +158,18 @@ def test_a_narrow_mae_has_a_narrow_decoder(args):
     given = {"decoder_hidden_size", "decoder_num_attention_heads"}
     chosen = build_mae(recipe("vit-tiny-patch4"), config, 16, args, given)
     assert chosen.config.decoder_hidden_size == 512
+
+
+@pytest.mark.parametrize("encoder, given, steady, frozen", [
+    (build("vit"), {}, True, True), (build("vit"), {"last_batch_norm": False}, False, True),
+    (build("resnet"), {}, False, False),
+])  # fmt: skip
+def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, frozen):
+    config = {"encoder_config": encoder.config.to_dict(), **given}
+    model = build_byol(recipe("vit-mini-patch4"), config, 16, args, given=set(given))
+    assert (model.config.last_batch_norm, model.config.freeze_patch_embed) == (steady, frozen)
+    assert model.config.projector_hidden_dim == 1024  # narrow, as the encoder is
+    assert config == {"encoder_config": encoder.config.to_dict(), **given}
 
 
 def test_lars_has_a_learning_rate_of_its_own(tmp_path):

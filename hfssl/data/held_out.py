@@ -1,13 +1,18 @@
 """Samples kept away from training, to measure on."""
 
+import logging
 import zlib
+from typing import Any
 
 import numpy as np
 
 from .. import random as keyed
-from .sources import DataError, Source, identity
+from .mixtures import parse_mixture, parts_of
+from .sources import DataError, Source, available_splits, identity, open_source
 from .stream import shuffled_units
 
+
+logger = logging.getLogger(__name__)
 
 # Below this many held-out texts a figure says little; small sources give up a larger share of theirs.
 MIN_HELD_OUT = 100
@@ -17,6 +22,50 @@ READ_THROUGH_BYTES = 256 << 20
 SHARE_OF_LARGE_SETS = 0.25
 # Of the pieces in a row group of images, one in so many is taken before the next group's turn comes.
 PIECES_SKIPPED = 8
+# What a split to measure on during training is called; test is for the end.
+VALIDATION_SPLITS = ("validation", "dev", "valid", "val")
+
+
+def held_out_parts(source: Source, arguments: Any, options: dict[str, Any]) -> dict[str, list]:
+    """The held-out samples of what `--dataset` named: of a split for it, or else taken from the training data.
+
+    Args:
+        source (`Source`):
+            The training data.
+        arguments:
+            Has `dataset`, `dataset_config`, `split`, `eval_split`, `held_out_fraction` and `max_held_out`.
+        options (`dict[str, Any]`):
+            Of [`~hfssl.data.sources.open_source`], but for the split.
+
+    Returns:
+        `dict[str, list[str]]` or `dict[str, list[bytes]]`: those of each source by its name. A mixture has as many of
+        each as its share says, but some of all.
+
+    Raises:
+        DataError: if there are too few samples, or no such split.
+    """
+    held_out = {}
+    parts = parts_of(source)
+    fewest = min(MIN_HELD_OUT, arguments.max_held_out // len(parts))
+    for part, (name, _) in zip(parts, parse_mixture(arguments.dataset), strict=True):
+        most = max(round(part.share * arguments.max_held_out), fewest, 1)
+        split = arguments.eval_split
+        if split == "auto":
+            splits = available_splits(name, modality=source.modality, config=arguments.dataset_config)
+            split = next((s for s in VALIDATION_SPLITS if s in splits and s != arguments.split), None)
+        if split:
+            try:
+                samples = all_samples(open_source(name, **options, split=split), most)
+            except DataError as error:
+                raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
+        else:
+            samples = held_out_samples(part.source, arguments.held_out_fraction, most)
+        logger.info(
+            "Held out: %s %ss%s%s.", f"{len(samples):,}", source.modality, f" of the split {split}" if split else "",
+            f" of {name}" if len(parts) > 1 else "",
+        )  # fmt: skip
+        held_out[part.name] = samples
+    return held_out
 
 
 def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 1000) -> list:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from .. import random as keyed
 from ..errors import UserError
 from ..training_args import SSLTrainingArguments
 from .decode import DamagedImage, decode_image, image_header
-from .held_out import MIN_HELD_OUT, all_samples, held_out_samples, pieces_all_over
-from .mixtures import open_mixture, parse_mixture, parts_of, stream_class
-from .sources import DataError, Source, available_splits, identity, open_source
+from .held_out import held_out_parts, pieces_all_over
+from .mixtures import open_mixture, parts_of, stream_class
+from .sources import DataError, Source, identity
 from .stream import ExactStream
 
 
@@ -97,47 +97,20 @@ class ImageData:
 
     def __init__(self, arguments: ImageDataArguments):
         self.arguments = arguments
-        self.source = open_mixture(arguments.dataset, **self._options(arguments.split))
+        options = {
+            "modality": "image", "column": arguments.image_column, "config": arguments.dataset_config,
+            "streaming": arguments.streaming,
+        }  # fmt: skip
+        self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
         logger.info("Data: %s.", self.source.description)
-        self.held_out = self._held_out()
+        self.held_out = self._held_out(options)
         self.exclude = frozenset(map(identity, self.held_out))
 
-    def _options(self, split: str) -> dict[str, Any]:
-        a = self.arguments
-        return {
-            "modality": "image", "column": a.image_column, "config": a.dataset_config, "split": split,
-            "streaming": a.streaming,
-        }  # fmt: skip
-
-    def _held_out(self) -> list[bytes]:
-        """The held-out images; of a mixture, those of each source by its share."""
-        images: list[bytes] = []
-        parts = parts_of(self.source)
-        fewest = min(MIN_HELD_OUT, self.arguments.max_held_out // len(parts))
-        for part, (name, _) in zip(parts, parse_mixture(self.arguments.dataset), strict=True):
-            most = max(round(part.share * self.arguments.max_held_out), fewest, 1)
-            images += self._held_out_of(part.source, name, most)
+    def _held_out(self, options: dict[str, Any]) -> list[bytes]:
+        parts = held_out_parts(self.source, self.arguments, options)
+        images = list(chain.from_iterable(parts.values()))
         # evaluators may take the first ones only
         return [images[i] for i in keyed.permutation(len(images), 0, 20)] if len(parts) > 1 else images
-
-    def _held_out_of(self, source: Source, name: str | None, max_images: int) -> list[bytes]:
-        a = self.arguments
-        split = a.eval_split
-        if split == "auto":
-            splits = available_splits(name, modality="image", config=a.dataset_config)
-            split = next((s for s in ("validation", "dev", "valid", "val") if s in splits and s != a.split), None)
-        if split:
-            try:
-                images = all_samples(open_source(name, **self._options(split)), max_images)
-            except DataError as error:
-                raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
-        else:
-            images = held_out_samples(source, a.held_out_fraction, max_images)
-        logger.info(
-            "Held out: %s images%s%s.", f"{len(images):,}", f" of the split {split}" if split else "",
-            f" of {name}" if source is not self.source else "",
-        )  # fmt: skip
-        return images
 
     @property
     def num_images(self) -> int:

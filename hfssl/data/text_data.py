@@ -12,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..training_args import SSLTrainingArguments
 from ..vocabulary import add_words, find_words
-from .held_out import MIN_HELD_OUT, all_samples, held_out_samples
-from .mixtures import open_mixture, parse_mixture, parts_of, stream_class
+from .held_out import held_out_parts
+from .mixtures import open_mixture, parts_of, stream_class
 from .sentence_pairs import SentencePairRows
-from .sources import DataError, Source, available_splits, open_source
 from .stream import ExactStream
 from .text import TextCollator, TextRows, sample_texts
 from .tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
@@ -131,9 +130,13 @@ class TextData:
         causal: bool = False,
     ):
         self.arguments, self.causal = arguments, causal
-        self.source = self._open(arguments.split)
+        options = {
+            "column": arguments.text_column, "config": arguments.dataset_config, "sample_by": arguments.sample_by,
+            "streaming": arguments.streaming,
+        }  # fmt: skip
+        self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
         logger.info("Data: %s.", self.source.description)
-        self.held_out_of = self._held_out()
+        self.held_out_of = held_out_parts(self.source, arguments, options)
         self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
         self.exclude = frozenset(self.held_out)
         self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
@@ -147,45 +150,6 @@ class TextData:
             self.tokenizer = self._tokenizer_of(encoder)
         else:
             self.tokenizer = self._train_tokenizer()
-
-    def _open(self, split: str) -> Source:
-        return open_mixture(self.arguments.dataset, **self._options(split))
-
-    def _options(self, split: str) -> dict[str, Any]:
-        a = self.arguments
-        return {
-            "column": a.text_column, "config": a.dataset_config, "split": split, "sample_by": a.sample_by,
-            "streaming": a.streaming,
-        }  # fmt: skip
-
-    def _held_out(self) -> dict[str, list[str]]:
-        """The held-out texts of each source: of a mixture, by their shares."""
-        held_out = {}
-        parts = parts_of(self.source)
-        fewest = min(MIN_HELD_OUT, self.arguments.max_held_out // len(parts))
-        for part, (name, _) in zip(parts, parse_mixture(self.arguments.dataset), strict=True):
-            most = max(round(part.share * self.arguments.max_held_out), fewest, 1)
-            held_out[part.name] = self._held_out_of(part.source, name, most)
-        return held_out
-
-    def _held_out_of(self, source: Source, name: str | None, max_texts: int) -> list[str]:
-        a = self.arguments
-        split = a.eval_split
-        if split == "auto":
-            splits = available_splits(name, config=a.dataset_config) if name else []
-            split = next((s for s in ("validation", "dev", "valid") if s in splits and s != a.split), None)
-        if split:
-            try:
-                texts = all_samples(open_source(name, **self._options(split)), max_texts)
-            except DataError as error:
-                raise DataError(str(error).replace("`--split`", "`--eval_split`")) from error
-        else:
-            texts = held_out_samples(source, a.held_out_fraction, max_texts)
-        logger.info(
-            "Held out: %s texts%s%s.", f"{len(texts):,}", f" of the split {split}" if split else "",
-            f" of {name}" if source is not self.source else "",
-        )  # fmt: skip
-        return texts
 
     def _sample(self, max_characters: int) -> Iterable[str]:
         """Training texts from all over the data, in the shares of a mixture as far as its sources reach."""

@@ -38,10 +38,11 @@ SMALL_IMAGE = 64
 
 _COLOR = {"jitter_probability": 0.8, "grey_probability": 0.2}
 _SIMCLR = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5, **_COLOR)
-_BYOL = View(scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0, **_COLOR)
+_BYOL = View(scale=(0.08, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0, **_COLOR)
 _BYOL_SECOND = dataclasses.replace(_BYOL, blur_probability=0.1, solarize_probability=0.2)
-# PIL's blur, which DINO used, has no kernel size: as wide as sigma wants it
-_DINO = {"scale": (0.4, 1.0), "interpolation": "bicubic", "blur_width": None}
+# PIL's blur, which MoCo v3 and DINO used, has no kernel size: as wide as sigma wants it
+_MOCO = {"interpolation": "bilinear", "blur_width": None}
+_DINO = {"scale": (0.4, 1.0), "blur_width": None}
 _DINO_LOCAL = {"scale": (0.05, 0.4), "blur_probability": 0.5}
 
 
@@ -56,9 +57,12 @@ class Preset:
 
 
 PRESETS = {
-    # Chen et al., 2020 (https://huggingface.co/papers/2002.05709), appendix A
+    # Chen et al., 2020 (https://huggingface.co/papers/2002.05709), appendix A. Its code crops with bicubic
+    # interpolation; bilinear is what most libraries made of it.
     "simclr": Preset((_SIMCLR, _SIMCLR)),
-    # Grill et al., 2020 (https://huggingface.co/papers/2006.07733), appendix B, table 6
+    # Chen, Xie and He, 2021 (https://huggingface.co/papers/2104.02057): BYOL's, and its main_moco.py
+    "moco": Preset((dataclasses.replace(_BYOL, **_MOCO), dataclasses.replace(_BYOL_SECOND, **_MOCO))),
+    # Grill et al., 2020 (https://huggingface.co/papers/2006.07733), appendix B, table 6, and its utils/dataset.py
     "byol": Preset((_BYOL, _BYOL_SECOND)),
     # Caron et al., 2021 (https://huggingface.co/papers/2104.14294), and its main_dino.py
     "dino": Preset(
@@ -76,9 +80,14 @@ class ViewArguments:
     r"""
     > Views
 
-    Left out, a value is that of the method's paper. For views of at most 64 pixels it is the field's practice for
-    CIFAR instead: no blur, which leaves nothing of so small an image (SimCLR, appendix B.9); SimCLR's jitter at half
-    strength (the same); local crops of at least a fifth of the area, below which they are a few pixels wide.
+    Left out, a value is that of the method's paper, or of its authors' code. For views of at most 64 pixels it is the
+    field's practice for CIFAR instead: no blur, which leaves nothing of so small an image (SimCLR, appendix B.9);
+    SimCLR's jitter at half strength (the same); local crops of at least a fifth of the area, below which they are a
+    few pixels wide.
+
+    Departures: SimCLR crops with bilinear interpolation, as in most libraries; its code is bicubic. The codes of
+    SimCLR and BYOL resize with TensorFlow, without antialiasing. BYOL's adds to the brightness instead of multiplying
+    it.
 
     Args:
         image_size (`int`, *optional*):
@@ -88,7 +97,7 @@ class ViewArguments:
         crop_ratio (`tuple[float, float]`, *optional*):
             Smallest and largest width / height of what is cut out. 3/4 and 4/3 when left out.
         interpolation (`str`, *optional*):
-            bilinear or bicubic, both antialiased.
+            bilinear or bicubic, both antialiased. Left out: bilinear for SimCLR and MoCo, else bicubic.
         flip_probability (`float`, *optional*):
             How many views are mirrored left to right. 0.5 when left out.
         jitter (`tuple[float, float, float, float]`, *optional*):
@@ -170,7 +179,7 @@ class Views:
 
     Args:
         method (`str`):
-            simclr, byol, dino or mae.
+            simclr, moco, byol, dino or mae.
         arguments ([`ViewArguments`]):
             What differs from the preset of the method.
         is_grey (`bool`):

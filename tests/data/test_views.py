@@ -47,6 +47,7 @@ def views(method="simclr", is_grey=False, patch_size=None, mean_std=None, **argu
     "method, shapes",
     [
         ("simclr", {"pixel_values": (5, 2, 3, 32, 32)}),
+        ("moco", {"pixel_values": (5, 2, 3, 32, 32)}),
         ("byol", {"pixel_values": (5, 2, 3, 32, 32)}),
         ("dino", {"pixel_values": (5, 2, 3, 32, 32), "local_pixel_values": (5, 8, 3, 16, 16)}),
         ("mae", {"pixel_values": (5, 3, 32, 32), "noise": (5, 64)}),
@@ -66,14 +67,19 @@ def test_what_the_model_gets(method, shapes):
 
 
 def test_presets_are_those_of_the_papers():
-    simclr, byol, dino, mae = (Views(m, is_grey=False) for m in ("simclr", "byol", "dino", "mae"))
+    simclr, moco, byol, dino, mae = (Views(m, is_grey=False) for m in PRESETS)
     assert [v.size for v in simclr.views] == [224, 224] and simclr.views[0] == simclr.views[1]
     first = simclr.views[0]
     assert (first.scale, first.jitter, first.jitter_probability) == ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2), 0.8)
     assert (first.grey_probability, first.blur_probability, first.solarize_probability) == (0.2, 0.5, 0.0)
     assert [v.blur_probability for v in byol.views] == [1.0, 0.1]
     assert [v.solarize_probability for v in byol.views] == [0.0, 0.2]
-    assert byol.views[0].jitter == (0.4, 0.4, 0.2, 0.1)
+    assert (byol.views[0].scale, byol.views[0].jitter) == ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1))
+    # the crops of torchvision and the blur of Pillow, otherwise BYOL's
+    assert [dataclasses.replace(v, interpolation="bicubic", blur_width=0.1) for v in moco.views] == list(byol.views)
+    assert [v.interpolation for v in (*simclr.views, *moco.views)] == ["bilinear"] * 4
+    assert [v.interpolation for v in (*byol.views, *dino.views, dino.local, *mae.views)] == ["bicubic"] * 6
+    assert [p.views[0].blur_width for p in PRESETS.values() if p.views[0].blur_probability] == [0.1, None, 0.1, None]
     assert [v.scale for v in dino.views] == [(0.4, 1.0)] * 2 and [v.blur_probability for v in dino.views] == [1.0, 0.1]
     assert (dino.local.scale, dino.local.size, dino.num_local) == ((0.05, 0.4), 96, 8)
     assert (dino.local.blur_probability, dino.local.solarize_probability) == (0.5, 0.0)
@@ -140,8 +146,9 @@ def test_nonsense_is_named(flags, words):
 @pytest.mark.parametrize(
     "method, arguments, words",
     [
-        ("swav", {}, "views for simclr, byol, dino, mae, got 'swav'"),
+        ("swav", {}, "views for simclr, moco, byol, dino, mae, got 'swav'"),
         ("simclr", {"local_crops": 4}, "--local_crops.*simclr has none"),
+        ("moco", {"local_crops": 2}, "--local_crops.*moco has none"),
         ("simclr", {"local_crops": 0}, "--local_crops.*simclr has none"),
         ("dino", {"blur_probability": [0.1, 0.2]}, "--blur_probability.*one value or 3 for dino.*got 2"),
         ("mae", {"image_size": 30, "patch_size": 4}, "--image_size 30.*patches of 4.*--image_size 3[26]"),

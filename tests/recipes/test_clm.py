@@ -1,21 +1,15 @@
 """`recipes/clm.py` as a command."""
 
 import json
-from pathlib import Path
 
 import pytest
 import tiny
-import yaml
 from recipe_process import recipe_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from hfssl import ClmPreTrainingConfig, RecipeParser, SSLTrainingArguments
-from hfssl.data.text_data import TextDataArguments
 from hfssl.data.tokenizer import train_bpe_tokenizer
-from hfssl.encoders import CausalEncoderArguments
 
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 SMALL = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
 FLAGS = [
     "--max_length", 32, "--per_device_train_batch_size", 8, "--report_to", "none", "--precision", "fp32",
@@ -91,15 +85,3 @@ def test_mistakes_end_in_one_sentence(tmp_path, corpus, flags, message):
     done = run(tmp_path, corpus, *flags)
     assert done.poll() != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "out" / "config.json").exists()
-
-
-@pytest.mark.parametrize("name", ["clm_tiny", "clm_gpt2"])
-def test_every_key_of_a_yaml_is_a_flag(name):
-    path = CONFIGS / f"{name}.yaml"
-    parser = RecipeParser(CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments)
-    content = yaml.safe_load(path.read_text())
-    recipe, data, _, args = parser.parse(["--config", str(path), "--precision", "fp32"])
-    assert recipe.encoder == content["encoder"]
-    assert data.max_length == content["max_length"] and args.learning_rate == float(content["learning_rate"])
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# accelerate launch ") and f"--config recipes/configs/{name}.yaml" in first

@@ -29,3 +29,11 @@ def test_neighbours_have_the_same_class(tmp_path, method, settings):
     trained, untrained, loss = learned(method, tmp_path, **settings)
     assert trained > untrained + 0.2
     assert loss < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["moco", "byol", "dino"])
+def test_with_a_teacher_too(tmp_path, method):
+    """Of these the loss says little: the targets move."""
+    trained, untrained, _ = learned(method, tmp_path, max_steps=150, per_device_train_batch_size=128)
+    assert trained > untrained + 0.1

@@ -1,20 +1,9 @@
 """`recipes/mae.py` as a command."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 from image_recipes import check_result, run, stopped_and_continued, the_error
-
-from hfssl import MaePreTrainingConfig, RecipeParser, SSLTrainingArguments
-from hfssl.data.image_data import ImageDataArguments
-from hfssl.data.views import ViewArguments
-from hfssl.evaluation.probes import ProbeArguments
-from hfssl.vision_encoders import MaeEncoderArguments
-
-
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
 
 def test_from_digits_to_a_plain_vit_with_reconstructions(tmp_path):
@@ -48,21 +37,3 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     ]:
         error = the_error(run("mae", tmp_path / "log", output_dir=tmp_path / "out", **settings))
         assert words in error, error
-
-
-def test_every_key_of_the_yaml_is_a_flag():
-    path = CONFIGS / "mae_imagenet.yaml"
-    content = yaml.safe_load(path.read_text())
-    parser = RecipeParser(
-        MaeEncoderArguments,
-        ImageDataArguments,
-        ViewArguments,
-        MaePreTrainingConfig,
-        ProbeArguments,
-        SSLTrainingArguments,
-    )
-    recipe, _, _, config, _, args = parser.parse(["--config", str(path), "--precision", "fp32"])
-    assert recipe.encoder == content["encoder"]
-    assert args.adam_beta2 == 0.95 and config["decoder_hidden_size"] == 512
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# accelerate launch ") and "Not run here." in lines[1]

@@ -1,18 +1,10 @@
 """`recipes/simclr.py` as a command."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 from image_recipes import check_result, run, stopped_and_continued, the_error
 from transformers import AutoModel, BertConfig, BertModel
-
-from hfssl import RecipeParser, SimclrPreTrainingConfig, SSLTrainingArguments
-from hfssl.data.image_data import ImageDataArguments
-from hfssl.data.views import ViewArguments
-from hfssl.evaluation.probes import ProbeArguments
-from hfssl.vision_encoders import VisionEncoderArguments
 
 
 RESNET = {
@@ -22,7 +14,6 @@ RESNET = {
     "depths": [1, 1],
     "layer_type": "basic",
 }
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
 
 def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
@@ -85,21 +76,3 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     ]:
         error = the_error(run("simclr", tmp_path / "log", output_dir=tmp_path / "out", **settings))
         assert words in error, error
-
-
-def test_every_key_of_the_yaml_is_a_flag():
-    path = CONFIGS / "simclr_imagenet.yaml"
-    content = yaml.safe_load(path.read_text())
-    parser = RecipeParser(
-        VisionEncoderArguments,
-        ImageDataArguments,
-        ViewArguments,
-        SimclrPreTrainingConfig,
-        ProbeArguments,
-        SSLTrainingArguments,
-    )
-    recipe, *_, args = parser.parse(["--config", str(path), "--precision", "fp32"])
-    assert recipe.encoder == content["encoder"]
-    assert args.optim == "lars" and args.base_learning_rate == 0.3
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# accelerate launch ") and "Not run here." in lines[1]

@@ -8,7 +8,9 @@ as the student does. Each view goes through batch norm alone, and batch norm see
 processes of N images have the loss and the gradient of 1 of 2N. What is exported is the student's encoder.
 
 Departures from the paper: the two directions of the loss are averaged, not summed; a Vision Transformer gives its CLS
-token where a ResNet gives its average.
+token where a ResNet gives its average; weights of the heads are drawn as torch draws them. The paper trains ResNets
+only. Around a small Vision Transformer from scratch projections fall into a few directions at once; what holds them up
+are options here, taken from MoCo v3: batch norm behind the last layers too, and patches projected as drawn.
 """
 
 from dataclasses import dataclass
@@ -21,12 +23,12 @@ from transformers.utils import ModelOutput
 
 from ...distributed import convert_batch_norm, world_size
 from ...errors import UserError
-from ...heads import mlp_head
+from ...heads import MlpHead
 from ...losses import byol_loss
 from ...pooling import check_pooling, feature_size
 from ...teacher import TeacherMixin, check_momentum
 from ...vision_branch import VisionBranch, check_two_views
-from ...vision_modeling import SSLVisionModel, build_vision_encoder
+from ...vision_modeling import SSLVisionModel, build_vision_encoder, patch_embed
 
 
 @strict
@@ -44,11 +46,15 @@ class ByolPreTrainingConfig(PreTrainedConfig):
             Width of the projector and of the predictor, which have two layers each.
         projector_output_dim (`int`, *optional*, defaults to `256`):
             Size of a projection and of a prediction.
+        last_batch_norm (`bool`, *optional*, defaults to `False`):
+            Batch norm without weights behind the last layers of projector and predictor too.
         momentum_start (`float`, *optional*, defaults to `0.996`):
             Momentum of the teacher at the first step (τ_base). Shorter runs want less: the paper takes 0.99 for 100
             and 300 epochs and 0.97 for 40.
         momentum_end (`float`, *optional*, defaults to `1.0`):
             Momentum of the teacher at the last step. It rises along half a cosine.
+        freeze_patch_embed (`bool`, *optional*, defaults to `False`):
+            Keep the projection of a Vision Transformer's patches as it was drawn.
     """
 
     model_type = "hfssl_byol"
@@ -58,8 +64,10 @@ class ByolPreTrainingConfig(PreTrainedConfig):
     pooling: str | None = None
     projector_hidden_dim: int = 4096
     projector_output_dim: int = 256
+    last_batch_norm: bool = False
     momentum_start: float = 0.996
     momentum_end: float = 1.0
+    freeze_patch_embed: bool = False
 
     def validate_momentum(self):
         check_momentum(self)
@@ -97,9 +105,8 @@ class ByolForPreTraining(TeacherMixin, SSLVisionModel):
         "constant": "the student no longer runs ahead of its teacher, at a learning rate that is too high or a "
         "momentum that is too low: lower `--learning_rate`, or raise `momentum_start={momentum_start:g}`",
         "few directions": "the predictor cannot keep up with the projector: lower `--learning_rate`, raise "
-        "`--warmup_steps`, and show it more images a step for its batch norm",
+        "`--warmup_steps`, pass `--last_batch_norm true`, and show it more images a step for its batch norm",
     }
-    frozen = ("student.encoder.embeddings.mask_token",)
     paper = {
         "title": "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
         "id": "2006.07733",
@@ -111,15 +118,19 @@ class ByolForPreTraining(TeacherMixin, SSLVisionModel):
     def __init__(self, config: ByolPreTrainingConfig):
         super().__init__(config)
         hidden, output = config.projector_hidden_dim, config.projector_output_dim
+        # a batch norm takes the bias of the layer before it away again
+        last = {"last_norm": "plain"} if config.last_batch_norm else {"bias": True}
         self.student = VisionBranch(
             build_vision_encoder(config.encoder_config),
-            mlp_head(feature_size(config.encoder_config, config.pooling), hidden, output, bias=True),
+            MlpHead(feature_size(config.encoder_config, config.pooling), hidden, output, **last),
             config.encoder_config,
             config.pooling,
         )
-        self.predictor = mlp_head(output, hidden, output, bias=True)
+        self.predictor = MlpHead(output, hidden, output, **last)
         convert_batch_norm(self)
         self.build_teacher()
+        projection = patch_embed(self, "student.encoder", config.freeze_patch_embed)
+        self.frozen = ("student.encoder.embeddings.mask_token", *projection)
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, return_loss: bool = True) -> ByolOutput:

@@ -15,12 +15,14 @@ N images are still 1 of 2N, but 2 accumulation steps of N are not. As in the ref
 sees the student's large and small crops together; the teacher's uses the statistics of its own batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
@@ -31,7 +33,7 @@ from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
 from ...pooling import check_pooling, feature_size
 from ...schedules import linear
 from ...teacher import TeacherMixin, check_momentum
-from ...vision_branch import VisionBranch, build_with_drop_path
+from ...vision_branch import VisionBranch, build_with_drop_path, drop_path_shares
 from ...vision_modeling import SSLVisionModel
 
 
@@ -61,7 +63,7 @@ class DinoPreTrainingConfig(PreTrainedConfig):
         num_prototypes (`int`, *optional*, defaults to `65536`):
             Classes (K).
         freeze_prototypes (`float`, *optional*, defaults to `0.0033`):
-            Share of the run for which the prototypes are not trained, in [0, 1]: 1 of 300 epochs.
+            Share of the run for which the prototypes stay as they are, in [0, 1]: 1 of 300 epochs.
         student_temperature (`float`, *optional*, defaults to `0.1`):
             Divisor of the student's logits (τ_s), above 0.
         teacher_temperature_start (`float`, *optional*, defaults to `0.04`):
@@ -81,6 +83,8 @@ class DinoPreTrainingConfig(PreTrainedConfig):
             Momentum of the teacher at the last step. It rises along half a cosine.
         drop_path_rate (`float`, *optional*, defaults to `0.1`):
             Stochastic depth of the student's encoder, in [0, 1). The teacher has none.
+        drop_path_rate_end (`float`, *optional*):
+            Rate at the end of the run, in [0, 1), to which `drop_path_rate` goes along a line. Left out: it stays.
     """
 
     model_type = "hfssl_dino"
@@ -103,6 +107,7 @@ class DinoPreTrainingConfig(PreTrainedConfig):
     momentum_start: float = 0.996
     momentum_end: float = 1.0
     drop_path_rate: float = 0.1
+    drop_path_rate_end: float | None = None
 
     def validate_temperatures(self):
         for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
@@ -113,8 +118,9 @@ class DinoPreTrainingConfig(PreTrainedConfig):
         for name in ("freeze_prototypes", "teacher_temperature_warmup", "center_momentum"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ValueError(f"`drop_path_rate` must be at least 0 and below 1, got {self.drop_path_rate}.")
+        for name in ("drop_path_rate", "drop_path_rate_end"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
 
     def validate_momentum(self):
         check_momentum(self)
@@ -176,8 +182,9 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
                 "log({num_prototypes})): lower `teacher_temperature_end={teacher_temperature_end:g}` and "
                 "`--learning_rate`, or raise `momentum_start={momentum_start:g}`"
             }
+        highest_rate = max(config.drop_path_rate, config.drop_path_rate_end or 0.0)
         self.student = VisionBranch(
-            build_with_drop_path(config.encoder_config, config.drop_path_rate),
+            build_with_drop_path(config.encoder_config, highest_rate),
             DinoHead(
                 feature_size(config.encoder_config, config.pooling), config.projector_hidden_dim,
                 config.projector_output_dim, config.num_prototypes, config.projector_num_layers,
@@ -187,6 +194,9 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             config.pooling,
         )  # fmt: skip
         convert_batch_norm(self)
+        self._drop_path_shares: dict[nn.Module, float] = {}
+        if config.drop_path_rate_end is not None and highest_rate > 0.0:
+            self._drop_path_shares = drop_path_shares(self.student.encoder, highest_rate)
         self.build_teacher()
         self.register_buffer("center", torch.zeros(config.num_prototypes))
         # sum of the teacher's logits since the last optimizer step, and how many they were
@@ -200,7 +210,16 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
         temperature = linear(
             config.teacher_temperature_start, config.teacher_temperature_end, progress / warmup if warmup else 1.0
         )
-        return {**super().schedules(progress), "teacher_temperature": temperature}
+        rate_end = config.drop_path_rate if config.drop_path_rate_end is None else config.drop_path_rate_end
+        return {
+            **super().schedules(progress),
+            "teacher_temperature": temperature,
+            "drop_path_rate": linear(config.drop_path_rate, rate_end, progress),
+        }
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        waits = self.progress < self.config.freeze_prototypes
+        return [self.student.projector.prototypes.weight] if waits else []
 
     def forward(
         self,
@@ -232,8 +251,7 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             teacher_logits = self.teacher(*crops).unflatten(0, (-1, batch_size))
         if local_pixel_values is not None:
             crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
-        frozen = self.training and self.progress < self.config.freeze_prototypes
-        self.student.projector.trains_prototypes = not frozen
+        self._follow_schedules()
         student_logits = self.student(*crops).unflatten(0, (-1, batch_size))
         loss = self._loss(student_logits, teacher_logits)
         if self.training:
@@ -241,6 +259,13 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
                 self._add_logits(teacher_logits)
             return DinoOutput(loss=loss)
         return DinoOutput(loss=loss, student_logits=student_logits, teacher_logits=teacher_logits)
+
+    def _follow_schedules(self) -> None:
+        # here and not after the last step, so that a model that was just loaded does so too
+        self.student.projector.trains_prototypes = not (self.training and self.waiting_parameters())
+        rate = self.schedules(self.progress)["drop_path_rate"]
+        for module, share in self._drop_path_shares.items():
+            module.drop_prob = share * rate
 
     def _loss(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
         student, teacher = self.config.student_temperature, self.schedules(self.progress)["teacher_temperature"]
@@ -270,3 +295,14 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
         """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
         views = batch["pixel_values"].unbind(1)[:2]
         return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)
+
+    def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """By how much the loss grows when the teacher is shown other images: `(batch_size,)`, the mean for each.
+
+        A share of log(num_prototypes), the loss of chance. 0 where the prototypes of all images are the same. For
+        models in evaluation mode.
+        """
+        output = self(batch["pixel_values"])
+        others = self._loss(output.student_logits, output.teacher_logits.roll(1, dims=1))
+        share = (others - output.loss) / math.log(self.config.num_prototypes)
+        return share.expand(len(batch["pixel_values"]))

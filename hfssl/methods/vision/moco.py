@@ -25,12 +25,12 @@ from transformers.utils import ModelOutput
 
 from ...distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...errors import UserError
-from ...heads import mlp_head
+from ...heads import MlpHead
 from ...losses import moco_v3_loss
 from ...pooling import check_pooling, feature_size, is_convolutional
 from ...teacher import TeacherMixin, check_momentum
 from ...vision_branch import VisionBranch, check_two_views
-from ...vision_modeling import SSLVisionModel, build_vision_encoder
+from ...vision_modeling import SSLVisionModel, build_vision_encoder, patch_embed
 
 
 @strict
@@ -141,14 +141,14 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
         convolutional = is_convolutional(config.encoder_config)
         self.student = VisionBranch(
             build_vision_encoder(config.encoder_config),
-            mlp_head(
+            MlpHead(
                 feature_size(config.encoder_config, config.pooling), hidden, output, config.projector_num_layers,
                 last_norm="plain",
             ),
             config.encoder_config,
             config.pooling,
         )  # fmt: skip
-        self.predictor = mlp_head(
+        self.predictor = MlpHead(
             output, hidden, output, config.predictor_num_layers, last_norm=None if convolutional else "plain"
         )
         convert_batch_norm(self)
@@ -159,19 +159,9 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
             # the same in all processes, and DDP would send it around before every forward
             self._ddp_params_and_buffers_to_ignore = ["queue"]
         self._new_keys: list[torch.Tensor] = []
-        self.frozen = ("student.encoder.embeddings.mask_token", *self._frozen_patch_embed(convolutional))
+        projection = patch_embed(self, "student.encoder", config.freeze_patch_embed)
+        self.frozen = ("student.encoder.embeddings.mask_token", *projection)
         self.post_init()
-
-    def _frozen_patch_embed(self, convolutional: bool) -> list[str]:
-        freeze = self.config.freeze_patch_embed
-        prefix = "student.encoder.embeddings.patch_embeddings."
-        names = [name for name, _ in self.named_parameters() if name.startswith(prefix)]
-        if freeze and not names:
-            raise UserError(
-                f"`freeze_patch_embed` is for encoders of patches, and a {self.config.encoder_config.model_type} has "
-                "none. Leave it out."
-            )
-        return names if freeze or (freeze is None and not convolutional) else []
 
     @torch.no_grad()
     def initialize_weights(self):

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from ...distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...errors import UserError
-from ...heads import mlp_head
+from ...heads import MlpHead
 from ...losses import nt_xent_loss
 from ...pooling import check_pooling, feature_size, is_convolutional
 from ...vision_modeling import SSLVisionModel, build_vision_encoder, image_features
@@ -110,7 +110,7 @@ class SimclrForPreTraining(SSLVisionModel):
         super().__init__(config)
         self.encoder = build_vision_encoder(config.encoder_config)
         dim = feature_size(config.encoder_config, config.pooling)
-        self.projector = mlp_head(
+        self.projector = MlpHead(
             dim, config.projector_hidden_dim or dim, config.projector_output_dim, config.projector_num_layers,
             last_norm="affine",
         )  # fmt: skip

@@ -70,6 +70,20 @@ def test_the_heads_are_those_of_the_paper():
     assert not hasattr(model.teacher, "predictor")
 
 
+def test_vision_transformers_are_held_up():
+    model = byol(vit(), last_batch_norm=True, freeze_patch_embed=True).train()
+    hidden = [nn.Linear, GlobalBatchNorm, nn.ReLU]
+    for head in (model.student.projector, model.predictor):
+        assert [type(layer) for layer in head] == [*hidden, nn.Linear, GlobalBatchNorm]
+        assert not head[-1].affine and not any(
+            layer.bias is not None for layer in head if isinstance(layer, nn.Linear)
+        )
+    projection = model.student.encoder.embeddings.patch_embeddings.projection
+    assert not projection.weight.requires_grad and not projection.bias.requires_grad
+    model(**two_views()).loss.backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_each_view_is_normalised_alone():
     model = byol().train()
     seen = []
@@ -104,7 +118,11 @@ def test_other_numbers_of_views_are_explained(shape):
 
 @pytest.mark.parametrize(
     "config, words",
-    [({"projector_hidden_dim": 0}, "projector_hidden_dim.*at least 1, got 0"), ({"pooling": "cls"}, "needs a CLS")],
+    [
+        ({"projector_hidden_dim": 0}, "projector_hidden_dim.*at least 1, got 0"),
+        ({"pooling": "cls"}, "needs a CLS"),
+        ({"freeze_patch_embed": True}, "is for encoders of patches, and a resnet has none"),
+    ],
 )
 def test_bad_settings_are_named(config, words):
     with pytest.raises(Exception, match=words):

@@ -8,6 +8,8 @@ from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
 from hfssl.losses import cross_view_entropy, sinkhorn_targets
+from hfssl.optim import Lars
+from hfssl.pooling import num_own_tokens
 from hfssl.vision_branch import DropPath, VisionBranch, build_with_drop_path
 
 
@@ -119,6 +121,38 @@ def test_the_head_is_that_of_the_paper():
     torch.testing.assert_close(reference(F.normalize(head.layers(features), dim=-1)), logits)
 
 
+def test_the_head_begins_as_in_the_reference_code(tmp_path):
+    """Layers at 0.02, prototypes as torch draws linear layers, which decides how fast they turn."""
+    head = {"projector_hidden_dim": 400, "projector_output_dim": 100, "num_prototypes": 500}
+    model = dino(**head)
+    model.student.encoder.save_pretrained(tmp_path)
+    lacking = {key: t for key, t in model.state_dict().items() if ".encoder." in key}
+    model.save_pretrained(tmp_path / "without a head", state_dict=lacking)
+    for begun in (model, DinoForPreTraining.from_pretrained(tmp_path / "without a head")):
+        for branch in (begun.student, begun.teacher):
+            layers, prototypes = branch.projector.layers, branch.projector.prototypes.weight
+            assert layers[2].weight.std().item() == pytest.approx(0.02, rel=0.02) and not layers[2].bias.any()
+            assert prototypes.std().item() == pytest.approx((3 * 100) ** -0.5, rel=0.02)
+            assert prototypes.abs().max() <= 0.1
+        assert torch.equal(begun.student.projector.prototypes.weight, begun.teacher.projector.prototypes.weight)
+
+
+def test_targets_are_made_in_float32_also_under_autocast():
+    head = dino().student.projector
+    features = torch.randn(5, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        projections = F.normalize(head.layers(features).float(), dim=-1)
+        trained = head(features)
+        with torch.no_grad():
+            targets = head(features)
+    expected = F.linear(projections, F.normalize(head.prototypes.weight, dim=-1))
+    assert torch.equal(targets, expected)
+    torch.testing.assert_close(trained.float(), expected, rtol=0.02, atol=0.02)
+    assert trained.dtype == torch.bfloat16  # the larger part of the work
+    half = head.bfloat16()
+    torch.testing.assert_close(half(features.bfloat16()).float(), expected, rtol=0.02, atol=0.02)
+
+
 def test_batch_norm_in_the_head_tells_alike_features_apart():
     plain, normed = (dino(projector_batch_norm=on).train().student.projector for on in (False, True))
     assert [type(layer).__name__ for layer in normed.layers] == [
@@ -181,19 +215,42 @@ def test_the_temperature_of_the_teacher_warms_up():
     assert [model.schedules(p)["teacher_momentum"] for p in (0.0, 1.0)] == pytest.approx([0.996, 1.0])
 
 
-def test_the_prototypes_wait_for_their_share_of_the_run():
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1, fused=True),
+    "lars": lambda p: Lars(p, lr=0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_prototypes_wait_for_their_share_of_the_run(name):
+    """As if they were in no optimizer: not decayed, no step counted, and no part of the norm that is clipped."""
     model = dino(freeze_prototypes=0.5).train()
     prototypes = model.student.projector.prototypes.weight
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = OPTIMIZERS[name](trained)
     before = prototypes.clone()
     for step in range(3):
         optimizer.zero_grad()
-        model(**crops()).loss.backward()
+        for _ in range(2):  # accumulation steps
+            model(**crops()).loss.backward()
+        assert prototypes.grad.any() == (step == 2)  # never none, for which DDP would wait
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        # a gradient that is 0 and not none, for which DDP would wait
-        assert prototypes.grad.any() == (step == 2)
         assert torch.equal(prototypes, before) == (step < 2)
+        assert bool(optimizer.state.get(prototypes)) == (step == 2)
         model.after_optimizer_step((step + 1) / 4)
+    if name != "lars":
+        assert optimizer.state[prototypes]["step"] == 1  # the correction of its first steps is not used up
+
+
+def test_the_prototypes_of_another_model_do_not_wait_for_this_one():
+    waiting, other = dino(freeze_prototypes=1.0).train(), dino(freeze_prototypes=0.0).train()
+    for model in (waiting, other):
+        model(**crops()).loss.backward()
+    torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=0.1).step()
+    assert other.student.projector.prototypes.weight.grad is not None
+    assert waiting.student.projector.prototypes.weight.grad is not None
 
 
 # -- drop path --------------------------------------------------------------------------------------------------------
@@ -212,7 +269,7 @@ def test_drop_path_drops_rows_and_keeps_the_mean():
 @pytest.mark.parametrize("name", ["vit", "deit", "dinov2", "convnextv2"])
 def test_only_the_student_drops_paths(name):
     torch.manual_seed(0)
-    model = dino(ENCODERS[name](), drop_path_rate=0.9).train()
+    model = dino(ENCODERS[name](), drop_path_rate=0.5).train()
     images = torch.randn(8, 3, 16, 16)
     assert not torch.equal(model.student(images), model.student(images))
     assert torch.equal(model.teacher(images), model.teacher(images))
@@ -223,10 +280,41 @@ def test_only_the_student_drops_paths(name):
 def test_the_rate_grows_with_the_depth_and_changes_no_name():
     plain, dropping = build_with_drop_path(vit(), 0.0), build_with_drop_path(vit(), 0.3)
     assert list(plain.state_dict()) == list(dropping.state_dict())
-    rates = [module.rate for module in dropping.modules() if isinstance(module, DropPath)]
+    rates = [module.drop_prob for module in dropping.modules() if isinstance(module, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
     dinov2 = ENCODERS["dinov2"]()
     assert build_with_drop_path(dinov2, 0.3).config.drop_path_rate == 0.3 and dinov2.drop_path_rate == 0.0
+
+
+def drop_path_rates(branch):
+    return [module.drop_prob for module in branch.modules() if hasattr(module, "drop_prob")]
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 0.3), (0.3, 0.1), (0.2, 0.0)])
+@pytest.mark.parametrize("name", ["vit", "dinov2", "convnextv2"])
+def test_the_rate_follows_the_run(name, start, end, tmp_path):
+    model = dino(ENCODERS[name](), drop_path_rate=start, drop_path_rate_end=end).train()
+    of_one = [rate / 0.3 for rate in drop_path_rates(build_with_drop_path(ENCODERS[name](), 0.3))]
+    for progress in (0.0, 0.25, 1.0):
+        if progress:
+            model.after_optimizer_step(progress)
+        model(**two_views())
+        rates = drop_path_rates(model.student)
+        assert rates == pytest.approx([(start + (end - start) * progress) * share for share in of_one])
+        assert max(of_one) == pytest.approx(1.0)
+        if progress == 0.25:
+            model.save_pretrained(tmp_path)
+            again = DinoForPreTraining.from_pretrained(tmp_path).train()
+            again(**two_views())
+            assert drop_path_rates(again.student) == rates  # to the bit, and before any step
+
+
+def test_the_rate_stays_where_no_end_is_given():
+    model = dino(drop_path_rate=0.3).train()
+    before = drop_path_rates(model.student)
+    model.after_optimizer_step(0.5)
+    model(**two_views())
+    assert drop_path_rates(model.student) == before and max(before) == pytest.approx(0.3)
 
 
 def test_the_exported_configuration_is_the_one_that_was_given(tmp_path):
@@ -252,6 +340,7 @@ def test_fewer_than_two_large_crops_are_explained(shape):
         ({"student_temperature": 0.0}, "student_temperature.*above 0, got 0"),
         ({"teacher_temperature_warmup": 1.5}, "teacher_temperature_warmup.*between 0 and 1, got 1.5"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*below 1, got 1"),
+        ({"drop_path_rate_end": -0.1}, "drop_path_rate_end.*below 1, got -0.1"),
         ({"num_prototypes": 0}, "num_prototypes.*at least 1, got 0"),
         ({"centering": "median"}, "centering"),
     ],
@@ -279,3 +368,26 @@ def test_a_branch_pools_as_it_is_told():
     small = branch(images, torch.randn(3, 3, 8, 8))
     assert small.shape == (5, 32)
     torch.testing.assert_close(small[:2], branch(images))
+
+
+def test_the_steps_of_a_branch_are_there_for_losses_of_patches_and_of_features():
+    """A pass with some patches masked, of which image and patches go through the head together."""
+
+    class WithMasks(DinoForPreTraining):
+        frozen = ()
+
+    encoder = ENCODERS["dinov2_with_registers"]()
+    torch.manual_seed(0)
+    model = WithMasks(dino(encoder).config).train()
+    student, images = model.student, torch.randn(4, 3, 16, 16)
+    masked = torch.rand(4, 16) < 0.5
+    outputs = student.tokens(images, bool_masked_pos=masked)
+    features = student.pool(outputs)
+    patches = outputs.last_hidden_state[:, num_own_tokens(encoder) :][masked]
+    logits = student.projector(torch.cat([features, patches]))
+    assert logits.shape == (4 + masked.sum(), 12)
+    logits.square().sum().backward()
+    assert student.encoder.embeddings.mask_token.grad.any()
+    model.eval()
+    torch.testing.assert_close(student.projector(student.pool(student.tokens(images))), student(images))
+    assert not torch.allclose(student.pool(student.tokens(images, bool_masked_pos=masked)), student.features(images))

@@ -121,7 +121,9 @@ def test_a_projector_that_a_checkpoint_lacks_starts_like_a_fresh_one(tmp_path):
     again = SimclrForPreTraining.from_pretrained(tmp_path).train()
     norm = again.projector[1]
     assert norm.weight.eq(1).all() and norm.running_var.eq(1).all() and norm.num_batches_tracked == 0
-    assert 0.01 < again.projector[0].weight.std() < 0.03
+    for weight in (again.projector[0].weight, model.projector[0].weight):
+        bound = weight.shape[1] ** -0.5
+        assert 0.9 * bound < weight.abs().max() <= bound
     assert again(**two_views()).loss.isfinite()
 
 
