@@ -71,7 +71,8 @@ METHODS = {
     # the paper's temperature for CIFAR-10 (SimCLR, appendix B.9)
     "simclr": Method(build_simclr, {"contrastive_temperature": 0.5}),
     "moco": Method(build_moco, {"momentum_start": 0.99}),
-    "byol": Method(build_byol, {"momentum_start": 0.99}),
+    # lightly's has nothing that holds Vision Transformers up
+    "byol": Method(build_byol, {"momentum_start": 0.99, "last_batch_norm": False, "freeze_patch_embed": False}),
     "dino": Method(
         build_dino,
         {

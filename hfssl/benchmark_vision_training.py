@@ -28,10 +28,15 @@ def make_benchmark_views(method: str, recipe: dict[str, str], data: ImageData, i
 
 
 def build_benchmark_model(method: str, recipe: dict[str, str], views: Views, args: Any) -> Any:
-    """The method of a recipe without flags."""
+    """The method of a recipe without flags; BYOL as lightly has it too, without what holds Vision Transformers up."""
     build = {"simclr": build_simclr, "mae": build_mae, "byol": build_byol, "dino": build_dino}[method]
-    options = {"local_size": views.local_size} if method == "dino" else {}
-    return build(SimpleNamespace(**recipe), {}, views.image_size, args, **options)
+    config, options = {}, {}
+    if method == "byol":
+        config = {"last_batch_norm": False, "freeze_patch_embed": False}
+        options = {"given": set(config)}
+    elif method == "dino":
+        options = {"local_size": views.local_size}
+    return build(SimpleNamespace(**recipe), config, views.image_size, args, **options)
 
 
 def num_images(batch: dict[str, torch.Tensor]) -> int:

@@ -105,9 +105,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def newest_up_to(step: int | None, checkpoints: Iterable[Path]) -> Path | None:
-    """The first of some checkpoints, newest first, that is not after `step`; `None` without one, or without a step."""
-    return next((path for path in checkpoints if step is not None and step_of(path) <= step), None)
+def newest_up_to(checkpoints: Iterable[Path], step: int) -> Path | None:
+    """The first of some checkpoints, newest first, that is not after `step`."""
+    return next((path for path in checkpoints if step_of(path) <= step), None)
 
 
 def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None:
@@ -206,7 +206,7 @@ def rotate(output_dir: str | Path, keep: int | None, healthy_step: int | None = 
             of later ones nobody knows whether they are worth going back to.
     """
     there = list_checkpoints(output_dir)
-    spared = newest_up_to(healthy_step, there)
+    spared = None if healthy_step is None else newest_up_to(there, healthy_step)
     for old in there[max(keep, 1) :] if keep else []:
         if old == spared:
             continue

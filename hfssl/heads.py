@@ -20,8 +20,8 @@ class MlpHead(nn.Sequential):
     | BYOL | yes | - |
     | MoCo v3, and BYOL around a Vision Transformer | no | plain |
 
-    Weights are drawn as torch draws those of linear layers, so in MoCo v3's code. The normal(0.02) of transformers is
-    half as wide or less, and Adam's steps, which do not depend on it, twice as large beside it.
+    Weights are drawn as torch draws those of linear layers, as in MoCo v3's code; biases begin at 0. The 0.02 that
+    transformers has for all is half as wide for 192 inputs, twice as wide for 4096.
 
     Args:
         input_dim (`int`):
@@ -76,8 +76,7 @@ class DinoHead(nn.Module):
     counts: the longer one is, the less a step of Adam turns it.
 
     Where nothing has a gradient, logits are made in float32 also under autocast: they become a teacher's targets,
-    which are divided by temperatures down to 0.02. In bfloat16 they alone would put up to 10 % of error on the
-    student's gradient; its own logits, of all crops and with a gradient and so most of the work, put 2 % on it.
+    which are divided by temperatures down to 0.02.
 
     Args:
         input_dim (`int`):
@@ -125,7 +124,7 @@ class DinoHead(nn.Module):
         projections = F.normalize(at_least_float32(self.layers(features)), dim=-1)
         weight = self.prototypes.weight
         if not self.trains_prototypes:
-            # a gradient of 0: none, and DDP would wait for it; its own, and it would count where gradients are clipped
+            # a gradient of 0: for a missing one DDP would wait, and the true one would count where all are clipped
             weight = weight.detach() + 0.0 * weight
         weight = F.normalize(at_least_float32(weight), dim=-1)
         if torch.is_grad_enabled():

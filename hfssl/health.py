@@ -15,7 +15,7 @@ the first measurement, before training, is never called collapsed, and `std` and
 this run has had of them; the rank also against that of the encoder before training, which shows how many directions
 there are in the data. Below a third of that the run is `narrowing`, below a tenth it has `collapsed`. One limit is
 absolute, since a run may fall from the start: `n` random vectors of size `d` have an effective rank of [`random_rank`]
-and its logarithm as entropy. Who has lost half the directions and has less than a third of that entropy left (5
+and its logarithm as entropy. A run that has lost half of its directions and keeps less than a third of that entropy (5
 directions of 128, for 256 samples) can hold a handful of groups apart, not samples.
 
 A run that never got away from its start has lost nothing of what it had. The margin, which a nearly constant network
@@ -24,10 +24,8 @@ orthogonal. The mean over `n` pairs of random vectors of size `d` is off 0 by 1/
 and dimensions; three times that is what projections must show when a third of the run is done, with warm-ups over.
 Networks before training lie around it, runs that learn several times above. DINO compares projections with its
 prototypes, which may be given alike to all images though their projections differ: its margin is by how much its loss
-grows when the teacher is shown other images, and that must be a 500th of the loss of chance. Of the runs that were
-looked at, those at log K or with one prototype for all had less than a 5,000th at this time, those that had begun to
-learn, however slowly, more than a 250th. Such a run has `collapsed` since the first of its measurements that were all
-like that: since step 0 if it never learned anything.
+grows when the teacher is shown other images, and that must be a 500th of the loss of chance. Such a run has
+`collapsed` since the first of its measurements that were all like that: since step 0 if it never learned anything.
 
 Masked and causal models (MLM, CLM, MAE) compare no samples. Their embeddings often lie in a narrow cone and are none
 the worse for it, so neither cosine nor rank is judged; both are reported. What is judged is whether the encoder, of
@@ -213,10 +211,12 @@ class HealthMonitor:
         """
         if not self.views or not hasattr(model, name):
             return None
-        cuts = range(0, len(next(iter(self.views.values()))), self.batch_size)
+        num_rows = len(next(iter(self.views.values())))
+        # equally large, give or take one: a row alone would be compared with itself
+        cuts = np.array_split(np.arange(num_rows), -(-num_rows // self.batch_size))
 
         def measured(i: int) -> torch.Tensor:
-            rows = {name: values[cuts[i] : cuts[i] + self.batch_size] for name, values in self.views.items()}
+            rows = {name: values[cuts[i]] for name, values in self.views.items()}
             return getattr(model, name)(self.stream.collate(rows))
 
         return self._gather(len(cuts), measured)
@@ -296,7 +296,8 @@ def judge(
     if _says_nothing(figures):
         if verdict != COLLAPSED and step >= FAIR_STEPS and progress >= FAIR_SHARE:
             verdict, symptom = COLLAPSED, CONSTANT
-            if "health_target_margin" not in figures and figures.get("health_projection_std", 0.0) >= NARROW:
+            spread_out = min(figures["health_std"] / BFLOAT16_STEP, figures.get("health_projection_std", 0.0) / NARROW)
+            if "health_target_margin" not in figures and spread_out >= 1.0:
                 symptom = VIEWS_APART
             for entry in reversed(past):
                 if not _says_nothing(entry):
@@ -388,7 +389,8 @@ def collapse_error(
         checkpoints (`Iterable[Path]`):
             Those that are there, newest first.
     """
-    healthy = newest_up_to(last_healthy_step(history), checkpoints)
+    step_of_health = last_healthy_step(history)
+    healthy = None if step_of_health is None else newest_up_to(checkpoints, step_of_health)
     return UserError(
         f"Stopped at step {step}, {entry['health_verdict']}, likely because {entry['health_cause']}; "
         f"last healthy checkpoint: {healthy or 'none'}."

@@ -95,7 +95,9 @@ def finish_images(trainer: SSLTrainer, data: "ImageData", views: "Views", base_m
     contrasted = None
     if model.contrasts_batch:
         contrasted = (args.per_device_train_batch_size * args.world_size, evaluator.batch_size)
-        line += f" ({contrasted[1]:,} images contrasted at once, in training {contrasted[0]:,})"
+        queue = getattr(model.config, "queue_size", 0)
+        line += f" ({contrasted[1]:,} images contrasted at once, in training {contrasted[0]:,}"
+        line += f"; a queue of {queue:,} beside them)" if queue else ")"
     say(line)
     if knn is not None:
         results += probe_table(

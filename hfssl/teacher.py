@@ -61,8 +61,9 @@ class TeacherMixin:
     def waiting_parameters(self) -> list[nn.Parameter]:
         """Parameters of the student that do not learn yet.
 
-        No optimizer gets to see their gradients, whatever loop calls it: it would decay and count also what has a
-        gradient of 0. In the backward pass they have one all the same, for which DDP waits.
+        No optimizer gets to see their gradients, whatever loop calls its `step()` (a closure that makes them comes too
+        late): it would decay and count also what has a gradient of 0. In the backward pass they have one all the
+        same, for which DDP waits.
         """
         return []
 

@@ -53,7 +53,8 @@ class SSLTrainingArguments(TrainingArguments):
             set.
         stop_on_collapse (`bool`, *optional*, defaults to `False`):
             End the run when its embeddings have collapsed (see `hfssl.health`), instead of only saying so. Either way
-            the last checkpoint from when it was healthy stays, beside those that `save_total_limit` keeps.
+            the newest checkpoint up to the last evaluation that found it healthy stays, beside those that
+            `save_total_limit` keeps.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):

@@ -14,7 +14,7 @@ from .vision_modeling import build_vision_encoder, side, transformer_blocks
 
 
 class VisionBranch(nn.Module):
-    """Encoder and projector: images -> [`tokens`] -> [`pool`] -> `projector`.
+    """Encoder and projector: images -> [`encode`] -> [`pool`] -> `projector`.
 
     These are steps of their own for methods that mask patches, or with losses of patches or of features.
 
@@ -39,7 +39,7 @@ class VisionBranch(nn.Module):
         # encoders that take other sizes than their own without being told have no such argument
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
 
-    def tokens(self, pixel_values: torch.Tensor, **options: Any) -> ModelOutput:
+    def encode(self, pixel_values: torch.Tensor, **options: Any) -> ModelOutput:
         """One pass of the encoder.
 
         Args:
@@ -61,12 +61,12 @@ class VisionBranch(nn.Module):
         return self.encoder(pixel_values, **options)
 
     def pool(self, outputs: ModelOutput) -> torch.Tensor:
-        """Outputs of [`tokens`] to features `(n, dim)`."""
+        """Outputs of [`encode`] to features `(n, dim)`."""
         return pool_features(outputs, self.encoder_config, self.pooling)
 
     def features(self, *pixel_values: torch.Tensor) -> torch.Tensor:
         """Features of images of one or more sizes, one pass of the encoder for each: `(sum of n, dim)`."""
-        return torch.cat([self.pool(self.tokens(images)) for images in pixel_values])
+        return torch.cat([self.pool(self.encode(images)) for images in pixel_values])
 
     def forward(self, *pixel_values: torch.Tensor) -> torch.Tensor:
         """Projections of images of one or more sizes: one pass of the encoder for each, one of the projector for all.

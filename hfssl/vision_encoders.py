@@ -237,9 +237,9 @@ def build_byol(recipe: Any, config: dict[str, Any], image_size: int, args: Any, 
 
     config = _for_narrow_encoders({"projector_hidden_dim": 1024}, recipe, config, given)
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config"))
-    if encoder is not None and hasattr(encoder, "patch_size") and not is_convolutional(encoder):
-        steady = {name: True for name in ("last_batch_norm", "freeze_patch_embed") if name not in given}
-        config = {**config, **steady}
+    if encoder is not None and not is_convolutional(encoder):
+        steady = {"last_batch_norm": True, "freeze_patch_embed": None}  # None: where there are such parameters
+        config = {**config, **{name: value for name, value in steady.items() if name not in given}}
     rates = {"lars": 0.2, "narrow": 3e-4, "wide": 1.5e-4, "checkpoint": 1e-4}
     return build_vision_method(ByolForPreTraining, recipe, config, image_size, args, rates)
 

@@ -208,7 +208,7 @@ def image_features(
     return pool_features(encoder(pixel_values, **options), config, pooling)
 
 
-def patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
+def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
     """The parameters that project the patches of a Vision Transformer, if they are to stay as they were drawn.
 
     This makes its training stable (MoCo v3, Section 4.2; https://huggingface.co/papers/2104.02057).

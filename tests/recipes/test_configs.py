@@ -40,7 +40,7 @@ class Config:
         return self.results[SSLTrainingArguments]
 
 
-class ParsedError(BaseException):
+class Parsed(BaseException):
     """Ends a recipe behind its command line."""
 
 
@@ -60,7 +60,7 @@ def load(monkeypatch):
 
         def parse(self):
             seen["results"] = dict(zip(self.classes, original_parse(self), strict=True))
-            raise ParsedError
+            raise Parsed
 
         original_begin, original_parse = RecipeParser.__init__, RecipeParser.parse
         with monkeypatch.context() as patch:
@@ -68,7 +68,7 @@ def load(monkeypatch):
             patch.setattr(RecipeParser, "parse", parse)
             patch.setattr(SSLTrainingArguments, "world_size", int(num_processes or 1))
             patch.setattr(sys, "argv", [f"{recipe}.py", "--config", str(path), "--precision", "fp32"])
-            with pytest.raises(ParsedError):
+            with pytest.raises(Parsed):
                 runpy.run_path(str(RECIPES / f"{recipe}.py"))["main"]()
             batch = seen["results"][SSLTrainingArguments].global_batch_size
         comments = dict(re.findall(r"^(\w+):.*?# (.*)$", text, re.MULTILINE))

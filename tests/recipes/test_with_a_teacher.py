@@ -60,6 +60,7 @@ def test_a_checkpoint_is_continued(tmp_path, method):
         ("moco", {"queue_size": -1}, "`queue_size` is a number of keys"),
         ("byol", {"momentum_start": 2}, "The teacher momentum must rise within [0, 1]"),
         ("moco", {"local_crops": 2}, "`--local_crops` is for methods with local views (dino); moco has none"),
+        ("byol", {"local_crops": 2}, "`--local_crops` is for methods with local views (dino); byol has none"),
         ("dino", {"student_temperature": 0}, "`student_temperature` must be above 0"),
         ("dino", {"weight_decay_end": -1}, "`--weight_decay_end` is at least 0"),
     ],

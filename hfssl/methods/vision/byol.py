@@ -28,7 +28,7 @@ from ...losses import byol_loss
 from ...pooling import check_pooling, feature_size
 from ...teacher import TeacherMixin, check_momentum
 from ...vision_branch import VisionBranch, check_two_views
-from ...vision_modeling import SSLVisionModel, build_vision_encoder, patch_embed
+from ...vision_modeling import SSLVisionModel, build_vision_encoder, frozen_patch_embed
 
 
 @strict
@@ -54,7 +54,7 @@ class ByolPreTrainingConfig(PreTrainedConfig):
         momentum_end (`float`, *optional*, defaults to `1.0`):
             Momentum of the teacher at the last step. It rises along half a cosine.
         freeze_patch_embed (`bool`, *optional*, defaults to `False`):
-            Keep the projection of a Vision Transformer's patches as it was drawn.
+            Keep the projection of a Vision Transformer's patches as it was drawn. `None`: if the encoder has one.
     """
 
     model_type = "hfssl_byol"
@@ -67,7 +67,7 @@ class ByolPreTrainingConfig(PreTrainedConfig):
     last_batch_norm: bool = False
     momentum_start: float = 0.996
     momentum_end: float = 1.0
-    freeze_patch_embed: bool = False
+    freeze_patch_embed: bool | None = False
 
     def validate_momentum(self):
         check_momentum(self)
@@ -129,7 +129,7 @@ class ByolForPreTraining(TeacherMixin, SSLVisionModel):
         self.predictor = MlpHead(output, hidden, output, **last)
         convert_batch_norm(self)
         self.build_teacher()
-        projection = patch_embed(self, "student.encoder", config.freeze_patch_embed)
+        projection = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
         self.frozen = ("student.encoder.embeddings.mask_token", *projection)
         self.post_init()
 

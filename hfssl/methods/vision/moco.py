@@ -30,7 +30,7 @@ from ...losses import moco_v3_loss
 from ...pooling import check_pooling, feature_size, is_convolutional
 from ...teacher import TeacherMixin, check_momentum
 from ...vision_branch import VisionBranch, check_two_views
-from ...vision_modeling import SSLVisionModel, build_vision_encoder, patch_embed
+from ...vision_modeling import SSLVisionModel, build_vision_encoder, frozen_patch_embed
 
 
 @strict
@@ -159,7 +159,7 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
             # the same in all processes, and DDP would send it around before every forward
             self._ddp_params_and_buffers_to_ignore = ["queue"]
         self._new_keys: list[torch.Tensor] = []
-        projection = patch_embed(self, "student.encoder", config.freeze_patch_embed)
+        projection = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
         self.frozen = ("student.encoder.embeddings.mask_token", *projection)
         self.post_init()
 
