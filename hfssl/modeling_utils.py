@@ -33,7 +33,8 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     # Likely causes of a collapse, and what to change, by what the embeddings have become (`hfssl.health`); in braces
     # stand fields of the config. A method that compares samples also has `compared_embeddings(batch)`: what its loss
-    # compares, of shape `(batch_size, 2 views, dim)`.
+    # compares, of shape `(batch_size, 2 views, dim)`; one that compares them by something else, such as prototypes,
+    # also `target_margin(batch)`, of shape `(batch_size,)`.
     collapse_hints: dict[str, str] = {
         "constant": "the learning rate is too high for this model, so that it gives one answer to everything: lower "
         "`--learning_rate`, or raise `--warmup_steps`"
