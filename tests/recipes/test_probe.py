@@ -80,7 +80,8 @@ from hfssl.evaluation import OnlineKnn
 if "RANK" in __import__("os").environ:
     dist.init_process_group("gloo")
 train, test = digits()
-print(OnlineKnn(train, test, processor(), batch_size=64).measure(SimpleNamespace(encoder=vit())), flush=True)
+measured = OnlineKnn(train, test, processor(), batch_size=64).measure(SimpleNamespace(encoder=vit()))
+sys.stdout.write(f"{measured}\\n")  # at once: processes share the pipe
 """
 
 
