@@ -296,8 +296,8 @@ def judge(
     if _says_nothing(figures):
         if verdict != COLLAPSED and step >= FAIR_STEPS and progress >= FAIR_SHARE:
             verdict, symptom = COLLAPSED, CONSTANT
-            spread_out = min(figures["health_std"] / BFLOAT16_STEP, figures.get("health_projection_std", 0.0) / NARROW)
-            if "health_target_margin" not in figures and spread_out >= 1.0:
+            differs = figures["health_std"] >= BFLOAT16_STEP and figures.get("health_projection_std", 0.0) >= NARROW
+            if differs and "health_target_margin" not in figures:
                 symptom = VIEWS_APART
             for entry in reversed(past):
                 if not _says_nothing(entry):

@@ -32,6 +32,11 @@ def default_pooling(config: PreTrainedConfig) -> str:
     return "cls" if num_own_tokens(config) else "mean"
 
 
+def outputs_for(pooling: str | None) -> dict[str, bool]:
+    """What an encoder is to be asked for, so that [`pool_features`] has what a pooling needs."""
+    return {"output_hidden_states": True} if pooling == "last4" else {}
+
+
 def feature_size(config: PreTrainedConfig, pooling: str | None = None) -> int:
     """Size of a pooled feature."""
     size = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size

@@ -201,6 +201,8 @@ def _watch_optimizers() -> None:
 
 
 def _hold_back(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    if not any(model.waiting_parameters() for model in _TRAINED):
+        return
     # only now, when processes and accumulation steps have added up their gradients
     for model in _trained_by(optimizer):
         for parameter in model.waiting_parameters():

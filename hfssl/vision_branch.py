@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .pooling import is_convolutional, pool_features
+from .pooling import is_convolutional, outputs_for, pool_features
 from .vision_modeling import build_vision_encoder, side, transformer_blocks
 
 
@@ -56,9 +56,7 @@ class VisionBranch(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.interpolates and pixel_values.shape[-1] != side(self.encoder_config.image_size):
             options["interpolate_pos_encoding"] = True
-        if self.pooling == "last4":
-            options["output_hidden_states"] = True
-        return self.encoder(pixel_values, **options)
+        return self.encoder(pixel_values, **options, **outputs_for(self.pooling))
 
     def pool(self, outputs: ModelOutput) -> torch.Tensor:
         """Outputs of [`encode`] to features `(n, dim)`."""

@@ -14,7 +14,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from .errors import UserError
 from .heads import DinoHead, MlpHead
 from .modeling_utils import SSLPreTrainedModel, drop_pooler
-from .pooling import check_pooling, is_convolutional, num_own_tokens, pool_features
+from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
 
 
 # Encoders that add their positions before the first block and whose blocks take tokens in any number and order: where
@@ -203,9 +203,7 @@ def image_features(
     """
     config = encoder.config
     pooling = check_pooling(config, pooling)
-    if pooling == "last4":
-        options["output_hidden_states"] = True
-    return pool_features(encoder(pixel_values, **options), config, pooling)
+    return pool_features(encoder(pixel_values, **options, **outputs_for(pooling)), config, pooling)
 
 
 def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
@@ -219,7 +217,7 @@ def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tu
         prefix (`str`):
             Where its encoder lies, such as `"student.encoder"`.
         freeze (`bool`, *optional*):
-            Left out: if the encoder is none of convolutions.
+            Left out: wherever there are such parameters, but in convolutional encoders.
 
     Raises:
         UserError: if they were to stay as they are, and there are none.
