@@ -27,18 +27,20 @@ __version__ = "0.1.0.dev0"
 # Names that pull in a heavy import (Trainer, datasets, scikit-learn) load on first use.
 _LAZY = {
     "ExactStream": ".data.stream",
-    "RecipeParser": ".parser",
-    "SSLTrainer": ".trainer",
-    "SSLTrainingArguments": ".training_args",
+    "MethodCallback": ".training.callbacks",
+    "RecipeParser": ".cli.parser",
+    "SSLTrainer": ".training.trainer",
+    "SSLTrainingArguments": ".training.arguments",
     "open_source": ".data.sources",
 }
 
 if TYPE_CHECKING:
+    from .cli.parser import RecipeParser
     from .data.sources import open_source
     from .data.stream import ExactStream
-    from .parser import RecipeParser
-    from .trainer import SSLTrainer
-    from .training_args import SSLTrainingArguments
+    from .training.arguments import SSLTrainingArguments
+    from .training.callbacks import MethodCallback
+    from .training.trainer import SSLTrainer
 
 __all__ = [
     "ByolForPreTraining",
@@ -50,6 +52,7 @@ __all__ = [
     "ExactStream",
     "MaeForPreTraining",
     "MaePreTrainingConfig",
+    "MethodCallback",
     "MlmForPreTraining",
     "MlmPreTrainingConfig",
     "MocoForPreTraining",

@@ -25,21 +25,21 @@ from hfssl.errors import explained
 
 
 def mlm():
-    from hfssl.benchmark_mlm import MlmBenchmark, run_mlm_benchmark
-    from hfssl.data.text_data import TextDataArguments
+    from hfssl.benchmarks.mlm import MlmBenchmark, run_mlm_benchmark
+    from hfssl.cli.text.data import TextDataArguments
 
     return run_mlm_benchmark, (MlmBenchmark, TextDataArguments), {"vocab_size": 30_528}
 
 
 def views():
-    from hfssl.benchmark_views import ViewsBenchmark, run_views_benchmark
+    from hfssl.benchmarks.views import ViewsBenchmark, run_views_benchmark
 
     return run_views_benchmark, (ViewsBenchmark,), {}
 
 
 def vision(method):
-    from hfssl.benchmark_vision import VisionBenchmark, run_vision_benchmark
-    from hfssl.data.image_data import ImageDataArguments
+    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
+    from hfssl.cli.image.data import ImageDataArguments
 
     return partial(run_vision_benchmark, method), (VisionBenchmark, ImageDataArguments), {}
 
@@ -52,7 +52,7 @@ METHODS |= {method: partial(vision, method) for method in ("simclr", "mae", "byo
 @explained
 def main():
     from hfssl import RecipeParser
-    from hfssl.benchmark import json_line
+    from hfssl.benchmarks.base import json_line
 
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):

@@ -10,7 +10,7 @@ A cell is one training (method, side, seed) in a process of its own. It is measu
 stopped, and written when it has finished; the same command goes on with those that are missing. Several cells can run
 at once, on cores of their own (--cell, --cpu_threads). <output_dir>/<method>-<side>-<seed>/ is a stock encoder for
 recipes/probe.py and recipes/finetune.py; quality.md and quality.png are the table and the curves. How the two sides
-are made equal: hfssl/benchmark_quality.py. Measured results: recipes/README.md.
+are made equal: hfssl/benchmarks/quality/plan.py. Measured results: recipes/README.md.
 """
 
 import signal
@@ -22,7 +22,8 @@ from hfssl.errors import explained
 @explained
 def main():
     from hfssl import RecipeParser
-    from hfssl.benchmark_quality import QualityBenchmark, run_quality_benchmark
+    from hfssl.benchmarks.quality.plan import QualityBenchmark
+    from hfssl.benchmarks.quality.run import run_quality_benchmark
 
     (arguments,) = RecipeParser(QualityBenchmark, description=__doc__).parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the process of the cell goes too

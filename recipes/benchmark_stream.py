@@ -42,7 +42,7 @@ class StreamBenchmark:
 @explained
 def main():
     from hfssl import RecipeParser
-    from hfssl.stream_benchmark import first_batch_seconds, make_rows, read_rows
+    from hfssl.benchmarks.stream import first_batch_seconds, make_rows, read_rows
 
     (args,) = RecipeParser(StreamBenchmark, description=__doc__).parse()
     folder = Path(args.folder)

@@ -15,10 +15,10 @@ from hfssl.errors import explained
 @explained
 def main():
     from hfssl import ClmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.data.text_data import TextData, TextDataArguments
-    from hfssl.encoders import CausalEncoderArguments, build_clm
+    from hfssl.cli.finish import finish_clm
+    from hfssl.cli.text.data import TextData, TextDataArguments
+    from hfssl.cli.text.encoders import CausalEncoderArguments, build_clm
     from hfssl.evaluation.next_tokens import NextTokenEvaluator
-    from hfssl.report import finish_clm
 
     adam = {"weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-8}  # of GPT-3 and nanoGPT
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}

@@ -16,7 +16,7 @@ from pathlib import Path
 from hfssl import RecipeParser
 from hfssl.errors import explained
 from hfssl.evaluation import GlueEvaluator, format_table
-from hfssl.evaluation.frozen import process_state
+from hfssl.machine import process_state
 
 
 @dataclass

@@ -18,12 +18,12 @@ from hfssl.errors import explained
 @explained
 def main():
     from hfssl import MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.data.sentence_pairs import require_unpacked
-    from hfssl.data.text_data import TextData, TextDataArguments
-    from hfssl.encoders import TextEncoderArguments, build_mlm
+    from hfssl.cli.finish import finish_mlm
+    from hfssl.cli.text.data import TextData, TextDataArguments
+    from hfssl.cli.text.encoders import TextEncoderArguments, build_mlm
+    from hfssl.data.text.sentence_pairs import require_unpacked
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
     from hfssl.evaluation.next_sentence import NextSentenceEvaluator
-    from hfssl.report import finish_mlm
 
     defaults = {"output_dir": "outputs/mlm", "max_steps": 1200}
     parser = RecipeParser(

@@ -19,12 +19,12 @@ from hfssl.errors import explained
 @explained
 def main():
     from hfssl import MocoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.data.image_data import ImageData, ImageDataArguments
-    from hfssl.data.views import ViewArguments
-    from hfssl.evaluation.probes import ProbeArguments, image_evaluators
-    from hfssl.image_processing import build_image_processor
-    from hfssl.report import finish_images
-    from hfssl.vision_encoders import VisionEncoderArguments, build_moco, make_views
+    from hfssl.cli.finish import finish_images
+    from hfssl.cli.image.data import ImageData, ImageDataArguments
+    from hfssl.cli.image.encoders import VisionEncoderArguments, build_moco, make_views
+    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.data.image.views import ViewArguments
+    from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     defaults = {"output_dir": "outputs/moco", "max_steps": 200, "per_device_train_batch_size": 256, **adam}

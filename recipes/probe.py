@@ -48,9 +48,10 @@ class Probe:
 @explained
 def main():
     from hfssl import RecipeParser
+    from hfssl.cli.image.probes import LabelledDataArguments
     from hfssl.evaluation.finetune import FinetuneSettings
-    from hfssl.evaluation.probes import LabelledDataArguments, parse_protocols, probe_table
-    from hfssl.training_args import use_all_cores
+    from hfssl.evaluation.probes import parse_protocols, probe_table
+    from hfssl.machine import use_all_cores
 
     parser = RecipeParser(Probe, LabelledDataArguments, FinetuneSettings, description=__doc__)
     recipe, data, settings = parser.parse()

@@ -42,9 +42,9 @@ class ShowViews:
 @explained
 def main():
     from hfssl import RecipeParser
-    from hfssl.data.contact_sheet import contact_sheet, pick_images
-    from hfssl.data.image_data import ImageData, ImageDataArguments
-    from hfssl.data.views import ViewArguments, Views
+    from hfssl.cli.image.data import ImageData, ImageDataArguments
+    from hfssl.data.image.contact_sheet import contact_sheet, pick_images
+    from hfssl.data.image.views import ViewArguments, Views
 
     recipe, data_args, view_args = RecipeParser(
         ShowViews, ImageDataArguments, ViewArguments, description=__doc__

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
 def two_threads():
     import torch
 
-    from hfssl.training_args import num_cores
+    from hfssl.machine import num_cores
 
     torch.set_num_threads(min(2, num_cores()))
 

@@ -56,7 +56,7 @@ def check_result(folder: Path, size: int = 16) -> list[dict]:
 
 
 STOP = """
-from hfssl.callbacks import StopOnSignal
+from hfssl.training.callbacks import StopOnSignal
 import os, signal
 def on_step_begin(self, args, state, control, **kwargs):
     if state.global_step == {step}:

@@ -201,13 +201,7 @@ if __name__ == "__main__":
     if sys.argv[1:] != ["stock"]:
         # what the recipes import, some of it late
 
-        import hfssl.data.contact_sheet
-        import hfssl.data.text_data
-        import hfssl.encoders
-        import hfssl.evaluation.glue
-        import hfssl.evaluation.probes
-        import hfssl.report
-        import hfssl.vision_encoders  # noqa: F401
+        pass
 
     gc.freeze()
     job = _serve()

@@ -23,13 +23,13 @@ STEPS, SAVE_STEPS = 40, 5
 # A checkpoint of so small a model takes a few milliseconds: longer, so that a kill meets it.
 SLOW_CHECKPOINTS = """
 import time
-import hfssl.checkpoints as checkpoints
+import hfssl.training.checkpoints as checkpoints
 checksum = checkpoints._checksum
 checkpoints._checksum = lambda path: (time.sleep(0.02), checksum(path))[1]
 """
 SLOW_RESULT = """
 import time
-import hfssl.export as export
+import hfssl.training.result_folder as export
 write_results = export.write_results
 export.write_results = lambda *args: (time.sleep(0.2), write_results(*args))[1]
 """

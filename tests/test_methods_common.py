@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, GPT2Config
 
 import hfssl
 from hfssl import methods
-from hfssl.modeling_utils import SSLPreTrainedModel
+from hfssl.modeling.base import SSLPreTrainedModel
 
 
 def token_batch(rows=6, length=16):

@@ -9,8 +9,8 @@ from transformers import BertConfig
 from hfssl import MlmForPreTraining, MlmPreTrainingConfig
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import ExactStream
-from hfssl.data.text import TextCollator, TextRows
-from hfssl.data.tokenizer import train_tokenizer
+from hfssl.data.text.rows import TextCollator, TextRows
+from hfssl.data.text.tokenizer import train_tokenizer
 
 
 WORDS = [

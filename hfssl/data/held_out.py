@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import random as keyed
+from ..functional import keyed
 from .mixtures import parse_mixture, parts_of
 from .sources import DataError, Source, available_splits, identity, open_source
 from .stream import shuffled_units

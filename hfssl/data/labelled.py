@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .. import random as keyed
+from ..functional import keyed
 from .mixtures import parse_mixture
 from .sources import DataError, Source, available_splits, identity, open_source
 from .sources.base import new_digest

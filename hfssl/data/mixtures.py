@@ -24,7 +24,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .. import random as keyed
+from ..functional import keyed
 from .sources import DataError, PieceRows, Source, open_source
 from .sources.base import PIECE_BYTES, new_digest
 from .stream import BLOCK_BYTES, ExactStream, shuffled_units

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .. import random as keyed
+from ..functional import keyed
 from .sources import DataError, Source, identity
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .knn import KnnEvaluator
     from .label_efficiency import LabelEfficiencyEvaluator
     from .linear_probe import LinearProbeEvaluator
-    from .probes import OnlineKnn, probe_table
+    from .online_knn import OnlineKnn
+    from .probes import probe_table
 
 __all__ = [
     "EvaluationError",

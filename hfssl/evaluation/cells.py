@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from .frozen import process_state
+from ..machine import process_state
 from .results import read_json, write_json
 
 

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .. import random as keyed
+from ..functional import keyed
+from ..machine import compute_device
 from .evaluator import EvaluationError
-from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+from .frozen import FrozenEvaluator, Measured, check_features
 from .linear_probe import LogisticRegression
 
 

@@ -26,14 +26,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
-from .. import random as keyed
-from ..training_args import choose_precision
+from ..functional import keyed
+from ..machine import choose_precision, process_state
 from .cells import Cells, CellTrainer, training_arguments
 from .evaluator import EvaluationError, Evaluator, encoder_source
-from .features import normalized, resized_images
-from .frozen import ENCODER, RANDOM_INIT, aligned_labels, classification_scores, make_results, process_state
+from .frozen import aligned_labels, classification_scores, make_results
+from .image.encoder import VisionEncoder, size_arguments
+from .image.features import normalized, resized_images
+from .probe_features import ENCODER, RANDOM_INIT
 from .results import Result, write_results
-from .vision_encoder import VisionEncoder, size_arguments
 
 
 if TYPE_CHECKING:

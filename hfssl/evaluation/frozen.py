@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from .. import metrics
+from ..machine import compute_device, process_state
+from . import metrics
 from .evaluator import EvaluationError, Evaluator
+from .probe_features import ENCODER, MAJORITY, ProbeFeatures
 from .results import Result, command_line, versions, write_results
 
 
 if TYPE_CHECKING:
     from ..data.labelled import LabelledImages
-
-ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY = "encoder", "random_init", "raw_input", "majority"
 
 
 @dataclass
@@ -51,25 +49,6 @@ class Measured:
 
 
 @dataclass
-class ProbeFeatures:
-    """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"`.
-
-    Args:
-        model (`str`):
-            Name of the encoder.
-        train, test (`dict[str, np.ndarray]`):
-            Arrays of shape `(num_rows, dim)`.
-        settings (`dict[str, Any]`):
-            How they were made.
-    """
-
-    model: str
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    settings: dict[str, Any]
-
-
-@dataclass
 class FrozenEvaluator(Evaluator):
     r"""
     A probe of a frozen encoder. A subclass implements [`~FrozenEvaluator.predict`].
@@ -78,8 +57,8 @@ class FrozenEvaluator(Evaluator):
         train, test ([`~hfssl.data.labelled.LabelledImages`]):
             Labelled rows to fit and to measure on. Nothing is chosen by looking at `test`.
         pooling (`str`, *optional*):
-            How a feature is made of what the encoder says, see [`~hfssl.pooling.pool_features`]; what fits the
-            architecture when left out.
+            How a feature is made of the encoder's outputs, see [`~hfssl.modeling.pooling.pool_features`]; what fits
+            the architecture when left out.
         batch_size (`int`, *optional*, defaults to `256`):
             Images a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
@@ -122,7 +101,7 @@ class FrozenEvaluator(Evaluator):
         output_dir: str | Path | None = None,
         command: str | None = None,
     ) -> list[Result]:
-        from .features import probe_features
+        from .image.features import probe_features
 
         cache_dir = self.cache_dir or (Path(output_dir) / "features" if output_dir is not None else None)
         features = probe_features(
@@ -274,14 +253,3 @@ def classification_scores(predictions: np.ndarray, references: np.ndarray) -> di
 def _metric(name: str) -> Any:
     # few-shot figures ask for hundreds, and each load reads a module from disk
     return metrics.load(name)
-
-
-def process_state() -> PartialState:
-    """This process among those of the run."""
-    # on a machine without an accelerator, Accelerate looks for other processes only when it is told of the CPU
-    return PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
-
-
-def compute_device() -> torch.device:
-    """The device of this process."""
-    return process_state().device

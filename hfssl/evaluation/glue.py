@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..training_args import choose_precision, use_all_cores
+from ..machine import choose_precision, process_state, use_all_cores
 from .cells import Cells, CellTrainer, training_arguments
 from .evaluator import EvaluationError, Evaluator, encoder_source
-from .frozen import ENCODER, RANDOM_INIT, process_state
 from .glue_tasks import HUB_DATASET, TASKS, load_task, parse_tasks, subset, task_scores
+from .probe_features import ENCODER, RANDOM_INIT
 from .results import Result, command_line, versions, write_results
-from .text_encoder import TextEncoder
+from .text.encoder import TextEncoder
 
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .. import metrics
+from . import metrics
 from .evaluator import EvaluationError
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .. import random as keyed
 from ..data.held_out import identity
+from ..data.image.views import Views
 from ..data.stream import Block
-from ..data.views import Views
 from ..errors import UserError
+from ..functional import keyed
 from .evaluator import Evaluator
 from .results import Result
 
@@ -27,7 +27,7 @@ class HeldOutLossEvaluator(Evaluator):
     Args:
         images (`Sequence[bytes]`):
             Encoded held-out images, of which the first 256 are taken.
-        views ([`~hfssl.data.views.Views`]):
+        views ([`~hfssl.data.image.views.Views`]):
             Of the run. What is random about the views of an image depends on the image only.
         batch_size (`int`, *optional*, defaults to `64`):
             Images a forward pass, at most; the batches are equally large, give or take one.

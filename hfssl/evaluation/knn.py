@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..machine import compute_device
 from .evaluator import EvaluationError
-from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+from .frozen import FrozenEvaluator, Measured, check_features
 
 
 logger = logging.getLogger(__name__)

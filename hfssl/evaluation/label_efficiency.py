@@ -15,20 +15,13 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from .. import random as keyed
+from ..functional import keyed
+from ..machine import compute_device, process_state
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .finetune import FinetuneRun, FinetuneSettings
-from .frozen import (
-    ENCODER,
-    RANDOM_INIT,
-    ProbeFeatures,
-    aligned_labels,
-    classification_scores,
-    compute_device,
-    make_results,
-    process_state,
-)
+from .frozen import aligned_labels, classification_scores, make_results
 from .linear_probe import linear_probe_predict
+from .probe_features import ENCODER, RANDOM_INIT, ProbeFeatures
 from .results import Result, write_results
 
 
@@ -84,8 +77,8 @@ class LabelEfficiencyEvaluator(Evaluator):
         command: str | None = None,
         features: ProbeFeatures | None = None,
     ) -> list[Result]:
-        from .features import probe_features
-        from .pictures import plot_label_efficiency
+        from .image.features import probe_features
+        from .image.pictures import plot_label_efficiency
 
         name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         is_main = process_state().is_main_process

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from .. import random as keyed
+from ..functional import keyed
+from ..machine import compute_device
 from .evaluator import EvaluationError
-from .frozen import FrozenEvaluator, Measured, check_features, compute_device
+from .frozen import FrozenEvaluator, Measured, check_features
 
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from .. import random as keyed
-from ..data.sentence_pairs import SentencePairRows
 from ..data.stream import Block
-from ..data.text import TextCollator
+from ..data.text.rows import TextCollator
+from ..data.text.sentence_pairs import SentencePairRows
+from ..functional import keyed
 from .evaluator import EvaluationError, Evaluator
 from .results import Result
 

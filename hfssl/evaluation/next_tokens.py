@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.stream import Block, Rows
-from ..data.text import TextRows
+from ..data.text.rows import TextRows
 from .token_prediction import TokenPredictionEvaluator
 
 

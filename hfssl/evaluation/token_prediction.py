@@ -13,10 +13,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from .. import random as keyed
 from ..data.stream import Block, Rows
-from ..data.text import TextCollator
+from ..data.text.rows import TextCollator
 from ..errors import UserError
+from ..functional import keyed
 from .evaluator import Evaluator
 from .results import Result
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfssl.data.decode import decode_image
-from hfssl.data.image_data import ImageData, ImageDataArguments
+from hfssl.cli.image.data import ImageData, ImageDataArguments
+from hfssl.data.image.decode import decode_image
 from hfssl.data.labelled import open_labelled
 from hfssl.data.mixtures import MixtureStream, open_mixture
 from hfssl.data.sources import DataError

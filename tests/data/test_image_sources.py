@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from hfssl.data import cache
-from hfssl.data.embedded import embedded_images
 from hfssl.data.held_out import all_samples, held_out_samples
+from hfssl.data.image.embedded import embedded_images
 from hfssl.data.sources import (
     DataError,
     MemorySource,

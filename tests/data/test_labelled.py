@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hfssl.data.decode import DamagedImage, decode_image
-from hfssl.data.embedded import embedded_images
+from hfssl.data.image.decode import DamagedImage, decode_image
+from hfssl.data.image.embedded import embedded_images
 from hfssl.data.labelled import hold_out, open_labelled
 from hfssl.data.sources import DataError
 

@@ -11,10 +11,10 @@ import pytest
 import tiny
 import torch
 
+from hfssl.cli.text.data import TextData, TextDataArguments
 from hfssl.data.mixtures import Mixture, MixtureStream, open_mixture, parse_mixture, parts_of, stream_class
 from hfssl.data.sources import DataError, MemorySource
 from hfssl.data.stream import Block, ExactStream, Rows
-from hfssl.data.text_data import TextData, TextDataArguments
 from hfssl.errors import UserError
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 

@@ -26,10 +26,10 @@ from hfssl import (
     SSLTrainer,
     SSLTrainingArguments,
 )
+from hfssl.cli.text.data import TextData, TextDataArguments
 from hfssl.data.stream import ExactStream
-from hfssl.data.text_data import TextData, TextDataArguments
-from hfssl.distributed import all_reduce_with_grad, convert_batch_norm, gather_with_grad
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+from hfssl.modeling.distributed import all_reduce_with_grad, convert_batch_norm, gather_with_grad
 
 
 class OneBatch(ExactStream):

@@ -22,7 +22,7 @@ from hfssl.evaluation import GlueEvaluator, read_results
 from hfssl.evaluation import glue as glue_module
 from hfssl.evaluation.glue import _LengthGroupedTrainer
 from hfssl.evaluation.glue_tasks import TASKS, load_task, parse_tasks, subset
-from hfssl.evaluation.text_encoder import TextEncoder
+from hfssl.evaluation.text.encoder import TextEncoder
 
 
 WORDS = ["good", "bad", *"abcdefghijklmnopqrstuvwxyz"]

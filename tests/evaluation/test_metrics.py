@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from hfssl import metrics
+from hfssl.evaluation import metrics
 
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfssl import ClmForPreTraining, ClmPreTrainingConfig
-from hfssl.data.tokenizer import train_bpe_tokenizer
+from hfssl.data.text.tokenizer import train_bpe_tokenizer
 from hfssl.errors import UserError
 from hfssl.evaluation.next_tokens import NextTokenEvaluator, continuations
 

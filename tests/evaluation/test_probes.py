@@ -8,15 +8,16 @@ import sklearn.metrics
 import torch
 from labelled import Labelled, digits, processor, resnet, save, vit
 
-from hfssl import metrics
-from hfssl.evaluation import EvaluationError, read_results
-from hfssl.evaluation.features import PixelFeatures, extract, extract_features
+from hfssl.cli.image.probes import ProbeArguments, load_splits
+from hfssl.evaluation import EvaluationError, metrics, read_results
 from hfssl.evaluation.frozen import aligned_labels, classification_scores
+from hfssl.evaluation.image.encoder import VisionEncoder
+from hfssl.evaluation.image.features import PixelFeatures, extract, extract_features
+from hfssl.evaluation.image.pictures import nearest_rows, patch_maps, two_dimensions
 from hfssl.evaluation.knn import KnnEvaluator, knn_predict
 from hfssl.evaluation.linear_probe import LinearProbeEvaluator
-from hfssl.evaluation.pictures import nearest_rows, patch_maps, two_dimensions
-from hfssl.evaluation.probes import OnlineKnn, ProbeArguments, load_splits, parse_protocols, probe_table, stratified
-from hfssl.evaluation.vision_encoder import VisionEncoder
+from hfssl.evaluation.online_knn import OnlineKnn, stratified
+from hfssl.evaluation.probes import parse_protocols, probe_table
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_online_knn_takes_a_sample():
 
 def test_arguments_choose_what_is_probed(monkeypatch):
     asked = []
-    monkeypatch.setattr("hfssl.evaluation.probes.load_splits", lambda name, *args, **kwargs: asked.append(name))
+    monkeypatch.setattr("hfssl.cli.image.probes.load_splits", lambda name, *args, **kwargs: asked.append(name))
     ProbeArguments().load(dataset=None)
     ProbeArguments(probe_dataset="my_images").load(dataset=None)
     ProbeArguments(probe_dataset="embedded").load(dataset="my_images")

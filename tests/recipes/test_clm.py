@@ -7,7 +7,7 @@ import tiny
 from recipe_process import recipe_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from hfssl.data.tokenizer import train_bpe_tokenizer
+from hfssl.data.text.tokenizer import train_bpe_tokenizer
 
 
 SMALL = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}

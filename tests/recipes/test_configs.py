@@ -12,7 +12,7 @@ import yaml
 from transformers import PreTrainedConfig
 
 from hfssl import RecipeParser, SSLTrainingArguments
-from hfssl.vision_encoders import vision_encoder_config
+from hfssl.cli.image.encoders import vision_encoder_config
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"

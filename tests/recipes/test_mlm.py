@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
 from hfssl import MlmPreTrainingConfig, SSLTrainingArguments
-from hfssl.data.text_data import TextDataArguments
+from hfssl.cli.text.data import TextDataArguments
 
 
 LOCK = ".hfssl.lock"
@@ -612,7 +612,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(small_disk, corpus, tmp_path):
 
 
 FILL_THE_DISK = """
-import hfssl.export as export
+import hfssl.training.result_folder as export
 write_result = export.write_result
 def fill_and_write(trainer, output_dir, *args, **kwargs):
     with open(output_dir / "ballast", "wb", buffering=0) as file:

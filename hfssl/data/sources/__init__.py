@@ -27,7 +27,8 @@ from pathlib import Path
 
 import datasets
 
-from ..embedded import embedded_images, embedded_text
+from ..image.embedded import embedded_images
+from ..text.embedded import embedded_text
 from .base import PIECE_BYTES, DataError, MemorySource, PieceRows, Source, describe, identity, third_party
 from .columns import READABLE, find_column, find_columns
 from .convert import convert_once, why_convert

@@ -25,10 +25,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...cross_entropy import cross_entropy_sum
-from ...modeling_utils import SSLPreTrainedModel, with_dropout
-from ...packing import packed_inputs
-from .positions import head_inputs_at
+from ...losses import cross_entropy_sum
+from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.packing import packed_inputs
+from ...modeling.positions import head_inputs_at
 
 
 @strict

@@ -3,7 +3,7 @@
 Papers: BERT, Devlin et al., 2018 (https://huggingface.co/papers/1810.04805); RoBERTa, Liu et al., 2019
 (https://huggingface.co/papers/1907.11692), whose dynamic masking, without next-sentence prediction, this is by
 default. With `next_sentence_objective` it is BERT's own sum of two losses, on the pairs of
-`hfssl/data/sentence_pairs.py`. Reference code: https://github.com/google-research/bert; `BertForMaskedLM` and
+`hfssl/data/text/sentence_pairs.py`. Reference code: https://github.com/google-research/bert; `BertForMaskedLM` and
 `BertForPreTraining` in transformers give the same losses.
 
 Departures from the papers: 15 % of the tokens are chosen on average, not exactly in each sequence; documents are
@@ -23,10 +23,10 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from ...cross_entropy import cross_entropy_sum
-from ...modeling_utils import SSLPreTrainedModel, with_dropout
-from ...packing import packed_inputs
-from .positions import hidden_states_at
+from ...losses import cross_entropy_sum
+from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.packing import packed_inputs
+from ...modeling.positions import hidden_states_at
 
 
 @strict
@@ -98,7 +98,7 @@ class MlmPreTrainingConfig(PreTrainedConfig):
 
     @property
     def masking(self) -> dict[str, Any]:
-        """The arguments of [`~hfssl.data.text.TextRows`] that this method sets."""
+        """The arguments of [`~hfssl.data.text.rows.TextRows`] that this method sets."""
         names = ("mask_ratio", "mask_token_ratio", "random_token_ratio", "whole_word_masking")
         return {name: getattr(self, name) for name in names}
 
@@ -218,7 +218,7 @@ class MlmForPreTraining(SSLPreTrainedModel):
             raise ValueError(
                 f"With `next_sentence_objective={trains_pairs}` rows are {'pairs' if trains_pairs else 'no pairs'}, "
                 f"got a batch {'with' if has_pairs else 'without'} `next_sentence_label`. "
-                "`hfssl.data.sentence_pairs.SentencePairRows` makes pairs, `hfssl.data.text.TextRows` other rows."
+                "`SentencePairRows` (hfssl.data.text.sentence_pairs) makes pairs, `TextRows` other rows."
             )
         labels = labels.flatten()
         if masked_positions is None:

@@ -27,14 +27,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...distributed import all_reduce_with_grad, convert_batch_norm
-from ...heads import DinoHead
+from ...functional.schedules import linear
 from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
-from ...pooling import check_pooling, feature_size
-from ...schedules import linear
-from ...teacher import TeacherMixin, check_momentum
-from ...vision_branch import VisionBranch, build_with_drop_path, drop_path_shares
-from ...vision_modeling import SSLVisionModel
+from ...modeling.branch import VisionBranch, build_with_drop_path, drop_path_shares
+from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm
+from ...modeling.heads import DinoHead
+from ...modeling.pooling import check_pooling, feature_size
+from ...modeling.teacher import TeacherMixin, check_momentum
+from ...modeling.vision import SSLVisionModel
 
 
 @strict

@@ -24,8 +24,8 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...losses import mae_loss
-from ...pooling import num_own_tokens
-from ...vision_modeling import (
+from ...modeling.pooling import num_own_tokens
+from ...modeling.vision import (
     SSLVisionModel,
     build_vision_encoder,
     encode_visible,

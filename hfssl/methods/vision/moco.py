@@ -23,14 +23,14 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...errors import UserError
-from ...heads import MlpHead
 from ...losses import moco_v3_loss
-from ...pooling import check_pooling, feature_size, is_convolutional
-from ...teacher import TeacherMixin, check_momentum
-from ...vision_branch import VisionBranch, check_two_views
-from ...vision_modeling import SSLVisionModel, build_vision_encoder, frozen_patch_embed
+from ...modeling.branch import VisionBranch, check_two_views
+from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
+from ...modeling.heads import MlpHead
+from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.teacher import TeacherMixin, check_momentum
+from ...modeling.vision import SSLVisionModel, build_vision_encoder, frozen_patch_embed
 
 
 @strict

@@ -21,12 +21,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...errors import UserError
-from ...heads import MlpHead
 from ...losses import nt_xent_loss
-from ...pooling import check_pooling, feature_size, is_convolutional
-from ...vision_modeling import SSLVisionModel, build_vision_encoder, image_features
+from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
+from ...modeling.heads import MlpHead
+from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
 
 
 @strict

@@ -25,15 +25,15 @@ from transformers import (
 )
 
 from hfssl import ClmForPreTraining, ClmPreTrainingConfig, SSLTrainer, SSLTrainingArguments
-from hfssl.callbacks import MethodCallback
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import ExactStream
-from hfssl.data.text import TextCollator, TextRows
-from hfssl.data.tokenizer import train_bpe_tokenizer
+from hfssl.data.text.rows import TextCollator, TextRows
+from hfssl.data.text.tokenizer import train_bpe_tokenizer
 from hfssl.errors import UserError
 from hfssl.evaluation.next_tokens import NextTokenEvaluator
 from hfssl.methods.text.clm import is_target
-from hfssl.packing_checks import check_causal
+from hfssl.modeling.packing_checks import check_causal
+from hfssl.training.callbacks import MethodCallback
 
 
 @cache

@@ -21,14 +21,14 @@ from transformers import (
 )
 
 from hfssl import MlmForPreTraining, MlmPreTrainingConfig, SSLTrainer, SSLTrainingArguments
-from hfssl.callbacks import MethodCallback
-from hfssl.data.sentence_pairs import SentencePairRows
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import ExactStream
-from hfssl.data.text import TextCollator
+from hfssl.data.text.rows import TextCollator
+from hfssl.data.text.sentence_pairs import SentencePairRows
 from hfssl.errors import UserError
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator, fill_mask_examples
 from hfssl.evaluation.next_sentence import NextSentenceEvaluator
+from hfssl.training.callbacks import MethodCallback
 
 
 def texts(n=300, seed=0):

@@ -7,8 +7,8 @@ from tiny_vision import ENCODERS, resnet, two_views, vit
 from torch import nn
 
 from hfssl import ByolForPreTraining, ByolPreTrainingConfig
-from hfssl.distributed import GlobalBatchNorm
 from hfssl.errors import UserError
+from hfssl.modeling.distributed import GlobalBatchNorm
 
 
 # DINOv3's convolutions halve small images to nothing

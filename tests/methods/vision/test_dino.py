@@ -8,9 +8,9 @@ from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
 from hfssl.losses import cross_view_entropy, sinkhorn_targets
-from hfssl.optim import Lars
-from hfssl.pooling import num_own_tokens
-from hfssl.vision_branch import DropPath, VisionBranch, build_with_drop_path
+from hfssl.modeling.branch import DropPath, VisionBranch, build_with_drop_path
+from hfssl.modeling.pooling import num_own_tokens
+from hfssl.training.optim import Lars
 
 
 # Swin's windows do not fit the small crops, and DINOv3's convolutions halve all of them to nothing

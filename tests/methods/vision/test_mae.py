@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from hfssl import MaeForPreTraining, MaePreTrainingConfig
-from hfssl.vision_modeling import encode_visible, patchify, sine_positions, unpatchify
+from hfssl.modeling.vision import encode_visible, patchify, sine_positions, unpatchify
 
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}

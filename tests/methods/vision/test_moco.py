@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoModelForPreTraining
 
 from hfssl import MocoForPreTraining, MocoPreTrainingConfig
-from hfssl.distributed import GlobalBatchNorm
 from hfssl.errors import UserError
 from hfssl.losses import moco_v3_loss
+from hfssl.modeling.distributed import GlobalBatchNorm
 
 
 FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]

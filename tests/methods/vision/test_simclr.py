@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
-from hfssl.distributed import GlobalBatchNorm, convert_batch_norm
 from hfssl.errors import UserError
 from hfssl.losses import nt_xent_loss
-from hfssl.pooling import pool_features
+from hfssl.modeling.distributed import GlobalBatchNorm, convert_batch_norm
+from hfssl.modeling.pooling import pool_features
 
 
 # DINOv3's convolutions halve small images to nothing

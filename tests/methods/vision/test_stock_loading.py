@@ -10,14 +10,8 @@ import torch
 from PIL import Image
 from tiny_vision import ENCODERS
 
-from hfssl import (
-    ByolForPreTraining,
-    DinoForPreTraining,
-    MaeForPreTraining,
-    MocoForPreTraining,
-    SimclrForPreTraining,
-)
-from hfssl.image_processing import build_image_processor
+from hfssl import ByolForPreTraining, DinoForPreTraining, MaeForPreTraining, MocoForPreTraining, SimclrForPreTraining
+from hfssl.modeling.image_processing import build_image_processor
 
 
 METHODS = {

@@ -1,0 +1,293 @@
+"""How good the encoders are that hfssl and another library train: same images, weights, steps, schedule and probes.
+
+A cell is one training: a method, a side and a seed. Both sides start from the same weights of the encoder and train on
+the same files with views of the same parameters, the same batches in size and number, AdamW with the same groups,
+learning rate, warm-up and cosine, the same clipping and the same precision. Ours is what the recipe builds
+([`SSLTrainer`] on an [`ExactStream`]); theirs is lightly's model, loss and views (`benchmark_lightly`) in a plain loop
+over its data set. What remains different is what the libraries are: order of the images, pixels of the views, heads.
+
+After each pass the clock stands still while the encoder is measured: k-NN, and at the end the linear probe, both as in
+`hfssl.evaluation`. Each cell writes one JSON file when it has finished and is not run again; `benchmark_quality_cells`
+trains and measures, `benchmark_quality_report` makes the table of the cells that are there.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ...cli.image.encoders import (
+    VISION_PRESETS,
+    build_byol,
+    build_dino,
+    build_mae,
+    build_moco,
+    build_simclr,
+    is_checkpoint,
+)
+from ...errors import UserError
+from ...evaluation.results import read_json
+
+
+logger = logging.getLogger(__name__)
+
+OURS, BASELINES = "hfssl", "baselines"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is trained here, on both sides.
+
+    Args:
+        build (`Callable`):
+            Of `hfssl.cli.image.encoders`.
+        config (`dict[str, Any]`, *optional*):
+            Fields of its config that differ from the recipe's defaults, which are for longer runs on more images.
+        training (`dict[str, Any]`, *optional*):
+            What its recipe has other than the rest.
+    """
+
+    build: Callable
+    config: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS = {
+    # the paper's temperature for CIFAR-10 (SimCLR, appendix B.9)
+    "simclr": Method(build_simclr, {"contrastive_temperature": 0.5}),
+    "moco": Method(build_moco, {"momentum_start": 0.99}),
+    # lightly's has nothing that holds Vision Transformers up
+    "byol": Method(build_byol, {"momentum_start": 0.99, "last_batch_norm": False, "freeze_patch_embed": False}),
+    "dino": Method(
+        build_dino,
+        {
+            "momentum_start": 0.99,
+            "teacher_temperature_start": 0.02,
+            "teacher_temperature_end": 0.02,
+            "drop_path_rate": 0.0,
+        },
+        {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
+    ),
+    "mae": Method(build_mae, {}, {"adam_beta2": 0.95}),
+}
+# Of both sides, where the method says nothing else.
+_TRAINING = {
+    "weight_decay": 0.05, "weight_decay_end": None, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+}  # fmt: skip
+
+
+@dataclass
+class QualityBenchmark:
+    r"""
+    > Benchmark
+
+    Args:
+        methods (`str`, *optional*, defaults to `"simclr,dino"`):
+            Methods to train: simclr, moco, byol, dino, mae.
+        against (`str`, *optional*, defaults to `"lightly"`):
+            The other side, or none.
+        compared (`str`, *optional*, defaults to `"simclr,dino"`):
+            Those of the methods that the other side trains too.
+        seeds (`str`, *optional*, defaults to `"0,1"`):
+            Seeds of weights, views and order.
+        cell (`str`, *optional*):
+            Only this one, such as dino,lightly,1, or baselines. Left out, all that are missing, one after the other.
+        table (`bool`, *optional*, defaults to `False`):
+            Train nothing: only the table of what is there.
+        output_dir (`str`, *optional*, defaults to `"outputs/benchmark_quality"`):
+            Folder for the cells, their encoders, the table and the picture.
+
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files. Left out:
+            scikit-learn's handwritten digits.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to train on, without labels, and that the probes learn from.
+        test_split (`str`, *optional*, defaults to `"test"`):
+            Split that the probes are measured on.
+        max_images (`int`, *optional*, defaults to `20000`):
+            Train on so many images, drawn at random.
+        max_train_samples (`int`, *optional*, defaults to `10000`):
+            Images that the probes learn from.
+        max_test_samples (`int`, *optional*, defaults to `2000`):
+            Images that they are measured on.
+        image_size (`int`, *optional*):
+            Height and width of a view in pixels. Left out, that of the encoder.
+        local_crops (`int`, *optional*, defaults to `6`):
+            Small crops of an image, for DINO.
+        local_size (`int`, *optional*):
+            Their height and width in pixels. Left out, 3/7 of the others', rounded up to a multiple of 8.
+
+    > Training
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
+            A preset of the recipes or a config file.
+        encoder_config (`dict`, *optional*):
+            Fields of it that differ, such as '{"depths": [1, 1, 2, 1]}'.
+        passes (`int`, *optional*, defaults to `5`):
+            Passes over the images; each is a point of the curve.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Images a step.
+        learning_rate (`float`, *optional*, defaults to `0.001`):
+            Peak learning rate.
+        warmup (`float`, *optional*, defaults to `0.1`):
+            Share of the steps over which the learning rate rises; then it falls along half a cosine, to 0.
+        precision (`str`, *optional*, defaults to `"auto"`):
+            fp32 or bf16, of both sides. auto takes bf16 where the hardware has it natively. Probes are always fp32.
+        method_config (`dict`, *optional*):
+            Fields of the methods' configs for both sides, such as '{"dino": {"num_prototypes": 2048}}'.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Processes that prepare data.
+        cpu_threads (`int`, *optional*):
+            Threads of a cell. Left out, all cores.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Leave a GPU alone.
+    """
+
+    methods: str = "simclr,dino"
+    against: Literal["lightly", "none"] = "lightly"
+    compared: str = "simclr,dino"
+    seeds: str = "0,1"
+    cell: str | None = None
+    table: bool = False
+    output_dir: str = "outputs/benchmark_quality"
+    dataset: str | None = None
+    split: str = "train"
+    test_split: str = "test"
+    max_images: int = 20_000
+    max_train_samples: int = 10_000
+    max_test_samples: int = 2_000
+    image_size: int | None = None
+    local_crops: int = 6
+    local_size: int | None = None
+    encoder: str = "vit-mini-patch4"
+    encoder_config: dict[str, Any] | None = None
+    passes: int = 5
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    method_config: dict[str, Any] = field(default_factory=dict)
+    num_workers: int = 0
+    cpu_threads: int | None = None
+    use_cpu: bool = False
+
+    def __post_init__(self):
+        for name, least in (("passes", 1), ("batch_size", 2), ("max_train_samples", 2), ("max_test_samples", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.max_images < self.batch_size:
+            raise UserError(
+                f"`--max_images {self.max_images}` is less than a step has: pass at least `--batch_size`, "
+                f"{self.batch_size}."
+            )
+        if is_checkpoint(self.encoder):
+            raise UserError(
+                f"`--encoder {self.encoder}` would be a checkpoint, and both sides train from scratch: choose "
+                f"{', '.join(VISION_PRESETS)} or a config file that ends in .json."
+            )
+        for flag, names in (("methods", self.methods), ("compared", self.compared)):
+            for name in _words(names):
+                if name not in METHODS:
+                    raise UserError(f"`--{flag}` names {name!r}: choose among {', '.join(METHODS)}.")
+        for name in self.method_config:
+            if name not in METHODS:
+                raise UserError(f"`--method_config` is by method ({', '.join(METHODS)}), got {name!r}.")
+        if not _words(self.methods) or not self.seed_list:
+            raise UserError("The benchmark needs a method and a seed: pass `--methods` and `--seeds`.")
+        if self.cell is not None:
+            self.one_cell  # noqa: B018 - says what is wrong with it
+
+    @cached_property
+    def seed_list(self) -> list[int]:
+        try:
+            return [int(seed) for seed in _words(self.seeds)]
+        except ValueError:
+            raise UserError(f"`--seeds` are numbers with commas between them, got {self.seeds!r}.") from None
+
+    @cached_property
+    def cells(self) -> list["Cell"]:
+        """All of them, the baselines first and then seed by seed, so that a half-done table has all methods."""
+        found = [Cell(BASELINES)]
+        for seed in self.seed_list:
+            for method in _words(self.methods):
+                has_two = self.against != "none" and method in _words(self.compared)
+                found += [Cell(method, side, seed) for side in (OURS, self.against)[: 1 + has_two]]
+        return found
+
+    @cached_property
+    def one_cell(self) -> "Cell":
+        """That of `--cell`."""
+        for cell in self.cells:
+            if ",".join(_words(self.cell)) == ",".join(cell.name.split("-")):
+                return cell
+        named = " ".join(cell.name.replace("-", ",") for cell in self.cells)
+        raise UserError(f"There is no cell {self.cell!r}; with these flags there are: {named}.")
+
+    def config(self, method: str) -> dict[str, Any]:
+        """Fields of a method's config that differ from its recipe's defaults."""
+        return {**METHODS[method].config, **self.method_config.get(method, {})}
+
+    def training(self, method: str) -> dict[str, Any]:
+        """Settings of optimizer and clipping, of both sides."""
+        return {**_TRAINING, **METHODS[method].training}
+
+    def protocol(self, method: str) -> dict[str, Any]:
+        """What a cell has to share with the others of its table."""
+        names = (
+            "dataset", "split", "test_split", "max_images", "max_train_samples", "max_test_samples", "image_size",
+            "encoder", "encoder_config", "passes", "batch_size", "learning_rate", "warmup", "precision",
+        )  # fmt: skip
+        shared = {name: getattr(self, name) for name in names}
+        if method == BASELINES:  # nothing is trained for them
+            return {name: shared[name] for name in names[:-5] if name != "max_images"}
+        if method == "dino":
+            shared |= {"local_crops": self.local_crops, "local_size": self.local_size}
+        return shared | {"config": self.config(method), "training": self.training(method)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: what is written as `<name>.json`, and its encoder into the folder `<name>`."""
+
+    method: str
+    side: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.side}-{self.seed}" if self.side else self.method
+
+
+def cell_path(arguments: QualityBenchmark, cell: Cell) -> Path:
+    return Path(arguments.output_dir) / f"{cell.name}.json"
+
+
+def read_cell(arguments: QualityBenchmark, cell: Cell) -> dict[str, Any] | None:
+    """What a finished cell has found; `None` where it is not finished.
+
+    Raises:
+        UserError: if it was made with other settings than those of `arguments`.
+    """
+    path = cell_path(arguments, cell)
+    record = read_json(path, default=None)
+    if record is None:
+        return None
+    for name, value in arguments.protocol(cell.method).items():
+        found = record["protocol"].get(name)
+        if found != value:
+            raise UserError(
+                f"{path} was made with {name} = {found}, this command says {value}: pass what it was, or another "
+                "`--output_dir`."
+            )
+    return record
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

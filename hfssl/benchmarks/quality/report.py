@@ -1,0 +1,194 @@
+"""The table of a quality benchmark, what it says of each method, and the curves as a picture."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .plan import BASELINES, METHODS, OURS, Cell, QualityBenchmark, read_cell
+
+
+_NAMES = {"simclr": "SimCLR", "moco": "MoCo v3", "byol": "BYOL", "dino": "DINO", "mae": "MAE"}
+# What a method is judged by: the first number of neighbours of the protocol.
+MAIN = "knn_20"
+
+Figures = list[float]
+
+
+def report(arguments: QualityBenchmark) -> str:
+    """Write `quality.md` and `quality.png` of the cells that have finished, and return the text."""
+    records = {cell.name: record for cell in arguments.cells if (record := read_cell(arguments, cell)) is not None}
+    baselines = records.pop(BASELINES, None)
+    by_side: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records.values():
+        by_side.setdefault((record["method"], record["side"]), []).append(record)
+    text = _text(arguments, by_side, baselines)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
+    if by_side:
+        plot_curves(by_side, baselines, folder / "quality.png")
+        text += f"\n\nTable and curves: {folder / 'quality.md'}, {folder / 'quality.png'}"
+    return text
+
+
+def at_time_of(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The last point of a curve that was reached in no more training seconds than the whole of the other took."""
+    return [point for point in record["curve"] if point["seconds"] <= other["seconds"]][-1]
+
+
+def _text(
+    arguments: QualityBenchmark,
+    by_side: dict[tuple[str, str], list[dict[str, Any]]],
+    baselines: dict[str, Any] | None,
+) -> str:
+    done, planned = sum(map(len, by_side.values())), len(arguments.cells) - 1
+    heads = ["method", "k-NN, k = 20", "at the other's time", "k-NN, k = 200", "linear probe", "training seconds"]
+    rows, verdicts = [], []
+    for method in METHODS:
+        ours, theirs = by_side.get((method, OURS), []), by_side.get((method, arguments.against), [])
+        for side, own, other in ((OURS, ours, theirs), (arguments.against, theirs, ours)):
+            if own:
+                rows.append(_row(f"{_NAMES[method]}, {side}", own, _paired(own, other)))
+        verdicts += _verdicts(method, arguments.against, ours, theirs, baselines)
+    if baselines is not None:
+        rows += _baseline_rows(baselines)
+    lines = [_setting(arguments, by_side), "", *_markdown(heads, rows)]
+    if done < planned or baselines is None:
+        missing = [cell.name for cell in arguments.cells if not _is_there(cell, by_side, baselines)]
+        lines += ["", f"{done} of {planned} trainings have finished; missing: {', '.join(missing)}."]
+    if verdicts:
+        lines += ["", *(f"- {verdict}" for verdict in verdicts)]
+    return "\n".join(lines)
+
+
+def _is_there(cell: Cell, by_side: dict[tuple[str, str], list[dict[str, Any]]], baselines: Any) -> bool:
+    if cell.method == BASELINES:
+        return baselines is not None
+    return any(record["seed"] == cell.seed for record in by_side.get((cell.method, cell.side), []))
+
+
+def _setting(arguments: QualityBenchmark, by_side: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    encoder = arguments.encoder + (f" {arguments.encoder_config}" if arguments.encoder_config else "")
+    some = next(iter(by_side.values()), [None])[0]
+    words = [encoder, f"{arguments.passes} passes over {some['num_images']:,} images" if some else "nothing trained"]
+    words.append(f"{some['steps']:,} steps of {arguments.batch_size}" if some else f"steps of {arguments.batch_size}")
+    words.append(f"AdamW, learning rate {arguments.learning_rate:g}, warm-up {arguments.warmup:g}, cosine")
+    if some:
+        words.append(f"{some['precision']}, {some['threads']} thread{'s' if some['threads'] != 1 else ''}")
+    probes = f"Probes: {arguments.max_train_samples:,} images of {arguments.split} at most, measured on at most "
+    return ", ".join(words) + f".\n{probes}{arguments.max_test_samples:,} of {arguments.test_split}."
+
+
+def _paired(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The runs of one side beside those of the other with the same seed."""
+    by_seed = {record["seed"]: record for record in other}
+    return [(record, by_seed[record["seed"]]) for record in own if record["seed"] in by_seed]
+
+
+def _row(title: str, own: list[dict[str, Any]], pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    at_time = "–"
+    if pairs:
+        points = [at_time_of(record, other) for record, other in pairs]
+        at_time = _percent([point[MAIN] for point in points])
+        seconds = statistics.fmean(point["seconds"] for point in points)
+        ended = all(point["step"] == record["steps"] for point, (record, _) in zip(points, pairs, strict=True))
+        at_time += f" ({'ended' if ended else 'not ended'}, {seconds:,.0f} s)"
+    ends = [record["curve"][-1] for record in own]
+    return [
+        title, _percent([end[MAIN] for end in ends]), at_time, _percent([end["knn_200"] for end in ends]),
+        _percent([record["linear"] for record in own]), _spread([record["seconds"] for record in own], ",.0f"),
+    ]  # fmt: skip
+
+
+def _baseline_rows(baselines: dict[str, Any]) -> list[list[str]]:
+    at_random = list(baselines["random_init"].values())
+    rows = []
+    for title, figures in (("random initialisation", at_random), ("raw pixels", [baselines["raw_input"]])):
+        knn, knn_200, linear = (_percent([f[name] for f in figures]) for name in (MAIN, "knn_200", "linear"))
+        rows.append([title, knn, "–", knn_200, linear, "–"])
+    majority = _percent([baselines["majority"]])
+    return [*rows, ["most frequent class", majority, "–", majority, majority, "–"]]
+
+
+def _verdicts(
+    method: str,
+    against: str,
+    ours: list[dict[str, Any]],
+    theirs: list[dict[str, Any]],
+    baselines: dict[str, Any] | None,
+) -> list[str]:
+    """What the figures say, in words: against the other side, and against the baselines."""
+    found = []
+    pairs = _paired(ours, theirs)
+    if pairs:
+        mine, other = ([r["curve"][-1][MAIN] for r in side] for side in zip(*pairs, strict=True))
+        difference = statistics.fmean(mine) - statistics.fmean(other)
+        # the larger of the two: of so few seeds, each is a rough guess
+        deviation = max(_deviation(mine), _deviation(other))
+        word = "above" if difference > deviation else "equal to" if difference >= -deviation else "below"
+        spread = f"one standard deviation is {100 * deviation:.1f}" if len(pairs) > 1 else "of one seed"
+        at_time = [at_time_of(a, b)[MAIN] for a, b in pairs]
+        at_equal_time = statistics.fmean(at_time) - statistics.fmean(other)
+        speed = statistics.fmean(b["seconds"] / a["seconds"] for a, b in pairs)
+        found.append(
+            f"{_NAMES[method]}: {word} {against} at equal steps "
+            f"({100 * difference:+.1f} points, {spread}); "
+            f"{100 * at_equal_time:+.1f} points at its wall time; {speed:.2f} × its speed."
+        )
+    if ours and baselines is not None:
+        pixels = baselines["raw_input"][MAIN]
+        knn = statistics.fmean(r["curve"][-1][MAIN] for r in ours)
+        at_random = statistics.fmean(f["linear"] for f in baselines["random_init"].values())
+        linear = statistics.fmean(r["linear"] for r in ours)
+        found.append(
+            f"{_NAMES[method]}: k-NN {100 * (knn - pixels):+.1f} points beside raw pixels, linear probe "
+            f"{100 * (linear - at_random):+.1f} points beside random initialisation."
+        )
+    return found
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _percent(values: Figures) -> str:
+    return _spread([100 * value for value in values], ".1f")
+
+
+def _spread(values: Figures, form: str) -> str:
+    mean = f"{statistics.fmean(values):{form}}"
+    return mean + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def plot_curves(
+    by_side: dict[tuple[str, str], list[dict[str, Any]]], baselines: dict[str, Any] | None, path: Path
+) -> None:
+    """k-NN over training seconds, a panel for each method: ours in full lines, the other side's dashed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    methods = [method for method in METHODS if any(m == method for m, _ in by_side)]
+    figure = Figure(figsize=(4 * len(methods), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
+        for (name, side), records in by_side.items():
+            if name != method:
+                continue
+            for number, record in enumerate(records):
+                seconds = [point["seconds"] for point in record["curve"]]
+                accuracy = [100 * point[MAIN] for point in record["curve"]]
+                style = {"color": "C0"} if side == OURS else {"color": "C1", "linestyle": "--"}
+                label = None if number else side
+                axes.plot(seconds, accuracy, marker="o", markersize=3, linewidth=1.2, label=label, **style)
+        if baselines is not None:
+            axes.axhline(100 * baselines["raw_input"][MAIN], color="0.6", linewidth=1, label="raw pixels")
+        axes.set(title=_NAMES[method], xlabel="seconds of training", ylabel="k-NN accuracy in %, k = 20")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,187 @@
+"""What the image recipes share about probes: the flags, the labelled images that they name, and the evaluators."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...data.image.views import Views
+from ...data.labelled import LabelledImages, hold_out, open_labelled
+from ...data.sources import available_splits
+from ...errors import UserError
+from ...evaluation.evaluator import EvaluationError, Evaluator
+from ...evaluation.frozen import aligned_labels
+from ...evaluation.held_out_loss import HeldOutLossEvaluator
+from ...evaluation.online_knn import OnlineKnn
+from ...training.arguments import SSLTrainingArguments
+from .data import ImageData
+
+
+logger = logging.getLogger(__name__)
+
+
+# What `--probe_dataset` calls the images that come with hfssl.
+EMBEDDED = "embedded"
+
+
+@dataclass
+class ProbeArguments:
+    r"""
+    > Probes
+
+    Args:
+        probe_dataset (`str`, *optional*):
+            Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; embedded
+            for the digits that come with hfssl, none for no probes. Left out, it is the embedded set in runs on it.
+        probe_split (`str`, *optional*, defaults to `"train"`):
+            Split that probes learn from.
+        probe_test_split (`str`, *optional*, defaults to `"auto"`):
+            Split that they are measured on. auto takes test or validation where there is one, else holds out a fifth
+            of each class.
+        probe_label_column (`str`, *optional*):
+            Column of the labels; found by its type when left out.
+        probe_max_samples (`int`, *optional*, defaults to `20000`):
+            Use so many images of each split at most.
+        probe_pooling (`str`, *optional*):
+            cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
+            encoder.
+    """
+
+    probe_dataset: str | None = None
+    probe_split: str = "train"
+    probe_test_split: str = "auto"
+    probe_label_column: str | None = None
+    probe_max_samples: int | None = 20_000
+    probe_pooling: str | None = None
+
+    def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
+        """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
+        name = self.probe_dataset or (EMBEDDED if dataset is None else "none")
+        if name == "none":
+            return None
+        flags = ("dataset", "split", "test_split", "label_column")
+        with _named_flags({flag: f"probe_{flag}" for flag in flags}):
+            return load_splits(
+                name, self.probe_split, self.probe_test_split, label_column=self.probe_label_column,
+                max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
+            )  # fmt: skip
+
+
+@dataclass
+class LabelledDataArguments:
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*, defaults to `"embedded"`):
+            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; embedded for
+            scikit-learn's digits.
+        dataset_config (`str`, *optional*):
+            Configuration of a data set on the Hub.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to learn from.
+        test_split (`str`, *optional*, defaults to `"auto"`):
+            Split to measure on. auto takes test or validation where there is one, else holds out a fifth of each
+            class.
+        image_column (`str`, *optional*):
+            Column of the images; found by its type when left out.
+        label_column (`str`, *optional*):
+            Column of the labels; found by its type when left out.
+        max_train_samples (`int`, *optional*):
+            Learn from so many images at most.
+        max_test_samples (`int`, *optional*):
+            Measure on so many images at most.
+    """
+
+    dataset: str = EMBEDDED
+    dataset_config: str | None = None
+    split: str = "train"
+    test_split: str = "auto"
+    image_column: str | None = None
+    label_column: str | None = None
+    max_train_samples: int | None = None
+    max_test_samples: int | None = None
+
+    def load(self) -> tuple[LabelledImages, LabelledImages]:
+        """Both splits."""
+        return load_splits(
+            self.dataset, self.split, self.test_split, config=self.dataset_config, image_column=self.image_column,
+            label_column=self.label_column, max_train_samples=self.max_train_samples,
+            max_test_samples=self.max_test_samples,
+        )  # fmt: skip
+
+
+def load_splits(
+    dataset: str | None,
+    split: str = "train",
+    test_split: str = "auto",
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    max_train_samples: int | None = None,
+    max_test_samples: int | None = None,
+) -> tuple[LabelledImages, LabelledImages]:
+    """The labelled images to learn from and those to measure on, checked to be of the same classes."""
+    name = None if dataset == EMBEDDED else dataset
+    if split == test_split:
+        raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
+    columns = {"image_column": image_column, "label_column": label_column, "config": config}
+    train = open_labelled(name, split, max_samples=max_train_samples, **columns)
+    if test_split == "auto":
+        splits = available_splits(name, modality="image", config=config)
+        usual = ("test", "validation", "dev", "valid", "val")
+        test_split = next((other for other in usual if other in splits and other != split), None)
+    if test_split is None:
+        train, test = hold_out(train)
+        logger.info("There is no split to measure on: %s images of %s are held out.", f"{len(test):,}", train.name)
+    else:
+        with _named_flags({"split": "test_split"}):
+            test = open_labelled(name, test_split, max_samples=max_test_samples, **columns)
+    aligned_labels(train, test)
+    return train, test
+
+
+@contextmanager
+def _named_flags(names: dict[str, str]) -> Iterator[None]:
+    """Let what is wrong with the data be told with the flags that the user has."""
+    try:
+        yield
+    except UserError as error:
+        told = re.sub("`--([a-z_]+)", lambda flag: f"`--{names.get(flag[1], flag[1])}", str(error))
+        raise type(error)(told) from error
+
+
+def image_evaluators(
+    model: torch.nn.Module,
+    data: ImageData,
+    views: Views,
+    processor: Any,
+    arguments: ProbeArguments,
+    args: SSLTrainingArguments,
+) -> list[Evaluator]:
+    """What the image recipes measure while they train: the held-out loss, and k-NN where there are labelled images.
+
+    Args:
+        model ([`~hfssl.modeling.vision.SSLVisionModel`]):
+            What is trained: the feature that it projects is the one that is probed, where the user asks for no other.
+        data ([`~hfssl.cli.image.data.ImageData`]), views ([`~hfssl.data.image.views.Views`]):
+            What the run trains on.
+        processor:
+            Image processor that goes with the encoder.
+        arguments ([`ProbeArguments`]):
+            What the user asked for.
+        args ([`SSLTrainingArguments`]):
+            The run; of several processes each measures its share.
+    """
+    share = {"rank": args.process_index, "world_size": args.world_size}
+    evaluators: list[Evaluator] = [HeldOutLossEvaluator(data.held_out, views, **share)]
+    probes = arguments.load(data.arguments.dataset)
+    if probes is not None:
+        pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
+        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling))
+    return evaluators

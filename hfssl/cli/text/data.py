@@ -1,0 +1,256 @@
+"""What the text recipes share: the flags about data, and from them tokenizer, held-out texts and stream."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.held_out import held_out_parts
+from ...data.mixtures import open_mixture, parts_of, stream_class
+from ...data.stream import ExactStream
+from ...data.text.rows import TextCollator, TextRows, sample_texts
+from ...data.text.sentence_pairs import SentencePairRows
+from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
+from ...errors import UserError
+from ...modeling.vocabulary import add_words, find_words
+from ...training.arguments import SSLTrainingArguments
+
+
+logger = logging.getLogger(__name__)
+
+# Enough for the frequencies of every entry of a vocabulary of 30,000; tokenizers trains on it in seconds.
+TOKENIZER_SAMPLE = 50_000_000
+# Enough to find the frequent words.
+VOCABULARY_SAMPLE = 20_000_000
+
+
+@dataclass
+class TextDataArguments:
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, `save_to_disk`). Several with commas between
+            them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes through each
+            again and again on its own; without weights they are read as one. Left out: docstrings and language
+            reference of this Python.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub data set.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        eval_split (`str`, *optional*, defaults to `"auto"`):
+            Split to measure on. auto takes validation where there is one, else holds out texts of the training split.
+        text_column (`str`, *optional*):
+            Column with the text. Left out, it is found by its type.
+        sample_by (`str`, *optional*, defaults to `"line"`):
+            What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
+        streaming (`bool`, *optional*, defaults to `True`):
+            Read in place. false converts the data to Arrow first.
+        held_out_fraction (`float`, *optional*, defaults to `0.01`):
+            Share of the texts held out where there is no split for it (more of small data sets, up to 10 %).
+        max_held_out (`int`, *optional*, defaults to `1000`):
+            Most texts to measure on.
+        max_bad_fraction (`float`, *optional*, defaults to `0.01`):
+            Share of damaged samples above which the run stops.
+
+    > Text
+
+    Args:
+        tokenizer (`str`, *optional*):
+            Hub id or folder of a tokenizer. Left out: that of the encoder to continue, else one is trained on the
+            corpus.
+        extend_vocab (`int`, *optional*, defaults to `0`):
+            When a checkpoint is continued: add up to so many words of the corpus that its tokenizer breaks into many
+            pieces.
+        vocab_size (`int`, *optional*):
+            Entries of a tokenizer that is trained. Left out, it follows the size of the corpus.
+        lowercase (`bool`, *optional*, defaults to `True`):
+            Whether a WordPiece tokenizer that is trained ignores case and accents. Byte-level BPE, for causal language
+            models, keeps them.
+        max_length (`int`, *optional*, defaults to `128`):
+            Tokens a row.
+        packing (`bool`, *optional*, defaults to `True`):
+            Several documents a row, none sees another. false: one document a row, padded.
+    """
+
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    eval_split: str = "auto"
+    text_column: str | None = None
+    sample_by: str = "line"
+    streaming: bool = True
+    held_out_fraction: float = 0.01
+    max_held_out: int = 1000
+    max_bad_fraction: float = 0.01
+    tokenizer: str | None = None
+    extend_vocab: int = 0
+    vocab_size: int | None = None
+    lowercase: bool = True
+    max_length: int = 128
+    packing: bool = True
+
+    def __post_init__(self):
+        if not 0.0 < self.held_out_fraction < 1.0:
+            raise UserError(f"`--held_out_fraction` is a share between 0 and 1, got {self.held_out_fraction}.")
+        if not 0.0 <= self.max_bad_fraction <= 1.0:
+            raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
+        if self.extend_vocab < 0:
+            raise UserError(f"`--extend_vocab` is a number of words, got {self.extend_vocab}.")
+        for name in ("max_held_out", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+class TextData:
+    """Tokenizer, held-out texts and stream of a text recipe.
+
+    Args:
+        arguments ([`TextDataArguments`]):
+            What the user asked for.
+        encoder (`str`):
+            `--encoder`: where it is a checkpoint, its tokenizer is the default one.
+        checkpoint (`Path`, *optional*):
+            Checkpoint that the run continues from: holds the tokenizer that it began with.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether next tokens are to be predicted: byte-level BPE where a tokenizer is trained, and documents with an
+            end.
+    """
+
+    def __init__(
+        self,
+        arguments: TextDataArguments,
+        encoder: str | None = None,
+        checkpoint: Path | None = None,
+        causal: bool = False,
+    ):
+        self.arguments, self.causal = arguments, causal
+        options = {
+            "column": arguments.text_column, "config": arguments.dataset_config, "sample_by": arguments.sample_by,
+            "streaming": arguments.streaming,
+        }  # fmt: skip
+        self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
+        logger.info("Data: %s.", self.source.description)
+        self.held_out_of = held_out_parts(self.source, arguments, options)
+        self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
+        self.exclude = frozenset(self.held_out)
+        self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
+        if arguments.extend_vocab:
+            self.tokenizer = self._extended_tokenizer(encoder, checkpoint)
+        elif checkpoint is not None:
+            self.tokenizer = load_tokenizer(str(checkpoint))
+        elif arguments.tokenizer:
+            self.tokenizer = load_tokenizer(arguments.tokenizer)
+        elif encoder:
+            self.tokenizer = self._tokenizer_of(encoder)
+        else:
+            self.tokenizer = self._train_tokenizer()
+
+    def _sample(self, max_characters: int) -> Iterable[str]:
+        """Training texts from all over the data, in the shares of a mixture as far as its sources reach."""
+        for part in parts_of(self.source):
+            yield from sample_texts(part.source, max(int(part.share * max_characters), 1), self.exclude)
+
+    def _tokenizer_of(self, encoder: str) -> PreTrainedTokenizerBase:
+        from .encoders import CAUSAL_PRESETS, TEXT_PRESETS
+
+        presets = ", ".join(CAUSAL_PRESETS if self.causal else TEXT_PRESETS)
+        try:
+            return load_tokenizer(encoder)
+        except UserError as error:
+            raise UserError(
+                f"`--encoder {encoder}` is no preset ({presets}) and no checkpoint with a tokenizer: {error}"
+            ) from error
+
+    def _extended_tokenizer(self, encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+        number = self.arguments.extend_vocab
+        if not encoder:
+            raise UserError(
+                f"`--extend_vocab {number}` is for checkpoints, named with `--encoder`. From scratch the tokenizer is "
+                "trained on the corpus: pass a larger `--vocab_size`."
+            )
+        given = self.arguments.tokenizer
+        tokenizer = load_tokenizer(given) if given else self._tokenizer_of(encoder)
+        if checkpoint is not None:
+            added = load_tokenizer(str(checkpoint)).get_added_vocab()
+            words = sorted((word for word, i in added.items() if i >= len(tokenizer)), key=added.get)
+        else:
+            words = find_words(self._sample(VOCABULARY_SAMPLE), tokenizer, number)
+            listed = ", ".join(word.strip() for word in words[:8]) + (" …" if len(words) > 8 else "")
+            logger.info("New words: %s%s.", len(words), f" ({listed})" if words else "")
+            if len(words) < number:
+                logger.warning("Only %d words of the corpus can be added for `--extend_vocab %d`.", len(words), number)
+        self.new_tokens = add_words(tokenizer, words)
+        return tokenizer
+
+    def _train_tokenizer(self) -> PreTrainedTokenizerBase:
+        texts = list(self._sample(TOKENIZER_SAMPLE))
+        vocab_size = self.arguments.vocab_size or choose_vocab_size(sum(map(len, texts)))
+        logger.info("Training a tokenizer of %s entries on %s texts.", f"{vocab_size:,}", f"{len(texts):,}")
+        longest = self.arguments.max_length
+        if self.causal:
+            return train_bpe_tokenizer(texts, vocab_size, model_max_length=max(1024, longest))
+        return train_tokenizer(
+            texts, vocab_size, lowercase=self.arguments.lowercase, model_max_length=max(512, longest)
+        )
+
+    def stream(
+        self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None, sentence_pairs: bool = False
+    ) -> ExactStream:
+        """The stream of this process. `masking`: see [`~hfssl.data.text.rows.TextRows`]."""
+        if sentence_pairs:
+            transform = SentencePairRows(self.tokenizer, self.arguments.max_length, masking=masking)
+        else:
+            transform = TextRows(
+                self.tokenizer, self.arguments.max_length, packing=self.arguments.packing, masking=masking,
+                next_tokens=self.causal,
+            )  # fmt: skip
+        return stream_class(self.source)(
+            self.source,
+            transform,
+            TextCollator(
+                self.tokenizer.pad_token_id, positions="target_positions" if self.causal else "masked_positions"
+            ),
+            args.per_device_train_batch_size,
+            seed=args.seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_workers=args.dataloader_num_workers,
+            exclude=self.exclude,
+            max_bad_fraction=self.arguments.max_bad_fraction,
+        )
+
+    def training_sample(self, max_characters: int = 2_000_000) -> list[str]:
+        """Some training texts from all over the data."""
+        return list(self._sample(max_characters))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the data makes a run this run."""
+        a = self.arguments
+        return {
+            "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
+            "vocabulary": len(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
+            "lowercase": a.lowercase,
+            "extend_vocab": a.extend_vocab,
+        }  # fmt: skip
+
+    def set_max_steps(self, args: SSLTrainingArguments) -> None:
+        """Turn `--max_tokens` into steps.
+
+        Raises:
+            UserError: where rows have no fixed number of tokens.
+        """
+        if args.max_tokens is None:
+            return
+        if not self.arguments.packing:
+            raise UserError(
+                "`--max_tokens` counts packed rows, which all have `--max_length` tokens. With `--packing false` pass "
+                "`--max_steps`."
+            )
+        args.max_steps = -(-args.max_tokens // (args.global_batch_size * self.arguments.max_length))

@@ -1,0 +1,322 @@
+"""Encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
+
+import difflib
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from ...data.text.tokenizer import require_mask_token, require_prompt_tokenizer
+from ...errors import UserError
+from ...modeling.packing import position_limit, recommended_attention
+from ...modeling.packing_checks import check_causal, check_packing
+from ...modeling.vocabulary import extend_model
+
+
+@dataclass
+class TextEncoderArguments:
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"modernbert-mini"`):
+            bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
+            file; or a Hub id or folder to continue from.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            auto, eager, sdpa, flash_attention_2 or flex_attention.
+    """
+
+    encoder: str = "modernbert-mini"
+    attention: str = "auto"
+
+    @property
+    def base_model(self) -> str | None:
+        """The checkpoint to continue, `None` where the encoder is trained from scratch."""
+        return self.encoder if is_checkpoint(self.encoder) else None
+
+
+@dataclass
+class CausalEncoderArguments(TextEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"gpt2-mini"`):
+            gpt2- or llama- tiny, mini, small or base from scratch (depth and width of the BERT of that name); a config
+            file; or a Hub id or folder to continue from.
+    """
+
+    encoder: str = "gpt2-mini"
+
+
+def _bert(layers: int, width: int) -> BertConfig:
+    # 64 numbers a head, as in every BERT of "Well-Read Students Learn Better"
+    # (https://huggingface.co/papers/1908.08962)
+    return BertConfig(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width
+    )
+
+
+def _gpt2(layers: int, width: int) -> GPT2Config:
+    return GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
+
+
+def _llama(layers: int, width: int) -> LlamaConfig:
+    # two thirds of four times the width, as in the paper (2302.13971): three matrices then cost what BERT's two do
+    return LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=-(-8 * width // 3 // 64) * 64,
+        tie_word_embeddings=True,  # else a small model is mostly embeddings
+    )
+
+
+def _modernbert(layers: int, width: int) -> ModernBertConfig:
+    # Global attention in every third layer, as in the paper (2412.13663). A classifier takes the mean, as in the
+    # authors' checkpoints: masked tokens teach the CLS token nothing.
+    return ModernBertConfig(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64,
+        intermediate_size=width * 3 // 2, classifier_pooling="mean",
+    )  # fmt: skip
+
+
+TEXT_PRESETS = {
+    "bert-tiny": lambda: _bert(2, 128),
+    "bert-mini": lambda: _bert(4, 256),
+    "bert-small": lambda: _bert(4, 512),
+    "bert-base": lambda: _bert(12, 768),
+    "modernbert-mini": lambda: _modernbert(4, 256),
+    "modernbert-small": lambda: _modernbert(4, 512),
+}
+
+# Depth and width are those of the BERT of the same name.
+CAUSAL_PRESETS = {
+    "gpt2-tiny": lambda: _gpt2(2, 128),
+    "gpt2-mini": lambda: _gpt2(4, 256),
+    "gpt2-small": lambda: _gpt2(4, 512),
+    "gpt2-base": lambda: _gpt2(12, 768),
+    "llama-tiny": lambda: _llama(2, 128),
+    "llama-mini": lambda: _llama(4, 256),
+    "llama-small": lambda: _llama(4, 512),
+    "llama-base": lambda: _llama(12, 768),
+}
+
+
+def text_encoder_config(
+    encoder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    overrides: dict[str, Any] | None = None,
+    causal: bool = False,
+) -> PreTrainedConfig | None:
+    """The configuration to train from scratch that `--encoder` names, fitted to a tokenizer.
+
+    Args:
+        encoder (`str`):
+            A preset, or the path of a config file. Anything else is a checkpoint to continue: `None` is returned.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Gives the vocabulary size and the special tokens.
+        overrides (`dict`, *optional*):
+            A whole configuration with `model_type`, instead of `encoder`, or fields that differ from the preset's.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether the presets are decoders.
+    """
+    overrides = dict(overrides or {})
+    presets, others = (CAUSAL_PRESETS, TEXT_PRESETS) if causal else (TEXT_PRESETS, CAUSAL_PRESETS)
+    if encoder in others and "model_type" not in overrides:
+        raise UserError(
+            f"`--encoder {encoder}` is {'an encoder' if causal else 'a decoder'}, for "
+            f"`recipes/{'mlm' if causal else 'clm'}.py`. Choose one of {', '.join(presets)}."
+        )
+    if "model_type" in overrides:
+        config = config_of(overrides, "--encoder_config")
+    elif encoder in presets:
+        config = presets[encoder]()
+        unknown = [name for name in overrides if not hasattr(config, name)]
+        if unknown:
+            raise UserError(f"`--encoder_config`: {encoder} has no field {unknown[0]!r}.")
+        config.update(overrides)
+    elif encoder.endswith(".json"):
+        try:
+            fields = {**json.loads(Path(encoder).read_text(encoding="utf-8")), **overrides}
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"`--encoder {encoder}` is no configuration as a JSON file ({brief(error)}).") from error
+        config = config_of(fields, f"--encoder {encoder}")
+    else:
+        return None
+    config.vocab_size = len(tokenizer)
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        if hasattr(config, f"{name}_token_id"):
+            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    return config
+
+
+def config_of(fields: dict[str, Any], flag: str, such_as: str = "bert") -> PreTrainedConfig:
+    """The configuration with these fields, `model_type` among them; `flag` is where they come from.
+
+    Raises:
+        UserError: where there is none.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        nearest = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        raise UserError(
+            f"`{flag}` needs a `model_type` that transformers knows, such as {such_as}, got {model_type!r}."
+            + (f" Did you mean {nearest[0]}?" if nearest else "")
+        )
+    try:
+        return AutoConfig.for_model(**fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"`{flag}` is no configuration of a {model_type}: {brief(error)}.") from error
+
+
+def brief(error: BaseException) -> str:
+    """The reason that an error gives, in one line."""
+    # `@strict` hides the sentence behind the name of the check
+    words = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return textwrap.shorten(words, 300, placeholder=" …").rstrip(".")
+
+
+def is_checkpoint(encoder: str) -> bool:
+    """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
+    return encoder not in TEXT_PRESETS | CAUSAL_PRESETS and not encoder.endswith(".json")
+
+
+def build_mlm(recipe: Any, config: dict[str, Any], data: Any, args: Any) -> Any:
+    """The method of `recipes/mlm.py`, see [`build_text_method`]."""
+    from ...methods.text.mlm import MlmForPreTraining
+
+    require_mask_token(data.tokenizer, "Masked language modelling")
+    return build_text_method(MlmForPreTraining, recipe, config, data, args)
+
+
+def build_clm(recipe: Any, config: dict[str, Any], data: Any, args: Any) -> Any:
+    """The method of `recipes/clm.py`, see [`build_text_method`]; generation stops where the rows of training ended."""
+    from ...methods.text.clm import ClmForPreTraining
+
+    require_prompt_tokenizer(data.tokenizer)
+    model = build_text_method(ClmForPreTraining, recipe, config, data, args, causal=True)
+    generation, tokenizer = model.encoder.generation_config, data.tokenizer
+    if not is_checkpoint(recipe.encoder):
+        generation.max_length = data.arguments.max_length  # positions after it were never trained
+        generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if generation.pad_token_id is None:
+        pad = tokenizer.pad_token_id
+        generation.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return model
+
+
+def build_text_method(
+    method: Any, recipe: Any, config: dict[str, Any], data: Any, args: Any, causal: bool = False
+) -> Any:
+    """A method around a fresh encoder or a checkpoint, fitted to tokenizer, row length and attention.
+
+    Args:
+        method (`type`):
+            [`MlmForPreTraining`] or [`ClmForPreTraining`].
+        recipe:
+            Has `encoder` and `attention`.
+        config (`dict[str, Any]`):
+            Fields of the method's config as given; `encoder_config` are overrides.
+        data ([`~hfssl.cli.text.data.TextData`]):
+            Tokenizer and row length.
+        args ([`SSLTrainingArguments`]):
+            Gets the default learning rate: 1e-3 for narrow encoders from scratch, 5e-4 for wide ones, 5e-5 for a
+            checkpoint.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether the encoder is a decoder: no token may see those after it.
+
+    Raises:
+        UserError: where encoder, tokenizer, row length or packing do not fit each other.
+    """
+    kind = "causal" if causal else "masked"
+    torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
+    overrides = config.pop("encoder_config", None)
+    fresh = text_encoder_config(recipe.encoder, data.tokenizer, overrides, causal)
+    if fresh is not None:
+        if config.get("dropout") is None:
+            config["dropout"] = 0.0  # as cramming and MosaicBERT train: the data are not seen often enough to overfit
+        if type(fresh) not in (MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_MASKED_LM_MAPPING):
+            raise UserError(
+                f"transformers has no {kind} language model of type {fresh.model_type} (`--encoder_config`). Choose "
+                f"another, such as {'gpt2 or llama' if causal else 'bert, roberta or modernbert'}."
+            )
+        method_config = method.config_class(encoder_config=fresh, **config)
+        try:
+            model = method(method_config)
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise UserError(
+                f"No {fresh.model_type} can be made with these settings: {brief(error)}. Change `--encoder_config`."
+            ) from error
+        default_learning_rate = 1e-3 if fresh.hidden_size <= 256 else 5e-4
+    else:
+        try:
+            model = method.from_encoder(recipe.encoder, **config)
+        except (UserError, StrictDataclassError):
+            raise
+        except Exception as error:  # a damaged or foreign file shows itself in many ways
+            presets = ", ".join(CAUSAL_PRESETS if causal else TEXT_PRESETS)
+            raise UserError(
+                f"`--encoder {recipe.encoder}` is neither a preset ({presets}), nor a folder with a checkpoint "
+                f"of a {kind} language model, nor one that the Hub gave: {brief(error)}. Without a network, "
+                "download it first and pass the folder."
+            ) from error
+        extend_model(model, data.new_tokens)
+        default_learning_rate = 5e-5
+    if args.learning_rate is None:
+        args.learning_rate = default_learning_rate
+    check_fit(model.encoder, data.tokenizer, data.arguments.max_length)
+    set_attention(model.encoder, recipe.attention, data.arguments.max_length, args)
+    if causal:
+        check_causal(model.encoder)
+    if data.arguments.packing:
+        check_packing(model.encoder, causal=causal, max_length=data.arguments.max_length)
+    return model
+
+
+def check_fit(encoder: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse a tokenizer or a row length that the encoder has no embeddings for."""
+    entries = encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > entries:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} entries, the encoder has embeddings for {entries:,}. Pass the "
+            "encoder's "
+            "own tokenizer with `--tokenizer`, or train an encoder from scratch."
+        )
+    limit = position_limit(encoder)
+    if limit is not None and max_length > limit:
+        raise UserError(
+            f"`--max_length {max_length}` is more than the {limit} positions that {type(encoder).__name__} has. Pass "
+            "at most "
+            f"`--max_length {limit}`, or an encoder with more positions "
+            f"(`--encoder_config '{{\"max_position_embeddings\": {max_length}}}'` from scratch)."
+        )
+
+
+def set_attention(encoder: Any, attention: str, max_length: int, args: Any) -> None:
+    """Choose the implementation of attention; `auto` is what was measured to be fastest."""
+    if attention == "auto":
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        attention = recommended_attention(encoder.config, max_length, args.device, dtype)
+    try:
+        encoder.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"`--attention {attention}` does not work here: {error}") from None
+    if "flash" in attention:
+        encoder.to(args.device)  # where alone it can be checked

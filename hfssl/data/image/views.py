@@ -1,0 +1,340 @@
+"""Views: the randomly cropped and recoloured versions of an image that joint-embedding methods compare and MAE hides.
+
+Two halves, so that neither waits. In the worker ([`Views.rows`]) each image is decoded, and its crops are cut out and
+resized with antialiasing, to bytes. On the device of the training ([`Views.collator`]) colour, blur, solarise and
+normalise run over many views at once. Every number about a sample is drawn in the worker from the key of the sample:
+its views do not depend on block, batch, worker or process.
+
+The parameters mean what those of torchvision v2's transforms mean, which are the words of most reference codes; the
+distribution is the same. Departures: factors of colour are drawn and applied to floats, not rounded to bytes between
+the steps; a Gaussian ends at four sigma; a JPEG much larger than its crops is decoded at a half, a quarter or an
+eighth of its size (see `hfssl.data.image.crops`).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...errors import UserError
+from ...functional import keyed
+from ..stream import Block, Rows
+from .color_ops import Finish
+from .crops import PixelRows, View
+
+
+logger = logging.getLogger(__name__)
+
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+# Up to this size (height and width of a global view) the presets follow the practice for CIFAR.
+SMALL_IMAGE = 64
+
+_COLOR = {"jitter_probability": 0.8, "grey_probability": 0.2}
+_SIMCLR = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5, **_COLOR)
+_BYOL = View(scale=(0.08, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0, **_COLOR)
+_BYOL_SECOND = dataclasses.replace(_BYOL, blur_probability=0.1, solarize_probability=0.2)
+# PIL's blur, which MoCo v3 and DINO used, has no kernel size: as wide as sigma wants it
+_MOCO = {"interpolation": "bilinear", "blur_width": None}
+_DINO = {"scale": (0.4, 1.0), "blur_width": None}
+_DINO_LOCAL = {"scale": (0.05, 0.4), "blur_probability": 0.5}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The views of a method in its paper, at 224 pixels: `views`, and `local`, drawn `num_local` times."""
+
+    views: tuple[View, ...]
+    local: View | None = None
+    num_local: int = 0
+    has_noise: bool = False
+
+
+PRESETS = {
+    # Chen et al., 2020 (https://huggingface.co/papers/2002.05709), appendix A. Its code crops with bicubic
+    # interpolation; bilinear is what most libraries made of it.
+    "simclr": Preset((_SIMCLR, _SIMCLR)),
+    # Chen, Xie and He, 2021 (https://huggingface.co/papers/2104.02057): BYOL's, and its main_moco.py
+    "moco": Preset((dataclasses.replace(_BYOL, **_MOCO), dataclasses.replace(_BYOL_SECOND, **_MOCO))),
+    # Grill et al., 2020 (https://huggingface.co/papers/2006.07733), appendix B, table 6, and its utils/dataset.py
+    "byol": Preset((_BYOL, _BYOL_SECOND)),
+    # Caron et al., 2021 (https://huggingface.co/papers/2104.14294), and its main_dino.py
+    "dino": Preset(
+        (dataclasses.replace(_BYOL, **_DINO), dataclasses.replace(_BYOL_SECOND, **_DINO)),
+        dataclasses.replace(_BYOL, **_DINO | _DINO_LOCAL),
+        num_local=8,
+    ),
+    # He et al., 2021 (https://huggingface.co/papers/2111.06377), appendix A
+    "mae": Preset((View(scale=(0.2, 1.0), interpolation="bicubic"),), has_noise=True),
+}
+
+
+@dataclass
+class ViewArguments:
+    r"""
+    > Views
+
+    Left out, a value is that of the method's paper, or of its authors' code. For views of at most 64 pixels it is the
+    field's practice for CIFAR instead: no blur, which leaves nothing of so small an image (SimCLR, appendix B.9);
+    SimCLR's jitter at half strength (the same); local crops of at least a fifth of the area, below which they are a
+    few pixels wide.
+
+    Departures: SimCLR crops with bilinear interpolation, as in most libraries; its code is bicubic. The codes of
+    SimCLR and BYOL resize with TensorFlow, without antialiasing. BYOL's adds to the brightness instead of multiplying
+    it.
+
+    Args:
+        image_size (`int`, *optional*):
+            Height and width of a view in pixels. 224 when left out.
+        crop_scale (`tuple[float, float]`, *optional*):
+            Smallest and largest share of the image's area that a view shows.
+        crop_ratio (`tuple[float, float]`, *optional*):
+            Smallest and largest width / height of what is cut out. 3/4 and 4/3 when left out.
+        interpolation (`str`, *optional*):
+            bilinear or bicubic, both antialiased. Left out: bilinear for SimCLR and MoCo, else bicubic.
+        flip_probability (`float`, *optional*):
+            How many views are mirrored left to right. 0.5 when left out.
+        jitter (`tuple[float, float, float, float]`, *optional*):
+            Largest change of brightness, contrast, saturation (1 + or - so much, not below 0) and hue (turns, at most
+            0.5).
+        jitter_probability (`float`, *optional*):
+            How many views are jittered.
+        grey_probability (`float`, *optional*):
+            How many views lose their colours.
+        blur_probability (`list[float]`, *optional*):
+            How many views are blurred: one value for all, or one for each view of full size and one for local views.
+        blur_sigma (`tuple[float, float]`, *optional*):
+            Smallest and largest sigma of the blur in pixels. 0.1 and 2 when left out.
+        solarize_probability (`list[float]`, *optional*):
+            How many views are solarised: one value for all, or one for each as in `blur_probability`.
+        local_crops (`int`, *optional*):
+            Local views an image, for methods that have them.
+        local_size (`int`, *optional*):
+            Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches.
+        local_crop_scale (`tuple[float, float]`, *optional*):
+            Smallest and largest share of the image's area that a local view shows.
+        normalization (`str`, *optional*, defaults to `"imagenet"`):
+            Mean and standard deviation that pixels are normalised with: imagenet, half (0.5 and 0.5, to [-1, 1]) or
+            dataset (measured on a sample).
+    """
+
+    image_size: int | None = None
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    flip_probability: float | None = None
+    jitter: tuple[float, float, float, float] | None = None
+    jitter_probability: float | None = None
+    grey_probability: float | None = None
+    blur_probability: list[float] | None = None
+    blur_sigma: tuple[float, float] | None = None
+    solarize_probability: list[float] | None = None
+    local_crops: int | None = None
+    local_size: int | None = None
+    local_crop_scale: tuple[float, float] | None = None
+    normalization: Literal["imagenet", "half", "dataset"] = "imagenet"
+
+    def __post_init__(self):
+        for name in ("image_size", "local_size"):
+            size = getattr(self, name)
+            if size is not None and not 1 <= size <= 4096:
+                raise UserError(f"`--{name}` is a number of pixels from 1 to 4096, got {size}.")
+        if self.local_crops is not None and self.local_crops < 0:
+            raise UserError(f"`--local_crops` is a number of views, got {self.local_crops}.")
+        self._check_range("crop_scale", "shares of the area, more than 0 and at most 1", 1.0)
+        self._check_range("local_crop_scale", "shares of the area, more than 0 and at most 1", 1.0)
+        self._check_range("crop_ratio", "width / height, more than 0")
+        self._check_range("blur_sigma", "sigmas in pixels, more than 0")
+        for name in ("flip", "jitter", "grey", "blur", "solarize"):
+            name += "_probability"
+            given = getattr(self, name)
+            for value in given if isinstance(given, Sequence) else [given]:
+                if value is not None and not 0.0 <= value <= 1.0:
+                    raise UserError(f"`--{name}` is a probability between 0 and 1, got {value:g}.")
+        if self.jitter is not None and not (min(self.jitter) >= 0.0 and self.jitter[3] <= 0.5):
+            raise UserError(
+                "`--jitter` is brightness, contrast, saturation and hue, none below 0 and hue at most 0.5, got "
+                f"{_words(self.jitter)}."
+            )
+
+    def _check_range(self, name: str, what: str, largest: float = float("inf")) -> None:
+        given = getattr(self, name)
+        if given is not None and not 0.0 < given[0] <= given[1] <= largest:
+            raise UserError(f"`--{name}` takes the smallest and the largest of {what}, got {_words(given)}.")
+
+
+class Views:
+    """The views of a method: what a worker makes of a block, and what the model gets.
+
+    The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
+    `(batch_size, num_local_crops, 3, local_height, local_width)`; for MAE `pixel_values`
+    `(batch_size, 3, height, width)` and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the
+    patches.
+
+    Args:
+        method (`str`):
+            simclr, moco, byol, dino or mae.
+        arguments ([`ViewArguments`]):
+            What differs from the preset of the method.
+        is_grey (`bool`):
+            Whether the images have no colours: then nothing is done to saturation and hue.
+        mean_std (`tuple[Sequence[float], Sequence[float]]`, *optional*):
+            Mean and standard deviation of red, green and blue in [0, 1], where `--normalization` does not say them:
+            those of the data set, or of the checkpoint that is continued.
+        patch_size (`int`, *optional*):
+            Patches of the encoder, for the noise of MAE. Sizes have to be multiples of it.
+
+    Raises:
+        UserError: if a flag does not fit the method, or a size does not fit the patches.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        arguments: ViewArguments | None = None,
+        *,
+        is_grey: bool,
+        mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
+        patch_size: int | None = None,
+    ):
+        arguments = arguments or ViewArguments()
+        if method not in PRESETS:
+            raise UserError(f"There are views for {', '.join(PRESETS)}, got {method!r}.")
+        if mean_std is None and arguments.normalization == "dataset":
+            raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
+        self.method, self.is_grey, self.patch_size = method, is_grey, patch_size
+        mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
+        self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
+        self.image_size = arguments.image_size or PRESETS[method].views[0].size
+        views, local, num_local = _resolve(method, arguments, self.image_size, patch_size)
+        if is_grey:
+            uncolored = tuple(map(_without_color, views)), local and _without_color(local)
+            if uncolored != (views, local):
+                logger.info("The images are greyscale: views change no saturation and no hue.")
+            views, local = uncolored
+        self.views, self.local, self.num_local = views, local, num_local
+        self.local_size = local.size if num_local else None
+        groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
+        self._pixels = PixelRows(groups)
+        self._has_noise = PRESETS[method].has_noise
+
+    def rows(self, block: Block) -> Rows:
+        """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
+        columns, kept, bad = self._pixels(next(iter(block.columns.values())), block.keys)
+        if self._has_noise:
+            num_patches = (self.image_size // (self.patch_size or 1)) ** 2
+            keys = keyed.key(block.keys[kept][:, None], _NOISE, np.arange(num_patches))
+            # 24 bits: rounded to float32, 53 of them could be 1
+            columns["noise"] = (keys >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        return Rows(columns, np.ones(len(kept), np.int64), bad)
+
+    def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+        """What turns the columns of some rows into a batch on `device`."""
+        return ViewCollator(self, device)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the views makes a run this run."""
+        views = [dataclasses.asdict(view) for view in self.views]
+        local = {"num": self.num_local} | dataclasses.asdict(self.local) if self.num_local else None
+        return {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
+
+    @property
+    def description(self) -> str:
+        """The views in words, one line each kind."""
+        kinds = [(view, self.views.count(view)) for view in dict.fromkeys(self.views)]
+        if self.num_local:
+            kinds.append((self.local, self.num_local))
+        return "\n".join(f"{number} × {view.describe()}" for view, number in kinds)
+
+
+class ViewCollator:
+    """Turns the columns of some rows into a batch, see [`Views`]."""
+
+    def __init__(self, views: Views, device: torch.device | str):
+        self.device, self.single = torch.device(device), len(views.views) == 1
+        self.finish = Finish(views.mean, views.std, self.device)
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        batch = {}
+        for name in ("pixel_values", "local_pixel_values"):
+            if name in columns:
+                batch[name] = self.finish(columns[name], columns[f"{name}_draws"])
+        if self.single:
+            batch["pixel_values"] = batch["pixel_values"][:, 0]
+        if "noise" in columns:
+            batch["noise"] = torch.from_numpy(columns["noise"]).to(self.device, non_blocking=True)
+        return batch
+
+
+# Parts of a sample's key: what is drawn for it, see `hfssl.functional.keyed`.
+_NOISE = 1
+
+
+def _resolve(
+    method: str, arguments: ViewArguments, image_size: int, patch_size: int | None
+) -> tuple[tuple[View, ...], View | None, int]:
+    """The views of the preset, with what the arguments say instead."""
+    preset = PRESETS[method]
+    for name in ("local_crops", "local_size", "local_crop_scale"):
+        if preset.local is None and getattr(arguments, name) is not None:
+            raise UserError(f"`--{name}` is for methods with local views (dino); {method} has none.")
+    changes: dict[str, Any] = {"size": image_size}
+    names = ("jitter", "jitter_probability", "grey_probability", "flip_probability", "blur_sigma", "interpolation")
+    for name, flag in [*zip(names, names, strict=True), ("ratio", "crop_ratio")]:
+        if getattr(arguments, flag) is not None:
+            changes[name] = getattr(arguments, flag)
+    num_local = preset.num_local if arguments.local_crops is None else arguments.local_crops
+    kinds = [*preset.views, *([preset.local] if preset.local else [])]
+    if image_size <= SMALL_IMAGE:
+        kinds = [_for_small_images(view, is_local=view is preset.local) for view in kinds]
+    for name in ("blur_probability", "solarize_probability"):
+        given = getattr(arguments, name)
+        if given is not None:
+            if len(given) not in (1, len(kinds)):
+                raise UserError(
+                    f"`--{name}` takes one value or {len(kinds)} for {method} ("
+                    f"{len(preset.views)} views{', then the local ones' if preset.local else ''}), got {len(given)}."
+                )
+            values = given * len(kinds) if len(given) == 1 else given
+            kinds = [dataclasses.replace(view, **{name: value}) for view, value in zip(kinds, values, strict=True)]
+    kinds = [dataclasses.replace(view, **changes) for view in kinds]
+    views = tuple(kinds[: len(preset.views)])
+    if arguments.crop_scale is not None:
+        views = tuple(dataclasses.replace(view, scale=arguments.crop_scale) for view in views)
+    local = None
+    if preset.local is not None:
+        unit = patch_size or 8
+        size = arguments.local_size or -(-3 * image_size // (7 * unit)) * unit
+        scale = arguments.local_crop_scale or kinds[-1].scale
+        local = dataclasses.replace(kinds[-1], size=size, scale=scale)
+    sizes = [("image_size", image_size)] + ([("local_size", local.size)] if num_local else [])
+    for name, size in sizes:
+        if patch_size and size % patch_size:
+            nearest = max(patch_size, round(size / patch_size) * patch_size)
+            raise UserError(
+                f"`--{name} {size}` is no multiple of the encoder's patches of {patch_size} pixels. Pass "
+                f"`--{name} {nearest}`, or an encoder with other patches."
+            )
+    return views, local, num_local
+
+
+def _for_small_images(view: View, is_local: bool) -> View:
+    # SimCLR on CIFAR-10: strength 0.5 of jitter (0.8, 0.8, 0.8, 0.2), no blur
+    jitter = (0.4, 0.4, 0.4, 0.1) if view.jitter == _SIMCLR.jitter else view.jitter
+    scale = (0.2, 0.4) if is_local else view.scale
+    return dataclasses.replace(view, jitter=jitter, scale=scale, blur_probability=0.0)
+
+
+def _without_color(view: View) -> View:
+    return dataclasses.replace(view, jitter=(*view.jitter[:2], 0.0, 0.0), grey_probability=0.0)
+
+
+def _words(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

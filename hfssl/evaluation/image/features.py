@@ -1,0 +1,406 @@
+"""Features of images by a frozen encoder: made in one pass over the images, shared by processes, kept on disk.
+
+Images are decoded in threads while the encoder works on those before, and pre-processed by the stock image processor.
+What is on disk is found again by its content: weights, configuration, processor, pooling, precision and images.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ...machine import choose_precision, local_world_size, num_cores, process_state
+from ...modeling.pooling import check_pooling
+from ...modeling.vision import image_features
+from ..evaluator import EvaluationError
+from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
+from .encoder import VisionEncoder, evaluating, size_arguments
+
+
+if TYPE_CHECKING:
+    from ...data.labelled import LabelledImages
+
+logger = logging.getLogger(__name__)
+
+# A change that changes features: what older versions left on disk is not used any more.
+_VERSION = 1
+# share of the images that may be damaged
+_MAX_BAD_FRACTION = 0.01
+
+
+class Extractor(Protocol):
+    """Makes features of decoded images; `digest` names all that they depend on."""
+
+    digest: str
+
+    def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
+        """Images, uint8 of shape `(3, height, width)` each, to features of shape `(len(images), dim)`."""
+
+
+class EncoderFeatures:
+    r"""
+    Pooled features of a stock encoder.
+
+    Args:
+        encoder ([`VisionEncoder`]):
+            Gives the image processor.
+        model ([`~transformers.PreTrainedModel`]):
+            The model itself: trained, or with new weights.
+        pooling (`str`, *optional*):
+            See [`~hfssl.modeling.pooling.pool_features`]; what fits the architecture when left out.
+        precision (`str`, *optional*, defaults to `"fp32"`):
+            Autocast to bf16 or not.
+    """
+
+    def __init__(
+        self, encoder: VisionEncoder, model: PreTrainedModel, pooling: str | None = None, precision: str = "fp32"
+    ):
+        self.processor, self.model = encoder.processor, model
+        self.pooling = check_pooling(model.config, pooling)
+        self.precision = choose_precision(precision, use_cpu=process_state().device.type == "cpu")
+        self.digest = _digest("encoder", encoder.digest(model), self.pooling, self.precision)
+        # a model that was given as an object stays where it is
+        self.device = model.device if encoder.model is model else process_state().device
+
+    def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
+        pixel_values = preprocess(self.processor, images, self.device)
+        self.model.to(self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with autocast:
+            features = encode(self.model, pixel_values, self.pooling)
+        return features.float().cpu().numpy()
+
+
+class PixelFeatures:
+    r"""
+    The pixels themselves in [0, 1]: what an encoder has to be better than.
+
+    Resized to at most 32 × 32, to no more than the images have and the encoder sees; one channel where the images are
+    grey. Size and channels are those of the first images of `data`.
+
+    Args:
+        processor:
+            Image processor of the encoder.
+        data ([`~hfssl.data.labelled.LabelledImages`]):
+            The images to learn from.
+    """
+
+    def __init__(self, processor: Any, data: "LabelledImages"):
+        from ...data.image.decode import DamagedImage, image_header
+
+        headers = []
+        for row in range(min(64, len(data.images))):
+            with suppress(DamagedImage):
+                headers.append(image_header(data.images[row]))
+        sides = [max(header.height, header.width) for header in headers]
+        self.size = min([32, max(sides, default=32), *processed_size(processor).values()])
+        self.is_grey = bool(headers) and all(header.is_grey for header in headers)
+        self.digest = _digest("pixels", self.size, self.is_grey)
+
+    def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
+        shape = (self.size, self.size)
+        small = torch.cat(
+            [
+                image[None].float()
+                if image.shape[-2:] == shape
+                else F.interpolate(image[None].float(), shape, mode="bilinear", align_corners=False, antialias=True)
+                for image in images
+            ]
+        )
+        if self.is_grey:
+            small = small.mean(1)
+        return small.flatten(1).div_(255).numpy()
+
+
+def probe_features(
+    encoder: str | Path | PreTrainedModel,
+    processor: Any,
+    train: "LabelledImages",
+    test: "LabelledImages",
+    *,
+    pooling: str | None = None,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    cache_dir: str | Path | None = None,
+) -> ProbeFeatures:
+    """Features of both splits by the encoder, by its random initialisation (seed 0), and the raw pixels."""
+    vision = VisionEncoder(encoder, processor)
+    trained = EncoderFeatures(vision, vision.load(), pooling, precision)
+    untrained = EncoderFeatures(vision, vision.random_init(seed=0), trained.pooling, precision)
+    extractors = {ENCODER: trained, RANDOM_INIT: untrained, RAW_INPUT: PixelFeatures(vision.processor, train)}
+    with evaluating(trained.model), evaluating(untrained.model):
+        train_x, test_x = (
+            extract(split, extractors, batch_size=batch_size, cache_dir=cache_dir, title=name)
+            for name, split in {"train": train, "test": test}.items()
+        )
+    settings = {
+        "pooling": trained.pooling,
+        "dim": train_x[ENCODER].shape[1],
+        "image_size": processed_size(vision.processor),
+        "precision": trained.precision,
+    }
+    return ProbeFeatures(vision.name, train_x, test_x, settings)
+
+
+def extract_features(
+    encoder: str | Path | PreTrainedModel,
+    processor: Any,
+    images: "LabelledImages",
+    *,
+    pooling: str | None = None,
+    batch_size: int = 256,
+    precision: str = "fp32",
+    cache_dir: str | Path | None = None,
+    random_init: bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    r"""
+    Pooled features of images by a frozen encoder.
+
+    Args:
+        encoder (`str`, `Path` or [`~transformers.PreTrainedModel`]):
+            Folder or Hub id of a stock encoder, or a model.
+        processor (*optional*):
+            Image processor; that of the folder when `None`.
+        images ([`~hfssl.data.labelled.LabelledImages`]):
+            Encoded images, and their fingerprint.
+        pooling (`str`, *optional*):
+            See [`~hfssl.modeling.pooling.pool_features`]; what fits the architecture when left out.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Images a forward pass.
+        precision (`str`, *optional*, defaults to `"fp32"`):
+            Autocast to bf16 or not; `auto` takes bf16 where the hardware computes in it.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder to keep features in. Nothing is kept without.
+        random_init (`bool`, *optional*, defaults to `False`):
+            Take the architecture with new weights, drawn with `seed`.
+
+    Returns:
+        `np.ndarray` of dtype `float32` and shape `(num_images, dim)`; the same in all processes.
+    """
+    vision = VisionEncoder(encoder, processor)
+    model = vision.random_init(seed) if random_init else vision.load()
+    with evaluating(model):
+        extractor = EncoderFeatures(vision, model, pooling, precision)
+        return extract(images, {ENCODER: extractor}, batch_size=batch_size, cache_dir=cache_dir)[ENCODER]
+
+
+def extract(
+    data: "LabelledImages",
+    extractors: Mapping[str, Extractor],
+    *,
+    batch_size: int = 256,
+    cache_dir: str | Path | None = None,
+    title: str = "images",
+) -> dict[str, np.ndarray]:
+    """Features of all images by each extractor, with one pass over the images for those that are not on disk."""
+    paths = {name: _cache_path(cache_dir, data, extractor) for name, extractor in extractors.items()}
+    is_main = process_state().is_main_process
+    # the main process alone looks: another one may be on a machine that does not see the folder
+    found = {name: _read(path, len(data.images)) for name, path in paths.items()} if is_main else {}
+    (found,) = broadcast_object_list([found])
+    missing = {name: extractor for name, extractor in extractors.items() if found[name] is None}
+    if missing:
+        for name, features in _extract(data, missing, batch_size, title).items():
+            if not np.isfinite(features).all():
+                raise EvaluationError(
+                    f"The features of {name} hold values that are no numbers: its training diverged, so take an "
+                    "earlier checkpoint."
+                )
+            found[name] = features
+            if is_main and paths[name] is not None:
+                _write(paths[name], features)
+    return {name: found[name] for name in extractors}
+
+
+def _extract(
+    data: "LabelledImages", extractors: Mapping[str, Extractor], batch_size: int, title: str
+) -> dict[str, np.ndarray]:
+    state = process_state()
+    starts = range(0, len(data.images), batch_size)
+    mine = starts[state.process_index :: state.num_processes]
+    parts, bad = {}, []
+    bar = tqdm(
+        total=len(data.images), desc=f"Features of {title}", unit=" images", leave=False,
+        disable=None if state.is_main_process else True,
+    )  # fmt: skip
+    with bar:
+        for start, images in zip(mine, decoded(data.images, mine, batch_size), strict=True):
+            bad += [start + i for i, image in enumerate(images) if image is None]
+            images = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in images]
+            parts[start] = {name: extractor(images) for name, extractor in extractors.items()}
+            bar.update(len(images) * state.num_processes)
+    parts, bad = _gathered(parts, bad)
+    if len(bad) > max(1, _MAX_BAD_FRACTION * len(data.images)):
+        raise EvaluationError(
+            f"{len(bad):,} of the {len(data.images):,} images of {data.name} cannot be decoded, such as "
+            f"{_damage(data, bad[0])}: remove or replace them."
+        )
+    if bad:
+        logger.warning(
+            "%d of the images of %s cannot be decoded, and are black to every encoder, such as %s.",
+            len(bad), data.name, _damage(data, bad[0]),
+        )  # fmt: skip
+    return {
+        name: np.concatenate([parts[start][name] for start in starts]).astype(np.float32, copy=False)
+        for name in extractors
+    }
+
+
+def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], list[int]]:
+    if process_state().num_processes == 1:
+        return parts, bad
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, (parts, bad))
+    parts = {start: part for share, _ in shares for start, part in share.items()}
+    return parts, sorted(row for _, rows in shares for row in rows)
+
+
+def _damage(data: "LabelledImages", row: int) -> str:
+    """Name a damaged image, and say what is wrong with it."""
+    from ...data.image.decode import DamagedImage, decode_image
+    from ...data.labelled import LazyImages
+
+    name = data.images.where(row) if isinstance(data.images, LazyImages) else f"image {row:,}"
+    try:
+        decode_image(data.images[row])
+    except DamagedImage as error:
+        return f"{name} ({error})"
+    return name
+
+
+def decoded(images: Sequence[bytes], starts: Sequence[int], batch_size: int) -> Iterator[list[torch.Tensor | None]]:
+    """Batches of decoded images, each `uint8` of shape `(3, height, width)`, or `None` where one is damaged.
+
+    The batch after the one that is handed out is decoded meanwhile.
+    """
+    with ThreadPoolExecutor(max(1, num_cores() // local_world_size())) as pool:
+        batches: deque = deque()
+        for start in starts:
+            rows = range(start, min(start + batch_size, len(images)))
+            # bytes are read here: a file may have one position only
+            batches.append([pool.submit(_decode, images[row]) for row in rows])
+            if len(batches) == 2:
+                yield [job.result() for job in batches.popleft()]
+        while batches:
+            yield [job.result() for job in batches.popleft()]
+
+
+def _decode(data: bytes) -> torch.Tensor | None:
+    from ...data.image.decode import DamagedImage, decode_image
+
+    try:
+        return decode_image(data)
+    except DamagedImage as error:
+        logger.debug("An image cannot be decoded: %s", error)
+        return None
+
+
+def preprocess(
+    processor: Any, images: Sequence[torch.Tensor] | torch.Tensor, device: torch.device | str = "cpu", **kwargs
+) -> torch.Tensor:
+    """What a stock image processor makes of decoded images: `pixel_values` of shape `(n, 3, height, width)`."""
+    if getattr(processor, "backend", None) == "torchvision":
+        # many small images of one size are resized in one go, for large ones it makes no difference
+        same = len({tuple(image.shape) for image in images}) == 1
+        kwargs = {"device": device, "disable_grouping": False if same else None, **kwargs}
+    else:
+        images = [image.numpy() for image in images]
+    batch = processor(images=images, return_tensors="pt", **kwargs)["pixel_values"]
+    if not isinstance(batch, torch.Tensor) or batch.ndim != 4:
+        raise EvaluationError(
+            f"{type(processor).__name__} leaves images of several sizes: probes need one that resizes to a fixed "
+            'height and width, such as size={"height": 224, "width": 224}.'
+        )
+    return batch.to(device)
+
+
+def resized_images(
+    processor: Any, images: Sequence[bytes], rows: Sequence[int] | None = None, batch_size: int = 256
+) -> torch.Tensor:
+    """Images as an encoder sees them, before they are normalised: `uint8` of shape `(n, 3, height, width)`.
+
+    Damaged ones are black. [`normalized`] does the rest.
+    """
+    rows = range(len(images)) if rows is None else rows
+    chosen = _Rows(images, rows)
+    parts = []
+    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size):
+        batch = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]
+        pixels = preprocess(processor, batch, do_rescale=False, do_normalize=False)
+        parts.append(pixels.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts)
+
+
+def normalized(processor: Any, pixels: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`pixel_values` of images that [`resized_images`] gave, on `device`."""
+    return preprocess(processor, pixels.to(device), device, do_resize=False, do_center_crop=False)
+
+
+class _Rows:
+    """Some of a sequence of images, read when asked for."""
+
+    def __init__(self, images: Sequence[bytes], rows: Sequence[int]):
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.images[int(self.rows[index])]
+
+
+def processed_size(processor: Any) -> dict[str, int]:
+    """Height and width, or the short side, of what an image processor gives."""
+    settings = processor.to_dict()
+    size = settings.get("crop_size") if settings.get("do_center_crop") else None
+    return {name: value for name, value in dict(size or settings.get("size") or {}).items() if isinstance(value, int)}
+
+
+def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Pooled features, of shape `(batch_size, dim)`, of preprocessed images."""
+    return image_features(model, pixel_values, pooling, **size_arguments(model, *pixel_values.shape[-2:]))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _cache_path(cache_dir: str | Path | None, data: "LabelledImages", extractor: Extractor) -> Path | None:
+    if cache_dir is None:
+        return None
+    name = _digest(_VERSION, data.fingerprint, len(data.images), extractor.digest)[:32]
+    return Path(cache_dir) / f"{name}.npy"
+
+
+def _read(path: Path | None, num_rows: int) -> np.ndarray | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s is damaged (%s): its features are made again.", path, error)
+        return None
+    return features if features.ndim == 2 and len(features) == num_rows else None
+
+
+def _write(path: Path, features: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, features, allow_pickle=False)
+    temporary.replace(path)

@@ -1,0 +1,230 @@
+"""Pictures of what an encoder has learned: nearest neighbours, a map of the features, what its patches tell apart."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from ...functional import keyed
+from ...modeling.pooling import num_own_tokens
+from ..frozen import aligned_labels
+from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
+from ..results import Result
+from .encoder import VisionEncoder, evaluating, size_arguments
+from .features import normalized, resized_images
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ...data.labelled import LabelledImages
+
+logger = logging.getLogger(__name__)
+
+_RIGHT, _WRONG = "#2e7d32", "#c62828"
+
+
+def draw_pictures(
+    encoder: str | Path | PreTrainedModel,
+    processor: Any,
+    train: "LabelledImages",
+    test: "LabelledImages",
+    features: ProbeFeatures,
+    folder: Path,
+) -> list[Path]:
+    """Write `neighbours.png`, `feature_map.png` and `patches.png` into `folder`, and return their paths."""
+    vision = VisionEncoder(encoder, processor)
+    train_y, test_y = aligned_labels(train, test)
+    names = [str(name) for name in train.class_names]
+    chosen = keyed.permutation(len(test_y), 0, 16)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "neighbours.png", folder / "feature_map.png"]
+    plot_neighbours(vision.processor, train, test, (train_y, test_y), features, chosen[:8], paths[0])
+    plot_feature_map(features.test, test_y, names, paths[1])
+    images = resized_images(vision.processor, test.images, rows=chosen[:8])
+    maps = patch_maps(vision, images)
+    if maps is not None:
+        paths.append(folder / "patches.png")
+        plot_patches(images, maps, paths[-1])
+    return paths
+
+
+def nearest_rows(train_x: np.ndarray, query_x: np.ndarray, num: int) -> np.ndarray:
+    """Rows of the `num` most similar training features of each query, by cosine, of shape `(num_queries, num)`."""
+    train, query = (F.normalize(torch.as_tensor(x, dtype=torch.float32), dim=1) for x in (train_x, query_x))
+    return (query @ train.T).topk(min(num, len(train)), dim=1).indices.numpy()
+
+
+def plot_neighbours(
+    processor: Any,
+    train: "LabelledImages",
+    test: "LabelledImages",
+    labels: tuple[np.ndarray, np.ndarray],
+    features: ProbeFeatures,
+    queries: np.ndarray,
+    path: Path,
+    num_neighbours: int = 6,
+) -> None:
+    """A row for each query of test: it, then its nearest images of train, framed green where the class is the same."""
+    train_y, test_y = labels
+    nearest = nearest_rows(features.train[ENCODER], features.test[ENCODER][queries], num_neighbours)
+    shown = resized_images(processor, test.images, rows=queries)
+    found = resized_images(processor, train.images, rows=nearest.ravel()).unflatten(0, nearest.shape)
+    figure, axes = _grid(len(queries), 1 + nearest.shape[1])
+    for row, query in enumerate(queries):
+        _show(axes[row, 0], shown[row], "black")
+        for column, neighbour in enumerate(nearest[row]):
+            same = train_y[neighbour] == test_y[query]
+            _show(axes[row, 1 + column], found[row, column], _RIGHT if same else _WRONG)
+    axes[0, 0].set_title("test image", fontsize=8)
+    if nearest.shape[1]:
+        axes[0, 1].set_title("nearest in train", fontsize=8, loc="left")
+    _save(figure, path)
+
+
+def plot_feature_map(
+    features: dict[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], path: Path, max_rows: int = 2000
+) -> None:
+    """Test features in two dimensions (t-SNE of their leading components), a colour for each class, with baselines."""
+    from matplotlib import colormaps
+
+    kinds = {ENCODER: "encoder", RANDOM_INIT: "random initialisation", RAW_INPUT: "raw pixels"}
+    kinds = {kind: title for kind, title in kinds.items() if kind in features}
+    rows = np.sort(keyed.permutation(len(labels), 0, 17)[:max_rows])
+    figure, axes = _grid(1, len(kinds), size=3.2)
+    present = np.unique(labels[rows])
+    palette = colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]
+    for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
+        points = two_dimensions(features[kind][rows])
+        for index, label in enumerate(present):
+            at = labels[rows] == label
+            colour = palette(index if palette.N <= 20 else index / max(1, len(present) - 1))
+            name = class_names[label] if label < len(class_names) else str(label)
+            axis.scatter(*points[at].T, s=5, color=colour, linewidths=0, label=name)
+        axis.set_title(title, fontsize=9)
+    if len(present) <= 20:
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, markerscale=3, frameon=False)
+    _save(figure, path)
+
+
+def two_dimensions(features: np.ndarray) -> np.ndarray:
+    """t-SNE of the 50 leading principal components, or the first two of these where there are few rows."""
+    from sklearn.manifold import TSNE
+
+    rows = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    left, size, _ = np.linalg.svd(rows, full_matrices=False)
+    leading = (left * size)[:, :50]
+    if len(features) < 50:
+        return np.pad(leading, ((0, 0), (0, max(0, 2 - leading.shape[1]))))[:, :2]
+    # comparable between encoders, whatever the length of their features
+    leading /= leading[:, 0].std() or 1.0
+    tsne = TSNE(perplexity=min(30.0, len(features) / 5), init=1e-4 * leading[:, :2], random_state=0)
+    return tsne.fit_transform(leading)
+
+
+def patch_maps(vision: VisionEncoder, images: torch.Tensor) -> np.ndarray | None:
+    r"""
+    What the patches of an encoder tell apart: the three leading principal components of its patch features over all
+    given images, as red, green and blue in [0, 1].
+
+    Args:
+        vision ([`VisionEncoder`]):
+            The encoder.
+        images (`torch.Tensor` of dtype `uint8` and shape `(n, 3, height, width)`):
+            From [`~hfssl.evaluation.image.features.resized_images`].
+
+    Returns:
+        `np.ndarray` of shape `(n, rows, columns, 3)`, or `None` where the last features are no map of two patches or
+        more a side.
+    """
+    model = vision.load()
+    pixel_values = normalized(vision.processor, images, model.device)
+    with evaluating(model):
+        hidden = model(pixel_values=pixel_values, **size_arguments(model, *images.shape[-2:])).last_hidden_state
+    hidden = hidden.float().cpu()
+    if hidden.ndim == 4:
+        hidden = hidden.permute(0, 2, 3, 1)
+    else:
+        hidden = hidden[:, num_own_tokens(model.config) :]
+        patch = getattr(model.config, "patch_size", None)
+        side = images.shape[-2] // patch if isinstance(patch, int) else round(hidden.shape[1] ** 0.5)
+        if side < 1 or hidden.shape[1] % side:
+            return None
+        hidden = hidden.unflatten(1, (side, hidden.shape[1] // side))
+    if min(hidden.shape[1:3]) < 2:
+        return None
+    flat = hidden.flatten(0, 2)
+    flat = flat - flat.mean(0)
+    components = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
+    # the sign of a component is arbitrary: the same for the same features
+    components = components * components.sum(1, keepdim=True).sign()
+    projected = flat @ components.T
+    low, high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
+    colours = ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = F.pad(colours, (0, 3 - colours.shape[1]))
+    return colours.unflatten(0, hidden.shape[:3]).numpy()
+
+
+def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path) -> None:
+    """Images above the colours of their patches: the same colour is the same to the encoder."""
+    figure, axes = _grid(2, len(images))
+    for column, (image, colours) in enumerate(zip(images, maps, strict=True)):
+        _show(axes[0, column], image)
+        axes[1, column].imshow(colours, interpolation="nearest")
+    axes[1, 0].set_title("patch features", fontsize=8, loc="left")
+    _save(figure, path)
+
+
+def plot_label_efficiency(results: Sequence[Result], path: Path) -> None:
+    """Accuracy over the share of the labels: probe, fine-tuning, and training from scratch."""
+    results = [result for result in results if result.metric == "accuracy"]
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for result in results:
+        at, method = 100 * result.hyperparameters["fraction"], result.hyperparameters["method"]
+        curves.setdefault(method, []).append((at, result.value, result.std or 0.0))
+        if RANDOM_INIT in result.baselines and method == "fine-tuning":
+            std = result.baselines_std.get(RANDOM_INIT, 0.0)
+            curves.setdefault("from scratch", []).append((at, result.baselines[RANDOM_INIT], std))
+    figure, axes = _grid(1, 1, size=4.0, bare=False)
+    axis = axes[0, 0]
+    for name, points in curves.items():
+        share, value, std = np.array(sorted(points)).T
+        axis.errorbar(share, value, yerr=std, label=name, marker="o", capsize=3, ls="--" if "scratch" in name else "-")
+    axis.set_xscale("log")
+    axis.set_xticks(sorted({at for points in curves.values() for at, *_ in points}))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axis.minorticks_off()
+    axis.set_xlabel("share of the labels")
+    axis.set_ylabel("test accuracy")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(figure, path)
+
+
+def _grid(rows: int, columns: int, size: float = 1.0, bare: bool = True) -> "tuple[Figure, np.ndarray]":
+    # without pyplot: no window system, nothing kept open
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.ravel() if bare else ():
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def _show(axis: Any, image: torch.Tensor, frame: str | None = None) -> None:
+    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    for spine in axis.spines.values():
+        spine.set_edgecolor(frame or "none")
+        spine.set_linewidth(2.0 if frame else 0.0)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,216 @@
+"""A text encoder as fine-tuning needs it: its tokenizer, the length it takes, and models with a new head on it."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from ..evaluator import EvaluationError
+
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    r"""
+    An encoder on disk or on the Hub, checked: that it can classify sequences, and that its tokenizer is there.
+
+    Args:
+        source (`str`):
+            Folder or Hub id.
+        max_length (`int`):
+            Tokens after which a row is cut off; fewer where the encoder takes fewer.
+    """
+
+    def __init__(self, source: str, max_length: int):
+        self.source = source
+        folder = Path(source)
+        if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+            raise EvaluationError(f"There is no encoder folder {source}.")
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise EvaluationError(f"{source} is no encoder: it has no config.json.")
+        try:
+            self.config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"Cannot load the encoder {source}: {_first_line(error)}") from error
+        # an empty model, to learn what the architecture is like
+        try:
+            with torch.device("meta"), quiet():
+                model = AutoModelForSequenceClassification.from_config(self.config)
+        except ValueError as error:
+            hint = ""
+            if folder.name == "pretraining" and (folder.parent / "config.json").is_file():
+                hint = f" The encoder itself lies in {folder.parent}."
+            raise EvaluationError(
+                f'{source} is a "{self.config.model_type}" model, for which transformers has no sequence '
+                f"classification.{hint}"
+            ) from error
+        self.tokenizer = self._load_tokenizer()
+        self.max_length = min(max_length, self.tokenizer.model_max_length, _num_positions(model))
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        problem = ""
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(self.source)
+            # a folder without tokenizer files gives a tokenizer that knows its special tokens only
+            if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+                tokenizer = None
+        except Exception as error:  # a missing vocabulary shows itself in many ways
+            tokenizer, problem = None, f" ({_first_line(error)})"
+        if tokenizer is None:
+            raise EvaluationError(
+                f"{self.source} has no tokenizer{problem}. Save the one it was pre-trained with beside it: "
+                "tokenizer.save_pretrained(folder)."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+        if tokenizer.pad_token is None:
+            raise EvaluationError(
+                f"The tokenizer of {self.source} has no padding token, and none that could stand in."
+            )
+        if self.config.pad_token_id is None:
+            self.config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer
+
+    def encode(self, data: datasets.Dataset, texts: tuple[str, ...], regression: bool = False) -> datasets.Dataset:
+        """Tokens, `labels` from the column `label`, and `length` for batches of similar lengths."""
+        num_types = getattr(self.config, "type_vocab_size", None)
+        # RoBERTa has one type, so that the second sentence's would be out of range
+        types = None if num_types is None else num_types >= 2
+
+        def encode(rows: dict[str, list]) -> dict[str, list]:
+            columns = (rows[name] for name in texts)
+            encoded = dict(
+                self.tokenizer(*columns, truncation=True, max_length=self.max_length, return_token_type_ids=types)
+            )
+            encoded["labels"] = [float(label) if regression else int(label) for label in rows["label"]]
+            return encoded | {"length": [len(ids) for ids in encoded["input_ids"]]}
+
+        # a tokenizer changes while it works, and with it the fingerprint that `datasets` would make of the function
+        fingerprint = os.urandom(8).hex()
+        encoded = data.map(
+            encode,
+            batched=True,
+            remove_columns=data.column_names,
+            keep_in_memory=True,
+            new_fingerprint=fingerprint,
+            desc="Tokenising",
+        )
+        ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy()
+        if ids.max(initial=0) >= self.config.vocab_size:
+            raise EvaluationError(
+                f"The tokenizer of {self.source} gives token {ids.max()}, but the encoder embeds "
+                f"{self.config.vocab_size} tokens only: they do not belong together."
+            )
+        return encoded
+
+    def warn_of_joined_pairs(self):
+        separators = {self.tokenizer.sep_token_id, self.tokenizer.eos_token_id} - {None}
+        if not separators & set(self.tokenizer("a", "b")["input_ids"]):
+            logger.warning(
+                "The tokenizer of %s joins the two sentences of a pair without a separator: tasks on pairs suffer. "
+                "Give it a post-processor with a template for pairs.",
+                self.source,
+            )
+
+    def load(self, num_labels: int, seed: int, random_init: bool = False, **kwargs) -> PreTrainedModel:
+        """The encoder with a new head (1 label: regression), or its architecture with new weights throughout."""
+        config = type(self.config).from_dict(self.config.to_dict())
+        config.num_labels = num_labels
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        config.dtype = torch.float32  # a checkpoint in bf16 would lose the small updates of fine-tuning
+        set_seed(seed)
+        with quiet():
+            if random_init:
+                return AutoModelForSequenceClassification.from_config(config, **kwargs)
+            try:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    self.source, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise EvaluationError(f"Cannot load the encoder {self.source}: {_first_line(error)}") from error
+        self._check_loaded(model, info["missing_keys"])
+        return model
+
+    def _check_loaded(self, model: PreTrainedModel, missing: Iterable[str]):
+        prefix = f"{model.base_model_prefix}."
+        # masked language models have no pooler
+        names = [name for name, _ in model.named_parameters() if name.startswith(prefix) and "pooler" not in name]
+        missing = sorted(set(names) & set(missing))
+        if len(missing) > len(names) / 2:
+            raise EvaluationError(
+                f"{self.source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: "
+                "it would be evaluated as good as untrained."
+            )
+        if missing:
+            logger.warning(
+                "%s lacks weights of the encoder, which start at random: %s", self.source, ", ".join(missing)
+            )
+
+    def digest(self, random_init: bool) -> str:
+        """Changes with the architecture, and with the weights unless they are to be drawn at random."""
+        config = {key: value for key, value in self.config.to_dict().items() if key not in _INCIDENTAL}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        if not random_init:
+            # on the Hub, the commit stands for the weights
+            digest.update(f"{getattr(self.config, '_commit_hash', None)}".encode())
+            folder = Path(self.source)
+            for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+_INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures")
+
+
+def _num_positions(model: nn.Module) -> int:
+    """How many tokens a model takes at most; a very large number where nothing limits it."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    # some models say -1 or 0 when positions are relative only
+    limit = limit if isinstance(limit, int) and limit > 0 else 2**31
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1 on
+        if (
+            isinstance(module, nn.Embedding)
+            and name.endswith("position_embeddings")
+            and module.padding_idx is not None
+        ):
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    return limit
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the report on weights that are new, which they always are in a head, and without its progress bar."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,25 @@
+"""Losses of self-supervised learning as pure functions of tensors: no state, no schedule, no communication.
+
+What a loss needs of other processes (negatives) it is given. Softmaxes, norms and squares are made in float32, also
+under autocast. One module holds one family; all of their names are here.
+"""
+
+from .contrastive import moco_v3_loss, nt_xent_loss
+from .distillation import byol_loss, cross_view_entropy, dino_loss, sinkhorn_targets
+from .precision import at_least_float32, full_precision
+from .reconstruction import mae_loss
+from .tokens import cross_entropy_sum
+
+
+__all__ = [
+    "at_least_float32",
+    "byol_loss",
+    "cross_entropy_sum",
+    "cross_view_entropy",
+    "dino_loss",
+    "full_precision",
+    "mae_loss",
+    "moco_v3_loss",
+    "nt_xent_loss",
+    "sinkhorn_targets",
+]

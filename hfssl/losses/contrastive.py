@@ -1,0 +1,104 @@
+"""Contrast: find the other view of a sample among those of others."""
+
+import torch
+import torch.nn.functional as F
+
+from .precision import at_least_float32, full_precision
+
+
+def nt_xent_loss(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    temperature: float,
+    all_z1: torch.Tensor | None = None,
+    all_z2: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """Normalised temperature-scaled cross-entropy of [SimCLR](https://huggingface.co/papers/2002.05709), equation 1.
+
+    Each of the 2N projections is an anchor: it has to find the other view of its image among the 2N - 1 others, by
+    cosine similarity.
+
+    Args:
+        z1, z2 (`torch.Tensor` of shape `(batch_size, dim)`):
+            Projections of the first and of the second view of each image, not normalised.
+        temperature (`float`):
+            Divisor of the similarities.
+        all_z1, all_z2 (`torch.Tensor` of shape `(num_all, dim)`, *optional*):
+            Projections of the images of all processes, `z1` and `z2` among them. The anchors stay `z1` and `z2`: the
+            mean over the processes is the loss of the whole batch.
+        first (`int`, *optional*, defaults to `0`):
+            Row of `all_z1` where `z1` begins.
+
+    Returns:
+        `torch.Tensor` of shape `()`: mean over the anchors. log(2N - 1) is chance; how near to 0 it can come depends
+        on the temperature.
+
+    Example:
+
+    ```python
+    >>> z1, z2 = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    >>> round(nt_xent_loss(z1, z2, temperature=0.1).item(), 6)  # log(1 + 2 exp(-10))
+    9.1e-05
+    ```
+    """
+    with full_precision(z1):
+        anchors = F.normalize(at_least_float32(torch.cat([z1, z2])), dim=-1)  # (2 * batch_size, dim)
+        candidates = anchors  # (2 * num_all, dim)
+        if all_z1 is not None:
+            candidates = F.normalize(at_least_float32(torch.cat([all_z1, all_z2])), dim=-1)
+        num_all = len(candidates) // 2
+        logits = (anchors / temperature) @ candidates.T
+        view1 = torch.arange(first, first + len(z1), device=z1.device)
+        view2 = view1 + num_all
+        logits.scatter_(1, torch.cat([view1, view2])[:, None], float("-inf"))  # no anchor is its own candidate
+        return F.cross_entropy(logits, torch.cat([view2, view1]))
+
+
+def moco_v3_loss(
+    q1: torch.Tensor,
+    q2: torch.Tensor,
+    k1: torch.Tensor,
+    k2: torch.Tensor,
+    temperature: float,
+    first: int = 0,
+    queue: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Contrastive loss of [MoCo v3](https://huggingface.co/papers/2104.02057), algorithm 1.
+
+    Each query has to find the key of the other view of its image among the keys of all images, by cosine similarity.
+
+    Args:
+        q1, q2 (`torch.Tensor` of shape `(batch_size, dim)`):
+            Predictions of the student from the first and from the second view, not normalised.
+        k1, k2 (`torch.Tensor` of shape `(num_all, dim)`):
+            Projections of the teacher, not normalised and without gradient; of the same images, or of those of all
+            processes.
+        temperature (`float`):
+            Divisor of the similarities.
+        first (`int`, *optional*, defaults to `0`):
+            Row of `k1` and `k2` where the images of `q1` begin.
+        queue (`torch.Tensor` of shape `(queue_size, dim)`, *optional*):
+            Keys of earlier images: more negatives.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the sum of both directions' means over the batch, times 2 * temperature.
+
+    Example:
+
+    ```python
+    >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(moco_v3_loss(keys, keys, keys, keys, temperature=1.0).item(), 6)  # 4 log(1 + exp(-1))
+    1.253047
+    ```
+    """
+    with full_precision(q1):
+        positives = torch.arange(first, first + len(q1), device=q1.device)
+        loss = 0.0
+        for queries, keys in ((q1, k2), (q2, k1)):
+            candidates = at_least_float32(keys)
+            if queue is not None:
+                candidates = torch.cat([candidates, at_least_float32(queue)])
+            queries, candidates = (F.normalize(x, dim=-1) for x in (at_least_float32(queries), candidates))
+            loss = loss + F.cross_entropy((queries / temperature) @ candidates.T, positives)
+        return 2.0 * temperature * loss

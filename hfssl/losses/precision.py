@@ -1,0 +1,12 @@
+"""The precision in which losses are computed."""
+
+import torch
+
+
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """A context without autocast: half precision has 3 digits, and a temperature of 0.1 makes them 2."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

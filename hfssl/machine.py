@@ -1,0 +1,83 @@
+"""What this machine and this process are: cores, threads, precision, device, place among the processes."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import UserError
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_world_size() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def use_all_cores(threads: int | None = None) -> None:
+    """Give each process its share of the cores.
+
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 where the user set nothing. A number that the user set
+    stands: it is in the environment of the launcher, which is the parent of this process.
+    """
+    if threads is None:
+        given = os.environ.get("OMP_NUM_THREADS")
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+        if given is not None and not (given == "1" and launched and not _launcher_has("OMP_NUM_THREADS")):
+            return
+        threads = max(1, num_cores() // local_world_size())
+    if threads < 1:
+        raise UserError(f"`--cpu_threads` must be at least 1, got {threads}.")
+    torch.set_num_threads(threads)
+
+
+def _launcher_has(variable: str) -> bool:
+    try:
+        environment = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return False
+    return any(entry.startswith(f"{variable}=".encode()) for entry in environment.split(b"\0"))
+
+
+def choose_precision(precision: str, use_cpu: bool = False) -> str:
+    """What `--precision` means on this machine: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+
+    Raises:
+        UserError: for a precision that the hardware lacks.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"`--precision {precision}` is unknown. Choose auto, fp32, bf16 or fp16.")
+    accelerator = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        if precision == "fp16":
+            raise UserError("`--precision fp16` needs a GPU. On a CPU choose auto, bf16 or fp32.")
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    elif accelerator.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = False
+    if precision == "auto":
+        return "bf16" if native else "fp32"
+    return precision
+
+
+def process_state() -> "PartialState":
+    """This process among those of the run."""
+    from accelerate import PartialState
+
+    # on a machine without an accelerator, Accelerate looks for other processes only when it is told of the CPU
+    return PartialState(cpu=torch.accelerator.current_accelerator(check_available=True) is None)
+
+
+def compute_device() -> torch.device:
+    """The device of this process."""
+    return process_state().device

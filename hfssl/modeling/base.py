@@ -1,0 +1,117 @@
+"""What every hfssl model shares: how it meets `Trainer`, how its encoder is built, and how it is exported."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class SSLPreTrainedModel(PreTrainedModel):
+    """Base of all methods: a loss around a stock `transformers` module that lies under `encoder`.
+
+    Subclasses set `config_class` and build `self.encoder` from `config.encoder_config`.
+    """
+
+    supports_gradient_checkpointing = True
+
+    # `Trainer` reads a `**kwargs` in `forward` as "normalizes by `num_items_in_batch` itself". Methods whose loss is a
+    # mean over samples do not; item-normalised ones (masked tokens, masked frames) set True and take
+    # `num_items_in_batch`.
+    accepts_loss_kwargs = False
+
+    # What the model card says of the method; each method sets its own.
+    paper: dict[str, str] = {}
+
+    # Whether an image is contrasted with the others of its batch: the loss of fewer is lower, and not comparable.
+    contrasts_batch = False
+
+    # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
+    frozen: tuple[str, ...] = ()
+
+    # Likely causes of a collapse, and what to change, by what the embeddings have become (see
+    # `hfssl.evaluation.verdict`); in braces stand fields of the config. A method that compares samples also has
+    # `compared_embeddings(batch)`: what its loss compares, of shape `(batch_size, 2 views, dim)`. One that compares
+    # them by something else, such as prototypes, also has `target_margin(batch)`, of shape `(batch_size,)`.
+    collapse_hints: dict[str, str] = {
+        "constant": "the learning rate is too high for this model, so that it gives one answer to everything: lower "
+        "`--learning_rate`, or raise `--warmup_steps`"
+    }
+
+    encoder: PreTrainedModel
+
+    def post_init(self):
+        super().post_init()
+        self.freeze()
+
+    def train(self, mode: bool = True):
+        # `from_pretrained` makes new parameters, which all require gradients; it ends in `eval()`, and so here
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, *args, save_original_format: bool = False, **kwargs):
+        # the older names that transformers writes for some encoders (ViT) are unknown to `load_state_dict`, with which
+        # Trainer resumes: it would pass over all of them; the exported encoder has them
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def freeze(self) -> None:
+        """Take the parameters named in `frozen` out of the training: DDP would wait for their gradients forever."""
+        for name, parameter in self.named_parameters():
+            if name in self.frozen:
+                parameter.requires_grad_(False)
+
+    def loss_items(self, batch: dict[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
+        """How many items the loss of `batch` is a mean of: a count, or one for each term of the loss.
+
+        Asked before the forward pass, on the batch as the collator made it. [`SSLTrainer`] adds the counts up over
+        accumulation steps and processes and hands the sum to `forward` as `num_items_in_batch`, so that the gradient
+        does not depend on how the batch was cut. `None`: the loss is a mean over samples.
+        """
+        return None
+
+    def export_encoder(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.
+
+        Args:
+            folder (`str` or `Path`):
+                Where to.
+            state_dict (`dict[str, torch.Tensor]`, *optional*):
+                State of this whole model where its own parameters are sharded (FSDP, DeepSpeed).
+        """
+        if state_dict is not None:
+            prefix = "encoder."
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.encoder.save_pretrained(folder, state_dict=state_dict)
+        # Dropout and the like may differ in pre-training; who fine-tunes gets the configuration as it was given.
+        config = copy.deepcopy(self.config.encoder_config)
+        config.architectures = [type(self.encoder).__name__]
+        config.dtype = self.encoder.config.dtype
+        config.save_pretrained(folder)
+
+
+def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """A copy of an encoder's configuration with every dropout probability set to `dropout`; `None` keeps them.
+
+    Dropout of classification heads is left alone: pre-training has none.
+    """
+    config = copy.deepcopy(config)
+    if dropout is not None:
+        for name, value in config.to_dict().items():
+            is_probability = name.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(value, int | float)
+            if is_probability and "classif" not in name:
+                setattr(config, name, float(dropout))
+    return config
+
+
+def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Remove the pooler of BERT- and ViT-like models: it is in no loss, so DDP would wait for its gradient forever.
+
+    Poolers without weights, such as the average of a ResNet, stay.
+    """
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+        encoder.pooler = None
+    return encoder

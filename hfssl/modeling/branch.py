@@ -1,0 +1,134 @@
+"""What student and teacher are in the methods for images: an encoder, its pooled feature, and a projector."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .pooling import is_convolutional, outputs_for, pool_features
+from .vision import build_vision_encoder, side, transformer_blocks
+
+
+class VisionBranch(nn.Module):
+    """Encoder and projector: images -> [`encode`] -> [`pool`] -> `projector`.
+
+    These are steps of their own for methods that mask patches, or with losses of patches or of features.
+
+    Args:
+        encoder (`PreTrainedModel`):
+            A stock encoder of images.
+        projector (`nn.Module`):
+            From features to the space of the loss.
+        config (`PreTrainedConfig`):
+            Of the encoder.
+        pooling (`str`, *optional*):
+            See [`~hfssl.modeling.pooling.pool_features`].
+    """
+
+    def __init__(
+        self, encoder: PreTrainedModel, projector: nn.Module, config: PreTrainedConfig, pooling: str | None = None
+    ):
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+        self.encoder_config, self.pooling = config, pooling
+        self.is_convolutional = is_convolutional(config)
+        # encoders that take other sizes than their own without being told have no such argument
+        self.interpolates = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
+
+    def encode(self, pixel_values: torch.Tensor, **options: Any) -> ModelOutput:
+        """One pass of the encoder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, num_channels, height, width)`):
+                Images of one size, of the encoder's own or another.
+            options (`dict`, *optional*):
+                Of the encoder: `bool_masked_pos` of shape `(n, num_patches)` for those that have a mask token.
+
+        Returns:
+            `ModelOutput`: the encoder's; its `last_hidden_state` has shape `(n, num_own + num_patches, dim)`, or that
+            of a map of features.
+        """
+        if self.is_convolutional:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        if self.interpolates and pixel_values.shape[-1] != side(self.encoder_config.image_size):
+            options["interpolate_pos_encoding"] = True
+        return self.encoder(pixel_values, **options, **outputs_for(self.pooling))
+
+    def pool(self, outputs: ModelOutput) -> torch.Tensor:
+        """Outputs of [`encode`] to features `(n, dim)`."""
+        return pool_features(outputs, self.encoder_config, self.pooling)
+
+    def features(self, *pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of images of one or more sizes, one pass of the encoder for each: `(sum of n, dim)`."""
+        return torch.cat([self.pool(self.encode(images)) for images in pixel_values])
+
+    def forward(self, *pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projections of images of one or more sizes: one pass of the encoder for each, one of the projector for all.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(n, num_channels, height, width)`):
+                Images of one size.
+
+        Returns:
+            `torch.Tensor` of shape `(sum of n, projector_output_dim)`.
+        """
+        return self.projector(self.features(*pixel_values))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops what a residual branch adds, for a share of the rows, and scales up the others.
+
+    Paper: Deep Networks with Stochastic Depth, Huang et al., 2016 (https://huggingface.co/papers/1603.09382).
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return hidden
+        kept = hidden.new_empty(len(hidden), *[1] * (hidden.ndim - 1)).bernoulli_(1.0 - self.drop_prob)
+        return hidden * kept / (1.0 - self.drop_prob)
+
+
+def build_with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedModel:
+    """A fresh encoder with stochastic depth.
+
+    Encoders that have it themselves get it at `rate`, spread over their depth as they do; the others of the ViT kind
+    at a rate that grows linearly with the depth, from 0 to `rate`. A ResNet has no branch that it could do without.
+    """
+    if hasattr(config, "drop_path_rate"):
+        config = copy.deepcopy(config)
+        config.drop_path_rate = rate
+        return build_vision_encoder(config)
+    encoder = build_vision_encoder(config)
+    blocks = transformer_blocks(encoder)
+    for i, block in enumerate(blocks):
+        # both branches of a block go through it, one after the other, before they are added
+        if isinstance(getattr(block, "dropout", None), nn.Dropout):
+            block.dropout = nn.Sequential(block.dropout, DropPath(rate * i / max(len(blocks) - 1, 1)))
+    return encoder
+
+
+def drop_path_shares(encoder: PreTrainedModel, rate: float) -> dict[nn.Module, float]:
+    """Which modules of an encoder drop paths, and what share of its `rate`, above 0, each of them has."""
+    drop_probs = {module: getattr(module, "drop_prob", None) for module in encoder.modules()}
+    return {module: drop_prob / rate for module, drop_prob in drop_probs.items() if drop_prob}
+
+
+def check_two_views(pixel_values: torch.Tensor, method: str) -> None:
+    """Refuse a batch that is not two views of each image.
+
+    Raises:
+        ValueError: unless its shape is `(batch_size, 2, num_channels, height, width)`.
+    """
+    if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+        raise ValueError(
+            f"{method} compares 2 views of each image: `pixel_values` has shape {tuple(pixel_values.shape)}, expected "
+            "(batch_size, 2, num_channels, height, width). `Views` makes them."
+        )

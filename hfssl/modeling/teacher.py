@@ -1,0 +1,219 @@
+"""Teachers: copies of a student that follow it by exponential moving average, and see no gradient.
+
+A teacher is part of its model, so it is saved with it and is the same after a reload. It begins as the student is, is
+in no optimizer, and moves when the trainer says how far the run is ([`TeacherMixin.after_optimizer_step`]). A model
+whose student was trained while its teacher stood still refuses to go on: it would look as if it learned.
+"""
+
+import copy
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from ..errors import UserError
+from ..functional.schedules import cosine
+
+
+class TeacherMixin:
+    """A `student` and its `teacher`, in front of [`SSLPreTrainedModel`] among the bases of a method.
+
+    In `__init__`, call [`build_teacher`] when `self.student` is complete and before `self.post_init()`; in `forward`,
+    call [`require_advanced`] first. The student, and so the teacher, has an `encoder`.
+    """
+
+    # whose encoder is `model.encoder`, the one that is evaluated and exported: that of the paper
+    exported = "student"
+
+    student: nn.Module
+    teacher: nn.Module
+
+    def build_teacher(self) -> None:
+        self.teacher = copy.deepcopy(self.student)
+        # how far the run is; float32, and read back from there, so that a resumed run has the same numbers
+        self.register_buffer("schedule_position", torch.zeros(()))
+        self._progress: float | None = None
+        self._student_moved = False
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The stock module that is evaluated and exported."""
+        return getattr(self, self.exported).encoder
+
+    @property
+    def progress(self) -> float:
+        """How far the run is, in [0, 1], as of the last optimizer step."""
+        if self._progress is None:
+            self._progress = self.schedule_position.item()
+        return self._progress
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """What changes during a run, by name, at a share `progress` of it."""
+        config = self.config
+        return {"teacher_momentum": cosine(config.momentum_start, config.momentum_end, progress)}
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the student that do not learn yet.
+
+        No optimizer gets to see their gradients, whatever loop calls its `step()` (a closure that makes them comes too
+        late): it would decay and count also what has a gradient of 0. In the backward pass they have one all the
+        same, for which DDP waits.
+        """
+        return []
+
+    @torch.no_grad()
+    def after_optimizer_step(self, progress: float) -> None:
+        """Move the teacher, and what else follows the run. [`~hfssl.training.callbacks.MethodCallback`] calls it.
+
+        Args:
+            progress (`float`):
+                Share of the run that is done with this step, in [0, 1].
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"`progress` is the share of the run that is done, between 0 and 1, got {progress}.")
+        self.update_teacher(self.schedules(progress)["teacher_momentum"])
+        self.schedule_position.fill_(progress)
+        self._progress = torch.tensor(progress, dtype=torch.float32).item()
+        self._student_moved = False
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter.
+
+        Statistics of batch norms are those of what the teacher itself has seen.
+
+        Raises:
+            UserError: if the parameters are in half precision, in which the teacher would not move.
+        """
+        teachers, students = list(self.teacher.parameters()), list(self.student.parameters())
+        coarse = {p.dtype for p in teachers} - {torch.float32, torch.float64}
+        if coarse:
+            raise UserError(
+                f"A teacher moves by {1 - momentum:g} of its distance to the student, which {coarse.pop()} rounds "
+                "away. Keep the parameters in float32 and use autocast: `--precision bf16` or `--precision fp16`."
+            )
+        torch._foreach_lerp_(teachers, students, 1.0 - momentum)
+
+    @torch.no_grad()
+    def reset_teacher(self) -> None:
+        """Make the teacher what the student is."""
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    @torch.compiler.disable
+    def require_advanced(self) -> None:
+        """Make sure that the teacher has followed the student since the last training forward.
+
+        Raises:
+            UserError: if an optimizer has trained the student and `after_optimizer_step` was not called.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        if self._student_moved:
+            raise UserError(
+                f"An optimizer has moved the student of this {type(self).__name__}, and its teacher was not told. "
+                "With `Trainer` pass `callbacks=[hfssl.MethodCallback()]`; in a loop of your own call "
+                "`model.after_optimizer_step(progress)` after each `optimizer.step()`."
+            )
+        _watch_optimizers()
+        _TRAINED.add(self)
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "TeacherMixin":
+        """Continue from a stock checkpoint, which student and teacher both begin as."""
+        model = super().from_encoder(name_or_path, image_size, **config)
+        if model.exported == "teacher":
+            model.student.encoder.load_state_dict(model.encoder.state_dict())
+        model.reset_teacher()
+        return model
+
+    def export_encoder(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if state_dict is not None:
+            prefix = f"{self.exported}."
+            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        super().export_encoder(folder, state_dict)
+
+    def post_init(self):
+        super().post_init()
+        self.train(self.training)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        # Runs on fresh models, whose heads get their weights after the copy was made, and for what a checkpoint lacks.
+        # `init` leaves alone what was loaded: a checkpoint of a student alone gets a teacher that is equal to it.
+        super().initialize_weights()
+        for buffer in self.buffers(recurse=False):
+            init.zeros_(buffer)
+        student = self.student.state_dict(keep_vars=True)
+        for name, tensor in self.teacher.state_dict(keep_vars=True).items():
+            init.copy_(tensor, student[name])
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        # no dropout, no drop path: its outputs are targets; but the statistics of the batch, as the student has them
+        self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
+        return self
+
+    def freeze(self) -> None:
+        # `from_pretrained` makes new parameters, which all require gradients
+        super().freeze()
+        self.teacher.requires_grad_(False)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._progress = None
+
+
+def check_momentum(config: Any) -> None:
+    """Refuse a momentum that is none; for the `validate_…` methods of configs.
+
+    Raises:
+        ValueError: unless it rises within [0, 1] and begins below 1.
+    """
+    if not 0.0 <= config.momentum_start <= config.momentum_end <= 1.0:
+        raise ValueError(
+            f"The teacher momentum must rise within [0, 1], got momentum_start={config.momentum_start} and "
+            f"momentum_end={config.momentum_end}."
+        )
+    if config.momentum_start == 1.0:
+        raise ValueError(
+            f"With momentum_start={config.momentum_start} and momentum_end={config.momentum_end} the teacher would "
+            "never move: lower `momentum_start`, or leave it out for the paper's."
+        )
+
+
+# Models that are being trained. Versions of tensors do not show the steps of fused optimizers: only optimizers know.
+_TRAINED: weakref.WeakSet[TeacherMixin] = weakref.WeakSet()
+
+
+@cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_pre_hook(_hold_back)
+    register_optimizer_step_post_hook(_note_step)
+
+
+def _hold_back(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    if not any(model.waiting_parameters() for model in _TRAINED):
+        return
+    # only now, when processes and accumulation steps have added up their gradients
+    for model in _trained_by(optimizer):
+        for parameter in model.waiting_parameters():
+            parameter.grad = None
+
+
+def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    for model in _trained_by(optimizer):
+        model._student_moved = True
+
+
+def _trained_by(optimizer: torch.optim.Optimizer) -> list[TeacherMixin]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [model for model in _TRAINED if any(id(parameter) in held for parameter in model.student.parameters())]

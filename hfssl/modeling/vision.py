@@ -1,0 +1,354 @@
+"""What the methods for images share: building and loading a stock encoder, and running it on some of its patches."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
+
+from ..errors import UserError
+from .base import SSLPreTrainedModel, drop_pooler
+from .heads import DinoHead, MlpHead
+from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
+
+
+# Encoders that add their positions before the first block and whose blocks take tokens in any number and order: where
+# the blocks lie. Rotary positions (DINOv3) and windows (Swin) need the whole grid, convolutions the whole picture.
+_BLOCKS = {
+    "vit": "layers", "vit_msn": "layers", "deit": "layers", "ijepa": "layers", "dinov2": "encoder.layer",
+    "dinov2_with_registers": "encoder.layer",
+}  # fmt: skip
+
+
+class SSLVisionModel(SSLPreTrainedModel):
+    """Base of the methods for images."""
+
+    main_input_name = "pixel_values"
+    frozen = ("encoder.embeddings.mask_token",)
+
+    def post_init(self):
+        super().post_init()
+        for block in self.modules():
+            for name in ("layernorm_before", "norm1"):
+                if hasattr(block, "attention") and hasattr(block, name):
+                    getattr(block, name).register_forward_hook(_cast_once)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        super().initialize_weights()
+        # `_init_weights` is not called on a module without weights of its own, where a checkpoint lacks a head
+        for head in self.modules():
+            if isinstance(head, MlpHead | DinoHead):
+                head.init_weights()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "SSLVisionModel":
+        """Continue from a stock checkpoint.
+
+        Args:
+            name_or_path (`str`):
+                Folder or Hub id, see [`load_vision_encoder`].
+            image_size (`int`, *optional*):
+                Height and width of the images; the checkpoint's own when left out.
+            config (`dict`, *optional*):
+                Fields of the method's config beside `encoder_config`.
+        """
+        stock = load_vision_encoder(name_or_path, image_size)
+        model = cls(cls.config_class(encoder_config=stock.config, **config))
+        model.encoder.load_state_dict(stock.state_dict())
+        return model
+
+
+def build_vision_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder that `config` describes, with random weights and without a pooler.
+
+    Raises:
+        UserError: if it is none for images.
+    """
+    options = _options(config)
+    return drop_pooler(AutoModel.from_config(config, **options))
+
+
+def load_vision_encoder(name_or_path: str, image_size: int | None = None) -> PreTrainedModel:
+    """The encoder of a checkpoint in float32, without its pooler, for images of a size.
+
+    A `ViTMAEModel` hides patches in every forward pass; it is loaded as the `ViTModel` that it otherwise is.
+
+    Raises:
+        UserError: if it is none for images, or if its positions do not fit them.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type == "vit_mae":
+        fields = config.to_dict()
+        known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
+        config = ViTConfig(**{name: value for name, value in fields.items() if name in known})
+    encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32, **_options(config))
+    return with_image_size(drop_pooler(encoder), image_size)
+
+
+def _options(config: PreTrainedConfig) -> dict[str, bool]:
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    if model_class is None or model_class.main_input_name != "pixel_values":
+        raise UserError(
+            f"A {config.model_type} is no encoder of images alone. Choose one, such as vit, dinov2, resnet, "
+            "convnextv2 or swin."
+        )
+    if config.model_type == "vit_mae":
+        raise UserError("A vit_mae hides patches in every forward pass. Use vit, which has the same weights.")
+    takes_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes_pooler else {}
+
+
+def side(value: Any) -> int:
+    """One number of a size that transformers keeps as a number or as a pair.
+
+    Raises:
+        UserError: if height and width differ.
+    """
+    values = {value} if isinstance(value, int) else set(value)
+    if len(values) != 1:
+        raise UserError(f"Images and patches are squares here, got {tuple(value)}. Give both sides the same length.")
+    return values.pop()
+
+
+def patches_a_side(config: PreTrainedConfig) -> int:
+    """How many patches stand in a row of an image."""
+    return side(config.image_size) // side(config.patch_size)
+
+
+def with_image_size(encoder: PreTrainedModel, image_size: int | None) -> PreTrainedModel:
+    """An encoder for images of `image_size`: learned positions are interpolated (bicubic) to the new grid of patches.
+
+    Encoders without positions of their own for each patch (convolutions, rotary positions) are returned as they are.
+
+    Raises:
+        UserError: if the architecture keeps positions in a way that cannot be interpolated here.
+    """
+    config = encoder.config
+    if image_size is None or not hasattr(config, "image_size") or side(config.image_size) == image_size:
+        return encoder
+    if config.model_type not in _BLOCKS:
+        if any("embeddings.position" in name for name, _ in encoder.named_parameters()):
+            raise UserError(
+                f"The positions of this {config.model_type} are those of {side(config.image_size)} pixels and cannot "
+                f"be interpolated to {image_size}. Pass `--image_size {side(config.image_size)}`."
+            )
+        return encoder
+    fitted = copy.deepcopy(config)
+    fitted.image_size = image_size
+    before, after = patches_a_side(config), patches_a_side(fitted)
+    state = encoder.state_dict()
+    positions = state["embeddings.position_embeddings"]  # (1, num_own + before², hidden_size)
+    num_own = positions.shape[1] - before**2
+    grid = positions[:, num_own:].unflatten(1, (before, before)).permute(0, 3, 1, 2)
+    # as the stock models do it when they are asked to
+    antialias = config.model_type == "dinov2_with_registers"
+    grid = F.interpolate(grid, (after, after), mode="bicubic", align_corners=False, antialias=antialias)
+    state["embeddings.position_embeddings"] = torch.cat([positions[:, :num_own], grid.flatten(2).mT], dim=1)
+    resized = build_vision_encoder(fitted)
+    resized.load_state_dict(state)
+    return resized
+
+
+def takes_visible_tokens(config: PreTrainedConfig) -> bool:
+    """Whether [`encode_visible`] works for an encoder."""
+    return config.model_type in _BLOCKS
+
+
+def encode_visible(encoder: PreTrainedModel, pixel_values: torch.Tensor, visible: torch.LongTensor) -> torch.Tensor:
+    """Run a ViT-like encoder on some patches of each image; the others cost nothing but their embedding.
+
+    Args:
+        encoder (`PreTrainedModel`):
+            One of those that [`takes_visible_tokens`] names.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Images.
+        visible (`torch.LongTensor` of shape `(batch_size, num_visible)`):
+            Which patches, in the order in which they are wanted.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_own + num_visible, hidden_size)`: CLS and the like, then the patches.
+    """
+    hidden = encoder.embeddings(pixel_values)  # (batch_size, num_own + num_patches, hidden_size)
+    hidden = select(hidden, visible, num_own_tokens(encoder.config))
+    for block in transformer_blocks(encoder):
+        hidden = block(hidden)
+    return encoder.layernorm(hidden)
+
+
+def image_features(
+    encoder: PreTrainedModel, pixel_values: torch.Tensor, pooling: str | None = None, **options: Any
+) -> torch.Tensor:
+    """One vector an image.
+
+    Args:
+        encoder (`PreTrainedModel`):
+            Any encoder of images.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Images.
+        pooling (`str`, *optional*):
+            See [`~hfssl.modeling.pooling.pool_features`].
+        options (`dict`, *optional*):
+            Of the encoder: `interpolate_pos_encoding`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`, where `dim` is [`~hfssl.modeling.pooling.feature_size`].
+    """
+    config = encoder.config
+    pooling = check_pooling(config, pooling)
+    return pool_features(encoder(pixel_values, **options, **outputs_for(pooling)), config, pooling)
+
+
+def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
+    """The parameters that project the patches of a Vision Transformer, if they are to stay as they were drawn.
+
+    This makes its training stable (MoCo v3, Section 4.2; https://huggingface.co/papers/2104.02057).
+
+    Args:
+        model (`nn.Module`):
+            Has `config.encoder_config`.
+        prefix (`str`):
+            Where its encoder lies, such as `"student.encoder"`.
+        freeze (`bool`, *optional*):
+            Left out: wherever there are such parameters, but in convolutional encoders.
+
+    Raises:
+        UserError: if they were to stay as they are, and there are none.
+    """
+    config = model.config.encoder_config
+    prefix = f"{prefix}.embeddings.patch_embeddings."
+    names = tuple(name for name, _ in model.named_parameters() if name.startswith(prefix))
+    if freeze and not names:
+        raise UserError(
+            f"`freeze_patch_embed` is for encoders of patches, and a {config.model_type} has none. Leave it out."
+        )
+    return names if freeze or (freeze is None and not is_convolutional(config)) else ()
+
+
+def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:
+    """The blocks of a ViT-like encoder, none of any other."""
+    blocks = _BLOCKS.get(encoder.config.model_type)
+    return encoder.get_submodule(blocks) if blocks else ()
+
+
+def _cast_once(norm: nn.Module, args: tuple, normed: torch.Tensor) -> torch.Tensor:
+    """Hook on the norm before an attention: under autocast query, key and value would each cast what they share."""
+    device = normed.device.type
+    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+def select(tokens: torch.Tensor, indices: torch.LongTensor, num_own: int = 0) -> torch.Tensor:
+    """Tokens of each row by their indices, each of which stands there once.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, num_own + length, dim)`):
+            Of which the first `num_own` are all taken.
+        indices (`torch.LongTensor` of shape `(batch_size, n)`):
+            Which of the others, counted from 0.
+        num_own (`int`, *optional*, defaults to 0):
+            See there.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_own + n, dim)`.
+    """
+    batch_size, length, _ = tokens.shape
+    own = torch.arange(num_own, device=indices.device).expand(batch_size, -1)
+    first = torch.arange(0, batch_size * length, length, device=indices.device)
+    rows = torch.cat([own, num_own + indices], dim=1) + first[:, None]
+    # whole rows are several times as fast as a gather of single numbers
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def sine_positions(patches_a_side: int, dim: int, num_own: int = 0) -> torch.Tensor:
+    """Fixed 2-D sine-cosine positions as in MAE and MoCo v3: `(1, num_own + patches_a_side², dim)`, zeros first.
+
+    A quarter of the numbers each: sine and cosine of the column, sine and cosine of the row.
+    """
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(patches_a_side, dtype=torch.float64)[:, None] * frequencies  # (side, dim / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = waves[None].expand(patches_a_side, -1, -1)
+    rows = waves[:, None].expand(-1, patches_a_side, -1)
+    positions = torch.cat([columns, rows], dim=-1).flatten(0, 1).float()
+    return torch.cat([positions.new_zeros(num_own, dim), positions])[None]
+
+
+def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Images `(batch, channels, height, width)` as patches `(batch, num_patches, patch_size² * channels)`.
+
+    Patches stand in reading order; the numbers of a patch are those of its pixels, channel by channel within a pixel.
+    """
+    b, c, h, w = images.shape
+    grid = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch_size**2 * c)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The square images of [`patchify`] again."""
+    b, n, dim = patches.shape
+    rows, channels = int(n**0.5), dim // patch_size**2
+    grid = patches.reshape(b, rows, rows, patch_size, patch_size, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, rows * patch_size, rows * patch_size)
+
+
+def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
+    """Run an encoder on one blank image, as the surest way to know whether it takes images of that size.
+
+    Raises:
+        UserError: if it does not, or if nothing is left of the image before the last convolution that shrinks it.
+    """
+    config = encoder.config
+    patch = getattr(config, "patch_size", 1)
+    if image_size % side(patch):
+        raise UserError(
+            f"`--image_size {image_size}` is no multiple of the patches of this {config.model_type}, which have "
+            f"{side(patch)} pixels. Pass {max(round(image_size / side(patch)), 1) * side(patch)}."
+        )
+    channels = getattr(config, "num_channels", 3)
+    if channels != 3:
+        raise UserError(f"The encoder takes images of {channels} channels, the images here have 3. Choose another.")
+    was_training = encoder.training
+    encoder.eval()
+    weight = next(encoder.parameters())
+    try:
+        with torch.no_grad(), pixels_required(encoder):
+            encoder(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise UserError(
+            f"This {config.model_type} does not take images of {image_size} pixels ({reason}). Pass another "
+            "`--image_size`, or another `--encoder`."
+        ) from error
+    encoder.train(was_training)
+
+
+@contextmanager
+def pixels_required(encoder: nn.Module):
+    """Within it, an encoder refuses (`ValueError`) images of which one pixel is left for a convolution to shrink.
+
+    There is nothing to shrink then; and with bfloat16 on CPU the gradient of its 3 x 3 weights would be garbage.
+    """
+
+    def refuse(convolution: nn.Conv2d, args: tuple) -> None:
+        if max(args[0].shape[-2:]) == 1 and max(convolution.kernel_size) > 1:
+            raise ValueError("of which one pixel is left before the last convolution that shrinks them")
+
+    shrinking = [part for part in encoder.modules() if isinstance(part, nn.Conv2d) and max(part.stride) > 1]
+    handles = [part.register_forward_pre_hook(refuse) for part in shrinking]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def uses_attention(module: nn.Module) -> bool:
+    """Whether an encoder has an implementation of attention to choose."""
+    return hasattr(getattr(module, "config", None), "num_attention_heads")

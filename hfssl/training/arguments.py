@@ -1,0 +1,225 @@
+"""The arguments of a pre-training run: `TrainingArguments` with the defaults of pre-training."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from ..errors import UserError
+from ..machine import choose_precision, local_world_size, num_cores, use_all_cores
+from . import checkpoints
+from .hub import check_push
+
+
+# `max_steps` of a run that something else ends: Trainer wants a number.
+ENDLESS = 10**12
+
+# `--optim` of [`~hfssl.training.optim.Lars`]: TrainingArguments knows its own names only.
+LARS = "lars"
+# What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
+BASE_BATCH_SIZE = 256
+
+
+@dataclass
+class SSLTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] for pre-training on streams.
+
+    Defaults that differ: `per_device_train_batch_size=32`, `weight_decay=0.01`, `adam_beta2=0.98`,
+    `adam_epsilon=1e-6`, `warmup_steps=0.06` (a share of all steps), `eval_strategy="steps"` ten times a run,
+    `save_total_limit=2`, `report_to="tensorboard"`, `logging_nan_inf_filter=False` (a non-finite loss stops the run
+    instead of being hidden), `ddp_find_unused_parameters=False`, `dataloader_num_workers=-1`, `hub_strategy="end"`.
+
+    Args:
+        precision (`str`, *optional*, defaults to `"auto"`):
+            Number format of the matrix products: fp32, bf16 or fp16. auto takes bf16 where the hardware has it
+            natively.
+        max_tokens (`int`, *optional*):
+            Length of the run in tokens (positions of packed rows), instead of `max_steps`.
+        budget_minutes (`float`, *optional*):
+            Length of the run in minutes of training, instead of `max_steps`; evaluations during it count, the last one
+            and the export do not. Learning rate, `warmup_steps`, `eval_steps` and `save_steps` below 1 follow the
+            share of the budget that is used up. A resumed run goes on with the minutes it has left; the number of its
+            steps, and so its weights, depend on the machine.
+        resume (`str`, *optional*, defaults to `"auto"`):
+            auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue
+            from.
+        cpu_threads (`int`, *optional*):
+            Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
+            set.
+        stop_on_collapse (`bool`, *optional*, defaults to `False`):
+            End the run when its embeddings have collapsed (see `hfssl/evaluation/verdict.py`), instead of only saying
+            so. Either way the newest checkpoint up to the last evaluation that found it healthy stays, beside those
+            that `save_total_limit` keeps.
+        learning_rate (`float`, *optional*):
+            Peak learning rate. Left out, the recipe chooses.
+        base_learning_rate (`float`, *optional*):
+            Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
+            step, over all processes and accumulation steps, as papers on images state it.
+        weight_decay_end (`float`, *optional*):
+            Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
+            stays.
+        dataloader_num_workers (`int`, *optional*, defaults to `-1`):
+            Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
+    """
+
+    # the fields of `TrainingArguments` that `--help` shows
+    _help_fields: ClassVar[tuple[str, ...]] = (
+        "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "weight_decay_end", "max_grad_norm", "seed",
+        "activation_checkpointing",
+        "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
+        "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
+    )  # fmt: skip
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_tokens: int | None = None
+    budget_minutes: float | None = None
+    resume: str = "auto"
+    cpu_threads: int | None = None
+    stop_on_collapse: bool = False
+
+    learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    optim: str = field(
+        default=TrainingArguments.optim,
+        metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
+    )
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 32
+    weight_decay: float = 0.01
+    weight_decay_end: float | None = None
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    warmup_steps: float = field(
+        default=0.06, metadata={"help": "Steps over which the learning rate rises; below 1 a share of all steps."}
+    )
+    eval_strategy: str = "steps"
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "Evaluate every so many steps; below 1 a share of all steps."}
+    )
+    logging_steps: float = 10
+    save_total_limit: int | None = 2
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Tracker: tensorboard, trackio, wandb or none."}
+    )
+    logging_nan_inf_filter: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    dataloader_num_workers: int = -1
+    hub_strategy: str = "end"
+    remove_unused_columns: bool = False
+    ignore_data_skip: bool = True
+
+    def __post_init__(self):
+        if self.load_best_model_at_end:
+            raise UserError(
+                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without reporting "
+                "the "
+                "choice. The last weights are exported; keep more of them with `--save_total_limit`."
+            )
+        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) not in ("end", "every_save"):
+            raise UserError(
+                f"`--hub_strategy {self.hub_strategy}` would push optimizer states. Choose end (default) or "
+                "every_save."
+            )
+        if self.budget_minutes is not None:
+            self._check_budget()
+            self.max_steps = ENDLESS
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
+            raise UserError(
+                "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
+                f"{self.weight_decay_end:g} and {self.weight_decay:g}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
+        self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
+        use_all_cores(self.cpu_threads)
+        if torch.accelerator.current_accelerator(check_available=True) is None:
+            self.use_cpu = True  # Trainer asks for it before it lets a CPU multiply in bf16
+        if self.dataloader_num_workers < 0:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.dataloader_num_workers = min(4, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+        if not self.bf16 and not self.fp16:
+            precision = choose_precision(self.precision, self.use_cpu)
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if optimizer not in (LARS, *(known.value for known in OptimizerNames)):
+            raise UserError(
+                f"`--optim {optimizer}` is unknown. Choose {TrainingArguments.optim} (the default), sgd or lars, or "
+                "another one that transformers knows."
+            )
+        self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer
+        super().__post_init__()
+        if optimizer == LARS:
+            self.optim = LARS
+        if self.base_learning_rate is not None:
+            self.scale_learning_rate()
+        for tracker in self.report_to:
+            _check_tracker(tracker)
+
+    def scale_learning_rate(self) -> None:
+        """Set `learning_rate` from `base_learning_rate` and the samples of a step."""
+        scaled = self.base_learning_rate * self.global_batch_size / BASE_BATCH_SIZE
+        if self.learning_rate is not None and not math.isclose(self.learning_rate, scaled):
+            raise UserError(
+                f"`--base_learning_rate {self.base_learning_rate:g}` is a learning rate of {scaled:g} at "
+                f"{self.global_batch_size} samples a step, `--learning_rate` says {self.learning_rate:g}. Pass one of "
+                "them."
+            )
+        self.learning_rate = scaled
+
+    def _check_budget(self) -> None:
+        if not 0.0 < self.budget_minutes < math.inf:
+            raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
+        if self.max_tokens is not None:
+            raise UserError(
+                f"`--budget_minutes {self.budget_minutes:g}` and `--max_tokens {self.max_tokens}` both say how long "
+                "the run "
+                "is. Pass one of them."
+            )
+        if self.warmup_steps >= 1:
+            raise UserError(
+                "With `--budget_minutes` the warm-up is a share of the budget, below 1, got "
+                f"`--warmup_steps {self.warmup_steps:g}`."
+            )
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of one optimizer step, over processes and accumulation steps."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def claim_output_dir(self) -> Path | None:
+        """Take `output_dir` for this run and return the checkpoint that it continues from, if there is one.
+
+        Raises:
+            UserError: if the folder is in use, not writable, or holds something else, or if `--push_to_hub` cannot
+            work.
+        """
+        if self.process_index == 0:
+            checkpoints.claim_output_dir(self.output_dir, self.resume)
+            if self.push_to_hub:
+                check_push(
+                    self.hub_model_id, self.hub_token, self.hub_private_repo
+                )  # here, since tokenizer and model take their time
+        if self.world_size > 1:
+            dist.barrier()
+        return checkpoints.find_checkpoint(self.output_dir, self.resume)
+
+
+def _check_tracker(name: str) -> None:
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    if name not in known:
+        raise UserError(f"`--report_to {name}` is unknown. Choose none or one of {', '.join(sorted(known))}.")
+    is_installed = getattr(integration_utils, f"is_{name}_available", lambda: True)
+    if not is_installed():
+        raise UserError(f"`--report_to {name}` needs a package that is not installed: `pip install {name}`.")

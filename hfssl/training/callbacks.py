@@ -1,0 +1,293 @@
+"""What happens beside the training step: progress for a person, safe interruption, the method's own schedule."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from ..errors import UserError
+from ..functional.schedules import cosine
+
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetClock(TrainerCallback):
+    """Ends a run when its budget of wall-clock time is used up, and says how much of it is.
+
+    Counted is the time from the beginning of the first step to the end of the last: steps, waiting for data,
+    evaluations and checkpoints in between. What comes before (opening data, the measurement before training) and after
+    (the last evaluation and checkpoint, the export) is not. A resumed run goes on with the seconds of its checkpoint.
+
+    Processes agree on the seconds of rank 0. They travel between CPUs while a step is computed and arrive one step
+    later, so that no process and no GPU waits for them.
+
+    Args:
+        budget (`float`):
+            Seconds of training.
+        now (`Callable[[], float]`, *optional*, defaults to `time.monotonic`):
+            The clock on the wall.
+    """
+
+    def __init__(self, budget: float, now: Callable[[], float] = time.monotonic):
+        self.budget, self.now = budget, now
+        self.seconds = 0.0  # as agreed on at the last step
+        self._begin: float | None = None
+        self._group = None
+        self._pending = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up, in [0, 1]. The step that reaches 1 is the last one."""
+        return min(self.seconds / self.budget, 1.0)
+
+    def elapsed(self) -> float:
+        """Seconds trained so far, by the clock of this process: what a checkpoint keeps."""
+        return self.seconds if self._begin is None else self.now() - self._begin
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._begin = None
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._begin is None:
+            self._begin = self.now() - self.seconds
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        # before the step, because the learning rate and the method's schedule of this step's end follow it
+        self._before, self.seconds = self.seconds, self._agree(args)
+
+    def _agree(self, args) -> float:
+        if args.world_size == 1:
+            return self.elapsed()
+        seconds = self.seconds
+        if self._pending is not None:
+            agreed, work = self._pending
+            work.wait()
+            seconds = agreed.item()
+        mine = torch.tensor(self.elapsed(), dtype=torch.float64)
+        self._pending = (mine, dist.broadcast(mine, src=0, group=self._group, async_op=True))
+        return seconds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        over = self.seconds >= self.budget
+        # shares of the run, which Trainer makes shares of `max_steps`, are shares of the budget
+        control.should_log |= self._passed(args.logging_steps)
+        control.should_evaluate |= args.eval_strategy == "steps" and (over or self._passed(args.eval_steps))
+        control.should_save |= args.save_strategy == "steps" and (over or self._passed(args.save_steps))
+        control.should_training_stop |= over
+
+    def _passed(self, share: float | None) -> bool:
+        if not share or share >= 1:
+            return False
+        return int(self.seconds / self.budget / share) > int(self._before / self.budget / share)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._begin = None
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
+
+
+class MethodCallback(TrainerCallback):
+    """Tells the model after each optimizer step how far the run is: `model.after_optimizer_step(progress)`.
+
+    [`SSLTrainer`] installs it; with a plain `Trainer` add it yourself. `progress` is in [0, 1]. Methods with a
+    teacher, a temperature or a centre move them there; methods without define no such function.
+
+    Args:
+        clock ([`BudgetClock`], *optional*):
+            What progress means where the run has a budget of time instead of steps.
+    """
+
+    def __init__(self, clock: BudgetClock | None = None):
+        self.clock = clock
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        advance = getattr(_unwrap(model), "after_optimizer_step", None)
+        if advance is not None:
+            advance(self.clock.progress if self.clock else (state.global_step + 1) / state.max_steps)
+
+
+class WeightDecaySchedule(TrainerCallback):
+    """Takes the weight decay from that of the optimizer to `end`, along half a cosine, as DINO and I-JEPA do.
+
+    Parameters without any (biases, weights of norms) stay without.
+
+    Args:
+        end (`float`):
+            Weight decay at the end of the run.
+        clock ([`BudgetClock`], *optional*):
+            What progress means where the run has a budget of time instead of steps.
+    """
+
+    def __init__(self, end: float, clock: BudgetClock | None = None):
+        self.end, self.clock = end, clock
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        progress = self.clock.progress if self.clock else state.global_step / state.max_steps
+        for group in optimizer.param_groups:
+            # in the group, and so in the checkpoint, as schedulers keep the first learning rate there
+            start = group.setdefault("initial_weight_decay", group["weight_decay"])
+            if start:
+                group["weight_decay"] = cosine(start, self.end, progress)
+
+
+def _unwrap(model):
+    return model.module if hasattr(model, "module") else model
+
+
+class ProgressBar(TrainerCallback):
+    """Loss, tokens or images per second, time left: one line on a terminal, a line every half minute in a log file."""
+
+    SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, stream=None, clock: BudgetClock | None = None):
+        self.stream = stream  # has `counts["tokens"]` of this process, and says in `unit` what these are
+        self.clock = clock  # of a run with a budget of time
+        self.bar = None
+        self.loss = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or args.disable_tqdm:
+            return
+        self.is_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.clock.budget if self.clock else state.max_steps,
+            initial=self._done(state),
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr if self.is_terminal else open(os.devnull, "w"),  # noqa: SIM115 - closed with the bar
+            bar_format="{desc} {percentage:3.0f}%|{bar}| "
+            + ("" if self.clock else "{n_fmt}/{total_fmt} ")
+            + "[{elapsed}<{remaining}{postfix}]",
+        )
+        self.begin = self.last_line = time.monotonic()
+        self.tokens_before = self._tokens()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is None:
+            return
+        if "loss" in logs:
+            self.loss = logs["loss"]
+        elif "eval_loss" in logs:
+            kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
+            words = ", ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs)
+            self._line(f"step {state.global_step}: held-out {words}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is None:
+            return
+        now = time.monotonic()
+        rate = (self._tokens() - self.tokens_before) * args.world_size / max(now - self.begin, 1e-9)
+        words = "" if self.loss is None else f", loss {self.loss:.3f}"
+        if self.stream is not None:
+            words += f", {rate:,.0f} {self.stream.unit}/s"
+        step = f"step {state.global_step}"
+        self.bar.set_postfix_str((step + words if self.clock else words).removeprefix(", "), refresh=False)
+        self.bar.update(self._done(state) - self.bar.n)
+        if not self.is_terminal and now - self.last_line > self.SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            if self.clock:
+                left = self.bar.total - self._done(state)
+            else:
+                step += f"/{state.max_steps}"
+                seconds_a_step = (now - self.begin) / max(state.global_step - self.bar.initial, 1)
+                left = seconds_a_step * (state.max_steps - state.global_step)
+            self._line(f"{step}{words}, {tqdm.format_interval(left)} left")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _done(self, state) -> float:
+        return min(self.clock.seconds, self.clock.budget) if self.clock else state.global_step
+
+    def _tokens(self) -> int:
+        return self.stream.counts["tokens"] if self.stream is not None else 0
+
+    def _line(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and SIGINT end the run after the current step, with a checkpoint; a second one ends it at once.
+
+    Processes agree on the step: each tells the others with a sum that travels while the next step is computed, so that
+    no GPU waits for it.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self.stopped = False
+        self._previous = {}
+        self._pending = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def _receive(self, number, frame):
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = signal.Signals(number).name
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._anyone_received(args) and not control.should_training_stop:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def _anyone_received(self, args) -> bool:
+        if args.world_size == 1:
+            return self.received is not None
+        stop = False
+        if self._pending is not None:
+            flag, work = self._pending
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor(float(self.received is not None), device=args.device)
+        self._pending = (flag, dist.all_reduce(flag, async_op=True))
+        return stop
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
+
+
+class StopOnNonFiniteLoss(TrainerCallback):
+    """A loss that is no number stops the run before it spoils a checkpoint."""
+
+    def __init__(self, last_checkpoint):
+        self.last_checkpoint = last_checkpoint
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            raise non_finite_loss(state.global_step, logs.get("learning_rate"), self.last_checkpoint())
+
+
+def non_finite_loss(step: int, learning_rate: float | None, checkpoint) -> UserError:
+    """The error of a run whose loss is no number any more."""
+    return UserError(
+        f"The loss is not finite at step {step}, at a learning rate of {learning_rate:g}. "
+        f"Last good checkpoint: {checkpoint or 'none yet'}. Lower `--learning_rate`, raise `--warmup_steps`, or use "
+        "`--precision fp32`."
+    )

@@ -1,0 +1,247 @@
+"""The output folder of a run: who may write to it, and checkpoints that are either whole or not there."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+# Written last into a checkpoint: size and checksum of every file in it, and the settings of the run.
+MANIFEST = "manifest.json"
+LOCK = ".hfssl.lock"
+# Where checkpoints are written, and where old ones go before they are deleted: neither is ever taken for a checkpoint.
+STAGING = ".staging"
+
+_locks: dict[str, Any] = {}  # open lock files, held until the process ends
+
+
+_reported: set[Path] = set()  # damaged checkpoints that were named
+
+
+def _release_in_child() -> None:
+    # a worker that outlives its killed parent for a second must not keep the folder from the next run
+    for lock in _locks.values():
+        lock.close()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
+
+
+def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
+    """Make `output_dir` this process's own, before any time is spent on data or model.
+
+    Called by the main process of a run. The claim ends with the process, however it ends.
+
+    Raises:
+        UserError: if the folder cannot be written, is in use by another run, or holds something else.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a+")  # noqa: SIM115 - held open as long as the process lives
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the output folder {folder}: {error.strerror}. Pass another `--output_dir`."
+        ) from None
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # no such locks on this system
+    except OSError:
+        lock.seek(0)
+        raise UserError(
+            f"The output folder {folder} is in use by another process (pid {lock.read().strip() or 'unknown'}). "
+            "Wait for it, or pass another `--output_dir`."
+        ) from None
+    is_new = (folder / LOCK).stat().st_size == 0
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    if is_new and others:
+        lock.close()
+        (folder / LOCK).unlink()
+        raise UserError(
+            f"The output folder {folder} is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''}) and "
+            "holds "
+            "no run of hfssl. Pass another `--output_dir`."
+        )
+    has_checkpoint = any(list_checkpoints(folder))
+    if (resume == "never" and others) or (not has_checkpoint and (folder / "results.json").exists()):
+        raise UserError(
+            f"The output folder {folder} holds another run already. Pass another `--output_dir`, or delete the folder."
+        )
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    _locks[str(folder.resolve())] = lock
+    shutil.rmtree(folder / STAGING, ignore_errors=True)  # what a killed run left behind
+    return folder
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    found = [
+        entry
+        for entry in Path(output_dir).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", entry.name) and entry.is_dir()
+    ]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_up_to(checkpoints: Iterable[Path], step: int) -> Path | None:
+    """The first of some checkpoints, newest first, that is not after `step`."""
+    return next((path for path in checkpoints if step_of(path) <= step), None)
+
+
+def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None:
+    """The checkpoint to continue from: the newest whole one in `output_dir`, or the one that `resume` names.
+
+    A damaged checkpoint is passed over with a warning.
+
+    Raises:
+        UserError: if `resume` names a folder that is no whole checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        problem = _damage(Path(resume)) if Path(resume).is_dir() else "there is no such folder"
+        if problem:
+            there = ", ".join(str(checkpoint) for checkpoint in list_checkpoints(output_dir))
+            raise UserError(
+                f"`--resume {resume}` is no checkpoint to continue from: {problem}. "
+                + (f"Those of this run are {there}." if there else f"{output_dir} holds none either.")
+                + " Pass `--resume auto` to continue from the newest one, if there is any."
+            )
+        return Path(resume)
+    for checkpoint in list_checkpoints(output_dir):
+        problem = _damage(checkpoint)
+        if not problem:
+            return checkpoint
+        if checkpoint not in _reported:
+            logger.warning("%s is damaged (%s). Trying the one before.", checkpoint, problem)
+            _reported.add(checkpoint)
+    if list_checkpoints(output_dir):
+        raise UserError(f"No whole checkpoint is left in {output_dir}. Start again in another `--output_dir`.")
+    return None
+
+
+def set_damaged_aside(output_dir: str | Path, checkpoint: Path | None) -> None:
+    """Rename the damaged checkpoints that are newer than the one to continue from: their steps will be saved anew."""
+    for newer in list_checkpoints(output_dir):
+        if newer == checkpoint:
+            return
+        if _damage(newer):
+            aside = newer.with_name(f"damaged-{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+
+
+_WORDS = {"world_size": "the number of processes, each of which has its own part of the data,"}
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint belongs to."""
+    return json.loads((checkpoint / MANIFEST).read_text())["settings"]
+
+
+def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Refuse to continue a run with settings that would make it another run.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    now = json.loads(json.dumps(settings))
+    # a switch that the version of hfssl that wrote the checkpoint did not have was off
+    then = {name: False for name, value in now.items() if isinstance(value, bool)} | read_settings(checkpoint)
+    changed = [
+        f"{_WORDS.get(name, name)} was {then.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, "
+            "or the "
+            "same settings to continue this one."
+        )
+
+
+def seal(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the manifest of a finished checkpoint and put everything on the disk itself."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
+        _sync(path)
+    (folder / MANIFEST).write_text(json.dumps({"files": files, "settings": settings}, indent=1))
+    _sync(folder / MANIFEST)
+
+
+def rotate(output_dir: str | Path, keep: int | None, healthy_step: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints, renamed first: a kill leaves no half-deleted checkpoint.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        keep (`int`, *optional*):
+            Left out or 0: all.
+        healthy_step (`int`, *optional*):
+            Last step at which the run is known to be healthy. The newest checkpoint up to there stays as well, since
+            of later ones nobody knows whether they are worth going back to.
+    """
+    there = list_checkpoints(output_dir)
+    spared = None if healthy_step is None else newest_up_to(there, healthy_step)
+    for old in there[max(keep, 1) :] if keep else []:
+        if old == spared:
+            continue
+        trash = Path(output_dir) / STAGING / f"old-{old.name}"
+        trash.parent.mkdir(exist_ok=True)
+        shutil.rmtree(trash, ignore_errors=True)
+        old.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or `None`."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is not readable"
+    for name, (size, checksum) in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or _checksum(path) != checksum:
+            return f"{name} was changed"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,223 @@
+"""Measures the embeddings of held-out samples while a run trains, for the verdict of `hfssl.evaluation.verdict`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from ..data.held_out import identity
+from ..data.stream import Block, ExactStream
+from ..data.text.rows import TextCollator
+from ..evaluation.image.encoder import evaluating
+from ..evaluation.verdict import VIEWS_APART, describe, judge
+from ..functional import keyed
+from ..functional.embedding_figures import (
+    alignment,
+    effective_rank,
+    margin,
+    margin_of_chance,
+    random_rank,
+    spread,
+    teacher_distance,
+    uniformity,
+)
+from ..modeling.base import SSLPreTrainedModel
+from ..modeling.distributed import rank, world_size
+from ..modeling.pooling import check_pooling
+
+
+logger = logging.getLogger(__name__)
+
+# Enough to count directions by the dozen; a forward pass over them costs about as much as one step.
+MAX_SAMPLES = 256
+# Fewer cannot tell a lack of directions from a lack of samples.
+MIN_SAMPLES = 32
+# Of a text: its beginning says what it is about.
+MAX_TOKENS = 128
+
+
+# Of whatever method: its projections are spread, but not by what is in the images.
+_VIEWS_APART_HINT = (
+    "two views of an image are no nearer to each other than to other images: make them milder "
+    "(`recipes/show_views.py` shows them), raise `--learning_rate`, or train for longer"
+)
+
+
+class HealthMonitor:
+    r"""
+    Measures the embeddings of held-out samples during a run and says whether it is healthy. See the top of the module.
+
+    [`SSLTrainer`] makes one when it is given held-out samples, and calls it at each evaluation.
+
+    Args:
+        samples (`Sequence[str]` or `Sequence[bytes]`):
+            Held-out texts or encoded images. At most `max_samples` are taken, from all over them.
+        processor:
+            Tokenizer or image processor that goes with the encoder.
+        stream ([`ExactStream`], *optional*):
+            That of the run: makes the views that joint-embedding methods compare, always the same of a sample.
+        max_samples (`int`, *optional*, defaults to `256`):
+            Most samples to measure on.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Samples a forward pass.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[str] | Sequence[bytes],
+        processor: Any,
+        stream: ExactStream | None = None,
+        *,
+        max_samples: int = MAX_SAMPLES,
+        batch_size: int = 64,
+    ):
+        chosen = np.linspace(0, len(samples) - 1, min(len(samples), max_samples)).round().astype(int)
+        samples = [samples[i] for i in chosen]
+        self.num_samples, self.stream, self.batch_size = len(samples), stream, batch_size
+        self.processor = processor
+        self.texts, self.pixels, self.views = None, None, {}
+        if self.num_samples < MIN_SAMPLES:
+            logger.info(
+                "No verdict on the health of the run: %d held-out samples, %d needed.", len(samples), MIN_SAMPLES
+            )
+        elif isinstance(processor, PreTrainedTokenizerBase):
+            self.texts = self._tokenized(samples)
+        else:
+            from ..evaluation.image.features import resized_images
+
+            self.pixels = resized_images(processor, samples)
+            if stream is not None:
+                keys = np.array([int.from_bytes(identity(image)[:8]) for image in samples], dtype=np.uint64)
+                block = Block({stream.source.columns[0]: samples}, keyed.key(keys, 5), key=0)
+                self.views = stream.transform(block).columns
+
+    def _tokenized(self, texts: list[str]) -> list[dict[str, torch.Tensor]]:
+        """Batches of one text a row: of texts that share a row, none could be told from the others."""
+        backend = self.processor.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        longest = min(MAX_TOKENS, self.processor.model_max_length)
+        if self.stream is not None:
+            longest = min(longest, self.stream.transform.max_length)
+        rows = [np.array(encoding.ids[:longest], np.int32) for encoding in backend.encode_batch_fast(texts)]
+        rows = sorted((row for row in rows if len(row)), key=len)
+        collate = TextCollator(self.processor.pad_token_id)
+        return [collate({"input_ids": rows[i : i + self.batch_size]}) for i in range(0, len(rows), self.batch_size)]
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def measure(self, model: SSLPreTrainedModel) -> dict[str, float]:
+        """The figures of a pre-training model, by names that begin with `health_`; nothing of the model changes.
+
+        Of a run in several processes each embeds its share of the samples; the figures are the same in all of them.
+        """
+        if self.num_samples < MIN_SAMPLES:
+            return {}
+        with evaluating(model):
+            embeddings, projections = self._embeddings(model), self._of_views(model, "compared_embeddings")
+            target_margins = self._of_views(model, "target_margin")
+        figures = {"rankme": effective_rank(embeddings), **spread(embeddings)}
+        if projections is not None:
+            z1, z2 = projections[:, 0], projections[:, 1]
+            figures |= {f"projection_{name}": value for name, value in spread(z1).items()}
+            figures["random_rank"] = random_rank(*z1.shape)
+            figures["margin"], figures["margin_of_chance"] = margin(z1, z2), margin_of_chance(*z1.shape)
+            figures["alignment"] = alignment(z1, z2)
+            figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
+        if target_margins is not None:
+            figures["target_margin"] = target_margins.mean().item()
+        distance = teacher_distance(model)
+        if distance is not None:
+            figures["teacher_distance"] = distance
+        return {f"health_{name}": value for name, value in figures.items()}
+
+    def _embeddings(self, model: SSLPreTrainedModel) -> torch.Tensor:
+        """Pooled features of the encoder, `(num_samples, hidden_size)`."""
+        device = next(model.parameters()).device
+        if self.texts is not None:
+            return self._gather(len(self.texts), lambda i: _mean_of_tokens(model.encoder, self.texts[i], device))
+        from ..evaluation.image.features import encode, normalized
+
+        # the CLS token of a method without a pooling, such as MAE, is in no loss
+        pooling = check_pooling(model.encoder.config, getattr(model.config, "pooling", "mean"))
+        batches = self.pixels.split(self.batch_size)
+        return self._gather(
+            len(batches), lambda i: encode(model.encoder, normalized(self.processor, batches[i], device), pooling)
+        )
+
+    def _of_views(self, model: SSLPreTrainedModel, name: str) -> torch.Tensor | None:
+        """What a method of the model makes of the views, a row for each sample; `None` where it has no such method.
+
+        `compared_embeddings` is what the loss compares, `(num_samples, 2, dim)`; `target_margin`, `(num_samples,)`, is
+        for methods that compare by something else: by how much their loss grows when the teacher is shown views of
+        other samples, as a share of the loss of chance.
+        """
+        if not self.views or not hasattr(model, name):
+            return None
+        num_rows = len(next(iter(self.views.values())))
+        # equally large, give or take one: a row alone would be compared with itself
+        cuts = np.array_split(np.arange(num_rows), -(-num_rows // self.batch_size))
+
+        def measured(i: int) -> torch.Tensor:
+            rows = {name: values[cuts[i]] for name, values in self.views.items()}
+            return getattr(model, name)(self.stream.collate(rows))
+
+        return self._gather(len(cuts), measured)
+
+    def _gather(self, num_batches: int, embed: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        # a run that diverges is stopped by its loss, not here
+        parts = {i: embed(i).float().cpu().nan_to_num() for i in range(rank(), num_batches, world_size())}
+        if world_size() > 1:
+            shares: list[Any] = [None] * world_size()
+            dist.all_gather_object(shares, parts)
+            parts = {i: part for share in shares for i, part in share.items()}
+        return torch.cat([parts[i] for i in range(num_batches)])
+
+    # -- the verdict ----------------------------------------------------------------------------------------------
+
+    def check(
+        self, model: SSLPreTrainedModel, step: int, history: Sequence[dict[str, Any]], progress: float = 0.0
+    ) -> dict[str, Any]:
+        """Measure and judge.
+
+        Args:
+            model ([`SSLPreTrainedModel`]):
+                The method.
+            step (`int`):
+                Steps that are done.
+            history (`Sequence[dict[str, Any]]`):
+                The log of the run (`trainer.state.log_history`). What came before is known from it, also after a
+                resume.
+            progress (`float`, *optional*, defaults to `0.0`):
+                Share of the run that is done, in [0, 1].
+
+        Returns:
+            `dict[str, float | str]`: the figures, `health_verdict`, and `health_cause` unless it is healthy.
+        """
+        figures: dict[str, Any] = self.measure(model)
+        if not figures:
+            return figures
+        gradients = [entry["grad_norm"] for entry in history if "grad_norm" in entry]
+        if gradients:
+            figures["health_grad_norm"] = float(gradients[-1])
+        past = [entry for entry in history if "health_verdict" in entry and entry["step"] < step]
+        verdict, symptom = judge(figures, past, step, progress)
+        figures["health_verdict"] = verdict
+        if symptom is not None:
+            hints = {VIEWS_APART: _VIEWS_APART_HINT} | model.collapse_hints
+            figures["health_cause"] = hints[symptom].format_map(model.config.to_dict())
+        is_news = not past or past[-1]["health_verdict"] != verdict
+        said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
+        logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))
+        return figures
+
+
+def _mean_of_tokens(encoder: torch.nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    hidden = encoder.base_model(**batch).last_hidden_state  # (batch_size, sequence_length, hidden_size)
+    there = batch["attention_mask"][..., None].to(hidden.dtype)
+    return (hidden * there).sum(1) / there.sum(1)

@@ -1,0 +1,58 @@
+"""The result folder of a run: the stock encoder, the whole method beside it, pictures, figures and the card."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.results import write_results
+from ..evaluation.verdict import plot_health
+from .checkpoints import STAGING
+from .model_card import plot_history, write_card
+from .record import RunRecord
+
+
+def write_result(
+    run: RunRecord,
+    output_dir: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    contrasted: tuple[int, int] | None = None,
+    **card: Any,
+) -> None:
+    """Write the stock encoder, the processor, `pretraining/`, pictures, `results.json` and the card into `output_dir`.
+
+    Everything is written aside first and moved when it is complete.
+
+    Args:
+        run ([`RunRecord`]):
+            The run.
+        output_dir (`Path`):
+            Where to.
+        state_dict (`dict[str, torch.Tensor]`, *optional*):
+            State of the whole model where its own parameters are sharded.
+        contrasted (`tuple[int, int]`, *optional*):
+            See [`~hfssl.training.model_card.plot_history`].
+        card (`dict`, *optional*):
+            Of [`~hfssl.training.model_card.write_card`].
+    """
+    staging = output_dir / STAGING / "result"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    run.model.export_encoder(staging, state_dict)
+    if run.processor is not None:
+        run.processor.save_pretrained(staging)
+    run.model.save_pretrained(staging / "pretraining", state_dict=state_dict)
+    plot_history(run.history, staging / "assets" / "loss.png", contrasted)
+    plot_health(run.history, staging / "assets" / "health.png")
+    for picture, _ in card.get("pictures", ()):
+        shutil.copyfile(picture, staging / "assets" / picture.name)
+    write_card(staging / "README.md", run, **card)
+    for entry in staging.iterdir():
+        target = output_dir / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        entry.replace(target)
+    shutil.rmtree(output_dir / STAGING, ignore_errors=True)
+    if card.get("results"):
+        write_results(output_dir / "results.json", card["results"])

@@ -1,0 +1,463 @@
+"""`transformers.Trainer` for pre-training: exact streams, right gradients, whole checkpoints, a stock result.
+
+The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
+contract test in `tests/test_trainer.py` that fails when a new transformers breaks it:
+
+- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
+- `_get_num_items_in_batch`: the item count of the loss is asked of the method;
+- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
+- `evaluate`: runs evaluators, and looks for collapse;
+- `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
+- `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
+- `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
+  continue;
+- `init_hf_repo`, `push_to_hub`, `_push_from_checkpoint`: pushes go from a staging folder and never end a run.
+"""
+
+import json
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+
+from ..data.stream import ExactStream
+from ..errors import UserError
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.results import command_line
+from ..evaluation.verdict import COLLAPSED, collapse_error, last_healthy_step
+from ..functional import keyed
+from ..functional.schedules import budget_schedule
+from ..modeling.base import SSLPreTrainedModel
+from . import checkpoints
+from .arguments import LARS, SSLTrainingArguments
+from .callbacks import (
+    BudgetClock,
+    MethodCallback,
+    ProgressBar,
+    StopOnNonFiniteLoss,
+    StopOnSignal,
+    WeightDecaySchedule,
+    non_finite_loss,
+)
+from .health import HealthMonitor
+from .hub import check_push, push
+from .optim import Lars
+from .record import RunRecord
+from .result_folder import write_result
+
+
+logger = logging.getLogger(__name__)
+
+# What makes a run this run: changed on a resume, the result would be neither the old run's nor the new one's.
+_IDENTITY = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_steps", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+# The seconds trained so far, in the checkpoints of a run with a budget of time.
+_CLOCK = "clock.json"
+
+
+class SSLTrainer(Trainer):
+    r"""
+    Pre-trains a method on a stream.
+
+    Args:
+        model ([`SSLPreTrainedModel`]):
+            The method around its encoder.
+        args ([`SSLTrainingArguments`]):
+            The run. `output_dir` should have been claimed with [`~checkpoints.claim_output_dir`] by the main process.
+        train_dataset ([`ExactStream`]):
+            The stream of this process. Any other data set goes the way that Trainer gives it, without exact resumes.
+        evaluators (`Sequence[Evaluator]`, *optional*):
+            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`.
+        settings (`dict[str, Any]`, *optional*):
+            What else makes this run this run (data set, tokenizer …), in words that an error message can use.
+        held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
+            Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
+    """
+
+    def __init__(
+        self,
+        model: SSLPreTrainedModel,
+        args: SSLTrainingArguments,
+        train_dataset: Any = None,
+        evaluators: Sequence[Evaluator] = (),
+        settings: dict[str, Any] | None = None,
+        held_out: Sequence[str] | Sequence[bytes] = (),
+        **kwargs,
+    ):
+        self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
+        self.evaluators = list(evaluators)
+        self.extra_settings = dict(settings or {})
+        self.resumed_from: Path | None = None
+        self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
+        self._micro_step = (-1, 0)
+        self._saving_to: str | None = None
+        if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
+            kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
+        if self.stream is not None and args.max_steps < 1:
+            raise UserError(
+                "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
+                "1, got "
+                f"{args.max_steps}."
+            )
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.health = HealthMonitor(held_out, self.processing_class, self.stream) if held_out else None
+        if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
+            self.health = None
+        for default in (ProgressCallback, PrinterCallback):
+            self.remove_callback(default)
+        self.stop = StopOnSignal()
+        if self.clock is not None:
+            self.add_callback(self.clock)
+        self.add_callback(MethodCallback(self.clock))
+        if args.weight_decay_end is not None:
+            self.add_callback(WeightDecaySchedule(args.weight_decay_end, self.clock))
+        self.add_callback(ProgressBar(self.stream, self.clock))
+        self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
+        self.add_callback(self.stop)
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes this run this run; kept in each checkpoint and compared on a resume."""
+        arguments = {name: getattr(self.args, name) for name in _IDENTITY}
+        if self.clock is not None:
+            arguments["budget_minutes"] = self.args.budget_minutes
+            del arguments["max_steps"]
+        method = _flat(self.accelerator.unwrap_model(self.model).config.to_dict())
+        for name in ("transformers_version", "dtype", "architectures"):
+            method.pop(name, None)
+        settings = {**self.extra_settings, **arguments, **method}
+        return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+    def last_checkpoint(self) -> Path | None:
+        return next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train, or go on where the run in `output_dir` stopped (`args.resume`).
+
+        Raises:
+            UserError: if the run cannot be continued with these settings, or its loss is no number any more.
+            SystemExit: after SIGTERM or SIGINT, once the checkpoint is written (128 + the signal's number, as shells
+            do).
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir, self.args.resume)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            self.resumed_from = Path(resume_from_checkpoint)
+            checkpoints.check_settings(self.resumed_from, self.settings)
+            self.accelerator.wait_for_everyone()  # until all have looked for it
+            if self.args.should_save:
+                checkpoints.set_damaged_aside(self.args.output_dir, self.resumed_from)
+            logger.info("Continuing from %s.", self.resumed_from)
+        elif self.args.should_save:
+            self._check_disk_space()
+        if self.clock is not None:
+            trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
+            self.clock.seconds = trained["seconds"]
+        # the state before training is measured once, not again after each resume
+        self.args.eval_on_start = bool(self.evaluators or self.health) and self.resumed_from is None
+        if self.resumed_from is not None and self._is_finished(self.resumed_from):
+            logger.info("The run is finished: %s is its last step.", self.resumed_from)
+            return None
+        result = super().train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None, **kwargs)
+        if self.stop.stopped:
+            checkpoint = self.last_checkpoint()
+            self.accelerator.wait_for_everyone()
+            logger.info(
+                "Stopped at step %d, saved as %s. The same command goes on from there.",
+                self.state.global_step,
+                checkpoint,
+            )
+            sys.exit(128 + getattr(signal, self.stop.received or "SIGTERM"))
+        return result
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is the last step of its run; if so, become it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < self.args.max_steps and not (self.clock is not None and self.clock.progress == 1.0):
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self.stream is not None:
+            self.stream.load_state_dict(self._stream_state(checkpoint))
+        return True
+
+    def _stream_state(self, checkpoint: Path) -> dict[str, Any]:
+        return json.loads((checkpoint / f"stream_{self.args.process_index}.json").read_text())
+
+    def get_train_dataloader(self):
+        if self.stream is None:
+            return super().get_train_dataloader()
+        if self.resumed_from is not None:
+            self.stream.load_state_dict(self._stream_state(self.resumed_from))
+        return self.stream
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        method = self.accelerator.unwrap_model(self.model)
+        counts = (
+            [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
+        )
+        if not counts or counts[0] is None:
+            return (
+                None
+                if isinstance(method, SSLPreTrainedModel)
+                else super()._get_num_items_in_batch(batch_samples, device)
+            )
+        if isinstance(counts[0], dict):
+            return {name: self._sum_over_processes([count[name] for count in counts], device) for name in counts[0]}
+        return self._sum_over_processes(counts, device)
+
+    def _sum_over_processes(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        total = torch.stack([count.to(device) for count in counts]).sum().float()
+        if self.args.world_size > 1:
+            dist.all_reduce(total)
+        return total.clamp(min=1.0)  # a batch without any item has loss 0, not 0 / 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        step, micro = self._micro_step
+        micro = micro + 1 if step == self.state.global_step else 0
+        self._micro_step = (self.state.global_step, micro)
+        torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: SSLTrainingArguments, model=None) -> tuple[Any, dict[str, Any]]:
+        if args.optim != LARS:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        words = (args.optim_args or "").replace(" ", "").split(",")
+        try:
+            options = {name: float(value) for name, value in (word.split("=") for word in words if word)}
+        except ValueError:
+            options = {args.optim_args: None}
+        if not set(options) <= {"momentum", "trust_coefficient"}:
+            raise UserError(
+                f"`--optim_args {args.optim_args}` is nothing that LARS knows. Pass e.g. "
+                "momentum=0.9,trust_coefficient=0.001."
+            )
+        return Lars, {"lr": args.learning_rate, **options}
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        # Trainer's own goes by names and misses the weights of batch norms
+        one_dimensional = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+        return [name for name in super().get_decay_parameter_names(model) if name not in one_dimensional]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.clock is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup, kind = self.args.warmup_steps, self.args.lr_scheduler_type
+        options = self.args.lr_scheduler_kwargs or {}
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda _: budget_schedule(self.clock.progress, warmup, kind, **options)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.stream is not None:  # a stream has passes and tokens, and no epochs
+            for entry in (logs, self.state.log_history[-1]):
+                entry.pop("epoch", None)
+            self.state.log_history[-1][self.stream.unit] = self.stream.counts["tokens"] * self.args.world_size
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Run the evaluators on the model as it is, log what they measure and return it."""
+        if not self.evaluators and self.health is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        model = self.model_wrapped if self.is_in_train else self.model
+        was_training = model.training
+        model.eval()
+        metrics = {}
+        for evaluator in self.evaluators:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                measured = evaluator.measure(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True))
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        if self.health is not None:
+            with self.compute_loss_context_manager():
+                unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+                metrics |= self.health.check(
+                    unwrapped, self.state.global_step, self.state.log_history, self._progress()
+                )
+        model.train(was_training)
+        self.log(metrics)
+        if self.args.stop_on_collapse and metrics.get("health_verdict", "").startswith(COLLAPSED):
+            healthy_step = last_healthy_step(self.state.log_history)
+            there = checkpoints.list_checkpoints(self.args.output_dir)
+            healthy = None if healthy_step is None else checkpoints.newest_up_to(there, healthy_step)
+            raise collapse_error(metrics, self.state.global_step, healthy)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        if self.clock is not None:
+            return self.clock.progress
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial) -> str:
+        return self._saving_to or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write the checkpoint aside, seal it, then rename it: a folder called checkpoint-N is always whole."""
+        if not torch.isfinite(self._tr_loss):
+            raise non_finite_loss(self.state.global_step, self._get_learning_rate(), self.last_checkpoint())
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        staging = output_dir / checkpoints.STAGING
+        if (output_dir / name).exists():  # this very step was saved before the run was stopped
+            return
+        try:
+            if self.args.should_save:
+                shutil.rmtree(staging / name, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._saving_to = str(staging)
+            super()._save_checkpoint(model, trial)
+            if self.stream is not None:
+                state = json.dumps(self.stream.state_dict(), indent=1)
+                (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            if self.clock is not None and self.args.should_save:
+                (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.seal(staging / name, self.settings)
+                (staging / name).rename(output_dir / name)
+                healthy_step = last_healthy_step(self.state.log_history)
+                checkpoints.rotate(output_dir, self.args.save_total_limit, healthy_step)
+        except Exception as error:
+            shutil.rmtree(staging / name, ignore_errors=True)
+            self._explain_full_disk(name, error)
+            raise
+        finally:
+            self._saving_to = None
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.finish(title=f"step {self.state.global_step}", last=False)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Weights that a checkpoint lacks would go on from what the seed gives: not a thing for a warning."""
+        state = self.model.state_dict()
+        missing = set(load_result.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
+        lost = [name for name in load_result.missing_keys if state[name].data_ptr() not in loaded]  # others are tied
+        if lost or load_result.unexpected_keys:
+            name = (lost + load_result.unexpected_keys)[0]
+            raise UserError(
+                f"{self.resumed_from or 'The checkpoint'} does not hold the weights of this model: {len(lost)} are "
+                f"missing and {len(load_result.unexpected_keys)} unknown, such as {name}. Continue with the version "
+                "of hfssl and transformers that wrote it, or pass another `--output_dir`."
+            )
+
+    def _checkpoint_bytes(self) -> int:
+        # weights, and two moments in fp32 for what is trained
+        sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
+        return int(1.05 * sum(sizes)) + (1 << 20)
+
+    def _explain_full_disk(self, what: str, error: Exception) -> None:
+        if shutil.disk_usage(self.args.output_dir).free < self._checkpoint_bytes():
+            raise UserError(
+                f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
+                f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
+                "same "
+                "command again."
+            ) from error
+
+    def _check_disk_space(self) -> None:
+        free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
+        if free < needed:
+            raise UserError(
+                f"{self.args.output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
+                f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
+            )
+
+    # -- the result -----------------------------------------------------------------------------------------------
+
+    def finish(self, *, title: str = "End of training", last: bool = True, **card: Any) -> Path:
+        """Write the result folder: the stock encoder, `pretraining/`, the card, pictures; then push it if asked to.
+
+        Args:
+            title (`str`, *optional*):
+                Message of the commit on the Hub.
+            last (`bool`, *optional*, defaults to `True`):
+                Whether the run is over.
+            card (`dict`, *optional*):
+                What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
+                [`~model_card.plot_history`].
+        """
+        state_dict = (
+            self.accelerator.get_state_dict(self.model_wrapped)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled
+            else None
+        )
+        output_dir = Path(self.args.output_dir)
+        if self.args.should_save:
+            try:
+                write_result(self.record(), output_dir, state_dict=state_dict, **card)
+            except Exception as error:
+                shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
+                self._explain_full_disk("the result", error)
+                raise
+            if self.args.push_to_hub:
+                push(
+                    output_dir, self.args.hub_model_id, title, token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+        return output_dir
+
+    def record(self) -> RunRecord:
+        """What there is to tell of the run so far."""
+        counts = {} if self.stream is None else self.stream.counts
+        return RunRecord(
+            model=self.accelerator.unwrap_model(self.model),
+            args=self.args,
+            processor=self.processing_class,
+            history=self.state.log_history,
+            step=self.state.global_step,
+            counts={name: count * self.args.world_size for name, count in counts.items()},
+            unit="" if self.stream is None else self.stream.unit,
+            passes={} if self.stream is None else self.stream.passes,
+            command=command_line(),
+        )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Trainer's constructor calls this: a Hub that cannot take the result should be known before the training."""
+        if self.args.process_index == 0:
+            check_push(self.args.hub_model_id, self.args.hub_token, self.args.hub_private_repo)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> None:
+        self.finish(title=commit_message)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer's own would upload optimizer arguments as a pickle and event files with the name of the host."""
+
+    def _finish_current_push(self) -> None:
+        """Nothing is pushed in the background."""
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

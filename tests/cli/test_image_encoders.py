@@ -1,0 +1,240 @@
+"""What `--encoder` of the image recipes can be, and what is said of what it cannot."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_vision import ENCODERS, build
+from transformers import AutoImageProcessor, BertConfig, BertModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hfssl.cli.image.encoders import (
+    VISION_PRESETS,
+    build_byol,
+    build_mae,
+    build_simclr,
+    is_checkpoint,
+    vision_encoder_config,
+)
+from hfssl.errors import UserError
+from hfssl.methods.vision.mae import MaeForPreTraining
+from hfssl.methods.vision.simclr import SimclrForPreTraining
+from hfssl.modeling.base import drop_pooler
+from hfssl.modeling.image_processing import build_image_processor
+from hfssl.modeling.vision import build_vision_encoder, load_vision_encoder, try_on_an_image, with_image_size
+from hfssl.training.arguments import SSLTrainingArguments
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture
+def args(tmp_path):
+    return SSLTrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=1, report_to="none", precision="fp32", use_cpu=True
+    )
+
+
+def recipe(encoder, attention="auto"):
+    return SimpleNamespace(encoder=str(encoder), attention=attention)
+
+
+@pytest.mark.parametrize("name", VISION_PRESETS)
+def test_presets_have_a_classifier_and_take_their_images(name):
+    config = vision_encoder_config(name)
+    assert config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    with torch.device("meta"):
+        build_vision_encoder(config)
+
+
+@pytest.mark.parametrize(
+    "name, millions", [("vit-tiny-patch4", 5.4), ("vit-base-patch16", 85.8), ("resnet-18", 11.2), ("resnet-50", 23.5),
+                       ("convnextv2-atto-patch2", 3.4), ("convnextv2-tiny-patch4", 27.9)]
+)  # fmt: skip
+def test_presets_have_the_size_of_their_name(name, millions):
+    with torch.device("meta"):
+        encoder = build_vision_encoder(vision_encoder_config(name))
+    assert encoder.num_parameters() / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_overrides_and_files(tmp_path):
+    assert vision_encoder_config("vit-tiny-patch4", {"hidden_size": 96}).hidden_size == 96
+    assert vision_encoder_config("anything", {"model_type": "dinov2", "hidden_size": 48}).model_type == "dinov2"
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"model_type": "vit", **TINY, "image_size": 40}))
+    assert vision_encoder_config(str(file)).hidden_size == 32 and vision_encoder_config(str(file)).image_size == 40
+    assert vision_encoder_config("org/model") is None
+    assert [is_checkpoint(name) for name in ("vit-tiny-patch4", "mine.json", "org/model")] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "encoder, overrides, words",
+    [
+        ("vit-tiny-patch4", {"hiden_size": 3}, "vit-tiny-patch4 has no field 'hiden_size'"),
+        ("x", {"model_type": "vitt"}, "needs a `model_type` that transformers knows, such as vit, got 'vitt'"),
+        ("nowhere.json", None, "`--encoder nowhere.json` is no configuration as a JSON file"),
+        ("vit-tiny-patch4", {"hidden_size": "wide"}, "`--encoder_config` is no configuration of a vit"),
+    ],
+)
+def test_configurations_that_are_none(encoder, overrides, words):
+    with pytest.raises(UserError, match=words):
+        vision_encoder_config(encoder, overrides)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers"])
+def test_learned_positions_are_interpolated(name):
+    encoder = drop_pooler(build(name)).eval()
+    with torch.no_grad():
+        encoder.embeddings.position_embeddings.normal_()
+    larger = with_image_size(encoder, 24).eval()
+    assert larger.config.image_size == 24 and encoder.config.image_size == 16
+    with torch.no_grad():
+        images = torch.randn(1, 3, 24, 24)
+        options = {} if "dino" in name else {"interpolate_pos_encoding": True}
+        expected = encoder(images, **options).last_hidden_state
+        found = larger(images).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    assert with_image_size(encoder, 16) is encoder and with_image_size(encoder, None) is encoder
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnextv2", "dinov3_vit", "swin"])
+def test_other_encoders_take_another_size_as_they_are(name):
+    encoder = build(name)
+    assert with_image_size(encoder, 32) is encoder
+    try_on_an_image(encoder, 32)
+    assert encoder.training
+
+
+def test_positions_that_cannot_be_interpolated_are_explained():
+    from transformers import AutoModel, SwinConfig
+
+    swin = AutoModel.from_config(SwinConfig(
+        embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2, image_size=16, patch_size=4, use_absolute_embeddings=True
+    ))  # fmt: skip
+    with pytest.raises(
+        UserError, match="are those of 16 pixels and cannot be interpolated to 32. Pass `--image_size 16`"
+    ):
+        with_image_size(swin, 32)
+
+
+@pytest.mark.parametrize(
+    "name, size, words",
+    [
+        ("vit", 18, "`--image_size 18` is no multiple of the patches of this vit, which have 4 pixels. Pass 16"),
+        ("vit", 24, "This vit does not take images of 24 pixels"),
+        ("dinov3_convnext", 16, "This dinov3_convnext does not take images of 16 pixels"),
+        ("resnet", 1, "This resnet does not take images of 1 pixels .*one pixel is left"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_explained(name, size, words):
+    with pytest.raises(UserError, match=words):
+        try_on_an_image(build(name), size)
+
+
+# -- methods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build_method, method", [(build_simclr, SimclrForPreTraining), (build_mae, MaeForPreTraining)]
+)
+def test_a_method_from_scratch(build_method, method, args):
+    model = build_method(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    assert type(model) is method and model.config.encoder_config.image_size == 16
+    assert model.encoder.config._attn_implementation == "lean"  # the fastest for few tokens on a CPU
+    # narrow encoders: 1e-3 for 256 samples, 32 of them here
+    assert args.learning_rate == pytest.approx(1e-3 / 8)
+    again = build_method(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_narrow_mae_has_a_narrow_decoder(args):
+    config = {"encoder_config": TINY, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16}
+    assert build_mae(recipe("vit-tiny-patch4"), config, 16, args).config.decoder_hidden_size == 128
+    given = {"decoder_hidden_size", "decoder_num_attention_heads"}
+    chosen = build_mae(recipe("vit-tiny-patch4"), config, 16, args, given)
+    assert chosen.config.decoder_hidden_size == 512
+
+
+@pytest.mark.parametrize("encoder, given, steady, frozen", [
+    (build("vit"), {}, True, True), (build("vit"), {"last_batch_norm": False}, False, True),
+    (build("resnet"), {}, False, False),
+])  # fmt: skip
+def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, frozen):
+    config = {"encoder_config": encoder.config.to_dict(), **given}
+    model = build_byol(recipe("vit-mini-patch4"), config, 16, args, given=set(given))
+    assert (model.config.last_batch_norm, len(model.frozen) == 3) == (steady, frozen)
+    assert model.config.projector_hidden_dim == 1024  # narrow, as the encoder is
+    assert config == {"encoder_config": encoder.config.to_dict(), **given}
+
+
+def test_lars_has_a_learning_rate_of_its_own(tmp_path):
+    args = SSLTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim="lars",
+        per_device_train_batch_size=256,
+    )  # fmt: skip
+    build_simclr(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    assert args.learning_rate == pytest.approx(0.3)
+
+
+def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args):
+    build("vit", seed=5).save_pretrained(tmp_path)
+    model = build_simclr(recipe(tmp_path, attention="sdpa"), {}, 24, args)
+    assert model.encoder.config.image_size == 24 and model.encoder.config._attn_implementation == "sdpa"
+    weight = build("vit", seed=5).layers[0].mlp.fc1.weight
+    assert torch.equal(model.encoder.layers[0].mlp.fc1.weight, weight)
+    assert args.learning_rate == pytest.approx(1e-4 / 8)
+
+
+def test_wrong_pairings_are_refused_by_name(tmp_path, args):
+    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "bert"
+    )
+    with pytest.raises(UserError, match="A bert is no encoder of images alone"):
+        build_simclr(recipe(tmp_path / "bert"), {}, 16, args)
+    with pytest.raises(Exception, match="MAE runs its encoder on the visible patches alone, which a resnet cannot"):
+        build_mae(recipe("resnet-18"), {}, 32, args)
+    with pytest.raises(UserError, match="neither a preset .* nor a folder with a checkpoint of an image encoder"):
+        build_simclr(recipe(tmp_path / "nothing"), {}, 16, args)
+    with pytest.raises(UserError, match="`--attention nope` does not work here"):
+        build_simclr(recipe("vit-tiny-patch4", attention="nope"), {"encoder_config": TINY}, 16, args)
+
+
+def test_a_vit_mae_is_loaded_as_the_vit_that_it_is(tmp_path):
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    torch.manual_seed(0)
+    stock = ViTMAEModel(ViTMAEConfig(**TINY, image_size=16, patch_size=4)).eval()
+    stock.save_pretrained(tmp_path)
+    encoder = load_vision_encoder(str(tmp_path)).eval()
+    assert type(encoder).__name__ == "ViTModel"
+    stock.config.mask_ratio = 0.0
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = stock(images, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+        torch.testing.assert_close(encoder(images).last_hidden_state, expected)
+
+
+# -- the image processor ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, short_side", [(16, 16), (32, 32), (96, 96), (224, 256)])
+def test_the_image_processor_is_stock(tmp_path, size, short_side):
+    from PIL import Image
+
+    build_image_processor(size, mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert processor.size["shortest_edge"] == short_side and list(processor.image_mean) == [0.1, 0.2, 0.3]
+    for mode, shape in (("L", (8, 8)), ("RGB", (300, 200))):
+        pixels = processor(Image.new(mode, shape, 0), return_tensors="pt").pixel_values
+        assert pixels.shape == (1, 3, size, size)
+    assert pixels[0, 0, 0, 0].item() == pytest.approx(-0.1 / 0.229, abs=1e-5)
+
+
+def test_every_kind_of_encoder_can_be_named_by_its_config():
+    for name, config in ENCODERS.items():
+        assert vision_encoder_config("x", config().to_dict()).model_type == name

@@ -1,0 +1,207 @@
+"""Views: presets, flags, what the model gets, and that a sample's views are its own."""
+
+import dataclasses
+import io
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hfssl.cli.parser import RecipeParser
+from hfssl.data.image.views import PRESETS, ViewArguments, Views
+from hfssl.data.stream import Block
+from hfssl.errors import UserError
+from hfssl.functional import keyed
+
+
+def image(seed, height=24, width=20):
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def block(samples, seed=0):
+    samples = list(samples)
+    return Block({"image": [image(i) for i in samples]}, keyed.key(seed, np.array(samples)), 9)
+
+
+def batch(views, *blocks, take=None):
+    """What the stream and the collator make of some blocks, or of the rows `take` of them."""
+    made = [views.rows(each) for each in blocks]
+    columns = {name: np.concatenate([rows.columns[name] for rows in made]) for name in made[0].columns}
+    if take is not None:
+        columns = {name: values[take] for name, values in columns.items()}
+    return views.collator("cpu")(columns)
+
+
+def views(method="simclr", is_grey=False, patch_size=None, mean_std=None, **arguments):
+    arguments = {"image_size": 32} | arguments
+    return Views(method, ViewArguments(**arguments), is_grey=is_grey, patch_size=patch_size, mean_std=mean_std)
+
+
+@pytest.mark.parametrize(
+    "method, shapes",
+    [
+        ("simclr", {"pixel_values": (5, 2, 3, 32, 32)}),
+        ("moco", {"pixel_values": (5, 2, 3, 32, 32)}),
+        ("byol", {"pixel_values": (5, 2, 3, 32, 32)}),
+        ("dino", {"pixel_values": (5, 2, 3, 32, 32), "local_pixel_values": (5, 8, 3, 16, 16)}),
+        ("mae", {"pixel_values": (5, 3, 32, 32), "noise": (5, 64)}),
+    ],
+)
+def test_what_the_model_gets(method, shapes):
+    made = views(method, patch_size=4)
+    got = batch(made, block(range(5)))
+    assert {name: tuple(value.shape) for name, value in got.items()} == shapes
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in got.values())
+    assert got["pixel_values"].is_contiguous() and 0.3 < got["pixel_values"].std() < 2
+    if "noise" in got:
+        assert got["noise"].min() >= 0 and got["noise"].max() < 1 and len(got["noise"].unique()) == 5 * 64
+    assert made.image_size == 32 and made.local_size == (16 if method == "dino" else None)
+    assert pickle.loads(pickle.dumps(made)).settings == made.settings  # a worker may be spawned
+    assert made.rows(block(range(5))).num_tokens.tolist() == [1] * 5
+
+
+def test_presets_are_those_of_the_papers():
+    simclr, moco, byol, dino, mae = (Views(m, is_grey=False) for m in PRESETS)
+    assert [v.size for v in simclr.views] == [224, 224] and simclr.views[0] == simclr.views[1]
+    first = simclr.views[0]
+    assert (first.scale, first.jitter, first.jitter_probability) == ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2), 0.8)
+    assert (first.grey_probability, first.blur_probability, first.solarize_probability) == (0.2, 0.5, 0.0)
+    assert [v.blur_probability for v in byol.views] == [1.0, 0.1]
+    assert [v.solarize_probability for v in byol.views] == [0.0, 0.2]
+    assert (byol.views[0].scale, byol.views[0].jitter) == ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1))
+    # the crops of torchvision and the blur of Pillow, otherwise BYOL's
+    assert [dataclasses.replace(v, interpolation="bicubic", blur_width=0.1) for v in moco.views] == list(byol.views)
+    assert [v.interpolation for v in (*simclr.views, *moco.views)] == ["bilinear"] * 4
+    assert [v.interpolation for v in (*byol.views, *dino.views, dino.local, *mae.views)] == ["bicubic"] * 6
+    assert [p.views[0].blur_width for p in PRESETS.values() if p.views[0].blur_probability] == [0.1, None, 0.1, None]
+    assert [v.scale for v in dino.views] == [(0.4, 1.0)] * 2 and [v.blur_probability for v in dino.views] == [1.0, 0.1]
+    assert (dino.local.scale, dino.local.size, dino.num_local) == ((0.05, 0.4), 96, 8)
+    assert (dino.local.blur_probability, dino.local.solarize_probability) == (0.5, 0.0)
+    assert mae.views == (dataclasses.replace(PRESETS["mae"].views[0], scale=(0.2, 1.0), interpolation="bicubic"),)
+    assert not any(mae.views[0].jitter)
+    assert (simclr.mean, simclr.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def test_small_images_follow_the_practice_for_cifar():
+    assert views("simclr").views[0].jitter == (0.4, 0.4, 0.4, 0.1)
+    for method in PRESETS:
+        assert all(view.blur_probability == 0 for view in views(method, image_size=64).views)
+    assert views("dino").local.scale == (0.2, 0.4)
+    assert views("byol").views[1].solarize_probability == 0.2
+    assert views("simclr", image_size=65).views[0].blur_probability == 0.5
+
+
+def test_every_strength_is_a_flag():
+    flags = (
+        "--image_size 48 --crop_scale 0.3 0.9 --crop_ratio 0.5 2 --interpolation bicubic --flip_probability 0 --jitter "
+        "0.1 0.2 0.3 0.4 --jitter_probability 0.5 --grey_probability 0.1 --blur_probability 0.9 0.2 0.3 --blur_sigma 0.5 "
+        "1 --solarize_probability 0.7 --local_crops 3 --local_size 24 --local_crop_scale 0.1 0.2 --normalization half"
+    )
+    (arguments,) = RecipeParser(ViewArguments).parse(flags.split())
+    made = Views("dino", arguments, is_grey=False, patch_size=8)
+    common = {
+        "ratio": (0.5, 2.0), "interpolation": "bicubic", "flip_probability": 0.0, "jitter": (0.1, 0.2, 0.3, 0.4),
+        "jitter_probability": 0.5, "grey_probability": 0.1, "blur_sigma": (0.5, 1.0), "solarize_probability": 0.7,
+        "blur_width": None,
+    }  # fmt: skip
+    settings = made.settings
+    assert settings["views"] == [
+        common | {"size": 48, "scale": (0.3, 0.9), "blur_probability": blur} for blur in (0.9, 0.2)
+    ]
+    assert settings["local_views"] == common | {"num": 3, "size": 24, "scale": (0.1, 0.2), "blur_probability": 0.3}
+    assert settings["mean"] == [0.5] * 3
+    assert "3 × 24 pixels of 0.1 to 0.2 of the area (bicubic), jitter 0.1 0.2 0.3 0.4 at 0.5" in made.description
+    assert views("simclr", mean_std=((0.1,) * 3, (0.2,) * 3)).mean == [0.1] * 3
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"image_size": 0}, "--image_size.*got 0"),
+        ({"crop_scale": (0.0, 1.0)}, "--crop_scale.*got 0 1"),
+        ({"crop_scale": (0.5, 1.5)}, "--crop_scale.*at most 1.*got 0.5 1.5"),
+        ({"crop_scale": (0.8, 0.2)}, "--crop_scale.*smallest and the largest.*got 0.8 0.2"),
+        ({"local_crop_scale": (0.1, 2.0)}, "--local_crop_scale"),
+        ({"crop_ratio": (-1.0, 1.0)}, "--crop_ratio.*got -1 1"),
+        ({"blur_sigma": (-0.1, 2.0)}, "--blur_sigma.*got -0.1 2"),
+        ({"flip_probability": 1.1}, "--flip_probability.*between 0 and 1, got 1.1"),
+        ({"blur_probability": [0.5, -0.5]}, "--blur_probability.*got -0.5"),
+        ({"solarize_probability": [2.0]}, "--solarize_probability.*got 2"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "--jitter.*hue at most 0.5, got 0.1 0.1 0.1 0.6"),
+        ({"jitter": (0.1, -0.1, 0.1, 0.1)}, "--jitter.*none below 0"),
+        ({"local_crops": -1}, "--local_crops.*got -1"),
+    ],
+)
+def test_nonsense_is_named(flags, words):
+    with pytest.raises(UserError, match=words):
+        ViewArguments(**flags)
+
+
+@pytest.mark.parametrize(
+    "method, arguments, words",
+    [
+        ("swav", {}, "views for simclr, moco, byol, dino, mae, got 'swav'"),
+        ("simclr", {"local_crops": 4}, "--local_crops.*simclr has none"),
+        ("moco", {"local_crops": 2}, "--local_crops.*moco has none"),
+        ("simclr", {"local_crops": 0}, "--local_crops.*simclr has none"),
+        ("dino", {"blur_probability": [0.1, 0.2]}, "--blur_probability.*one value or 3 for dino.*got 2"),
+        ("mae", {"image_size": 30, "patch_size": 4}, "--image_size 30.*patches of 4.*--image_size 3[26]"),
+        ("dino", {"local_size": 15, "patch_size": 4}, "--local_size 15.*--local_size 16"),
+    ],
+)
+def test_what_does_not_fit_is_named(method, arguments, words):
+    with pytest.raises(UserError, match=words):
+        views(method, **arguments)
+
+
+@pytest.mark.parametrize("method", ["byol", "dino", "mae"])
+def test_the_views_of_a_sample_do_not_depend_on_its_neighbours(method):
+    made = views(method, patch_size=4, blur_probability=[0.5])
+    one = batch(made, block(range(100)))
+    for name, values in batch(made, block([41]), block([99, 7])).items():
+        torch.testing.assert_close(values, one[name][[41, 99, 7]], atol=1e-5, rtol=0)
+    for name, values in batch(made, block(range(100)), take=np.array([3, 70, 4])).items():
+        torch.testing.assert_close(values, one[name][[3, 70, 4]], atol=1e-5, rtol=0)
+    for name, values in batch(made, block(range(100))).items():
+        assert torch.equal(values, one[name])
+    # another pass, other views
+    assert all((values != one[name]).any() for name, values in batch(made, block(range(100), seed=1)).items())
+
+
+def test_views_of_a_sample_differ():
+    pixels = batch(views("dino", patch_size=4), block(range(8)))
+    for name, number in (("pixel_values", 2), ("local_pixel_values", 8)):
+        flat = pixels[name].flatten(2)
+        away = (flat[:, :, None] - flat[:, None]).abs().mean(-1)
+        assert (away[:, ~torch.eye(number, dtype=torch.bool)] > 0.01).all()
+
+
+def test_greyscale_images_get_no_colour_operations(caplog):
+    with caplog.at_level(logging.INFO, logger="hfssl"):
+        made = views("simclr", is_grey=True)
+        views("mae", is_grey=True)  # has none
+    assert [record.getMessage() for record in caplog.records] == [
+        "The images are greyscale: views change no saturation and no hue."
+    ]
+    assert made.views[0].jitter == (0.4, 0.4, 0.0, 0.0) and made.views[0].grey_probability == 0
+
+
+def test_damaged_images_are_left_out():
+    samples = block(range(6))
+    samples.columns["image"][2] = b"damaged"
+    made = views("mae", patch_size=8)
+    rows, whole = made.rows(samples), made.rows(block(range(6)))
+    assert len(rows) == 5 and [index for index, _ in rows.bad] == [2]
+    for name, values in whole.columns.items():
+        assert np.array_equal(rows.columns[name], np.delete(values, 2, axis=0))
+
+
+def test_dataset_statistics_have_to_be_given():
+    with pytest.raises(ValueError, match="mean_std"):
+        views(normalization="dataset")

@@ -1,0 +1,141 @@
+"""`SSLTrainingArguments`: the defaults of pre-training, threads, precision, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfssl import SSLTrainingArguments
+from hfssl.errors import UserError
+from hfssl.machine import choose_precision, num_cores, use_all_cores
+from hfssl.training import arguments as training_args
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """`launch(OMP_NUM_THREADS=..., user=...)`: as if a launcher had started this process."""
+    monkeypatch.setattr(training_args, "num_cores", lambda: 8)
+    torch.set_num_threads(1)
+
+    def environment(user=(), **variables):
+        for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(training_args, "_launcher_has", lambda name: name in user)
+
+    return environment
+
+
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    "variables, user, given, expected",
+    [
+        ({}, (), None, 8),
+        (ACCELERATE, (), None, 8),
+        (TORCHRUN, (), None, 8),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "2"}, (), None, 4),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "16"}, (), None, 1),
+        (ACCELERATE, ("OMP_NUM_THREADS",), None, 1),  # it was the user
+        ({"OMP_NUM_THREADS": "1"}, (), None, 1),  # no launcher: it was the user
+        (ACCELERATE | {"OMP_NUM_THREADS": "3"}, (), None, 1),  # torch has read it already: left as it is
+        (ACCELERATE, (), 3, 3),
+        ({"OMP_NUM_THREADS": "1"}, ("OMP_NUM_THREADS",), 5, 5),
+    ],
+)
+def test_threads(launch, variables, user, given, expected):
+    launch(user, **variables)
+    use_all_cores(given)
+    assert torch.get_num_threads() == expected
+
+
+def test_the_launcher_is_asked_for_what_the_user_set(monkeypatch):
+    try:
+        entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:  # another user's process, or no /proc
+        entries = []
+    assert training_args._launcher_has("PATH") == any(entry.startswith(b"PATH=") for entry in entries)
+    assert not training_args._launcher_has("NO_SUCH_VARIABLE")
+    assert num_cores() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("native, expected", [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_bf16_where_it_is_native(monkeypatch, tmp_path, native, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert choose_precision("auto", use_cpu=True) == expected
+    args = SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.bf16, args.fp16) == (expected == "bf16", False)
+
+
+@pytest.mark.parametrize("precision, bf16", [("fp32", False), ("bf16", True)])
+def test_precision_as_asked_for(tmp_path, precision, bf16):
+    args = SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, precision=precision)
+    assert (args.bf16, args.fp16) == (bf16, False)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"precision": "fp16"}, "`--precision fp16` needs a GPU"),
+        ({"precision": "int8"}, "`--precision int8` is unknown. Choose auto, fp32, bf16 or fp16"),
+        ({"load_best_model_at_end": True}, "not for pre-training"),
+        ({"hub_strategy": "all_checkpoints"}, "would push optimizer states. Choose end .default. or every_save"),
+        ({"per_device_train_batch_size": 0}, "`--per_device_train_batch_size` must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "`--gradient_accumulation_steps` must be at least 1, got 0"),
+        ({"weight_decay_end": -0.1}, "`--weight_decay_end` is at least 0 .* got -0.1 and 0.01"),
+        ({"weight_decay_end": 0.4, "weight_decay": 0}, "reached from a `--weight_decay` above 0, got 0.4 and 0"),
+        ({"seed": -1}, "`--seed` must be between 0 and"),
+        ({"seed": 2**32}, "`--seed` must be between 0 and"),
+        ({"cpu_threads": 0}, "`--cpu_threads` must be at least 1, got 0"),
+        ({"report_to": "nobody"}, "`--report_to nobody` is unknown. Choose none or one of .*tensorboard, .*wandb"),
+    ],
+)
+def test_what_is_refused(tmp_path, fields, words):
+    with pytest.raises(UserError, match=words):
+        SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **fields)
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    with pytest.raises(UserError, match="needs a package that is not installed: `pip install wandb`"):
+        SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="wandb")
+
+
+@pytest.mark.parametrize("report_to, expected", [("none", []), (None, []), ("tensorboard", ["tensorboard"])])
+def test_trackers(tmp_path, report_to, expected):
+    assert SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=report_to).report_to == expected
+
+
+def test_the_defaults_of_pre_training(tmp_path):
+    args = SSLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=3)
+    assert args.global_batch_size == 96
+    assert args.dataloader_num_workers == 0  # beside a CPU that has the model to compute
+    assert (args.weight_decay, args.adam_beta2, args.adam_epsilon, args.warmup_steps) == (0.01, 0.98, 1e-6, 0.06)
+    assert args.save_total_limit == 2 and not args.logging_nan_inf_filter and args.report_to == ["tensorboard"]
+    assert args.learning_rate is None  # the recipe chooses
+
+
+def test_the_folder_is_claimed_and_the_checkpoint_named(tmp_path):
+    args = SSLTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    assert args.claim_output_dir() is None
+    assert (tmp_path / "out" / ".hfssl.lock").exists()
+
+
+def test_what_cannot_be_pushed_is_known_at_the_claim(tmp_path):
+    args = SSLTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, push_to_hub=True)
+    with pytest.raises(UserError, match="pass `--hub_model_id your-name/your-model`"):
+        args.claim_output_dir()

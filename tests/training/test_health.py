@@ -1,0 +1,724 @@
+"""Health: the figures by hand, the verdicts on what is known to be healthy or not, and runs brought to collapse."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import tiny_vision
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, GPT2Config
+
+import hfssl
+from hfssl import ByolForPreTraining, MaeForPreTraining, MocoForPreTraining, SSLTrainer, SSLTrainingArguments
+from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.views import ViewArguments, Views
+from hfssl.data.sources import MemorySource
+from hfssl.data.stream import ExactStream
+from hfssl.data.text.rows import TextCollator, TextRows
+from hfssl.data.text.tokenizer import train_bpe_tokenizer
+from hfssl.errors import UserError
+from hfssl.evaluation.verdict import (
+    CONSTANT,
+    FAIR_STEPS,
+    FEW_DIRECTIONS,
+    VIEWS_APART,
+    collapse_error,
+    describe,
+    health_table,
+    judge,
+    last_healthy_step,
+)
+from hfssl.functional.embedding_figures import (
+    alignment,
+    effective_rank,
+    embedding_std,
+    margin,
+    margin_of_chance,
+    mean_cosine,
+    random_rank,
+    teacher_distance,
+    uniformity,
+)
+from hfssl.modeling.image_processing import build_image_processor
+from hfssl.training.checkpoints import list_checkpoints, step_of
+from hfssl.training.health import MAX_SAMPLES, MIN_SAMPLES, HealthMonitor
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_effective_rank_is_the_entropy_of_singular_values():
+    assert effective_rank(torch.eye(5)) == pytest.approx(5)
+    assert effective_rank(torch.ones(7, 3)) == pytest.approx(1)
+    assert effective_rank(torch.zeros(7, 3)) == 0
+    # singular values 3 and 1: shares 3/4 and 1/4
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert effective_rank(torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])) == pytest.approx(expected)
+    z = torch.randn(20, 6)
+    sigma = np.linalg.svd(z.numpy(), compute_uv=False)
+    p = sigma / np.abs(sigma).sum()
+    assert effective_rank(z) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-5)
+    assert effective_rank(z) == pytest.approx(effective_rank(10 * z @ torch.linalg.qr(torch.randn(6, 6))[0]), rel=1e-5)
+
+
+def test_std_and_cosine():
+    pair = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    assert embedding_std(pair) == pytest.approx(0.5**0.5 * 2**0.5) and mean_cosine(pair) == pytest.approx(0)
+    assert embedding_std(torch.ones(9, 4)) == pytest.approx(0) and mean_cosine(torch.ones(9, 4)) == pytest.approx(1)
+    z = torch.randn(500, 64)
+    assert embedding_std(z) == pytest.approx(1, abs=0.01) and mean_cosine(z) == pytest.approx(0, abs=0.01)
+    by_hand = [F.cosine_similarity(a, b, dim=0).item() for a, b in itertools.combinations(z[:20], 2)]
+    assert mean_cosine(z[:20]) == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-6)
+
+
+def test_alignment_and_uniformity_are_those_of_wang_and_isola():
+    z1, z2 = torch.randn(30, 8), torch.randn(30, 8)
+    x, y = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    # appendix A of the paper, in its own words
+    assert alignment(z1, z2) == pytest.approx((x - y).norm(p=2, dim=1).pow(2).mean().item(), rel=1e-5)
+    assert uniformity(z1) == pytest.approx(torch.pdist(x, p=2).pow(2).mul(-2).exp().mean().log().item(), rel=1e-5)
+    assert alignment(z1, 3 * z1) == pytest.approx(0) and uniformity(torch.ones(9, 4)) == pytest.approx(0)
+    assert alignment(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(2)
+
+
+def test_the_margin_is_what_two_views_of_a_sample_have_more_in_common_than_two_samples():
+    z1, z2 = torch.randn(20, 8), torch.randn(20, 8)
+    cosines = F.cosine_similarity(z1[:, None], z2[None], dim=-1)
+    others = cosines[~torch.eye(20, dtype=torch.bool)].mean()
+    assert margin(z1, z2) == pytest.approx((cosines.diagonal().mean() - others).item(), abs=1e-6)
+    assert margin(torch.eye(5), 2 * torch.eye(5)) == pytest.approx(1)
+    assert margin(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(-1)
+    assert margin(torch.ones(9, 4), torch.ones(9, 4)) == pytest.approx(0)
+    assert margin(torch.zeros(9, 4), torch.zeros(9, 4)) == 0
+    found = torch.tensor([margin(torch.randn(64, 16), torch.randn(64, 16)) for _ in range(300)])
+    assert 3 * found.std().item() == pytest.approx(margin_of_chance(64, 16), rel=0.15)
+
+
+def test_random_directions_are_bounded_by_samples_and_dimensions():
+    assert random_rank(100, 4) == pytest.approx(4, rel=0.02)
+    assert random_rank(40, 2048) == pytest.approx(39, rel=0.02)  # one is the mean
+    assert random_rank(64, 32) < random_rank(256, 32) < 32
+    assert random_rank(64, 32) == random_rank(64, 32)
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def figures(projections, embeddings=None, **more):
+    """What is measured of some projections `(n, dim)`, without what takes two views."""
+    entry = {}
+    for prefix, z in (("projection_", projections), ("", projections if embeddings is None else embeddings)):
+        if z is not None:
+            entry |= {
+                f"health_{prefix}std": embedding_std(z),
+                f"health_{prefix}effective_rank": effective_rank(z - z.mean(0)),
+            }
+    return entry | ({"health_random_rank": random_rank(*projections.shape)} if projections is not None else {}) | more
+
+
+def rank_deficient(n, dim, directions):
+    return torch.randn(n, directions) @ torch.randn(directions, dim)
+
+
+START = {"health_verdict": "healthy", "step": 0}
+
+
+def test_isotropic_constant_and_few_directions():
+    start = figures(rank_deficient(128, 64, 20) + 3.0) | START  # as an untrained network: much is the same for all
+
+    def verdict(z):
+        return judge(figures(z), [start], 100)
+
+    assert verdict(torch.randn(128, 64)) == ("healthy", None)
+    assert verdict(rank_deficient(128, 64, 20)) == ("healthy", None)
+    assert verdict(1.0 + 1e-3 * torch.randn(128, 64)) == ("collapsed since step 100", CONSTANT)
+    assert verdict(torch.ones(128, 64)) == ("collapsed since step 100", CONSTANT)
+    assert verdict(rank_deficient(128, 64, 1)) == ("collapsed since step 100", FEW_DIRECTIONS)
+    assert verdict(rank_deficient(128, 64, 3)) == ("collapsed since step 100", FEW_DIRECTIONS)
+    assert verdict(rank_deficient(128, 64, 6)) == ("narrowing", FEW_DIRECTIONS)
+
+
+def test_what_was_never_trained_is_not_called_collapsed():
+    nearly_constant = 1.0 + 1e-3 * torch.randn(128, 64)
+    start = figures(nearly_constant)
+    start |= {"health_margin": 1e-6, "health_margin_of_chance": margin_of_chance(128, 64)}
+    assert judge(start, [], 0) == ("healthy", None)
+    # nor is a warm-up that has changed nothing yet, or a run too short to change anything
+    assert judge(start, [start | START], 5, 0.05) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS, 0.3) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS - 1, 1.0) == ("healthy", None)
+    assert judge(start, [start | START], FAIR_STEPS, 0.34) == ("collapsed since step 0", CONSTANT)
+
+
+def with_margin(z, of_views, of_targets=None):
+    targets = {} if of_targets is None else {"health_target_margin": of_targets}
+    return figures(z, health_margin=of_views, health_margin_of_chance=margin_of_chance(*z.shape), **targets)
+
+
+def test_a_run_that_has_learned_nothing_in_a_fair_share_of_its_steps_has_collapsed():
+    z, least = torch.randn(128, 64), margin_of_chance(128, 64)
+    start = with_margin(z, 0.5 * least) | START
+
+    def verdict(now, past=(start,), step=500):
+        return judge(now, past, step, 0.5)
+
+    assert verdict(with_margin(z, 1.1 * least)) == ("healthy", None)
+    # spread, but not by what is in the images
+    assert verdict(with_margin(z, 0.9 * least)) == ("collapsed since step 0", VIEWS_APART)
+    # the prototypes of DINO say more than its projections, either way
+    for of_views in (0.5, 0.0):
+        assert verdict(with_margin(z, of_views, 3e-3)) == ("healthy", None)
+        assert verdict(with_margin(z, of_views, 1e-3)) == ("collapsed since step 0", CONSTANT)
+        few = with_margin(rank_deficient(128, 64, 2), of_views, 1e-3)  # and only its projections tell anything apart
+        assert verdict(few) == ("collapsed since step 500", CONSTANT)
+    assert verdict(with_margin(rank_deficient(128, 64, 2), 0.5, 3e-3)) == ("collapsed since step 500", FEW_DIRECTIONS)
+    # since it was lost, where there was one
+    past = [start]
+    for step, of_views in ((100, 0.5), (200, 0.0), (300, 0.0)):
+        past.append(with_margin(z, of_views) | {"health_verdict": "healthy", "step": step})
+    assert verdict(with_margin(z, 0.0), past)[0] == "collapsed since step 200"
+    assert last_healthy_step(past) == 300
+    past.append(with_margin(z, 0.0) | {"health_verdict": "collapsed since step 200", "step": 500})
+    assert last_healthy_step(past) == 100
+    assert verdict(with_margin(z, 0.0), past, 600)[0] == "collapsed since step 200"
+    assert verdict(with_margin(z, 0.5), past, 600) == ("healthy", None)
+    # a log of a version that did not measure it
+    assert verdict(with_margin(z, 0.0), [figures(z) | START])[0] == "collapsed since step 500"
+
+
+def test_the_last_healthy_step():
+    def log(*entries):
+        return [{"step": step, "health_verdict": verdict} for step, verdict in entries] + [{"step": 99, "loss": 1.0}]
+
+    assert last_healthy_step([]) is None and last_healthy_step(log()) is None
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "narrowing"))) == 10
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "collapsed since step 20"))) == 10
+    assert last_healthy_step(log((0, "healthy"), (10, "collapsed since step 10"), (20, "healthy"))) == 20
+    assert last_healthy_step(log((0, "healthy"), (10, "healthy"), (20, "collapsed since step 0"))) is None
+
+
+def test_the_first_step_of_a_collapse_is_remembered_and_a_recovery_believed():
+    good, bad = torch.randn(128, 64), rank_deficient(128, 64, 2)
+    history, verdicts = [], []
+    for step, z in enumerate([good, good, bad, bad, good, bad]):
+        verdicts.append(judge(figures(z), history, step)[0])
+        history.append(figures(z) | {"health_verdict": verdicts[-1], "step": step})
+    since_2, since_5 = "collapsed since step 2", "collapsed since step 5"
+    assert verdicts == ["healthy", "healthy", since_2, since_2, "healthy", since_5]
+
+
+def test_masked_methods_are_judged_by_whether_inputs_are_told_apart_only():
+    start = figures(None, torch.randn(64, 32)) | START
+    cone = 10.0 + torch.randn(64, 32)  # cosine 0.99, as of trained language models
+    assert mean_cosine(cone) > 0.98
+    assert judge(figures(None, cone), [start], 10) == ("healthy", None)
+    assert judge(figures(None, rank_deficient(64, 32, 2)), [start], 10) == ("healthy", None)
+    same = 1.0 + 1e-3 * torch.randn(64, 32)
+    assert judge(figures(None, same), [start], 10) == ("collapsed since step 10", CONSTANT)
+    # as little as that, but from the beginning: what bfloat16 cannot tell apart is no embedding at the end
+    always = [figures(None, same) | START]
+    assert judge(figures(None, same), always, 90, 0.2) == ("healthy", None)
+    assert judge(figures(None, same), always, 500, 0.5) == ("collapsed since step 0", CONSTANT)
+    assert judge(figures(None, 1.0 + 1e-2 * torch.randn(64, 32)), always, 500, 0.5) == ("healthy", None)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+DIGITS = ViewArguments(image_size=16, flip_probability=0.0, crop_scale=(0.5, 1.0))
+
+
+def arguments(folder, **overrides):
+    fields = {
+        "output_dir": str(folder), "max_steps": 100, "per_device_train_batch_size": 64, "learning_rate": 1e-2, "precision": "fp32",
+        "report_to": "none", "eval_steps": 25, "save_strategy": "no", "logging_steps": 5, "disable_tqdm": True, "seed": 5,
+        "weight_decay": 0.01, "adam_beta2": 0.999,
+    }  # fmt: skip
+    return SSLTrainingArguments(**{**fields, **overrides})
+
+
+def digits_trainer(folder, model, preset="simclr", view_arguments=DIGITS, **overrides):
+    args = arguments(folder, **overrides)
+    views = Views(preset, view_arguments, is_grey=True, patch_size=4)
+    source = MemorySource(embedded_images("train")[0], name="digits", modality="image")
+    stream = ExactStream(
+        source, views.rows, views.collator("cpu"), args.per_device_train_batch_size, seed=5, block_bytes=20_000
+    )
+    processor = build_image_processor(16, views.mean, views.std)
+    return SSLTrainer(model, args, stream, held_out=embedded_images("test")[0][:100], processing_class=processor)
+
+
+def method(name, encoder=None, **config):
+    torch.manual_seed(0)
+    model_class = getattr(hfssl, f"{name}ForPreTraining")
+    sizes = {"projector_output_dim": 32, **({} if name == "Simclr" else {"projector_hidden_dim": 64})}
+    encoder = encoder or tiny_vision.resnet()
+    return model_class(model_class.config_class(encoder_config=encoder, **{**sizes, **config}))
+
+
+def health(trainer):
+    return [entry for entry in trainer.state.log_history if "health_verdict" in entry]
+
+
+def verdicts(trainer):
+    return [entry["health_verdict"] for entry in health(trainer)]
+
+
+def test_simclr_without_contrast_collapses_and_its_twin_does_not(tmp_path):
+    settings = {"learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 20}
+    model = method("Simclr", contrastive_temperature=0.2, projector_output_dim=64)
+    healthy = digits_trainer(tmp_path / "a", model, max_steps=60, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 4
+    model = method("Simclr", contrastive_temperature=100.0, projector_output_dim=64)
+    hot = digits_trainer(tmp_path / "b", model, max_steps=80, **settings)
+    hot.train()
+    assert verdicts(hot)[0] == "healthy" and verdicts(hot)[-1].startswith("collapsed since step")
+    last = health(hot)[-1]
+    assert "contrastive_temperature=100" in last["health_cause"] and last["health_cause"] in describe(last)
+    assert last["health_projection_std"] > 0.9  # it is not by this figure that one sees it
+    assert last["health_grad_norm"] == [e for e in hot.state.log_history if "grad_norm" in e][-1]["grad_norm"]
+    # the card says so, and how it came about
+    hot.finish()
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "## Health" in card and last["health_verdict"] in card and last["health_cause"] in card
+    assert (tmp_path / "b" / "assets" / "health.png").stat().st_size > 5000
+    table = health_table(hot.state.log_history)
+    assert "| 0 | healthy |" in table
+    first, *_, final = [row.split("|")[1:-1] for row in table.split("\n\n")[1].splitlines()]
+    assert f"{last['health_grad_norm']:.3g}" == final[first.index(" norm of the gradient ")].strip()
+    assert f"{last['health_margin']:.3g}" == final[first.index(" margin of views ")].strip()
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_collapse_can_end_the_run_and_leaves_the_last_healthy_checkpoint(tmp_path, monkeypatch, stop):
+    # without negatives, equal views are all that counts
+    monkeypatch.setattr(
+        "hfssl.methods.vision.simclr.nt_xent_loss", lambda z1, z2, *_, **__: 1 - F.cosine_similarity(z1, z2).mean()
+    )
+    trainer = digits_trainer(
+        tmp_path, method("Simclr"), max_steps=300 if stop else 60, eval_steps=10, save_strategy="steps", save_steps=4,
+        save_total_limit=2, stop_on_collapse=stop, lr_scheduler_type="constant",
+    )  # fmt: skip
+    if stop:
+        with pytest.raises(
+            UserError, match=r"Stopped at step \d+, collapsed since step \d+, likely because .*"
+        ) as error:
+            trainer.train()
+    else:
+        trainer.train()
+    step = trainer.state.global_step
+    healthy = max(entry["step"] for entry in health(trainer) if entry["health_verdict"] == "healthy")
+    assert 10 <= healthy < step - 10 and verdicts(trainer)[-1].startswith("collapsed since step")
+    # of two that are kept, none would be from then
+    there = [step_of(checkpoint) for checkpoint in list_checkpoints(tmp_path)]
+    assert len(there) == 3 and there[1] > healthy and there[2] == healthy // 4 * 4
+    if stop:
+        assert 10 < step < 300 and f"step {step}, collapsed since step {step}" in str(error.value)
+        assert f"last healthy checkpoint: {tmp_path}/checkpoint-{there[2]}." in str(error.value)
+
+
+def test_a_run_without_a_healthy_checkpoint_says_so(tmp_path):
+    history = [{"step": 0, "health_verdict": "healthy"}, {"step": 150, "health_verdict": "collapsed since step 0"}]
+    entry = {"health_verdict": "collapsed since step 0", "health_cause": "it is so"}
+    error = collapse_error(entry, 150, history, [tmp_path / "checkpoint-100"])
+    assert str(error).endswith("collapsed since step 0, likely because it is so; last healthy checkpoint: none.")
+
+
+def test_a_resumed_run_tells_the_same(tmp_path):
+    settings = {"max_steps": 40, "eval_steps": 10, "save_strategy": "steps", "save_steps": 20}
+    whole = digits_trainer(tmp_path / "whole", method("Byol"), "byol", learning_rate=3e-3, **settings)
+    whole.train()
+
+    class Killed(Exception):
+        pass
+
+    cut = digits_trainer(tmp_path / "cut", method("Byol"), "byol", learning_rate=3e-3, **settings)
+    check = cut.health.check
+
+    def killed(model, step, *args):
+        if step == 30:
+            raise Killed
+        return check(model, step, *args)
+
+    cut.health.check = killed
+    with pytest.raises(Killed):
+        cut.train()
+    again = digits_trainer(tmp_path / "cut", method("Byol"), "byol", learning_rate=3e-3, **settings)
+    again.train()
+    assert again.resumed_from.name == "checkpoint-20"
+    told = [
+        [
+            {name: value for name, value in entry.items() if name.startswith("health") or name == "step"}
+            for entry in run
+        ]
+        for run in (health(again), health(whole))
+    ]
+    assert told[0] == told[1] and len(told[0]) == 5
+
+
+def test_since_when_survives_a_resume(tmp_path):
+    settings = {"max_steps": 40, "eval_steps": 10, "save_strategy": "steps", "save_steps": 20}
+    first = digits_trainer(tmp_path, method("Simclr"), **settings)
+    with torch.no_grad():
+        first.health.check(first.model, 0, [])
+    frozen = {"health_verdict": "collapsed since step 7", "step": 20}
+
+    class Killed(Exception):
+        pass
+
+    check = first.health.check
+
+    def collapsed(model, step, *args):
+        if step == 30:
+            raise Killed
+        return check(model, step, *args) | (frozen if step == 20 else {})
+
+    first.health.check = collapsed
+    with pytest.raises(Killed):
+        first.train()
+    again = digits_trainer(tmp_path, method("Simclr"), **settings)
+    seen = []
+    check_again = again.health.check
+    again.health.check = lambda model, step, history, progress: (
+        seen.append([e["health_verdict"] for e in history if "health_verdict" in e])
+        or check_again(model, step, history, progress)
+    )
+    again.train()
+    assert seen[0] == ["healthy", "healthy", "collapsed since step 7"]
+
+
+def test_the_measurement_changes_nothing_and_is_bounded(tmp_path):
+    images = embedded_images("train")[0][:400]
+    model = method("Byol").train()
+    views = Views("byol", DIGITS, is_grey=True)
+    stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
+    monitor = HealthMonitor(images, build_image_processor(16), stream)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    random_state = torch.get_rng_state()
+    seen = []
+    for branch in (model.student, model.teacher):
+        branch.encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(
+                (len(args[0] if args else kwargs["pixel_values"]), torch.is_grad_enabled())
+            ),
+            with_kwargs=True,
+        )
+    measured = monitor.measure(model)
+    assert sum(count for count, _ in seen) == 3 * MAX_SAMPLES  # once as it is, and two views
+    assert not any(grad for _, grad in seen)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert monitor.measure(model) == measured and all(math.isfinite(value) for value in measured.values())
+    with torch.no_grad():
+        z = model.compared_embeddings(stream.collate({name: rows[:64] for name, rows in monitor.views.items()}))
+    assert z.shape == (64, 2, 32)
+
+
+def test_the_figures_are_those_of_clean_images(tmp_path):
+    model = method("Simclr").eval()
+    images = embedded_images("test")[0][:40]
+    processor = build_image_processor(16)
+    measured = HealthMonitor(images, processor, batch_size=7).measure(model)
+    from hfssl.evaluation.image.features import resized_images
+
+    pixels = processor(images=list(resized_images(processor, images)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = model.encoder(pixels).pooler_output.flatten(1)
+    assert measured["health_std"] == pytest.approx(embedding_std(features), rel=1e-4)
+    assert measured["health_rankme"] == pytest.approx(effective_rank(features), rel=1e-4)
+    assert "health_projection_std" not in measured  # no stream that makes views
+
+
+def test_too_few_samples_give_no_verdict(caplog):
+    caplog.set_level("INFO", "hfssl")
+    monitor = HealthMonitor(embedded_images("test")[0][: MIN_SAMPLES - 1], build_image_processor(16))
+    assert "No verdict on the health of the run: 31 held-out samples, 32 needed" in caplog.text
+    assert monitor.check(method("Simclr"), 10, []) == {}
+
+
+def test_the_distance_of_a_teacher():
+    model = method("Byol")
+    assert teacher_distance(model) == 0 and teacher_distance(method("Simclr")) is None
+    with torch.no_grad():
+        for teacher, student in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+            teacher.copy_(0.9 * student)
+    assert teacher_distance(model) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_margin_of_targets_is_what_the_loss_gains_by_the_right_images(tmp_path):
+    images = embedded_images("test")[0][:40]
+    model = dino(num_prototypes=16)
+    with torch.no_grad():
+        model.center.normal_()
+    views = Views("dino", LARGE_CROPS, is_grey=True)
+    stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
+    monitor = HealthMonitor(images, build_image_processor(16), stream, batch_size=32)
+    measured = monitor.measure(model)["health_target_margin"]
+    model.eval()
+    rows = stream.collate(monitor.views)["pixel_values"]
+    with torch.no_grad():
+        teacher, student = ([branch(rows[:, view]) for view in (0, 1)] for branch in (model.teacher, model.student))
+    loss = {}
+    for i, j in itertools.product(range(40), repeat=2):
+        pairs = [
+            -F.softmax((teacher[view][j] - model.center) / 0.04, -1) @ F.log_softmax(student[1 - view][i] / 0.1, -1)
+            for view in (0, 1)
+        ]
+        loss[i, j] = sum(pairs).item() / 2
+    # the one before it in its half: batches are equally large
+    gains = [loss[i, i + 19 if i % 20 == 0 else i - 1] - loss[i, i] for i in range(40)]
+    assert measured == pytest.approx(sum(gains) / 40 / math.log(16), rel=1e-4)
+    assert measured != 0
+
+
+@pytest.mark.parametrize("name", sorted(tiny_vision.ENCODERS))
+def test_every_kind_of_image_encoder_can_be_measured(name):
+    if name == "dinov3_convnext":
+        pytest.skip("halves small images to nothing")
+    model = method("Simclr", tiny_vision.ENCODERS[name]()).eval()
+    measured = HealthMonitor(embedded_images("test")[0][:32], build_image_processor(16)).measure(model)
+    assert measured["health_effective_rank"] > 1 and 0 < measured["health_std"] < 1
+
+
+def texts_trainer(folder, model, tokenizer, causal=False, **overrides):
+    args = arguments(folder, **{"per_device_train_batch_size": 8, "max_steps": 30, "eval_steps": 10, **overrides})
+    masking = None if causal else {"mask_ratio": 0.15}
+    rows = TextRows(tokenizer, 32, masking=masking, next_tokens=causal)
+    collate = TextCollator(tokenizer.pad_token_id, positions="target_positions" if causal else "masked_positions")
+    source = MemorySource(list(tiny.texts()), name="memory", piece_bytes=500)
+    stream = ExactStream(source, rows, collate, 8, block_bytes=4000, seed=5)
+    return SSLTrainer(model, args, stream, held_out=list(tiny.texts(40, seed=1)), processing_class=tokenizer)
+
+
+def gpt2(tokenizer):
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(tokenizer), n_positions=64, **ends)
+    return hfssl.ClmForPreTraining(hfssl.ClmPreTrainingConfig(encoder_config=config, dropout=0.0))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_text_methods_report_and_are_healthy(tmp_path, causal):
+    tokenizer = train_bpe_tokenizer(list(tiny.texts()), 300) if causal else tiny.tokenizer()
+    trainer = texts_trainer(tmp_path, gpt2(tokenizer) if causal else tiny.mlm(), tokenizer, causal)
+    trainer.train()
+    assert verdicts(trainer) == ["healthy"] * 4
+    assert {"health_std", "health_rankme", "health_effective_rank", "health_mean_cosine"} <= set(health(trainer)[-1])
+    assert "health_alignment" not in health(trainer)[-1]
+    trainer.finish()
+    assert "healthy (embeddings: effective rank" in (tmp_path / "README.md").read_text()
+
+
+def test_each_text_stands_alone():
+    model, tokenizer = tiny.mlm().eval(), tiny.tokenizer()
+    texts = list(tiny.texts(40, seed=1))
+    monitor = HealthMonitor(texts, tokenizer, tiny.stream(), batch_size=7)
+    assert sum(len(batch["input_ids"]) for batch in monitor.texts) == 40
+    with torch.no_grad():
+        alone = []
+        for text in texts:
+            ids = torch.tensor([tokenizer(text)["input_ids"][:32]])
+            alone.append(model.encoder.base_model(ids).last_hidden_state[0].mean(0))
+    alone = torch.stack(alone)
+    measured = monitor.measure(model)
+    assert measured["health_std"] == pytest.approx(embedding_std(alone), rel=1e-4)
+    assert measured["health_rankme"] == pytest.approx(effective_rank(alone), rel=1e-4)
+
+
+def test_an_encoder_that_ignores_its_input_has_collapsed():
+    model, tokenizer = tiny.mlm(), tiny.tokenizer()
+    monitor = HealthMonitor(list(tiny.texts(40, seed=1)), tokenizer, tiny.stream())
+    start = monitor.check(model, 0, []) | {"step": 0}
+    norm = model.encoder.base_model.encoder.layer[-1].output.LayerNorm
+    with torch.no_grad():
+        norm.weight.mul_(1e-3)
+        norm.bias.fill_(1.0)
+    found = monitor.check(model, 50, [start])
+    assert found["health_verdict"] == "collapsed since step 50"
+    assert "lower `--learning_rate`" in found["health_cause"]
+
+
+def test_mae_is_judged_like_a_masked_method(tmp_path):
+    torch.manual_seed(0)
+    config = MaeForPreTraining.config_class(
+        encoder_config=tiny_vision.vit(),
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+    )
+    trainer = digits_trainer(
+        tmp_path, MaeForPreTraining(config), "mae", max_steps=20, eval_steps=10, learning_rate=1e-3
+    )
+    trainer.train()
+    assert verdicts(trainer) == ["healthy"] * 3 and "health_projection_std" not in health(trainer)[-1]
+
+
+def test_every_method_says_what_to_change():
+    for name in hfssl.methods.__all__:
+        model_class = getattr(hfssl, name)
+        if name.endswith("ForPreTraining"):
+            symptoms = {CONSTANT, FEW_DIRECTIONS} if hasattr(model_class, "compared_embeddings") else {CONSTANT}
+            assert symptoms <= set(model_class.collapse_hints), name
+            for hint in model_class.collapse_hints.values():
+                assert "`" in hint.format_map(model_class.config_class().to_dict())
+
+
+def test_what_to_change_is_something_that_has_an_effect():
+    for centering, has_center in (("mean", True), ("sinkhorn", False)):
+        model = method("Dino", num_prototypes=16, centering=centering)
+        assert ("center_momentum" in model.collapse_hints[CONSTANT]) == has_center
+        assert all("`" in hint.format_map(model.config.to_dict()) for hint in model.collapse_hints.values())
+
+
+# -- collapse on purpose, methods with a teacher ----------------------------------------------------------------------
+
+
+def without_stop_gradient(self, pixel_values, return_loss=True):
+    from hfssl.losses import byol_loss
+    from hfssl.methods.vision.byol import ByolOutput
+
+    z = torch.stack([self.student(view) for view in pixel_values.unbind(1)], dim=1)
+    return ByolOutput(loss=byol_loss(z, z))
+
+
+# a digit is its brightness: recoloured, views of one are no more alike than two digits
+SAME_COLOURS = ViewArguments(
+    image_size=16, flip_probability=0.0, crop_scale=(0.5, 1.0), jitter=(0.0, 0.0, 0.0, 0.0),
+    solarize_probability=[0.0],
+)  # fmt: skip
+LARGE_CROPS = replace(SAME_COLOURS, local_crops=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_byol_without_predictor_and_stop_gradient_collapses(tmp_path, monkeypatch, encoder):
+    rate, steady = 3e-3, {"momentum_start": 0.9}
+    if encoder is tiny_vision.vit:
+        rate, steady = 1e-3, {"momentum_start": 0.99, "last_batch_norm": True, "freeze_patch_embed": True}
+    settings = {"view_arguments": SAME_COLOURS, "learning_rate": rate, "max_steps": 300, "eval_steps": 50}
+    healthy = digits_trainer(tmp_path / "a", method("Byol", encoder(), **steady), "byol", **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 7
+    assert health(healthy)[-1]["health_teacher_distance"] > 0
+    monkeypatch.setattr(ByolForPreTraining, "forward", without_stop_gradient)
+    collapsing = digits_trainer(tmp_path / "b", method("Byol", encoder(), **steady), "byol", **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[-1].startswith("collapsed since step")
+
+
+def dino(encoder=None, temperature=0.04, **config):
+    temperatures = {"teacher_temperature_start": temperature, "teacher_temperature_end": temperature}
+    fields = {"num_prototypes": 256, "momentum_start": 0.9, "projector_batch_norm": True, **temperatures}
+    return method("Dino", encoder, **{**fields, **config})
+
+
+def test_dino_with_one_prototype_for_all_images_collapses_and_its_twin_does_not(tmp_path):
+    settings = {"learning_rate": 1e-2, "max_steps": 100, "eval_steps": 50}
+    healthy = digits_trainer(tmp_path / "a", dino(num_prototypes=64), "dino", LARGE_CROPS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 3 and health(healthy)[-1]["health_teacher_distance"] > 0
+    model = dino(num_prototypes=64, center_momentum=1.0)  # a centre that stays where it is
+    collapsing = digits_trainer(tmp_path / "b", model, "dino", LARGE_CROPS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
+    last = health(collapsing)[-1]
+    assert "lower `center_momentum=1`" in last["health_cause"]
+    # nothing that it had is lost
+    assert judge(last, health(collapsing)[:-1], 100) == ("healthy", None)
+    assert abs(last["health_target_margin"]) < 1e-3 < 0.1 < health(healthy)[-1]["health_target_margin"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_dino_without_sharpening_collapses_and_its_twin_does_not(tmp_path, encoder):
+    equal_shares = {"centering": "sinkhorn", "pooling": "mean"}
+    settings = {"learning_rate": 3e-3 if encoder is tiny_vision.resnet else 2e-3, "max_steps": 160, "eval_steps": 40}
+    model = dino(encoder(), 0.02, **equal_shares)
+    healthy = digits_trainer(tmp_path / "a", model, "dino", LARGE_CROPS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 5
+    collapsing = digits_trainer(tmp_path / "b", dino(encoder(), 1.0, **equal_shares), "dino", LARGE_CROPS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
+    assert "lower `teacher_temperature_end=1`" in health(collapsing)[-1]["health_cause"]
+
+
+@pytest.mark.slow
+def test_dino_whose_targets_are_uniform_has_collapsed_though_its_projections_are_spread(tmp_path):
+    # of 32 directions, 16 prototypes leave some free
+    trainer = digits_trainer(
+        tmp_path, dino(None, 1.0, num_prototypes=16), "dino", LARGE_CROPS, learning_rate=3e-3, max_steps=120,
+        eval_steps=40,
+    )  # fmt: skip
+    trainer.train()
+    last = health(trainer)[-1]
+    assert verdicts(trainer)[-1].startswith("collapsed since step") and "log(16)" in last["health_cause"]
+    assert last["health_margin"] > last["health_margin_of_chance"] and last["health_projection_std"] > 0.3
+
+
+@pytest.mark.slow
+def test_dino_in_the_papers_setting_stays_at_chance_on_digits(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024, "momentum_start": 0.97}
+    model = hfssl.DinoForPreTraining(hfssl.DinoPreTrainingConfig(encoder_config=tiny_vision.vit(), **sizes))
+    trainer = digits_trainer(
+        tmp_path, model, "dino", LARGE_CROPS, learning_rate=1e-3, max_steps=160, eval_steps=40, warmup_steps=0.06
+    )
+    trainer.train()
+    assert verdicts(trainer)[-1].startswith("collapsed since step")
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] == pytest.approx(math.log(1024), rel=0.01)
+
+
+def without_negatives(self, pixel_values, return_loss=True):
+    from hfssl.methods.vision.moco import MocoOutput
+
+    z1, z2 = (self.student(view) for view in pixel_values.unbind(1))
+    return MocoOutput(loss=2 - 2 * F.cosine_similarity(z1, z2).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_moco_without_negatives_predictor_and_stop_gradient_collapses(tmp_path, monkeypatch, encoder):
+    settings = {"learning_rate": 1e-2 if encoder is tiny_vision.resnet else 2e-3, "max_steps": 160, "eval_steps": 40}
+    model = {"momentum_start": 0.9, "projector_output_dim": 64}
+    healthy = digits_trainer(tmp_path / "a", method("Moco", encoder(), **model), "moco", SAME_COLOURS, **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 5
+    monkeypatch.setattr(MocoForPreTraining, "forward", without_negatives)
+    collapsing = digits_trainer(tmp_path / "b", method("Moco", encoder(), **model), "moco", SAME_COLOURS, **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[0] == "healthy" and verdicts(collapsing)[-1].startswith("collapsed since step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [tiny_vision.resnet, tiny_vision.vit])
+def test_simclr_without_negatives_collapses(tmp_path, monkeypatch, encoder):
+    rate = 1e-2 if encoder is tiny_vision.resnet else 2e-3
+    settings = {"learning_rate": rate, "max_steps": 500, "eval_steps": 100}
+    healthy = digits_trainer(tmp_path / "a", method("Simclr", encoder(), contrastive_temperature=0.2), **settings)
+    healthy.train()
+    assert verdicts(healthy) == ["healthy"] * 6
+    monkeypatch.setattr(
+        "hfssl.methods.vision.simclr.nt_xent_loss", lambda z1, z2, *_, **__: 1 - F.cosine_similarity(z1, z2).mean()
+    )
+    collapsing = digits_trainer(tmp_path / "b", method("Simclr", encoder()), **settings)
+    collapsing.train()
+    assert verdicts(collapsing)[-1].startswith("collapsed since step")
+
+
+def test_untrained_encoders_of_text_are_measured(tmp_path):
+    """What a stock model gives before any training is the reference, however alike its outputs are."""
+    model = tiny.mlm()
+    model.encoder.base_model.load_state_dict(
+        AutoModel.from_config(tiny.bert_config(), add_pooling_layer=False).state_dict()
+    )
+    found = HealthMonitor(list(tiny.texts(40, seed=1)), tiny.tokenizer()).check(model, 0, [])
+    assert found["health_verdict"] == "healthy" and "health_cause" not in found

@@ -1,0 +1,138 @@
+"""LARS against its definition, and how it is reached from the command line."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl.errors import UserError
+from hfssl.training.optim import Lars
+
+
+def by_hand(weights, gradients, rates, momentum, weight_decay, trust):
+    """Parameters after some steps, as lists of numbers; a list of lists is a matrix."""
+    weights = {name: [row[:] for row in value] for name, value in weights.items()}
+    moments = {name: [[0.0] * len(row) for row in value] for name, value in weights.items()}
+    for rate, gradient in zip(rates, gradients, strict=True):
+        for name, w in weights.items():
+            d = gradient[name]
+            if name == "matrix":
+                d = [[g + weight_decay * x for g, x in zip(gs, xs, strict=True)] for gs, xs in zip(d, w, strict=True)]
+                lengths = [math.sqrt(sum(x * x for row in value for x in row)) for value in (w, d)]
+                scale = trust * lengths[0] / lengths[1] if min(lengths) > 0 else 1.0
+                d = [[scale * x for x in row] for row in d]
+            for i, row in enumerate(d):
+                for j, x in enumerate(row):
+                    moments[name][i][j] = momentum * moments[name][i][j] + x
+                    w[i][j] -= rate * moments[name][i][j]
+    return weights
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("start", [1.0, 0.0])
+def test_lars_is_what_it_says(weight_decay, start):
+    matrix, vector = start * torch.randn(2, 3), torch.randn(4)
+    gradients = [{"matrix": torch.randn(2, 3), "vector": torch.randn(4)} for _ in range(3)]
+    rates = [0.5, 0.3, 0.1]
+    params = {"matrix": nn.Parameter(matrix.clone()), "vector": nn.Parameter(vector.clone())}
+    optimizer = Lars(params.values(), lr=1.0, momentum=0.9, weight_decay=weight_decay, trust_coefficient=0.02)
+    for rate, gradient in zip(rates, gradients, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        for name, parameter in params.items():
+            parameter.grad = gradient[name].clone()
+        optimizer.step()
+        for name, parameter in params.items():  # a second look at the gradient finds it as it was
+            assert torch.equal(parameter.grad, gradient[name])
+    expected = by_hand(
+        {"matrix": matrix.tolist(), "vector": [vector.tolist()]},
+        [{"matrix": g["matrix"].tolist(), "vector": [g["vector"].tolist()]} for g in gradients],
+        rates, 0.9, weight_decay, 0.02,
+    )  # fmt: skip
+    torch.testing.assert_close(params["matrix"].data, torch.tensor(expected["matrix"]))
+    torch.testing.assert_close(params["vector"].data, torch.tensor(expected["vector"][0]))
+
+
+def test_the_first_step_is_a_share_of_the_weights():
+    weight = nn.Parameter(torch.randn(5, 5))
+    before = weight.detach().clone()
+    weight.grad = 1e3 * torch.randn(5, 5)
+    Lars([weight], lr=0.3).step()
+    moved = (weight.detach() - before).norm() / before.norm()
+    assert moved.item() == pytest.approx(0.3 * 0.001, rel=1e-4)
+
+
+def test_its_state_goes_round():
+    def train(steps, state=None, weight=None):
+        weight = nn.Parameter(torch.ones(2, 2) if weight is None else weight)
+        optimizer = Lars([weight], lr=1.0, weight_decay=0.1)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for step in steps:
+            weight.grad = torch.full((2, 2), float(step + 1))
+            optimizer.step()
+        return weight.detach(), optimizer.state_dict()
+
+    straight, _ = train(range(4))
+    half, state = train(range(2))
+    assert torch.equal(train(range(2, 4), state, half.clone())[0], straight)
+
+
+@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"lr": 1.0, "momentum": 1.0}, {"lr": 1.0, "trust_coefficient": 0}])
+def test_bad_settings_are_named(settings):
+    with pytest.raises(ValueError, match="LARS needs lr and weight_decay of at least 0"):
+        Lars([nn.Parameter(torch.ones(1))], **settings)
+
+
+# -- the trainer ------------------------------------------------------------------------------------------------------
+
+
+def arguments(folder, **settings):
+    fields = {
+        "output_dir": str(folder), "max_steps": 2, "report_to": "none", "precision": "fp32", "use_cpu": True,
+        "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 8,
+    }  # fmt: skip
+    return SSLTrainingArguments(**fields | settings)
+
+
+def test_the_trainer_takes_lars(tmp_path):
+    args = arguments(tmp_path, optim="lars", learning_rate=0.2, optim_args="momentum=0.8,trust_coefficient=0.01")
+    trainer = SSLTrainer(tiny.mlm(), args, tiny.stream(8))
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is Lars
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["trust_coefficient"]) == (0.2, 0.8, 0.01)
+    assert trainer.settings["optim"] == "lars"
+    trainer.train()
+
+
+def test_what_lars_does_not_know_is_refused(tmp_path):
+    with pytest.raises(UserError, match="`--optim_args nesterov=1` is nothing that LARS knows"):
+        trainer = SSLTrainer(
+            tiny.mlm(), arguments(tmp_path, optim="lars", learning_rate=0.2, optim_args="nesterov=1"), tiny.stream(8)
+        )
+        trainer.create_optimizer()
+    with pytest.raises(UserError, match="`--optim adam` is unknown. Choose"):
+        arguments(tmp_path, optim="adam")
+
+
+def test_no_parameter_of_one_dimension_decays(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.projector = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            self.normalization = nn.BatchNorm2d(2)
+
+    trainer = SSLTrainer(tiny.mlm(), arguments(tmp_path, learning_rate=1e-3), tiny.stream(8))
+    assert trainer.get_decay_parameter_names(Model()) == ["projector.0.weight"]
+
+
+def test_a_base_learning_rate_grows_with_the_batch(tmp_path):
+    args = arguments(tmp_path, base_learning_rate=0.3, gradient_accumulation_steps=64)
+    assert args.learning_rate == pytest.approx(0.3 * 8 * 64 / 256)
+    with pytest.raises(
+        UserError, match="is a learning rate of 0.009375 at 8 samples a step, `--learning_rate` says 1"
+    ):
+        arguments(tmp_path, base_learning_rate=0.3, learning_rate=1.0)

@@ -1,0 +1,315 @@
+"""The contract of SSLTrainer's overrides: each of these fails when Trainer changes under it."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl.errors import UserError
+from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+from hfssl.training.callbacks import MethodCallback
+from hfssl.training.checkpoints import list_checkpoints
+
+
+def arguments(folder, **overrides):
+    fields = {
+        "output_dir": str(folder), "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32",
+        "report_to": "none", "eval_strategy": "no", "save_steps": 2, "logging_steps": 1, "disable_tqdm": True, "seed": 5,
+    }  # fmt: skip
+    return SSLTrainingArguments(**{**fields, **overrides})
+
+
+def trainer(folder, model=None, stream=None, evaluators=(), callbacks=None, **overrides):
+    args = arguments(folder, **overrides)
+    model = model or tiny.mlm(dropout=0.1)
+    stream = stream or tiny.stream(args.per_device_train_batch_size, seed=args.seed)
+    return SSLTrainer(model, args, stream, evaluators, processing_class=tiny.tokenizer(), callbacks=callbacks)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_the_stream_is_the_loader(tmp_path):
+    t = trainer(tmp_path)
+    assert t.get_train_dataloader() is t.stream
+    t.train()
+    assert t.stream.counts["batches"] == 6 and t.state.global_step == 6
+
+
+def test_gradients_do_not_depend_on_how_the_batch_was_cut(tmp_path):
+    gradients, losses = [], []
+
+    class Keep:
+        pass
+
+    for batch_size, steps in ((32, 1), (8, 4), (4, 8)):
+        model = tiny.mlm()
+        t = trainer(
+            tmp_path / f"{batch_size}", model, tiny.stream(batch_size, seed=5), per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps, max_steps=1, learning_rate=0.0, max_grad_norm=0.0, save_strategy="no",
+        )  # fmt: skip
+        kept = {}
+        real = t.create_optimizer
+
+        def create_optimizer(*a, real=real, kept=kept, model=model, **k):
+            optimizer = real(*a, **k)
+            optimizer.register_step_pre_hook(
+                lambda *_: kept.update({n: p.grad.clone() for n, p in model.named_parameters()})
+            )
+            return optimizer
+
+        t.create_optimizer = create_optimizer
+        t.train()
+        gradients.append(kept)
+        losses.append(t.state.log_history[0]["loss"])
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_every_micro_step_has_a_seed_of_its_own(tmp_path):
+    drawn = []
+    model = tiny.mlm(dropout=0.1)
+    model.register_forward_pre_hook(lambda *_: drawn.append(torch.initial_seed()))
+    trainer(tmp_path, model, gradient_accumulation_steps=2, max_steps=3, save_strategy="no").train()
+    assert len(drawn) == len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, accumulation):
+    whole = trainer(tmp_path / "whole", gradient_accumulation_steps=accumulation)
+    whole.train()
+
+    class Kill(MethodCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    first = trainer(tmp_path / "cut", gradient_accumulation_steps=accumulation, callbacks=[Kill()])
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    again = trainer(tmp_path / "cut", tiny.mlm(dropout=0.1, seed=99), gradient_accumulation_steps=accumulation)
+    again.train()
+    assert again.resumed_from.name == "checkpoint-2"
+    assert_same(weights(again.model), weights(whole.model))
+    assert again.stream.state_dict() == whole.stream.state_dict()
+
+
+def test_the_same_command_after_the_end_changes_nothing(tmp_path):
+    first = trainer(tmp_path)
+    first.train()
+    again = trainer(tmp_path, tiny.mlm(seed=99, dropout=0.1))
+    again.train()
+    assert_same(weights(again.model), weights(first.model))
+    assert again.state.global_step == 6
+
+
+def test_checkpoints_are_whole_sealed_and_rotated(tmp_path):
+    trainer(tmp_path, save_total_limit=2).train()
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-4"]
+    manifest = json.loads((tmp_path / "checkpoint-6" / "manifest.json").read_text())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "stream_0.json", "trainer_state.json"} <= set(
+        manifest["files"]
+    )
+    assert manifest["settings"]["seed"] == 5 and manifest["settings"]["mask_ratio"] == 0.15
+    assert not (tmp_path / ".staging").exists() or not any((tmp_path / ".staging").iterdir())
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    t = trainer(tmp_path / "cut")
+    t.train()
+    newest = tmp_path / "cut" / "checkpoint-6" / "optimizer.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    again = trainer(tmp_path / "cut", tiny.mlm(dropout=0.1, seed=9))
+    again.train()
+    assert again.resumed_from.name == "checkpoint-4"
+    assert "optimizer.pt was changed" in caplog.text
+    assert_same(weights(again.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"learning_rate": 5e-3}, "learning_rate was 0.01, is 0.005"),
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 8, is 4"),
+        ({"seed": 6}, "seed was 5, is 6"),
+        ({"max_steps": 12}, "max_steps was 6, is 12"),
+    ],
+)
+def test_another_run_is_not_continued(tmp_path, changed, words):
+    trainer(tmp_path).train()
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, **changed).train()
+    with pytest.raises(UserError, match="mask_ratio was 0.15, is 0.3"):
+        trainer(tmp_path, tiny.mlm(dropout=0.1, mask_ratio=0.3)).train()
+
+
+def test_workers_and_logging_may_change(tmp_path):
+    trainer(tmp_path).train()
+    trainer(tmp_path, stream=tiny.stream(8, seed=5, num_workers=1), logging_steps=3, save_steps=3).train()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_and_the_run_continues(tmp_path, number):
+    whole = trainer(tmp_path / "whole", max_steps=40, save_steps=100)
+    whole.train()
+
+    class Send(MethodCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                os.kill(os.getpid(), number)
+
+    t = trainer(tmp_path / "cut", max_steps=40, save_steps=100, callbacks=[Send()])
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        t.train()
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert [c.name for c in list_checkpoints(tmp_path / "cut")] == ["checkpoint-11"]
+    again = trainer(tmp_path / "cut", tiny.mlm(dropout=0.1, seed=3), max_steps=40, save_steps=100)
+    again.train()
+    assert_same(weights(again.model), weights(whole.model))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    model = tiny.mlm()
+
+    class Poison(MethodCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(float("nan"))
+
+    with pytest.raises(UserError, match="not finite at step 4, at a learning rate of .*checkpoint-2"):
+        trainer(tmp_path, model, callbacks=[Poison()]).train()
+    # nor is it saved where it is not logged
+    model = tiny.mlm()
+    with pytest.raises(UserError, match="not finite at step 4"):
+        trainer(tmp_path / "b", model, callbacks=[Poison()], logging_steps=100).train()
+    assert [c.name for c in list_checkpoints(tmp_path / "b")] == ["checkpoint-2"]
+
+
+def test_evaluators_run_before_and_during_training(tmp_path):
+    evaluator = MaskedTokenEvaluator(
+        tiny.texts(60, seed=1), tiny.tokenizer(), max_length=32, training_texts=tiny.texts()
+    )
+    t = trainer(tmp_path, evaluators=[evaluator], eval_strategy="steps", eval_steps=3)
+    t.train()
+    measured = [(e["step"], e["eval_loss"]) for e in t.state.log_history if "eval_loss" in e]
+    assert [step for step, _ in measured] == [0, 3, 6]
+    assert measured[-1][1] < measured[0][1]
+    assert t.evaluate()["eval_loss"] == pytest.approx(measured[-1][1])
+    # the measurement itself changes nothing
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    assert_same(weights(plain.model), weights(t.model))
+
+
+def test_the_method_hears_of_every_step(tmp_path):
+    model = tiny.mlm()
+    heard = []
+    model.after_optimizer_step = heard.append
+    trainer(tmp_path, model, save_strategy="no", gradient_accumulation_steps=2).train()
+    assert heard == pytest.approx([(i + 1) / 6 for i in range(6)])
+
+
+def test_the_result_folder(tmp_path):
+    t = trainer(tmp_path)
+    t.train()
+    t.finish()
+    there = {p.name for p in tmp_path.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "assets",
+        "pretraining",
+        "checkpoint-6",
+    } <= there
+    assert not any(p.name == "training_args.bin" for p in tmp_path.glob("*"))
+    assert "![Loss during the run](assets/loss.png)" in (tmp_path / "README.md").read_text()
+
+
+def test_a_run_waits_for_nobody_and_no_disk_is_named(tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"has 0.00 GB left, a checkpoint of this model"):
+        trainer(tmp_path).train()
+
+
+def test_a_full_disk_during_a_checkpoint_leaves_nothing_half_written(tmp_path, monkeypatch):
+    import shutil
+
+    t = trainer(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    real = torch.save
+
+    def full(*args, **kwargs):
+        if t.state.global_step == 4:
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left for checkpoint-4.*Last good checkpoint: .*checkpoint-2"):
+        t.train()
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_with_other_weights_is_refused(tmp_path):
+    t = trainer(tmp_path, max_steps=1)
+    t.train()
+    [checkpoint] = list_checkpoints(tmp_path)
+    t._load_from_checkpoint(str(checkpoint))  # tied weights are in it once
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in weights.items()}, checkpoint / "model.safetensors")
+    with pytest.raises(UserError, match=f"are missing and {len(weights)} unknown, such as encoder.bert"):
+        t._load_from_checkpoint(str(checkpoint))
+
+
+def test_overrides_still_exist_in_transformers():
+    from transformers import Trainer
+
+    for name in (
+        "get_train_dataloader", "_get_num_items_in_batch", "training_step", "create_scheduler", "evaluate",
+        "_save_checkpoint", "_get_output_dir", "init_hf_repo", "push_to_hub", "_push_from_checkpoint",
+        "_finish_current_push", "_load_from_checkpoint", "_issue_warnings_after_load", "get_optimizer_cls_and_kwargs",
+        "get_decay_parameter_names",
+    ):  # fmt: skip
+        assert callable(getattr(Trainer, name)), name
+
+
+def test_threads_and_time_are_not_touched_by_signals_from_other_threads(tmp_path):
+    # in a thread there are no signal handlers to set: training still works
+    done = []
+
+    def run():
+        trainer(tmp_path, max_steps=2).train()
+        done.append(time.time())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done
