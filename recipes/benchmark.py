@@ -21,6 +21,7 @@ import signal
 import sys
 from functools import partial
 
+import hfssl
 from hfssl.errors import explained
 
 
@@ -46,7 +47,11 @@ def vision(method):
 
 # Each gives what measures, the classes of its flags, and defaults that differ from theirs.
 METHODS = {"mlm": mlm, "views": views}
-METHODS |= {method: partial(vision, method) for method in ("simclr", "mae", "byol", "dino")}
+METHODS |= {
+    name: partial(vision, name)
+    for name, model_class in hfssl.methods.METHODS.items()
+    if model_class.method.views is not None and model_class.method.benchmark.against
+}
 
 
 @explained

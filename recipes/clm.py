@@ -14,10 +14,11 @@ from hfssl.errors import explained
 
 @explained
 def main():
-    from hfssl import ClmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.cli.finish import finish_clm
+    from hfssl import ClmForPreTraining, ClmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.modality import build_method
     from hfssl.cli.text.data import TextData, TextDataArguments
-    from hfssl.cli.text.encoders import CausalEncoderArguments, build_clm
+    from hfssl.cli.text.encoders import CausalEncoderArguments
+    from hfssl.cli.text.finish import finish_text
     from hfssl.evaluation.next_tokens import NextTokenEvaluator
 
     adam = {"weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-8}  # of GPT-3 and nanoGPT
@@ -30,7 +31,7 @@ def main():
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint, causal=True)
     data.set_max_steps(args)
-    model = build_clm(recipe, config, data, args)
+    model = build_method(ClmForPreTraining, recipe, config, data, args, parser.given)
     evaluator = NextTokenEvaluator(
         data.held_out_of, data.tokenizer, max_length=data_args.max_length, packing=data_args.packing,
         training_texts=data.training_sample(), rank=args.process_index, world_size=args.world_size,
@@ -40,7 +41,7 @@ def main():
         processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_clm(trainer, evaluator, data, recipe.base_model)
+    finish_text(trainer, evaluator, data, recipe.base_model)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from hfssl.errors import explained
 
 @explained
 def main():
-    from hfssl import DinoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.cli.finish import finish_images
+    from hfssl import DinoForPreTraining, DinoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
-    from hfssl.cli.image.encoders import VisionEncoderArguments, build_dino, make_views
+    from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
+    from hfssl.cli.image.finish import finish_images
     from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
 
@@ -47,8 +48,8 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     args.claim_output_dir()
     data = ImageData(data_args)
-    views = make_views("dino", recipe, config, data, view_args, parser.given)
-    model = build_dino(recipe, config, views.image_size, args, parser.given, views.local_size)
+    views = make_views(DinoForPreTraining, recipe, config, data, view_args, parser.given)
+    model = build_method(DinoForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std)
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(

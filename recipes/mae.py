@@ -17,11 +17,12 @@ from hfssl.errors import explained
 
 @explained
 def main():
-    from hfssl import MaePreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.cli.finish import finish_images
+    from hfssl import MaeForPreTraining, MaePreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
-    from hfssl.cli.image.encoders import MaeEncoderArguments, build_mae, make_views
+    from hfssl.cli.image.encoders import MaeEncoderArguments, make_views
+    from hfssl.cli.image.finish import finish_images
     from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
 
@@ -35,8 +36,8 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     args.claim_output_dir()
     data = ImageData(data_args)
-    views = make_views("mae", recipe, config, data, view_args, parser.given)
-    model = build_mae(recipe, config, views.image_size, args, parser.given)
+    views = make_views(MaeForPreTraining, recipe, config, data, view_args, parser.given)
+    model = build_method(MaeForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std)
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(

@@ -17,10 +17,11 @@ from hfssl.errors import explained
 
 @explained
 def main():
-    from hfssl import MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
-    from hfssl.cli.finish import finish_mlm
+    from hfssl import MlmForPreTraining, MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.modality import build_method
     from hfssl.cli.text.data import TextData, TextDataArguments
-    from hfssl.cli.text.encoders import TextEncoderArguments, build_mlm
+    from hfssl.cli.text.encoders import TextEncoderArguments
+    from hfssl.cli.text.finish import finish_text
     from hfssl.data.text.sentence_pairs import require_unpacked
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
     from hfssl.evaluation.next_sentence import NextSentenceEvaluator
@@ -38,7 +39,7 @@ def main():
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint)
     data.set_max_steps(args)
-    model = build_mlm(recipe, config, data, args)
+    model = build_method(MlmForPreTraining, recipe, config, data, args, parser.given)
     pairs = model.config.next_sentence_objective
     share = {"max_length": data_args.max_length, "rank": args.process_index, "world_size": args.world_size}
     evaluators = [MaskedTokenEvaluator(
@@ -51,7 +52,7 @@ def main():
         settings=data.settings, held_out=data.held_out, processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_mlm(trainer, evaluators[0], data, recipe.base_model)
+    finish_text(trainer, evaluators[0], data, recipe.base_model)
 
 
 if __name__ == "__main__":

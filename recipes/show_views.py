@@ -9,9 +9,9 @@ is what tells your classes apart, the views must leave it alone.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from hfssl.errors import UserError, explained
+from hfssl.methods import METHODS
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ShowViews:
     r"""
     Args:
         method (`str`, *optional*, defaults to `"simclr"`):
-            Whose views: simclr, moco, byol, dino or mae.
+            Whose views: simclr, moco, byol, dino, mae …
         num_images (`int`, *optional*, defaults to `6`):
             Rows of the sheet.
         output (`str`, *optional*):
@@ -28,12 +28,15 @@ class ShowViews:
             Another one shows other images and other views.
     """
 
-    method: Literal["simclr", "moco", "byol", "dino", "mae"] = "simclr"
+    method: str = "simclr"
     num_images: int = 6
     output: str | None = None
     seed: int = 0
 
     def __post_init__(self):
+        with_views = [name for name, method in METHODS.items() if method.method.views is not None]
+        if self.method not in with_views:
+            raise UserError(f"`--method` is one of {', '.join(with_views)}, got {self.method!r}.")
         if not 1 <= self.num_images <= 100:
             raise UserError(f"`--num_images` is from 1 to 100, got {self.num_images}.")
         self.output = self.output or f"outputs/views_{self.method}.png"
@@ -51,7 +54,7 @@ def main():
     ).parse()
     data = ImageData(data_args)
     mean_std = data.channel_mean_std() if view_args.normalization == "dataset" else None
-    views = Views(recipe.method, view_args, is_grey=data.is_grey, mean_std=mean_std)
+    views = Views(METHODS[recipe.method].method.views, view_args, is_grey=data.is_grey, mean_std=mean_std)
     shown = contact_sheet(pick_images(data.source, recipe.num_images, recipe.seed), views, recipe.output, recipe.seed)
     print(f"{views.description}\n{shown} images: {recipe.output}")
 

@@ -16,6 +16,8 @@ from transformers import (
     ViTMSNConfig,
 )
 
+import hfssl.methods
+
 
 SIZE = {"image_size": 16, "patch_size": 4}
 BLOCKS = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
@@ -39,6 +41,15 @@ ENCODERS = {
 def build(name, seed=0):
     torch.manual_seed(seed)
     return AutoModel.from_config(ENCODERS[name]())
+
+
+# methods for images
+NAMES = ("simclr", "moco", "byol", "dino", "mae")
+
+
+def preset_of(name):
+    """The views of a method."""
+    return hfssl.methods.METHODS[name].method.views
 
 
 def vit():

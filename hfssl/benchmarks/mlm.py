@@ -252,8 +252,9 @@ def _our_arguments(pace: Pace, settings: dict[str, Any]) -> Any:
 
 def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Data, model and stream."""
+    from ..cli.modality import build_method
     from ..cli.text.data import TextData
-    from ..cli.text.encoders import build_mlm, set_attention
+    from ..cli.text.encoders import set_attention
     from ..methods.text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 
     arguments, folder = settings["arguments"], Path(settings["folder"])
@@ -268,7 +269,7 @@ def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
         set_attention(model.encoder, "sdpa", data.arguments.max_length, args.device)
     else:
         recipe = SimpleNamespace(encoder=arguments.encoder, attention=arguments.attention)
-        model = build_mlm(recipe, {}, data, args)
+        model = build_method(MlmForPreTraining, recipe, {}, data, args, set())
     return data, model, data.stream(args, model.config.masking)
 
 

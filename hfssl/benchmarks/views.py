@@ -19,6 +19,7 @@ from ..data.image.views import SMALL_IMAGE, ViewArguments, Views
 from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
+from ..methods import METHODS
 
 
 # Height and width of the images that views of a size are cut from: CIFAR's, and a little more than the view.
@@ -132,8 +133,9 @@ def _measure(arguments: ViewsBenchmark, method: str, size: int) -> dict[str, Any
 
 
 def _ours(arguments: ViewsBenchmark, method: str, size: int, photos: list[Any]) -> Callable[[int], Any]:
-    local = {"local_crops": _LOCAL_CROPS, "local_size": _local_size(size)} if method == "dino" else {}
-    views = Views(method, ViewArguments(image_size=size, **local), is_grey=False)
+    preset = METHODS[method].method.views
+    local = {"local_crops": _LOCAL_CROPS, "local_size": _local_size(size)} if preset.local else {}
+    views = Views(preset, ViewArguments(image_size=size, **local), is_grey=False)
     collate = views.collator("cpu")
     if arguments.jpeg:
         images = [_jpeg(photo) for photo in photos]

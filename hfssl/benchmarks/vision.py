@@ -13,12 +13,14 @@ optimizer. Logging, evaluation and checkpoints are off on all sides.
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..cli.image.data import ImageData, ImageDataArguments
 from ..cli.image.encoders import VISION_PRESETS, is_checkpoint
@@ -28,6 +30,7 @@ from ..data.sources import Source, open_source
 from ..errors import UserError
 from ..functional import keyed
 from ..machine import choose_precision, num_cores, use_all_cores
+from ..methods import METHODS
 from ..modeling.vision import uses_attention
 from .base import Contender, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE
@@ -43,7 +46,6 @@ _TRAINING = {
 }  # fmt: skip
 # More would only take room on the disk.
 MOST_IMAGES = 10_000
-_NAMES = {"simclr": "SimCLR", "mae": "MAE", "byol": "BYOL", "dino": "DINO"}
 
 
 @dataclass
@@ -137,13 +139,15 @@ def run_vision_benchmark(
         data ([`ImageDataArguments`]):
             The images.
     """
-    if arguments.against == "transformers" and method != "mae":
-        raise UserError(f"transformers has nothing that trains {method}. Pass `--against lightly`.")
+    settings = METHODS[method].method.benchmark
+    if arguments.against not in (*settings.against, "none"):
+        others = " or ".join(f"`--against {name}`" for name in settings.against)
+        raise UserError(f"{arguments.against} has nothing that trains {method}. Pass {others}.")
     if arguments.against == "lightly":
         require_lightly()
     use_all_cores(arguments.cpu_threads)
     # small encoders: what the data and the trainer cost shows best beside them
-    encoder = arguments.encoder or ("vit-tiny-patch4" if method == "mae" else "vit-mini-patch4")
+    encoder = arguments.encoder or settings.encoder or "vit-mini-patch4"
     arguments = dataclasses.replace(arguments, encoder=encoder)
     threads = arguments.cpu_threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
@@ -248,7 +252,7 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
 
     sides = [side("ours", "hfssl", train_ours, precision)]
     if arguments.against != "none":
-        train = _theirs(method, arguments.against, config.encoder_config.model_type)
+        train = _theirs(config, arguments.against)
         sides.append(side("theirs", arguments.against, train, "fp32" if arguments.defaults else precision))
         if uses_attention(SimpleNamespace(config=config.encoder_config)):
             same = recipe | {"attention": "sdpa"}
@@ -258,9 +262,12 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
     return sides
 
 
-def _theirs(method: str, against: str, model_type: str) -> Any:
-    if method == "mae" and model_type != "vit":
-        raise UserError(f"The MAE of {against} has a ViT as its encoder, not a {model_type}. Pass `--against none`.")
+def _theirs(config: PreTrainedConfig, against: str) -> Callable:
+    if hasattr(config, "decoder_hidden_size") and config.encoder_config.model_type != "vit":
+        raise UserError(
+            f"The masked autoencoder of {against} has a ViT as its encoder, not a {config.encoder_config.model_type}. "
+            "Pass `--against none`."
+        )
     if against == "transformers":
         return train_run_mae
     from .lightly import train
@@ -290,11 +297,12 @@ def _device(arguments: VisionBenchmark) -> str:
 
 def _text(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str, Any]) -> str:
     size, workers = f"{report['image_size']}×{report['image_size']} pixels", arguments.num_workers
-    if report["method"] == "dino":
+    title = METHODS[report["method"]].method.title
+    if report.get("local_crops"):
         local = f"{report['local_size']}×{report['local_size']}"
         size = f"2 crops of {size} and {report['local_crops']} of {local}"
     lines = [
-        f"{_NAMES[report['method']]}: {arguments.encoder}, {arguments.batch_size} images a step, {size}, "
+        f"{title}: {arguments.encoder}, {arguments.batch_size} images a step, {size}, "
         f"{report['threads']} of {num_cores()} cores, {workers or 'no'} data worker{'s' if workers != 1 else ''}.",
         f"Images: {report['corpus']}; {report['num_images']:,} of them, as files in a folder.",
         f"In turn, {arguments.blocks} blocks of {arguments.steps_per_block} steps each; medians over the blocks.",
@@ -332,21 +340,8 @@ def _notes(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str
             "module, which takes one view at a time, and sdpa is its default."
         )
         notes.append("The views have the same parameters; lightly's go through bytes of Pillow from step to step.")
-        if report["method"] == "mae":
-            notes.append(
-                "lightly's decoder is its own, of the same depth and width, and predicts masked patches only."
-            )
-        if report["method"] == "byol":
-            notes.append(
-                "lightly's loss is minus the cosine, which begins at 0 and ends at -1; ours is 2 minus twice it."
-            )
-        if report["method"] == "dino":
-            notes.append(
-                "lightly's heads of student and teacher begin with weights of their own, as in its example. Its loss "
-                "multiplies probabilities at the precision of the run, ours in fp32."
-            )
-    if arguments.against == "transformers":
-        notes.append("ViTMAEForPreTraining decides what it hides itself; ours gets it from the stream.")
+    note = METHODS[report["method"]].method.benchmark.notes.get(arguments.against)
+    notes += [note] if note else []
     if arguments.defaults:
         notes.append("The precisions differ: each side has its default.")
     elif figures["ours"]["precision"] == "bf16" and choose_precision("auto", arguments.use_cpu) != "bf16":

@@ -5,38 +5,32 @@ lightly's are in `benchmark_lightly`. Each function runs in a process of its own
 """
 
 import tempfile
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..cli.image.data import ImageData, ImageDataArguments
-from ..cli.image.encoders import build_byol, build_dino, build_mae, build_simclr, make_views
+from ..cli.image.encoders import VisionEncoderArguments, make_views
+from ..cli.modality import build_method
 from ..data.image.views import ViewArguments, Views
+from ..methods import METHODS
+from ..modeling.vision import SSLVisionModel
 from .base import Pace
 from .training import Timed, train_bare_loop
 
 
-# Small crops of DINO: as many as the transform of lightly makes by default.
-_LOCAL_CROPS = 6
-
-
 def make_benchmark_views(method: str, recipe: dict[str, str], data: ImageData, image_size: int | None) -> Views:
-    """The views of a recipe, for DINO with 6 small crops."""
-    arguments = ViewArguments(image_size=image_size, local_crops=_LOCAL_CROPS if method == "dino" else None)
-    return make_views(method, SimpleNamespace(**recipe), {}, data, arguments, set())
+    """The views of a recipe, with what the other side has otherwise."""
+    record = METHODS[method].method
+    arguments = ViewArguments(image_size=image_size, **record.benchmark.views)
+    given = set(record.benchmark.views)
+    return make_views(METHODS[method], VisionEncoderArguments(**recipe), {}, data, arguments, given)
 
 
-def build_benchmark_model(method: str, recipe: dict[str, str], views: Views, args: Any) -> Any:
-    """The method of a recipe without flags; BYOL as lightly has it too, without what holds Vision Transformers up."""
-    build = {"simclr": build_simclr, "mae": build_mae, "byol": build_byol, "dino": build_dino}[method]
-    config, options = {}, {}
-    if method == "byol":
-        config = {"last_batch_norm": False, "freeze_patch_embed": False}
-        options = {"given": set(config)}
-    elif method == "dino":
-        options = {"local_size": views.local_size}
-    return build(SimpleNamespace(**recipe), config, views.image_size, args, **options)
+def build_benchmark_model(method: str, recipe: dict[str, str], views: Views, args: Any) -> SSLVisionModel:
+    """The method of a recipe without flags, with what the other side has otherwise."""
+    config = dict(METHODS[method].method.benchmark.config)
+    return build_method(METHODS[method], VisionEncoderArguments(**recipe), config, views, args, set(config))
 
 
 def num_images(batch: dict[str, torch.Tensor]) -> int:

@@ -74,6 +74,8 @@ class LabelledImages:
             Changes with the images and the labels.
         name (`str`):
             Data set and split, for tables.
+        modality (`str`, *optional*, defaults to `"image"`):
+            What the samples are.
     """
 
     images: Sequence
@@ -81,6 +83,7 @@ class LabelledImages:
     class_names: list[str]
     fingerprint: str
     name: str
+    modality: str = "image"
 
     def __len__(self) -> int:
         return len(self.labels)

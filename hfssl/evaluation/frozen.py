@@ -6,7 +6,7 @@ always the most frequent class.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ..machine import compute_device, process_state
 from . import metrics
 from .evaluator import EvaluationError, Evaluator
+from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
 from .results import Result, command_line, versions, write_results
 
@@ -101,10 +102,8 @@ class FrozenEvaluator(Evaluator):
         output_dir: str | Path | None = None,
         command: str | None = None,
     ) -> list[Result]:
-        from .image.features import probe_features
-
         cache_dir = self.cache_dir or (Path(output_dir) / "features" if output_dir is not None else None)
-        features = probe_features(
+        features = features_of(self.train)(
             encoder, processor, self.train, self.test, pooling=self.pooling, batch_size=self.batch_size,
             precision=self.precision, cache_dir=cache_dir,
         )  # fmt: skip
@@ -180,6 +179,18 @@ def make_results(
             )
         )
     return results
+
+
+def features_of(data: "LabelledImages") -> Callable[..., ProbeFeatures]:
+    """What makes features of labelled data of its modality.
+
+    Raises:
+        EvaluationError: where nothing does.
+    """
+    made = evaluation_modality(data.modality).probe_features
+    if made is None:
+        raise EvaluationError(f"Probes of frozen features are not there for the modality {data.modality!r} yet.")
+    return made
 
 
 def aligned_labels(train: "LabelledImages", test: "LabelledImages") -> tuple[np.ndarray, np.ndarray]:

@@ -90,4 +90,4 @@ class HeldOutLossEvaluator(Evaluator):
         ]  # fmt: skip
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"images": self.num_images, "batch_size": self.batch_size, "method": self.views.method}
+        return {"images": self.num_images, "batch_size": self.batch_size}

@@ -19,7 +19,7 @@ from ..functional import keyed
 from ..machine import compute_device, process_state
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .finetune import FinetuneRun, FinetuneSettings
-from .frozen import aligned_labels, classification_scores, make_results
+from .frozen import aligned_labels, classification_scores, features_of, make_results
 from .linear_probe import linear_probe_predict
 from .probe_features import ENCODER, RANDOM_INIT, ProbeFeatures
 from .results import Result, write_results
@@ -77,13 +77,12 @@ class LabelEfficiencyEvaluator(Evaluator):
         command: str | None = None,
         features: ProbeFeatures | None = None,
     ) -> list[Result]:
-        from .image.features import probe_features
         from .image.pictures import plot_label_efficiency
 
         name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         is_main = process_state().is_main_process
         cache_dir = self.cache_dir or (Path(output_dir) / "features" if output_dir is not None else None)
-        features = features or probe_features(
+        features = features or features_of(self.train)(
             encoder, processor, self.train, self.test, pooling=self.pooling, batch_size=self.batch_size,
             precision=self.precision, cache_dir=cache_dir,
         )  # fmt: skip

@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from ..data.labelled import LabelledImages
 from ..functional import keyed
+from ..modeling.base import evaluating
 from ..modeling.pooling import check_pooling
 from .evaluator import Evaluator
 from .frozen import aligned_labels, classification_scores
-from .image.encoder import evaluating
 from .image.features import encode, normalized, resized_images
 from .knn import KnnEvaluator, knn_predict
 from .probe_features import RAW_INPUT

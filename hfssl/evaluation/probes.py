@@ -13,11 +13,11 @@ from ..machine import process_state
 from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
-from .frozen import FrozenEvaluator
-from .image.features import probe_features
+from .frozen import FrozenEvaluator, features_of
 from .knn import KnnEvaluator
 from .label_efficiency import LabelEfficiencyEvaluator
 from .linear_probe import LinearProbeEvaluator
+from .modality import evaluation_modality
 from .results import Result, format_table, write_results
 
 
@@ -110,7 +110,7 @@ def probe_table(
         made[protocol] = kind(train, test, precision=precision, **options)
     features = None
     if names != ["finetune"]:
-        features = probe_features(
+        features = features_of(train)(
             encoder, processor, train, test, pooling=pooling, batch_size=batch_size, precision=precision,
             cache_dir=output_dir / "features" if output_dir is not None else None,
         )  # fmt: skip
@@ -126,9 +126,8 @@ def probe_table(
         results += found
         if output_dir is not None and state.is_main_process:
             write_results(output_dir / "results.json", found)
-    if pictures and features is not None and output_dir is not None and state.is_main_process:
-        from .image.pictures import draw_pictures
-
+    draw_pictures = evaluation_modality(train.modality).draw_pictures
+    if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     state.print("\n" + probe_lines(results, features.settings["pooling"] if features else None))
     state.wait_for_everyone()

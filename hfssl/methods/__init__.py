@@ -2,6 +2,9 @@
 
 from transformers import AutoConfig, AutoModelForPreTraining
 
+from ..modeling.base import SSLPreTrainedModel
+
+# one line a method
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
@@ -11,31 +14,21 @@ from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
 
 
-for config_class, model_class in [
-    (ByolPreTrainingConfig, ByolForPreTraining),
-    (ClmPreTrainingConfig, ClmForPreTraining),
-    (DinoPreTrainingConfig, DinoForPreTraining),
-    (MaePreTrainingConfig, MaeForPreTraining),
-    (MlmPreTrainingConfig, MlmForPreTraining),
-    (MocoPreTrainingConfig, MocoForPreTraining),
-    (SimclrPreTrainingConfig, SimclrForPreTraining),
-]:
+# Name of a method, as its recipe has it -> its class.
+METHODS: dict[str, type[SSLPreTrainedModel]] = {}
+
+
+def register(model_class: type[SSLPreTrainedModel]) -> None:
+    """Let the Auto classes, the recipes and the tests know of a method."""
+    config_class = model_class.config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForPreTraining.register(config_class, model_class, exist_ok=True)
+    METHODS[config_class.model_type.removeprefix("hfssl_")] = model_class
 
-__all__ = [
-    "ByolForPreTraining",
-    "ByolPreTrainingConfig",
-    "ClmForPreTraining",
-    "ClmPreTrainingConfig",
-    "DinoForPreTraining",
-    "DinoPreTrainingConfig",
-    "MaeForPreTraining",
-    "MaePreTrainingConfig",
-    "MlmForPreTraining",
-    "MlmPreTrainingConfig",
-    "MocoForPreTraining",
-    "MocoPreTrainingConfig",
-    "SimclrForPreTraining",
-    "SimclrPreTrainingConfig",
-]
+
+__all__ = sorted(name for name in globals() if name.endswith(("ForPreTraining", "PreTrainingConfig")))
+__all__.remove("AutoModelForPreTraining")
+
+for _name in __all__:
+    if _name.endswith("ForPreTraining"):
+        register(globals()[_name])

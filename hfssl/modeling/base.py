@@ -1,12 +1,19 @@
 """What every hfssl model shares: how it meets `Trainer`, how its encoder is built, and how it is exported."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .method import Method
 
 
 class SSLPreTrainedModel(PreTrainedModel):
@@ -25,20 +32,13 @@ class SSLPreTrainedModel(PreTrainedModel):
     # What the model card says of the method; each method sets its own.
     paper: dict[str, str] = {}
 
-    # Whether an image is contrasted with the others of its batch: the loss of fewer is lower, and not comparable.
-    contrasts_batch = False
-
     # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
     frozen: tuple[str, ...] = ()
 
-    # Likely causes of a collapse, and what to change, by what the embeddings have become (see
-    # `hfssl.evaluation.verdict`); in braces stand fields of the config. A method that compares samples also has
+    # All that is known of the method beside its code. A method that compares samples also has
     # `compared_embeddings(batch)`: what its loss compares, of shape `(batch_size, 2 views, dim)`. One that compares
     # them by something else, such as prototypes, also has `target_margin(batch)`, of shape `(batch_size,)`.
-    collapse_hints: dict[str, str] = {
-        "constant": "the learning rate is too high for this model, so that it gives one answer to everything: lower "
-        "`--learning_rate`, or raise `--warmup_steps`"
-    }
+    method: ClassVar[Method]
 
     encoder: PreTrainedModel
 
@@ -115,3 +115,17 @@ def drop_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         encoder.pooler = None
     return encoder
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        # not `model.train()`: a module may be kept in evaluation mode on purpose
+        for module in training:
+            module.training = True

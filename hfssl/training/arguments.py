@@ -165,6 +165,14 @@ class SSLTrainingArguments(TrainingArguments):
         for tracker in self.report_to:
             _check_tracker(tracker)
 
+    def set_learning_rate(self, rate: float, per_256_samples: bool = False) -> None:
+        """Take a default learning rate; one that is meant for 256 samples a step grows with the batch."""
+        if per_256_samples:
+            self.base_learning_rate = rate
+            self.scale_learning_rate()
+        else:
+            self.learning_rate = rate
+
     def scale_learning_rate(self) -> None:
         """Set `learning_rate` from `base_learning_rate` and the samples of a step."""
         scaled = self.base_learning_rate * self.global_batch_size / BASE_BATCH_SIZE

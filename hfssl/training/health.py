@@ -2,17 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
 
 from ..data.held_out import identity
 from ..data.stream import Block, ExactStream
-from ..data.text.rows import TextCollator
-from ..evaluation.image.encoder import evaluating
+from ..evaluation.modality import evaluation_modality
 from ..evaluation.verdict import VIEWS_APART, describe, judge
 from ..functional import keyed
 from ..functional.embedding_figures import (
@@ -25,9 +24,8 @@ from ..functional.embedding_figures import (
     teacher_distance,
     uniformity,
 )
-from ..modeling.base import SSLPreTrainedModel
+from ..modeling.base import SSLPreTrainedModel, evaluating
 from ..modeling.distributed import rank, world_size
-from ..modeling.pooling import check_pooling
 
 
 logger = logging.getLogger(__name__)
@@ -36,10 +34,6 @@ logger = logging.getLogger(__name__)
 MAX_SAMPLES = 256
 # Fewer cannot tell a lack of directions from a lack of samples.
 MIN_SAMPLES = 32
-# Of a text: its beginning says what it is about.
-MAX_TOKENS = 128
-
-
 # Of whatever method: its projections are spread, but not by what is in the images.
 _VIEWS_APART_HINT = (
     "two views of an image are no nearer to each other than to other images: make them milder "
@@ -58,6 +52,8 @@ class HealthMonitor:
             Held-out texts or encoded images. At most `max_samples` are taken, from all over them.
         processor:
             Tokenizer or image processor that goes with the encoder.
+        modality (`str`):
+            What the samples are.
         stream ([`ExactStream`], *optional*):
             That of the run: makes the views that joint-embedding methods compare, always the same of a sample.
         max_samples (`int`, *optional*, defaults to `256`):
@@ -70,6 +66,7 @@ class HealthMonitor:
         self,
         samples: Sequence[str] | Sequence[bytes],
         processor: Any,
+        modality: str,
         stream: ExactStream | None = None,
         *,
         max_samples: int = MAX_SAMPLES,
@@ -78,35 +75,21 @@ class HealthMonitor:
         chosen = np.linspace(0, len(samples) - 1, min(len(samples), max_samples)).round().astype(int)
         samples = [samples[i] for i in chosen]
         self.num_samples, self.stream, self.batch_size = len(samples), stream, batch_size
-        self.processor = processor
-        self.texts, self.pixels, self.views = None, None, {}
+        self.samples, self.embedder = samples, None
         if self.num_samples < MIN_SAMPLES:
             logger.info(
                 "No verdict on the health of the run: %d held-out samples, %d needed.", len(samples), MIN_SAMPLES
             )
-        elif isinstance(processor, PreTrainedTokenizerBase):
-            self.texts = self._tokenized(samples)
-        else:
-            from ..evaluation.image.features import resized_images
+            return
+        transform = stream.transform if stream is not None else None
+        self.embedder = evaluation_modality(modality).make_embedder(samples, processor, transform, batch_size)
 
-            self.pixels = resized_images(processor, samples)
-            if stream is not None:
-                keys = np.array([int.from_bytes(identity(image)[:8]) for image in samples], dtype=np.uint64)
-                block = Block({stream.source.columns[0]: samples}, keyed.key(keys, 5), key=0)
-                self.views = stream.transform(block).columns
-
-    def _tokenized(self, texts: list[str]) -> list[dict[str, torch.Tensor]]:
-        """Batches of one text a row: of texts that share a row, none could be told from the others."""
-        backend = self.processor.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        longest = min(MAX_TOKENS, self.processor.model_max_length)
-        if self.stream is not None:
-            longest = min(longest, self.stream.transform.max_length)
-        rows = [np.array(encoding.ids[:longest], np.int32) for encoding in backend.encode_batch_fast(texts)]
-        rows = sorted((row for row in rows if len(row)), key=len)
-        collate = TextCollator(self.processor.pad_token_id)
-        return [collate({"input_ids": rows[i : i + self.batch_size]}) for i in range(0, len(rows), self.batch_size)]
+    @cached_property
+    def views(self) -> dict[str, Any]:
+        """Columns of the samples as the run's stream makes them: the views that joint-embedding methods compare."""
+        keys = np.array([int.from_bytes(identity(sample)[:8]) for sample in self.samples], dtype=np.uint64)
+        block = Block({self.stream.source.columns[0]: self.samples}, keyed.key(keys, 5), key=0)
+        return self.stream.transform(block).columns
 
     # -- figures --------------------------------------------------------------------------------------------------
 
@@ -137,17 +120,8 @@ class HealthMonitor:
 
     def _embeddings(self, model: SSLPreTrainedModel) -> torch.Tensor:
         """Pooled features of the encoder, `(num_samples, hidden_size)`."""
-        device = next(model.parameters()).device
-        if self.texts is not None:
-            return self._gather(len(self.texts), lambda i: _mean_of_tokens(model.encoder, self.texts[i], device))
-        from ..evaluation.image.features import encode, normalized
-
-        # the CLS token of a method without a pooling, such as MAE, is in no loss
-        pooling = check_pooling(model.encoder.config, getattr(model.config, "pooling", "mean"))
-        batches = self.pixels.split(self.batch_size)
-        return self._gather(
-            len(batches), lambda i: encode(model.encoder, normalized(self.processor, batches[i], device), pooling)
-        )
+        pooling = getattr(model.config, "pooling", "mean")
+        return self._gather(self.embedder.num_batches, lambda i: self.embedder(model.encoder, i, pooling))
 
     def _of_views(self, model: SSLPreTrainedModel, name: str) -> torch.Tensor | None:
         """What a method of the model makes of the views, a row for each sample; `None` where it has no such method.
@@ -156,7 +130,7 @@ class HealthMonitor:
         for methods that compare by something else: by how much their loss grows when the teacher is shown views of
         other samples, as a share of the loss of chance.
         """
-        if not self.views or not hasattr(model, name):
+        if self.stream is None or not hasattr(model, name):
             return None
         num_rows = len(next(iter(self.views.values())))
         # equally large, give or take one: a row alone would be compared with itself
@@ -208,16 +182,9 @@ class HealthMonitor:
         verdict, symptom = judge(figures, past, step, progress)
         figures["health_verdict"] = verdict
         if symptom is not None:
-            hints = {VIEWS_APART: _VIEWS_APART_HINT} | model.collapse_hints
-            figures["health_cause"] = hints[symptom].format_map(model.config.to_dict())
+            hints = {VIEWS_APART: _VIEWS_APART_HINT, **model.method.collapse_hints(model.config)}
+            figures["health_cause"] = hints[symptom]
         is_news = not past or past[-1]["health_verdict"] != verdict
         said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
         logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))
         return figures
-
-
-def _mean_of_tokens(encoder: torch.nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    hidden = encoder.base_model(**batch).last_hidden_state  # (batch_size, sequence_length, hidden_size)
-    there = batch["attention_mask"][..., None].to(hidden.dtype)
-    return (hidden * there).sum(1) / there.sum(1)

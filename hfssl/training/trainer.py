@@ -115,7 +115,9 @@ class SSLTrainer(Trainer):
                 f"{args.max_steps}."
             )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.health = HealthMonitor(held_out, self.processing_class, self.stream) if held_out else None
+        self.health = (
+            HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
+        )
         if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
             self.health = None

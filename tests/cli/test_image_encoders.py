@@ -9,14 +9,10 @@ from tiny_vision import ENCODERS, build
 from transformers import AutoImageProcessor, BertConfig, BertModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from hfssl.cli.image.encoders import (
-    VISION_PRESETS,
-    build_byol,
-    build_mae,
-    build_simclr,
-    is_checkpoint,
-    vision_encoder_config,
-)
+from hfssl import methods
+from hfssl.cli.image.encoders import VISION_PRESETS, is_checkpoint, vision_encoder_config
+from hfssl.cli.modality import build_method
+from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError
 from hfssl.methods.vision.mae import MaeForPreTraining
 from hfssl.methods.vision.simclr import SimclrForPreTraining
@@ -38,6 +34,13 @@ def args(tmp_path):
 
 def recipe(encoder, attention="auto"):
     return SimpleNamespace(encoder=str(encoder), attention=attention)
+
+
+def make(name, recipe, config, image_size, args, given=frozenset()):
+    """A method by its name, for views of a size."""
+    method = methods.METHODS[name]
+    arguments = ViewArguments(image_size=image_size, **{"local_crops": 0} if method.method.views.local else {})
+    return build_method(method, recipe, config, Views(method.method.views, arguments, is_grey=False), args, set(given))
 
 
 @pytest.mark.parametrize("name", VISION_PRESETS)
@@ -138,25 +141,23 @@ def test_sizes_that_do_not_fit_are_explained(name, size, words):
 # -- methods ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "build_method, method", [(build_simclr, SimclrForPreTraining), (build_mae, MaeForPreTraining)]
-)
-def test_a_method_from_scratch(build_method, method, args):
-    model = build_method(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+@pytest.mark.parametrize("name, method", [("simclr", SimclrForPreTraining), ("mae", MaeForPreTraining)])
+def test_a_method_from_scratch(name, method, args):
+    model = make(name, recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
     assert type(model) is method and model.config.encoder_config.image_size == 16
     assert model.encoder.config._attn_implementation == "lean"  # the fastest for few tokens on a CPU
     # narrow encoders: 1e-3 for 256 samples, 32 of them here
     assert args.learning_rate == pytest.approx(1e-3 / 8)
-    again = build_method(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    again = make(name, recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
 def test_a_narrow_mae_has_a_narrow_decoder(args):
     config = {"encoder_config": TINY, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16}
-    assert build_mae(recipe("vit-tiny-patch4"), config, 16, args).config.decoder_hidden_size == 128
+    assert make("mae", recipe("vit-tiny-patch4"), config, 16, args).config.decoder_hidden_size == 128
     given = {"decoder_hidden_size", "decoder_num_attention_heads"}
-    chosen = build_mae(recipe("vit-tiny-patch4"), config, 16, args, given)
+    chosen = make("mae", recipe("vit-tiny-patch4"), config, 16, args, given)
     assert chosen.config.decoder_hidden_size == 512
 
 
@@ -166,7 +167,7 @@ def test_a_narrow_mae_has_a_narrow_decoder(args):
 ])  # fmt: skip
 def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, frozen):
     config = {"encoder_config": encoder.config.to_dict(), **given}
-    model = build_byol(recipe("vit-mini-patch4"), config, 16, args, given=set(given))
+    model = make("byol", recipe("vit-mini-patch4"), config, 16, args, given=set(given))
     assert (model.config.last_batch_norm, len(model.frozen) == 3) == (steady, frozen)
     assert model.config.projector_hidden_dim == 1024  # narrow, as the encoder is
     assert config == {"encoder_config": encoder.config.to_dict(), **given}
@@ -177,13 +178,13 @@ def test_lars_has_a_learning_rate_of_its_own(tmp_path):
         output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim="lars",
         per_device_train_batch_size=256,
     )  # fmt: skip
-    build_simclr(recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    make("simclr", recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
     assert args.learning_rate == pytest.approx(0.3)
 
 
 def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args):
     build("vit", seed=5).save_pretrained(tmp_path)
-    model = build_simclr(recipe(tmp_path, attention="sdpa"), {}, 24, args)
+    model = make("simclr", recipe(tmp_path, attention="sdpa"), {}, 24, args)
     assert model.encoder.config.image_size == 24 and model.encoder.config._attn_implementation == "sdpa"
     weight = build("vit", seed=5).layers[0].mlp.fc1.weight
     assert torch.equal(model.encoder.layers[0].mlp.fc1.weight, weight)
@@ -195,13 +196,13 @@ def test_wrong_pairings_are_refused_by_name(tmp_path, args):
         tmp_path / "bert"
     )
     with pytest.raises(UserError, match="A bert is no encoder of images alone"):
-        build_simclr(recipe(tmp_path / "bert"), {}, 16, args)
+        make("simclr", recipe(tmp_path / "bert"), {}, 16, args)
     with pytest.raises(Exception, match="MAE runs its encoder on the visible patches alone, which a resnet cannot"):
-        build_mae(recipe("resnet-18"), {}, 32, args)
+        make("mae", recipe("resnet-18"), {}, 32, args)
     with pytest.raises(UserError, match="neither a preset .* nor a folder with a checkpoint of an image encoder"):
-        build_simclr(recipe(tmp_path / "nothing"), {}, 16, args)
+        make("simclr", recipe(tmp_path / "nothing"), {}, 16, args)
     with pytest.raises(UserError, match="`--attention nope` does not work here"):
-        build_simclr(recipe("vit-tiny-patch4", attention="nope"), {"encoder_config": TINY}, 16, args)
+        make("simclr", recipe("vit-tiny-patch4", attention="nope"), {"encoder_config": TINY}, 16, args)
 
 
 def test_a_vit_mae_is_loaded_as_the_vit_that_it_is(tmp_path):

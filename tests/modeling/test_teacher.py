@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_vision import ENCODERS, build, crops, resnet, two_views, vit
+from tiny_vision import ENCODERS, build, crops, preset_of, resnet, two_views, vit
 from torch import nn
 from transformers import (
     AutoModel,
@@ -251,7 +251,7 @@ def test_a_run_that_is_killed_and_continued_is_the_same_to_the_bit(name, tmp_pat
     """Teacher, centre and queue, progress and weight decay included."""
     data = ImageData(ImageDataArguments())
     views = Views(
-        "dino" if name == "dino" else "byol", ViewArguments(image_size=16, **{"local_crops": 2} if name == "dino" else {}),
+        preset_of("dino" if name == "dino" else "byol"), ViewArguments(image_size=16, **{"local_crops": 2} if name == "dino" else {}),
         is_grey=True, patch_size=4,
     )  # fmt: skip
 

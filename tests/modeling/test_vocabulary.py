@@ -254,9 +254,9 @@ def test_a_corpus_with_too_few_new_words_says_so(checkpoint, tmp_path, caplog):
 
 
 def test_a_checkpoint_is_continued_with_new_words_and_the_result_is_stock(checkpoint, tmp_path, capsys):
-    from hfssl import SSLTrainer, SSLTrainingArguments
-    from hfssl.cli.finish import finish_mlm
-    from hfssl.cli.text.encoders import build_mlm
+    from hfssl import MlmForPreTraining, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.modality import build_method
+    from hfssl.cli.text.finish import finish_text
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 
     args = SSLTrainingArguments(
@@ -264,7 +264,9 @@ def test_a_checkpoint_is_continued_with_new_words_and_the_result_is_stock(checkp
         eval_steps=4, logging_steps=2, disable_tqdm=True, save_steps=2,
     )  # fmt: skip
     data = TextData(arguments(tmp_path), str(checkpoint))
-    model = build_mlm(SimpleNamespace(encoder=str(checkpoint), attention="sdpa"), {}, data, args)
+    model = build_method(
+        MlmForPreTraining, SimpleNamespace(encoder=str(checkpoint), attention="sdpa"), {}, data, args, set()
+    )
     assert args.learning_rate == 5e-5
     evaluator = MaskedTokenEvaluator(data.held_out_of, data.tokenizer, max_length=32, training_texts=CORPUS)
     trainer = SSLTrainer(
@@ -272,7 +274,7 @@ def test_a_checkpoint_is_continued_with_new_words_and_the_result_is_stock(checkp
         processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_mlm(trainer, evaluator, data, base_model=str(checkpoint))
+    finish_text(trainer, evaluator, data, base_model=str(checkpoint))
     said = capsys.readouterr().out
     assert f"before: the checkpoint as it came ({checkpoint}), with 3 new words as the means of their pieces" in said
     code = (

@@ -10,6 +10,7 @@ import tiny
 import tiny_vision
 import torch
 import torch.nn.functional as F
+from tiny_vision import preset_of
 from transformers import AutoModel, GPT2Config
 
 import hfssl
@@ -242,7 +243,7 @@ def arguments(folder, **overrides):
 
 def digits_trainer(folder, model, preset="simclr", view_arguments=DIGITS, **overrides):
     args = arguments(folder, **overrides)
-    views = Views(preset, view_arguments, is_grey=True, patch_size=4)
+    views = Views(preset_of(preset), view_arguments, is_grey=True, patch_size=4)
     source = MemorySource(embedded_images("train")[0], name="digits", modality="image")
     stream = ExactStream(
         source, views.rows, views.collator("cpu"), args.per_device_train_batch_size, seed=5, block_bytes=20_000
@@ -394,9 +395,9 @@ def test_since_when_survives_a_resume(tmp_path):
 def test_the_measurement_changes_nothing_and_is_bounded(tmp_path):
     images = embedded_images("train")[0][:400]
     model = method("Byol").train()
-    views = Views("byol", DIGITS, is_grey=True)
+    views = Views(preset_of("byol"), DIGITS, is_grey=True)
     stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
-    monitor = HealthMonitor(images, build_image_processor(16), stream)
+    monitor = HealthMonitor(images, build_image_processor(16), "image", stream)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
     random_state = torch.get_rng_state()
@@ -425,7 +426,7 @@ def test_the_figures_are_those_of_clean_images(tmp_path):
     model = method("Simclr").eval()
     images = embedded_images("test")[0][:40]
     processor = build_image_processor(16)
-    measured = HealthMonitor(images, processor, batch_size=7).measure(model)
+    measured = HealthMonitor(images, processor, "image", batch_size=7).measure(model)
     from hfssl.evaluation.image.features import resized_images
 
     pixels = processor(images=list(resized_images(processor, images)), return_tensors="pt")["pixel_values"]
@@ -438,7 +439,7 @@ def test_the_figures_are_those_of_clean_images(tmp_path):
 
 def test_too_few_samples_give_no_verdict(caplog):
     caplog.set_level("INFO", "hfssl")
-    monitor = HealthMonitor(embedded_images("test")[0][: MIN_SAMPLES - 1], build_image_processor(16))
+    monitor = HealthMonitor(embedded_images("test")[0][: MIN_SAMPLES - 1], build_image_processor(16), "image")
     assert "No verdict on the health of the run: 31 held-out samples, 32 needed" in caplog.text
     assert monitor.check(method("Simclr"), 10, []) == {}
 
@@ -457,9 +458,9 @@ def test_the_margin_of_targets_is_what_the_loss_gains_by_the_right_images(tmp_pa
     model = dino(num_prototypes=16)
     with torch.no_grad():
         model.center.normal_()
-    views = Views("dino", LARGE_CROPS, is_grey=True)
+    views = Views(preset_of("dino"), LARGE_CROPS, is_grey=True)
     stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
-    monitor = HealthMonitor(images, build_image_processor(16), stream, batch_size=32)
+    monitor = HealthMonitor(images, build_image_processor(16), "image", stream, batch_size=32)
     measured = monitor.measure(model)["health_target_margin"]
     model.eval()
     rows = stream.collate(monitor.views)["pixel_values"]
@@ -483,7 +484,7 @@ def test_every_kind_of_image_encoder_can_be_measured(name):
     if name == "dinov3_convnext":
         pytest.skip("halves small images to nothing")
     model = method("Simclr", tiny_vision.ENCODERS[name]()).eval()
-    measured = HealthMonitor(embedded_images("test")[0][:32], build_image_processor(16)).measure(model)
+    measured = HealthMonitor(embedded_images("test")[0][:32], build_image_processor(16), "image").measure(model)
     assert measured["health_effective_rank"] > 1 and 0 < measured["health_std"] < 1
 
 
@@ -519,8 +520,8 @@ def test_text_methods_report_and_are_healthy(tmp_path, causal):
 def test_each_text_stands_alone():
     model, tokenizer = tiny.mlm().eval(), tiny.tokenizer()
     texts = list(tiny.texts(40, seed=1))
-    monitor = HealthMonitor(texts, tokenizer, tiny.stream(), batch_size=7)
-    assert sum(len(batch["input_ids"]) for batch in monitor.texts) == 40
+    monitor = HealthMonitor(texts, tokenizer, "text", tiny.stream(), batch_size=7)
+    assert sum(len(batch["input_ids"]) for batch in monitor.embedder.batches) == 40
     with torch.no_grad():
         alone = []
         for text in texts:
@@ -534,7 +535,7 @@ def test_each_text_stands_alone():
 
 def test_an_encoder_that_ignores_its_input_has_collapsed():
     model, tokenizer = tiny.mlm(), tiny.tokenizer()
-    monitor = HealthMonitor(list(tiny.texts(40, seed=1)), tokenizer, tiny.stream())
+    monitor = HealthMonitor(list(tiny.texts(40, seed=1)), tokenizer, "text", tiny.stream())
     start = monitor.check(model, 0, []) | {"step": 0}
     norm = model.encoder.base_model.encoder.layer[-1].output.LayerNorm
     with torch.no_grad():
@@ -561,20 +562,18 @@ def test_mae_is_judged_like_a_masked_method(tmp_path):
 
 
 def test_every_method_says_what_to_change():
-    for name in hfssl.methods.__all__:
-        model_class = getattr(hfssl, name)
-        if name.endswith("ForPreTraining"):
-            symptoms = {CONSTANT, FEW_DIRECTIONS} if hasattr(model_class, "compared_embeddings") else {CONSTANT}
-            assert symptoms <= set(model_class.collapse_hints), name
-            for hint in model_class.collapse_hints.values():
-                assert "`" in hint.format_map(model_class.config_class().to_dict())
+    for name, model_class in hfssl.methods.METHODS.items():
+        symptoms = {CONSTANT, FEW_DIRECTIONS} if hasattr(model_class, "compared_embeddings") else {CONSTANT}
+        hints = model_class.method.collapse_hints(model_class.config_class())
+        assert symptoms <= set(hints), name
+        assert all("`" in hint and "{" not in hint for hint in hints.values())
 
 
 def test_what_to_change_is_something_that_has_an_effect():
     for centering, has_center in (("mean", True), ("sinkhorn", False)):
         model = method("Dino", num_prototypes=16, centering=centering)
-        assert ("center_momentum" in model.collapse_hints[CONSTANT]) == has_center
-        assert all("`" in hint.format_map(model.config.to_dict()) for hint in model.collapse_hints.values())
+        hints = model.method.collapse_hints(model.config)
+        assert ("center_momentum" in hints[CONSTANT]) == has_center
 
 
 # -- collapse on purpose, methods with a teacher ----------------------------------------------------------------------
@@ -720,5 +719,5 @@ def test_untrained_encoders_of_text_are_measured(tmp_path):
     model.encoder.base_model.load_state_dict(
         AutoModel.from_config(tiny.bert_config(), add_pooling_layer=False).state_dict()
     )
-    found = HealthMonitor(list(tiny.texts(40, seed=1)), tiny.tokenizer()).check(model, 0, [])
+    found = HealthMonitor(list(tiny.texts(40, seed=1)), tiny.tokenizer(), "text").check(model, 0, [])
     assert found["health_verdict"] == "healthy" and "health_cause" not in found

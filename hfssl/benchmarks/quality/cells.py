@@ -13,19 +13,21 @@ import torch
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ...cli.image.data import ImageData, ImageDataArguments
-from ...cli.image.encoders import make_views
+from ...cli.image.encoders import VisionEncoderArguments, make_views
 from ...cli.image.probes import EMBEDDED, load_splits
+from ...cli.modality import build_method
 from ...data.image.views import ViewArguments
 from ...evaluation.frozen import aligned_labels
-from ...evaluation.image.encoder import evaluating
 from ...evaluation.image.features import PixelFeatures, encode, normalized, resized_images
 from ...evaluation.knn import knn_predict
 from ...evaluation.linear_probe import linear_probe_predict
 from ...functional.schedules import cosine
+from ...methods import METHODS
+from ...modeling.base import evaluating
 from ...modeling.image_processing import build_image_processor
 from ...modeling.pooling import check_pooling
 from ..training import NOTHING_BESIDE, Timed
-from .plan import METHODS, OURS, Cell, QualityBenchmark
+from .plan import OURS, Cell, QualityBenchmark
 
 
 logger = logging.getLogger(__name__)
@@ -183,7 +185,7 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
     """
     from ...training.arguments import SSLTrainingArguments
 
-    recipe = SimpleNamespace(encoder=arguments.encoder, attention="auto")
+    recipe = VisionEncoderArguments(encoder=arguments.encoder)
     data = ImageData(ImageDataArguments(dataset=str(images), max_held_out=1))
     data.exclude = frozenset()  # both sides train on all images: what is measured on is another split
     args = SSLTrainingArguments(
@@ -195,12 +197,11 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
         cpu_threads=torch.get_num_threads(), **arguments.training(method), **NOTHING_BESIDE,
     )  # fmt: skip
     config = {**arguments.config(method), "encoder_config": arguments.encoder_config}
-    local = {"local_crops": arguments.local_crops, "local_size": arguments.local_size} if method == "dino" else {}
+    has_local = METHODS[method].method.views.local is not None
+    local = {"local_crops": arguments.local_crops, "local_size": arguments.local_size} if has_local else {}
     view_arguments = ViewArguments(image_size=arguments.image_size, **local)
-    views = make_views(method, recipe, config, data, view_arguments, set())
-    more = {} if method == "simclr" else {"given": set(config)}
-    more |= {"local_size": views.local_size} if method == "dino" else {}
-    model = METHODS[method].build(recipe, config, views.image_size, args, **more)
+    views = make_views(METHODS[method], recipe, config, data, view_arguments, set(local))
+    model = build_method(METHODS[method], recipe, config, views, args, set(config))
     processor = build_image_processor(views.image_size, views.mean, views.std)
     return SimpleNamespace(args=args, data=data, views=views, model=model, processor=processor)
 

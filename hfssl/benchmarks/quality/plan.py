@@ -12,21 +12,13 @@ trains and measures, `benchmark_quality_report` makes the table of the cells tha
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ...cli.image.encoders import (
-    VISION_PRESETS,
-    build_byol,
-    build_dino,
-    build_mae,
-    build_moco,
-    build_simclr,
-    is_checkpoint,
-)
+from ... import methods
+from ...cli.image.encoders import VISION_PRESETS, is_checkpoint
 from ...errors import UserError
 from ...evaluation.results import read_json
 
@@ -36,41 +28,11 @@ logger = logging.getLogger(__name__)
 OURS, BASELINES = "hfssl", "baselines"
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a method is trained here, on both sides.
-
-    Args:
-        build (`Callable`):
-            Of `hfssl.cli.image.encoders`.
-        config (`dict[str, Any]`, *optional*):
-            Fields of its config that differ from the recipe's defaults, which are for longer runs on more images.
-        training (`dict[str, Any]`, *optional*):
-            What its recipe has other than the rest.
-    """
-
-    build: Callable
-    config: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-
-
+# Methods for images that say how they are measured beside others.
 METHODS = {
-    # the paper's temperature for CIFAR-10 (SimCLR, appendix B.9)
-    "simclr": Method(build_simclr, {"contrastive_temperature": 0.5}),
-    "moco": Method(build_moco, {"momentum_start": 0.99}),
-    # lightly's has nothing that holds Vision Transformers up
-    "byol": Method(build_byol, {"momentum_start": 0.99, "last_batch_norm": False, "freeze_patch_embed": False}),
-    "dino": Method(
-        build_dino,
-        {
-            "momentum_start": 0.99,
-            "teacher_temperature_start": 0.02,
-            "teacher_temperature_end": 0.02,
-            "drop_path_rate": 0.0,
-        },
-        {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
-    ),
-    "mae": Method(build_mae, {}, {"adam_beta2": 0.95}),
+    name: model_class.method
+    for name, model_class in methods.METHODS.items()
+    if model_class.method.modality == "image" and model_class.method.benchmark is not None
 }
 # Of both sides, where the method says nothing else.
 _TRAINING = {
@@ -232,11 +194,12 @@ class QualityBenchmark:
 
     def config(self, method: str) -> dict[str, Any]:
         """Fields of a method's config that differ from its recipe's defaults."""
-        return {**METHODS[method].config, **self.method_config.get(method, {})}
+        settings = METHODS[method].benchmark
+        return {**settings.config, **settings.short_config, **self.method_config.get(method, {})}
 
     def training(self, method: str) -> dict[str, Any]:
         """Settings of optimizer and clipping, of both sides."""
-        return {**_TRAINING, **METHODS[method].training}
+        return {**_TRAINING, **METHODS[method].benchmark.short_training}
 
     def protocol(self, method: str) -> dict[str, Any]:
         """What a cell has to share with the others of its table."""
@@ -247,7 +210,7 @@ class QualityBenchmark:
         shared = {name: getattr(self, name) for name in names}
         if method == BASELINES:  # nothing is trained for them
             return {name: shared[name] for name in names[:-5] if name != "max_images"}
-        if method == "dino":
+        if METHODS[method].views.local is not None:
             shared |= {"local_crops": self.local_crops, "local_size": self.local_size}
         return shared | {"config": self.config(method), "training": self.training(method)}
 

@@ -1,24 +1,36 @@
 """Image encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ConvNextV2Config, PreTrainedConfig, ResNetConfig, ViTConfig
+from transformers import AutoConfig, AutoImageProcessor, ConvNextV2Config, PreTrainedConfig, ResNetConfig, ViTConfig
 
+from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
+from ...evaluation.image.encoder import size_arguments
 from ...modeling.attention import LEAN, LEAN_MODELS
+from ...modeling.method import width_of
 from ...modeling.packing import recommended_attention
-from ...modeling.pooling import is_convolutional
-from ...modeling.vision import patches_a_side, pixels_required, side, try_on_an_image, uses_attention
-from ..text.encoders import brief, config_of
+from ...modeling.vision import (
+    SSLVisionModel,
+    image_features,
+    patches_a_side,
+    pixels_required,
+    side,
+    try_on_an_image,
+    uses_attention,
+)
+from ...training.arguments import SSLTrainingArguments
+from .. import encoders
+from .data import ImageData
 
 
 # Of encoders that do not say, and of most checkpoints.
 IMAGE_SIZE = 224
+# The embedded digits have 8 pixels, and mirrored or cut out they are other digits or none.
+EMBEDDED_VIEWS = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
 
 
 @dataclass
@@ -91,42 +103,15 @@ VISION_PRESETS = {
 
 def is_checkpoint(encoder: str) -> bool:
     """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
-    return encoder not in VISION_PRESETS and not encoder.endswith(".json")
+    return encoders.is_checkpoint(encoder, VISION_PRESETS)
 
 
 def vision_encoder_config(encoder: str, overrides: dict[str, Any] | None = None) -> PreTrainedConfig | None:
-    """The configuration to train from scratch that `--encoder` names.
-
-    Args:
-        encoder (`str`):
-            A preset, or the path of a config file. Anything else is a checkpoint to continue: `None` is returned.
-        overrides (`dict`, *optional*):
-            A whole configuration with `model_type`, instead of `encoder`, or fields that differ from the preset's.
-
-    Raises:
-        UserError: where there is no such configuration.
-    """
-    overrides = dict(overrides or {})
-    if "model_type" in overrides:
-        return config_of(overrides, "--encoder_config", "vit")
-    if encoder in VISION_PRESETS:
-        config = VISION_PRESETS[encoder]()
-        unknown = [name for name in overrides if not hasattr(config, name)]
-        if unknown:
-            raise UserError(f"`--encoder_config`: {encoder} has no field {unknown[0]!r}.")
-        return config_of({**config.to_dict(), **overrides}, "--encoder_config")
-    if encoder.endswith(".json"):
-        try:
-            fields = {**json.loads(Path(encoder).read_text(encoding="utf-8")), **overrides}
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"`--encoder {encoder}` is no configuration as a JSON file ({brief(error)}).") from error
-        return config_of(fields, f"--encoder {encoder}", "vit")
-    return None
+    """The configuration to train from scratch that `--encoder` names, see [`~hfssl.cli.encoders.fresh_config`]."""
+    return encoders.fresh_config(encoder, VISION_PRESETS, overrides, such_as="vit")
 
 
 def _checkpoint_config(encoder: str) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
     try:
         return AutoConfig.from_pretrained(encoder)
     except Exception as error:  # a damaged or foreign file shows itself in many ways
@@ -134,24 +119,27 @@ def _checkpoint_config(encoder: str) -> PreTrainedConfig:
 
 
 def _no_encoder(encoder: str, error: Exception) -> UserError:
-    return UserError(
-        f"`--encoder {encoder}` is neither a preset ({', '.join(VISION_PRESETS)}), nor a folder with a checkpoint of "
-        f"an image encoder, nor one that the Hub gave: {brief(error)}. Without a network, download it first and pass "
-        "the folder."
-    )
+    return encoders.no_encoder(encoder, VISION_PRESETS, "an image encoder", error)
 
 
-def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, arguments: Any, given: set[str]) -> Any:
-    """The views of a recipe, fitted to its encoder and to the embedded digits.
+def make_views(
+    method: type[SSLVisionModel],
+    recipe: VisionEncoderArguments,
+    config: dict[str, Any],
+    data: ImageData,
+    arguments: ViewArguments,
+    given: set[str],
+) -> Views:
+    """The views of a method, fitted to its encoder and to the data.
 
     Left out, the size of the images is the one that the encoder was made for, and mean and standard deviation are
     those of the checkpoint that is continued. Digits are shown in 16 pixels, are not mirrored, and are cut out less.
 
     Args:
-        method (`str`):
-            Preset of [`~hfssl.data.image.views.Views`].
-        recipe:
-            Has `encoder`.
+        method (`type`):
+            Whose record states the views.
+        recipe ([`VisionEncoderArguments`]):
+            Names the encoder.
         config (`dict[str, Any]`):
             Fields of the method's config as given.
         data ([`~hfssl.cli.image.data.ImageData`]):
@@ -159,20 +147,13 @@ def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, argu
         arguments ([`~hfssl.data.image.views.ViewArguments`]):
             What the user asked for.
         given (`set[str]`):
-            The flags that the user gave.
+            Names of the flags that the user gave.
     """
-    from ...data.image.views import Views
-
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
     sizes, patch_size = getattr(encoder, "image_size", None) or IMAGE_SIZE, getattr(encoder, "patch_size", None)
     if data.arguments.dataset is None:
-        digits: dict[str, Any] = {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)}
-        if method in ("moco", "byol", "dino"):
-            # a digit is its brightness: recoloured, views of one are no more alike than two digits
-            digits |= {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}
-        if method == "dino":
-            digits["local_crops"] = 0
-        arguments = replace(arguments, **{name: value for name, value in digits.items() if name not in given})
+        embedded = EMBEDDED_VIEWS | method.method.embedded_views
+        arguments = replace(arguments, **{name: value for name, value in embedded.items() if name not in given})
     if arguments.image_size is None:
         arguments = replace(arguments, image_size=side(sizes))
     mean_std = None
@@ -181,13 +162,12 @@ def make_views(method: str, recipe: Any, config: dict[str, Any], data: Any, argu
     elif is_checkpoint(recipe.encoder) and "normalization" not in given:
         mean_std = _checkpoint_mean_std(recipe.encoder)
     return Views(
-        method, arguments, is_grey=data.is_grey, mean_std=mean_std, patch_size=side(patch_size) if patch_size else None
-    )
+        method.method.views, arguments, is_grey=data.is_grey, mean_std=mean_std,
+        patch_size=side(patch_size) if patch_size else None,
+    )  # fmt: skip
 
 
 def _checkpoint_mean_std(encoder: str) -> tuple[list[float], list[float]] | None:
-    from transformers import AutoImageProcessor
-
     try:
         processor = AutoImageProcessor.from_pretrained(encoder)
     except (OSError, ValueError):
@@ -195,125 +175,23 @@ def _checkpoint_mean_std(encoder: str) -> tuple[list[float], list[float]] | None
     return list(processor.image_mean), list(processor.image_std)
 
 
-def build_simclr(recipe: Any, config: dict[str, Any], image_size: int, args: Any) -> Any:
-    """The method of `recipes/simclr.py`, see [`build_vision_method`]."""
-    from ...methods.vision.simclr import SimclrForPreTraining
-
-    # LARS: the paper's. AdamW: that of DINO for ViTs (2104.14294), and twice as much for narrow encoders.
-    rates = {"lars": 0.3, "narrow": 1e-3, "wide": 5e-4, "checkpoint": 1e-4}
-    return build_vision_method(SimclrForPreTraining, recipe, config, image_size, args, rates)
-
-
-def build_mae(recipe: Any, config: dict[str, Any], image_size: int, args: Any, given: set[str] = frozenset()) -> Any:
-    """The method of `recipes/mae.py`, see [`build_vision_method`].
-
-    A narrow encoder gets a narrow decoder, in what is not among the flags that were `given`.
-    """
-    from ...methods.vision.mae import MaeForPreTraining
-
-    # the paper's decoder has 2/3 of the width of its encoder
-    narrow = {"decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 2}
-    config = _for_narrow_encoders(narrow, recipe, config, given)
-    rates = {"lars": 0.3, "narrow": 1e-3, "wide": 1.5e-4, "checkpoint": 1.5e-4}
-    return build_vision_method(MaeForPreTraining, recipe, config, image_size, args, rates)
-
-
-def build_moco(recipe: Any, config: dict[str, Any], image_size: int, args: Any, given: set[str] = frozenset()) -> Any:
-    """The method of `recipes/moco.py`, see [`build_vision_method`]. A narrow encoder gets narrow heads."""
-    from ...methods.vision.moco import MocoForPreTraining
-
-    config = _for_narrow_encoders({"projector_hidden_dim": 1024}, recipe, config, given)
-    rates = {"lars": 0.3, "narrow": 3e-4, "wide": 1.5e-4, "checkpoint": 1e-4}
-    return build_vision_method(MocoForPreTraining, recipe, config, image_size, args, rates)
-
-
-def build_byol(recipe: Any, config: dict[str, Any], image_size: int, args: Any, given: set[str] = frozenset()) -> Any:
-    """The method of `recipes/byol.py`, see [`build_vision_method`].
-
-    A narrow encoder gets narrow heads, a fresh Vision Transformer what holds it up (see [`ByolForPreTraining`]), both
-    where the flags that were `given` say nothing else.
-    """
-    from ...methods.vision.byol import ByolForPreTraining
-
-    config = _for_narrow_encoders({"projector_hidden_dim": 1024}, recipe, config, given)
-    encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config"))
-    if encoder is not None and not is_convolutional(encoder):
-        steady = {"last_batch_norm": True, "freeze_patch_embed": None}  # None: where there are such parameters
-        config = {**config, **{name: value for name, value in steady.items() if name not in given}}
-    rates = {"lars": 0.2, "narrow": 3e-4, "wide": 1.5e-4, "checkpoint": 1e-4}
-    return build_vision_method(ByolForPreTraining, recipe, config, image_size, args, rates)
-
-
-def build_dino(
-    recipe: Any,
+def build(
+    method: type[SSLVisionModel],
+    recipe: VisionEncoderArguments,
     config: dict[str, Any],
-    image_size: int,
-    args: Any,
-    given: set[str] = frozenset(),
-    local_size: int | None = None,
-) -> Any:
-    """The method of `recipes/dino.py`, see [`build_vision_method`]. A narrow encoder gets a narrow head.
-
-    Raises:
-        UserError: also where the encoder does not take the small crops, which have `local_size` pixels.
-    """
-    from ...methods.vision.dino import DinoForPreTraining
-
-    narrow = {"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024}
-    config = _for_narrow_encoders(narrow, recipe, config, given)
-    rates = {"lars": 0.3, "narrow": 2e-3, "wide": 5e-4, "checkpoint": 1e-4}
-    model = build_vision_method(DinoForPreTraining, recipe, config, image_size, args, rates)
-    if local_size is not None:
-        try:
-            with torch.no_grad(), pixels_required(model.teacher):
-                model.teacher.features(torch.zeros(2, 3, local_size, local_size))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(
-                f"This {model.encoder.config.model_type} does not take small crops of {local_size} pixels "
-                f"({brief(error)}). Pass another `--local_size`, `--local_crops 0`, or another `--encoder`."
-            ) from error
-    return model
-
-
-def _for_narrow_encoders(
-    fields: dict[str, Any], recipe: Any, config: dict[str, Any], given: set[str]
-) -> dict[str, Any]:
-    """A method's config with `fields` where its encoder is narrow, in what is not among the flags that were given."""
-    encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config"))
-    if encoder is None:
-        return config
-    width = getattr(encoder, "hidden_size", None) or encoder.hidden_sizes[-1]
-    if width >= 384:
-        return config
-    return {**config, **{name: value for name, value in fields.items() if name not in given}}
-
-
-def build_vision_method(
-    method: Any, recipe: Any, config: dict[str, Any], image_size: int, args: Any, rates: dict[str, float]
-) -> Any:
-    """A method around a fresh encoder or a checkpoint, fitted to the size of the images.
-
-    Args:
-        method (`type`):
-            [`SimclrForPreTraining`], [`MaeForPreTraining`] …
-        recipe:
-            Has `encoder` and `attention`.
-        config (`dict[str, Any]`):
-            Fields of the method's config as given; `encoder_config` are overrides.
-        image_size (`int`):
-            Height and width of the images.
-        args ([`SSLTrainingArguments`]):
-            Gets a learning rate where none was given.
-        rates (`dict[str, float]`):
-            Default learning rates for 256 samples a step: with LARS, else for narrow (256 or less) and wide encoders
-            from scratch and for checkpoints.
+    views: Views,
+    args: SSLTrainingArguments,
+    given: set[str],
+) -> SSLVisionModel:
+    """A method for images, see [`~hfssl.cli.modality.build_method`].
 
     Raises:
         UserError: where method, encoder and size of the images do not fit each other.
     """
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
-    config = dict(config)
+    record, image_size = method.method, views.image_size
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
+    config |= record.fields_for(fresh, given)
     if fresh is not None:
         if hasattr(fresh, "image_size"):
             fresh.image_size = image_size
@@ -323,7 +201,8 @@ def build_vision_method(
             raise
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(
-                f"No {fresh.model_type} can be made with these settings: {brief(error)}. Change `--encoder_config`."
+                f"No {fresh.model_type} can be made with these settings: {encoders.brief(error)}. Change "
+                "`--encoder_config`."
             ) from error
     else:
         try:
@@ -333,16 +212,30 @@ def build_vision_method(
         except Exception as error:  # a damaged or foreign file shows itself in many ways
             raise _no_encoder(recipe.encoder, error) from error
     try_on_an_image(model.encoder, image_size)
+    if views.local_size is not None:
+        _try_small_crops(model, views.local_size)
     if args.learning_rate is None:
-        width = getattr(model.encoder.config, "hidden_size", None) or model.encoder.config.hidden_sizes[-1]
-        kind = "checkpoint" if fresh is None else "narrow" if width <= 256 else "wide"
-        args.base_learning_rate = rates["lars" if args.optim == "lars" else kind]
-        args.scale_learning_rate()
+        rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
+        args.set_learning_rate(rate, record.learning_rates.per_256_samples)
     set_attention(model, recipe.attention, args)
     return model
 
 
-def set_attention(model: Any, attention: str, args: Any) -> None:
+def _try_small_crops(model: SSLVisionModel, local_size: int) -> None:
+    try:
+        with torch.no_grad(), pixels_required(model.encoder):
+            image_features(
+                model.encoder, torch.zeros(2, 3, local_size, local_size),
+                **size_arguments(model.encoder, local_size, local_size),
+            )  # fmt: skip
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"This {model.encoder.config.model_type} does not take small crops of {local_size} pixels "
+            f"({encoders.brief(error)}). Pass another `--local_size`, `--local_crops 0`, or another `--encoder`."
+        ) from error
+
+
+def set_attention(model: SSLVisionModel, attention: str, args: SSLTrainingArguments) -> None:
     """Choose the implementation of attention in each part of a method; `auto` is what was measured to be fastest."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     branches = [branch for name in ("student", "teacher") if (branch := getattr(model, name, None)) is not None]

@@ -1,0 +1,8 @@
+"""Text on the command line."""
+
+from ..modality import CliModality
+from .data import TextDataArguments
+from .encoders import CAUSAL_PRESETS, TEXT_PRESETS, TextEncoderArguments, build
+
+
+MODALITY = CliModality("text", TextDataArguments, TextEncoderArguments, TEXT_PRESETS | CAUSAL_PRESETS, build)

@@ -157,14 +157,11 @@ class TextData:
             yield from sample_texts(part.source, max(int(part.share * max_characters), 1), self.exclude)
 
     def _tokenizer_of(self, encoder: str) -> PreTrainedTokenizerBase:
-        from .encoders import CAUSAL_PRESETS, TEXT_PRESETS
-
-        presets = ", ".join(CAUSAL_PRESETS if self.causal else TEXT_PRESETS)
         try:
             return load_tokenizer(encoder)
         except UserError as error:
             raise UserError(
-                f"`--encoder {encoder}` is no preset ({presets}) and no checkpoint with a tokenizer: {error}"
+                f"`--encoder {encoder}` is no preset (`--help` lists them) and no checkpoint with a tokenizer: {error}"
             ) from error
 
     def _extended_tokenizer(self, encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:

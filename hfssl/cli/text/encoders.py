@@ -1,32 +1,32 @@
 """Encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
-import difflib
-import json
-import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ...data.text.tokenizer import require_mask_token, require_prompt_tokenizer
 from ...errors import UserError
+from ...modeling.base import SSLPreTrainedModel
+from ...modeling.method import width_of
 from ...modeling.packing import position_limit, recommended_attention
 from ...modeling.packing_checks import check_causal, check_packing
 from ...modeling.vocabulary import extend_model
+from ...training.arguments import SSLTrainingArguments
+from .. import encoders
+from .data import TextData
 
 
 @dataclass
@@ -137,28 +137,14 @@ def text_encoder_config(
         causal (`bool`, *optional*, defaults to `False`):
             Whether the presets are decoders.
     """
-    overrides = dict(overrides or {})
     presets, others = (CAUSAL_PRESETS, TEXT_PRESETS) if causal else (TEXT_PRESETS, CAUSAL_PRESETS)
-    if encoder in others and "model_type" not in overrides:
+    if encoder in others and "model_type" not in (overrides or {}):
         raise UserError(
             f"`--encoder {encoder}` is {'an encoder' if causal else 'a decoder'}, for "
             f"`recipes/{'mlm' if causal else 'clm'}.py`. Choose one of {', '.join(presets)}."
         )
-    if "model_type" in overrides:
-        config = config_of(overrides, "--encoder_config")
-    elif encoder in presets:
-        config = presets[encoder]()
-        unknown = [name for name in overrides if not hasattr(config, name)]
-        if unknown:
-            raise UserError(f"`--encoder_config`: {encoder} has no field {unknown[0]!r}.")
-        config.update(overrides)
-    elif encoder.endswith(".json"):
-        try:
-            fields = {**json.loads(Path(encoder).read_text(encoding="utf-8")), **overrides}
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"`--encoder {encoder}` is no configuration as a JSON file ({brief(error)}).") from error
-        config = config_of(fields, f"--encoder {encoder}")
-    else:
+    config = encoders.fresh_config(encoder, presets, overrides)
+    if config is None:
         return None
     config.vocab_size = len(tokenizer)
     for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
@@ -167,89 +153,37 @@ def text_encoder_config(
     return config
 
 
-def config_of(fields: dict[str, Any], flag: str, such_as: str = "bert") -> PreTrainedConfig:
-    """The configuration with these fields, `model_type` among them; `flag` is where they come from.
-
-    Raises:
-        UserError: where there is none.
-    """
-    model_type = fields.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        nearest = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
-        raise UserError(
-            f"`{flag}` needs a `model_type` that transformers knows, such as {such_as}, got {model_type!r}."
-            + (f" Did you mean {nearest[0]}?" if nearest else "")
-        )
-    try:
-        return AutoConfig.for_model(**fields)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"`{flag}` is no configuration of a {model_type}: {brief(error)}.") from error
-
-
-def brief(error: BaseException) -> str:
-    """The reason that an error gives, in one line."""
-    # `@strict` hides the sentence behind the name of the check
-    words = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    return textwrap.shorten(words, 300, placeholder=" …").rstrip(".")
-
-
 def is_checkpoint(encoder: str) -> bool:
     """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
-    return encoder not in TEXT_PRESETS | CAUSAL_PRESETS and not encoder.endswith(".json")
+    return encoders.is_checkpoint(encoder, TEXT_PRESETS | CAUSAL_PRESETS)
 
 
-def build_mlm(recipe: Any, config: dict[str, Any], data: Any, args: Any) -> Any:
-    """The method of `recipes/mlm.py`, see [`build_text_method`]."""
-    from ...methods.text.mlm import MlmForPreTraining
+def build(
+    method: type[SSLPreTrainedModel],
+    recipe: TextEncoderArguments,
+    config: dict[str, Any],
+    data: TextData,
+    args: SSLTrainingArguments,
+    given: set[str],
+) -> SSLPreTrainedModel:
+    """A method for text, fitted to tokenizer, row length and attention; see [`~hfssl.cli.modality.build_method`].
 
-    require_mask_token(data.tokenizer, "Masked language modelling")
-    return build_text_method(MlmForPreTraining, recipe, config, data, args)
-
-
-def build_clm(recipe: Any, config: dict[str, Any], data: Any, args: Any) -> Any:
-    """The method of `recipes/clm.py`, see [`build_text_method`]; generation stops where the rows of training ended."""
-    from ...methods.text.clm import ClmForPreTraining
-
-    require_prompt_tokenizer(data.tokenizer)
-    model = build_text_method(ClmForPreTraining, recipe, config, data, args, causal=True)
-    generation, tokenizer = model.encoder.generation_config, data.tokenizer
-    if not is_checkpoint(recipe.encoder):
-        generation.max_length = data.arguments.max_length  # positions after it were never trained
-        generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if generation.pad_token_id is None:
-        pad = tokenizer.pad_token_id
-        generation.pad_token_id = tokenizer.eos_token_id if pad is None else pad
-    return model
-
-
-def build_text_method(
-    method: Any, recipe: Any, config: dict[str, Any], data: Any, args: Any, causal: bool = False
-) -> Any:
-    """A method around a fresh encoder or a checkpoint, fitted to tokenizer, row length and attention.
-
-    Args:
-        method (`type`):
-            [`MlmForPreTraining`] or [`ClmForPreTraining`].
-        recipe:
-            Has `encoder` and `attention`.
-        config (`dict[str, Any]`):
-            Fields of the method's config as given; `encoder_config` are overrides.
-        data ([`~hfssl.cli.text.data.TextData`]):
-            Tokenizer and row length.
-        args ([`SSLTrainingArguments`]):
-            Gets the default learning rate: 1e-3 for narrow encoders from scratch, 5e-4 for wide ones, 5e-5 for a
-            checkpoint.
-        causal (`bool`, *optional*, defaults to `False`):
-            Whether the encoder is a decoder: no token may see those after it.
+    Of causal ones, generation stops where the rows of training ended.
 
     Raises:
         UserError: where encoder, tokenizer, row length or packing do not fit each other.
     """
+    record, causal = method.method, method.method.causal
     kind = "causal" if causal else "masked"
+    if causal:
+        require_prompt_tokenizer(data.tokenizer)
+    else:
+        require_mask_token(data.tokenizer, "Masked language modelling")
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     overrides = config.pop("encoder_config", None)
     fresh = text_encoder_config(recipe.encoder, data.tokenizer, overrides, causal)
     if fresh is not None:
+        config |= record.fields_for(fresh, given)
         if config.get("dropout") is None:
             config["dropout"] = 0.0  # as cramming and MosaicBERT train: the data are not seen often enough to overfit
         if type(fresh) not in (MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_MASKED_LM_MAPPING):
@@ -262,35 +196,43 @@ def build_text_method(
             model = method(method_config)
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(
-                f"No {fresh.model_type} can be made with these settings: {brief(error)}. Change `--encoder_config`."
+                f"No {fresh.model_type} can be made with these settings: {encoders.brief(error)}. Change "
+                "`--encoder_config`."
             ) from error
-        default_learning_rate = 1e-3 if fresh.hidden_size <= 256 else 5e-4
     else:
         try:
             model = method.from_encoder(recipe.encoder, **config)
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways
-            presets = ", ".join(CAUSAL_PRESETS if causal else TEXT_PRESETS)
-            raise UserError(
-                f"`--encoder {recipe.encoder}` is neither a preset ({presets}), nor a folder with a checkpoint "
-                f"of a {kind} language model, nor one that the Hub gave: {brief(error)}. Without a network, "
-                "download it first and pass the folder."
-            ) from error
+            presets = CAUSAL_PRESETS if causal else TEXT_PRESETS
+            raise encoders.no_encoder(recipe.encoder, presets, f"a {kind} language model", error) from error
         extend_model(model, data.new_tokens)
-        default_learning_rate = 5e-5
     if args.learning_rate is None:
-        args.learning_rate = default_learning_rate
+        rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
+        args.set_learning_rate(rate, record.learning_rates.per_256_samples)
     check_fit(model.encoder, data.tokenizer, data.arguments.max_length)
     set_attention(model.encoder, recipe.attention, data.arguments.max_length, args)
     if causal:
         check_causal(model.encoder)
+        _set_generation(model.encoder, data, fresh is not None)
     if data.arguments.packing:
         check_packing(model.encoder, causal=causal, max_length=data.arguments.max_length)
     return model
 
 
-def check_fit(encoder: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def _set_generation(decoder: PreTrainedModel, data: TextData, from_scratch: bool) -> None:
+    """Let generation stop where the rows of training ended."""
+    generation, tokenizer = decoder.generation_config, data.tokenizer
+    if from_scratch:
+        generation.max_length = data.arguments.max_length  # positions after it were never trained
+        generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if generation.pad_token_id is None:
+        pad = tokenizer.pad_token_id
+        generation.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+
+
+def check_fit(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Refuse a tokenizer or a row length that the encoder has no embeddings for."""
     entries = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:
@@ -309,7 +251,7 @@ def check_fit(encoder: Any, tokenizer: PreTrainedTokenizerBase, max_length: int)
         )
 
 
-def set_attention(encoder: Any, attention: str, max_length: int, args: Any) -> None:
+def set_attention(encoder: PreTrainedModel, attention: str, max_length: int, args: SSLTrainingArguments) -> None:
     """Choose the implementation of attention; `auto` is what was measured to be fastest."""
     if attention == "auto":
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32

@@ -75,7 +75,7 @@ def contact_sheet(images: Sequence[bytes], views: Views, path: str | Path, seed:
             0.5, -0.02, f"{original.shape[2]} × {original.shape[1]}", fontsize=6, ha="center", va="top",
             transform=line[0].transAxes,
         )  # fmt: skip
-    figure.suptitle(f"{views.method}: {views.image_size} pixels", fontsize=9)
+    figure.suptitle(f"{views.image_size} pixels", fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

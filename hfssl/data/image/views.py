@@ -22,9 +22,10 @@ import torch
 
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.views import View, ViewPreset
 from ..stream import Block, Rows
 from .color_ops import Finish
-from .crops import PixelRows, View
+from .crops import PixelRows
 
 
 logger = logging.getLogger(__name__)
@@ -35,44 +36,6 @@ NORMALIZATIONS = {
 }
 # Up to this size (height and width of a global view) the presets follow the practice for CIFAR.
 SMALL_IMAGE = 64
-
-_COLOR = {"jitter_probability": 0.8, "grey_probability": 0.2}
-_SIMCLR = View(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5, **_COLOR)
-_BYOL = View(scale=(0.08, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0, **_COLOR)
-_BYOL_SECOND = dataclasses.replace(_BYOL, blur_probability=0.1, solarize_probability=0.2)
-# PIL's blur, which MoCo v3 and DINO used, has no kernel size: as wide as sigma wants it
-_MOCO = {"interpolation": "bilinear", "blur_width": None}
-_DINO = {"scale": (0.4, 1.0), "blur_width": None}
-_DINO_LOCAL = {"scale": (0.05, 0.4), "blur_probability": 0.5}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The views of a method in its paper, at 224 pixels: `views`, and `local`, drawn `num_local` times."""
-
-    views: tuple[View, ...]
-    local: View | None = None
-    num_local: int = 0
-    has_noise: bool = False
-
-
-PRESETS = {
-    # Chen et al., 2020 (https://huggingface.co/papers/2002.05709), appendix A. Its code crops with bicubic
-    # interpolation; bilinear is what most libraries made of it.
-    "simclr": Preset((_SIMCLR, _SIMCLR)),
-    # Chen, Xie and He, 2021 (https://huggingface.co/papers/2104.02057): BYOL's, and its main_moco.py
-    "moco": Preset((dataclasses.replace(_BYOL, **_MOCO), dataclasses.replace(_BYOL_SECOND, **_MOCO))),
-    # Grill et al., 2020 (https://huggingface.co/papers/2006.07733), appendix B, table 6, and its utils/dataset.py
-    "byol": Preset((_BYOL, _BYOL_SECOND)),
-    # Caron et al., 2021 (https://huggingface.co/papers/2104.14294), and its main_dino.py
-    "dino": Preset(
-        (dataclasses.replace(_BYOL, **_DINO), dataclasses.replace(_BYOL_SECOND, **_DINO)),
-        dataclasses.replace(_BYOL, **_DINO | _DINO_LOCAL),
-        num_local=8,
-    ),
-    # He et al., 2021 (https://huggingface.co/papers/2111.06377), appendix A
-    "mae": Preset((View(scale=(0.2, 1.0), interpolation="bicubic"),), has_noise=True),
-}
 
 
 @dataclass
@@ -178,10 +141,10 @@ class Views:
     patches.
 
     Args:
-        method (`str`):
-            simclr, moco, byol, dino or mae.
+        preset ([`~hfssl.functional.views.ViewPreset`]):
+            Those of a method: `SimclrForPreTraining.method.views`.
         arguments ([`ViewArguments`]):
-            What differs from the preset of the method.
+            What differs from the preset.
         is_grey (`bool`):
             Whether the images have no colours: then nothing is done to saturation and hue.
         mean_std (`tuple[Sequence[float], Sequence[float]]`, *optional*):
@@ -196,7 +159,7 @@ class Views:
 
     def __init__(
         self,
-        method: str,
+        preset: ViewPreset,
         arguments: ViewArguments | None = None,
         *,
         is_grey: bool,
@@ -204,15 +167,13 @@ class Views:
         patch_size: int | None = None,
     ):
         arguments = arguments or ViewArguments()
-        if method not in PRESETS:
-            raise UserError(f"There are views for {', '.join(PRESETS)}, got {method!r}.")
         if mean_std is None and arguments.normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
-        self.method, self.is_grey, self.patch_size = method, is_grey, patch_size
+        self.preset, self.is_grey, self.patch_size = preset, is_grey, patch_size
         mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
-        self.image_size = arguments.image_size or PRESETS[method].views[0].size
-        views, local, num_local = _resolve(method, arguments, self.image_size, patch_size)
+        self.image_size = arguments.image_size or preset.views[0].size
+        views, local, num_local = _resolve(preset, arguments, self.image_size, patch_size)
         if is_grey:
             uncolored = tuple(map(_without_color, views)), local and _without_color(local)
             if uncolored != (views, local):
@@ -222,7 +183,7 @@ class Views:
         self.local_size = local.size if num_local else None
         groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
         self._pixels = PixelRows(groups)
-        self._has_noise = PRESETS[method].has_noise
+        self._has_noise = preset.has_noise
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
@@ -278,13 +239,12 @@ _NOISE = 1
 
 
 def _resolve(
-    method: str, arguments: ViewArguments, image_size: int, patch_size: int | None
+    preset: ViewPreset, arguments: ViewArguments, image_size: int, patch_size: int | None
 ) -> tuple[tuple[View, ...], View | None, int]:
     """The views of the preset, with what the arguments say instead."""
-    preset = PRESETS[method]
     for name in ("local_crops", "local_size", "local_crop_scale"):
         if preset.local is None and getattr(arguments, name) is not None:
-            raise UserError(f"`--{name}` is for methods with local views (dino); {method} has none.")
+            raise UserError(f"`--{name}` is for methods with local views, such as dino; this one has none.")
     changes: dict[str, Any] = {"size": image_size}
     names = ("jitter", "jitter_probability", "grey_probability", "flip_probability", "blur_sigma", "interpolation")
     for name, flag in [*zip(names, names, strict=True), ("ratio", "crop_ratio")]:
@@ -293,13 +253,13 @@ def _resolve(
     num_local = preset.num_local if arguments.local_crops is None else arguments.local_crops
     kinds = [*preset.views, *([preset.local] if preset.local else [])]
     if image_size <= SMALL_IMAGE:
-        kinds = [_for_small_images(view, is_local=view is preset.local) for view in kinds]
+        kinds = [_for_small_images(view, preset.small_jitter, is_local=view is preset.local) for view in kinds]
     for name in ("blur_probability", "solarize_probability"):
         given = getattr(arguments, name)
         if given is not None:
             if len(given) not in (1, len(kinds)):
                 raise UserError(
-                    f"`--{name}` takes one value or {len(kinds)} for {method} ("
+                    f"`--{name}` takes one value or {len(kinds)} for this method ("
                     f"{len(preset.views)} views{', then the local ones' if preset.local else ''}), got {len(given)}."
                 )
             values = given * len(kinds) if len(given) == 1 else given
@@ -325,11 +285,9 @@ def _resolve(
     return views, local, num_local
 
 
-def _for_small_images(view: View, is_local: bool) -> View:
-    # SimCLR on CIFAR-10: strength 0.5 of jitter (0.8, 0.8, 0.8, 0.2), no blur
-    jitter = (0.4, 0.4, 0.4, 0.1) if view.jitter == _SIMCLR.jitter else view.jitter
+def _for_small_images(view: View, jitter: tuple[float, ...] | None, is_local: bool) -> View:
     scale = (0.2, 0.4) if is_local else view.scale
-    return dataclasses.replace(view, jitter=jitter, scale=scale, blur_probability=0.0)
+    return dataclasses.replace(view, jitter=jitter or view.jitter, scale=scale, blur_probability=0.0)
 
 
 def _without_color(view: View) -> View:

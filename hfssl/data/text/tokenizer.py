@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 
 
 logger = logging.getLogger(__name__)
@@ -203,10 +203,10 @@ def load_tokenizer(name_or_path: str | Path, **kwargs) -> PreTrainedTokenizerBas
         logger.debug("The error behind the message", exc_info=True)
         if is_local:
             raise UserError(
-                f"The folder {name!r} holds no tokenizer that can be loaded ({_first_line(error)}). Save one there "
+                f"The folder {name!r} holds no tokenizer that can be loaded ({first_line(error)}). Save one there "
                 "with `tokenizer.save_pretrained(folder)`, or pass `--tokenizer` with the name or folder of another."
             ) from error
-        problem = problem or f"Loading it from the Hub failed: {_first_line(error)}."
+        problem = problem or f"Loading it from the Hub failed: {first_line(error)}."
         raise UserError(f"The tokenizer {name!r} cannot be loaded: there is no such folder here. {problem}") from error
     for key in ("is_local", "local_files_only"):  # how it was loaded here would be saved with it
         tokenizer.init_kwargs.pop(key, None)
@@ -274,13 +274,9 @@ def _problem_with_hub(name: str, kwargs: dict) -> str:
     except RepositoryNotFoundError:
         return "The Hub has no such model either: check the name, or log in with `hf auth login` if it is private."
     except HfHubHTTPError as error:
-        return f"The Hub answered: {_first_line(error)}."
+        return f"The Hub answered: {first_line(error)}."
     except (httpx.HTTPError, ConnectionError, OfflineModeIsEnabled) as error:
         kwargs["local_files_only"] = True
         reason = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
         return f"{reason}, and it is not in the cache ({constants.HF_HOME}). {offline}"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
@@ -20,8 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ...errors import first_line
+from ...modeling.base import evaluating
+from ..encoder_folder import hint_of_pretraining, load_config, quiet
 from ..evaluator import EvaluationError
-from ..text.encoder import quiet
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class VisionEncoder:
         self.model = None
         if isinstance(encoder, (str, Path)):
             self.source = self.name = str(encoder)
-            self.config = _load_config(self.source)
+            self.config = load_config(self.source)
         else:
             self.source = None
             self.name = encoder.name_or_path or type(encoder).__name__
@@ -68,7 +69,7 @@ class VisionEncoder:
                 return AutoImageProcessor.from_pretrained(self.source)
         except Exception as error:  # a missing or foreign file shows itself in many ways
             raise EvaluationError(
-                f"{self.source} has no image processor ({_first_line(error)}): save the one it was pre-trained with "
+                f"{self.source} has no image processor ({first_line(error)}): save the one it was pre-trained with "
                 "beside it, as `processor.save_pretrained(folder)` does, for example "
                 'ViTImageProcessor(size={"height": 32, "width": 32}).'
             ) from error
@@ -82,7 +83,7 @@ class VisionEncoder:
             with _seeded(0), quiet():
                 model, info = AutoModel.from_pretrained(self.source, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise EvaluationError(f"Cannot load the encoder {self.source}: {_first_line(error)}") from error
+            raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
         _check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
         self._try_on_an_image(model)
         return model
@@ -110,7 +111,7 @@ class VisionEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             raise EvaluationError(
                 f'{self.name} is a "{config.model_type}" model that cannot be loaded for image classification: '
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         prefix = f"{model.base_model_prefix}."
         names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
@@ -141,7 +142,7 @@ class VisionEncoder:
         except (RuntimeError, ValueError, IndexError) as error:
             raise EvaluationError(
                 f"{self.source} does not take images of {height} × {width} pixels, which its image processor makes "
-                f"({_first_line(error).rstrip('.')}): save one beside it that resizes to the size of its pre-training."
+                f"({first_line(error).rstrip('.')}): save one beside it that resizes to the size of its pre-training."
             ) from error
 
     def _fresh_config(self) -> PreTrainedConfig:
@@ -159,36 +160,10 @@ def size_arguments(model: PreTrainedModel, height: int, width: int) -> dict[str,
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        # not `model.train()`: a module may be kept in evaluation mode on purpose
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _load_config(source: str) -> PreTrainedConfig:
-    folder = Path(source)
-    if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-        raise EvaluationError(f"There is no encoder folder {source}.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise EvaluationError(f"{source} is no encoder: it has no config.json.")
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"Cannot load the encoder {source}: {_first_line(error)}") from error
 
 
 def _check_modality(name: str, config: PreTrainedConfig) -> None:
@@ -197,11 +172,9 @@ def _check_modality(name: str, config: PreTrainedConfig) -> None:
         with torch.device("meta"), quiet():
             model = AutoModel.from_config(config)
     except (ValueError, KeyError) as error:
-        folder, hint = Path(name), ""
-        if folder.name == "pretraining" and (folder.parent / "config.json").is_file():
-            hint = f" The encoder itself lies in {folder.parent}."
         raise EvaluationError(
-            f'{name} is a "{config.model_type}" model, which transformers has no encoder of.{hint}'
+            f'{name} is a "{config.model_type}" model, which transformers has no encoder of.'
+            + hint_of_pretraining(name)
         ) from error
     if model.main_input_name != "pixel_values":
         raise EvaluationError(
@@ -222,11 +195,7 @@ def _check_loaded(source: str, names: Iterable[str], missing: Iterable[str]) -> 
     if len(missing) > len(names) / 2:
         raise EvaluationError(
             f"{source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: it would "
-            "be evaluated as good as untrained."
+            "be evaluated no better than untrained."
         )
     if missing:
         logger.warning("%s lacks weights of the encoder, which start at random: %s", source, ", ".join(missing))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -24,11 +24,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...machine import choose_precision, local_world_size, num_cores, process_state
+from ...modeling.base import evaluating
 from ...modeling.pooling import check_pooling
 from ...modeling.vision import image_features
 from ..evaluator import EvaluationError
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
-from .encoder import VisionEncoder, evaluating, size_arguments
+from .encoder import VisionEncoder, size_arguments
 
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ...functional import keyed
+from ...modeling.base import evaluating
 from ...modeling.pooling import num_own_tokens
 from ..frozen import aligned_labels
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
 from ..results import Result
-from .encoder import VisionEncoder, evaluating, size_arguments
+from .encoder import VisionEncoder, size_arguments
 from .features import normalized, resized_images
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .encoder import evaluating
+from ...modeling.base import evaluating
 
 
 def plot_reconstructions(

@@ -1,0 +1,7 @@
+"""Evaluation of encoders of text."""
+
+from ..modality import EvaluationModality
+from .embedder import TextEmbedder
+
+
+MODALITY = EvaluationModality("text", TextEmbedder)

@@ -4,23 +4,22 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
+from ...errors import first_line
+from ..encoder_folder import hint_of_pretraining, load_config, quiet
 from ..evaluator import EvaluationError
 
 
@@ -40,26 +39,15 @@ class TextEncoder:
 
     def __init__(self, source: str, max_length: int):
         self.source = source
-        folder = Path(source)
-        if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-            raise EvaluationError(f"There is no encoder folder {source}.")
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise EvaluationError(f"{source} is no encoder: it has no config.json.")
-        try:
-            self.config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"Cannot load the encoder {source}: {_first_line(error)}") from error
+        self.config = load_config(source)
         # an empty model, to learn what the architecture is like
         try:
             with torch.device("meta"), quiet():
                 model = AutoModelForSequenceClassification.from_config(self.config)
         except ValueError as error:
-            hint = ""
-            if folder.name == "pretraining" and (folder.parent / "config.json").is_file():
-                hint = f" The encoder itself lies in {folder.parent}."
             raise EvaluationError(
                 f'{source} is a "{self.config.model_type}" model, for which transformers has no sequence '
-                f"classification.{hint}"
+                f"classification.{hint_of_pretraining(source)}"
             ) from error
         self.tokenizer = self._load_tokenizer()
         self.max_length = min(max_length, self.tokenizer.model_max_length, _num_positions(model))
@@ -73,7 +61,7 @@ class TextEncoder:
             if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
                 tokenizer = None
         except Exception as error:  # a missing vocabulary shows itself in many ways
-            tokenizer, problem = None, f" ({_first_line(error)})"
+            tokenizer, problem = None, f" ({first_line(error)})"
         if tokenizer is None:
             raise EvaluationError(
                 f"{self.source} has no tokenizer{problem}. Save the one it was pre-trained with beside it: "
@@ -145,7 +133,7 @@ class TextEncoder:
                     self.source, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise EvaluationError(f"Cannot load the encoder {self.source}: {_first_line(error)}") from error
+                raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
         self._check_loaded(model, info["missing_keys"])
         return model
 
@@ -157,7 +145,7 @@ class TextEncoder:
         if len(missing) > len(names) / 2:
             raise EvaluationError(
                 f"{self.source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: "
-                "it would be evaluated as good as untrained."
+                "it would be evaluated no better than untrained."
             )
         if missing:
             logger.warning(
@@ -195,22 +183,3 @@ def _num_positions(model: nn.Module) -> int:
         ):
             limit = min(limit, module.num_embeddings - module.padding_idx - 1)
     return limit
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the report on weights that are new, which they always are in a head, and without its progress bar."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

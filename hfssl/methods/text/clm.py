@@ -27,8 +27,17 @@ from transformers.utils import ModelOutput
 
 from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.method import LearningRates, Method
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import head_inputs_at
+
+
+METHOD = Method(
+    title="CLM",
+    modality="text",
+    causal=True,
+    learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=5e-5, per_256_samples=False),
+)
 
 
 @strict
@@ -73,6 +82,7 @@ class ClmOutput(ModelOutput):
 
 class ClmForPreTraining(SSLPreTrainedModel):
     config_class = ClmPreTrainingConfig
+    method = METHOD
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     accepts_loss_kwargs = True

@@ -25,8 +25,17 @@ from transformers.utils import ModelOutput
 
 from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import hidden_states_at
+
+
+METHOD = Method(
+    title="MLM",
+    modality="text",
+    learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=5e-5, per_256_samples=False),
+    benchmark=BenchmarkSettings(against=("transformers",)),
+)
 
 
 @strict
@@ -124,6 +133,7 @@ class MlmOutput(ModelOutput):
 
 class MlmForPreTraining(SSLPreTrainedModel):
     config_class = MlmPreTrainingConfig
+    method = METHOD
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     accepts_loss_kwargs = True

@@ -13,7 +13,8 @@ only. Around a small Vision Transformer from scratch projections fall into a few
 are options here, taken from MoCo v3: batch norm behind the last layers too, and patches projected as drawn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -22,13 +23,61 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...errors import UserError
+from ...functional.views import View, ViewPreset
 from ...losses import byol_loss
 from ...modeling.branch import VisionBranch, check_two_views
 from ...modeling.distributed import convert_batch_norm, world_size
 from ...modeling.heads import MlpHead
-from ...modeling.pooling import check_pooling, feature_size
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
+from ...modeling.pooling import check_pooling, feature_size, is_convolutional
 from ...modeling.teacher import TeacherMixin, check_momentum
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, frozen_patch_embed
+
+
+# Appendix B, table 6, and the code's utils/dataset.py.
+_FIRST_VIEW = View(
+    scale=(0.08, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8,
+    grey_probability=0.2, blur_probability=1.0,
+)  # fmt: skip
+_SECOND_VIEW = replace(_FIRST_VIEW, blur_probability=0.1, solarize_probability=0.2)
+
+
+def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    return {
+        "constant": "the student no longer runs ahead of its teacher, at a learning rate that is too high or a "
+        f"momentum that is too low: lower `--learning_rate`, or raise `momentum_start={config.momentum_start:g}`",
+        "few directions": "the predictor cannot keep up with the projector: lower `--learning_rate`, raise "
+        "`--warmup_steps`, pass `--last_batch_norm true`, and show it more images a step for its batch norm",
+    }
+
+
+def _fresh_encoder(encoder: PreTrainedConfig) -> dict[str, Any]:
+    # what holds up a Vision Transformer that is trained from scratch
+    if is_convolutional(encoder):
+        return {}
+    return {"last_batch_norm": True, "freeze_patch_embed": None}  # None: where there are such parameters
+
+
+METHOD = Method(
+    title="BYOL",
+    modality="image",
+    views=ViewPreset((_FIRST_VIEW, _SECOND_VIEW)),
+    learning_rates=LearningRates(lars=0.2, narrow=3e-4, wide=1.5e-4, checkpoint=1e-4),
+    narrow_heads={"projector_hidden_dim": 1024},
+    fresh_encoder=_fresh_encoder,
+    # a digit is its brightness: recoloured, views of one are no more alike than two digits
+    embedded_views={"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]},
+    collapse_hints=_collapse_hints,
+    benchmark=BenchmarkSettings(
+        # lightly's has nothing that holds Vision Transformers up
+        config={"last_batch_norm": False, "freeze_patch_embed": False},
+        short_config={"momentum_start": 0.99},
+        notes={
+            "lightly": "lightly's loss is minus the cosine, which begins at 0 and ends at -1; ours is 2 minus twice "
+            "it."
+        },
+    ),
+)
 
 
 @strict
@@ -100,13 +149,8 @@ class ByolOutput(ModelOutput):
 
 class ByolForPreTraining(TeacherMixin, SSLVisionModel):
     config_class = ByolPreTrainingConfig
+    method = METHOD
     base_model_prefix = "student"
-    collapse_hints = {
-        "constant": "the student no longer runs ahead of its teacher, at a learning rate that is too high or a "
-        "momentum that is too low: lower `--learning_rate`, or raise `momentum_start={momentum_start:g}`",
-        "few directions": "the predictor cannot keep up with the projector: lower `--learning_rate`, raise "
-        "`--warmup_steps`, pass `--last_batch_norm true`, and show it more images a step for its batch norm",
-    }
     paper = {
         "title": "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning",
         "id": "2006.07733",

@@ -16,7 +16,7 @@ sees the student's large and small crops together; the teacher's uses the statis
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,13 +28,71 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...functional.schedules import linear
+from ...functional.views import View, ViewPreset
 from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
 from ...modeling.branch import VisionBranch, build_with_drop_path, drop_path_shares
 from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm
 from ...modeling.heads import DinoHead
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.teacher import TeacherMixin, check_momentum
 from ...modeling.vision import SSLVisionModel
+
+
+# main_dino.py. PIL's blur, which it used, has no kernel size: as wide as sigma wants it.
+_FIRST_VIEW = View(
+    scale=(0.4, 1.0), interpolation="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8,
+    grey_probability=0.2, blur_probability=1.0, blur_width=None,
+)  # fmt: skip
+_SECOND_VIEW = replace(_FIRST_VIEW, blur_probability=0.1, solarize_probability=0.2)
+_LOCAL_VIEW = replace(_FIRST_VIEW, scale=(0.05, 0.4), blur_probability=0.5)
+
+
+def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    temperature, momentum = config.teacher_temperature_end, config.momentum_start
+    constant = (
+        f"all images have the same prototypes. With a loss at log({config.num_prototypes}) these are all of them: "
+        f"lower `teacher_temperature_end={temperature:g}`; with a loss near 0 it is one of them: lower "
+        f"`center_momentum={config.center_momentum:g}`, so that the centre follows, or pass `centering=sinkhorn`; and "
+        "lower `--learning_rate`"
+    )
+    if config.centering == "sinkhorn":  # no prototype takes all images, and there is no centre to follow
+        constant = (
+            "the student gives every image all prototypes alike (its loss stays at "
+            f"log({config.num_prototypes})): lower `teacher_temperature_end={temperature:g}` and `--learning_rate`, "
+            f"or raise `momentum_start={momentum:g}`"
+        )
+    return {
+        "constant": constant,
+        "few directions": "a few prototypes take all images: freeze them for longer with a larger "
+        f"`freeze_prototypes={config.freeze_prototypes:g}`, raise `momentum_start={momentum:g}`, or lower "
+        "`--learning_rate`",
+    }
+
+
+METHOD = Method(
+    title="DINO",
+    modality="image",
+    views=ViewPreset((_FIRST_VIEW, _SECOND_VIEW), local=_LOCAL_VIEW, num_local=8),
+    learning_rates=LearningRates(lars=0.3, narrow=2e-3, wide=5e-4, checkpoint=1e-4),
+    narrow_heads={"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024},
+    # a digit is its brightness: recoloured, views of one are no more alike than two digits
+    embedded_views={"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0},
+    collapse_hints=_collapse_hints,
+    chance=lambda config, num_samples: {"loss": math.log(config.num_prototypes)},
+    benchmark=BenchmarkSettings(
+        views={"local_crops": 6},  # as many as the transform of lightly makes by default
+        short_config={
+            "momentum_start": 0.99, "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+            "drop_path_rate": 0.0,
+        },
+        short_training={"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
+        notes={
+            "lightly": "lightly's heads of student and teacher begin with weights of their own, as in its example. "
+            "Its loss multiplies probabilities at the precision of the run, ours in fp32."
+        },
+    ),
+)  # fmt: skip
 
 
 @strict
@@ -154,16 +212,8 @@ class DinoOutput(ModelOutput):
 
 class DinoForPreTraining(TeacherMixin, SSLVisionModel):
     config_class = DinoPreTrainingConfig
+    method = METHOD
     base_model_prefix = "student"
-    collapse_hints = {
-        "constant": "all images have the same prototypes. With a loss at log({num_prototypes}) these are all of them: "
-        "lower `teacher_temperature_end={teacher_temperature_end:g}`; with a loss near 0 it is one of them: lower "
-        "`center_momentum={center_momentum:g}`, so that the centre follows, or pass `centering=sinkhorn`; and lower "
-        "`--learning_rate`",
-        "few directions": "a few prototypes take all images: freeze them for longer with a larger "
-        "`freeze_prototypes={freeze_prototypes:g}`, raise `momentum_start={momentum_start:g}`, or lower "
-        "`--learning_rate`",
-    }
     exported = "teacher"
     frozen = ("student.encoder.embeddings.mask_token",)
     paper = {
@@ -176,12 +226,6 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
 
     def __init__(self, config: DinoPreTrainingConfig):
         super().__init__(config)
-        if config.centering == "sinkhorn":  # no prototype takes all images, and there is no centre to follow
-            self.collapse_hints = self.collapse_hints | {
-                "constant": "the student gives every image all prototypes alike (its loss stays at "
-                "log({num_prototypes})): lower `teacher_temperature_end={teacher_temperature_end:g}` and "
-                "`--learning_rate`, or raise `momentum_start={momentum_start:g}`"
-            }
         highest_rate = max(config.drop_path_rate, config.drop_path_rate_end or 0.0)
         self.student = VisionBranch(
             build_with_drop_path(config.encoder_config, highest_rate),

@@ -23,7 +23,9 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
+from ...functional.views import View, ViewPreset
 from ...losses import mae_loss
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import num_own_tokens
 from ...modeling.vision import (
     SSLVisionModel,
@@ -36,6 +38,28 @@ from ...modeling.vision import (
     sine_positions,
     takes_visible_tokens,
     unpatchify,
+)
+
+
+METHOD = Method(
+    title="MAE",
+    modality="image",
+    # appendix A
+    views=ViewPreset((View(scale=(0.2, 1.0), interpolation="bicubic"),), has_noise=True),
+    learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=1.5e-4, checkpoint=1.5e-4),
+    # the paper's decoder has 2/3 of the width of its encoder
+    narrow_heads={"decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 2},
+    # the mean of each patch, for normalised ones
+    chance=lambda config, num_samples: {"loss": 1.0} if config.norm_pix_loss else {},
+    benchmark=BenchmarkSettings(
+        encoder="vit-tiny-patch4",
+        short_training={"adam_beta2": 0.95},
+        against=("lightly", "transformers"),
+        notes={
+            "lightly": "lightly's decoder is its own, of the same depth and width, and predicts masked patches only.",
+            "transformers": "ViTMAEForPreTraining decides what it hides itself; ours gets it from the stream.",
+        },
+    ),
 )
 
 
@@ -126,6 +150,7 @@ class MaeOutput(ModelOutput):
 
 class MaeForPreTraining(SSLVisionModel):
     config_class = MaePreTrainingConfig
+    method = METHOD
     base_model_prefix = "encoder"
     frozen = (*SSLVisionModel.frozen, "encoder.embeddings.position_embeddings", "decoder_pos_embed")
     paper = {

@@ -13,7 +13,8 @@ positions are learned; with a queue, the other images of the batch stay negative
 and the keys of both views enter.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,51 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...errors import UserError
+from ...functional.views import View, ViewPreset
 from ...losses import moco_v3_loss
 from ...modeling.branch import VisionBranch, check_two_views
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size, is_convolutional
 from ...modeling.teacher import TeacherMixin, check_momentum
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, frozen_patch_embed
+
+
+# BYOL's views, and main_moco.py. PIL's blur, which it used, has no kernel size: as wide as sigma wants it.
+_FIRST_VIEW = View(
+    scale=(0.08, 1.0), interpolation="bilinear", jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8,
+    grey_probability=0.2, blur_probability=1.0, blur_width=None,
+)  # fmt: skip
+_SECOND_VIEW = replace(_FIRST_VIEW, blur_probability=0.1, solarize_probability=0.2)
+
+
+def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    return {
+        "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, and keep "
+        "`freeze_patch_embed` for Vision Transformers",
+        "few directions": f"at `contrastive_temperature={config.contrastive_temperature:g}` an image is hardly told "
+        "from its nearest neighbours: pass about 0.2, or, if it is that already, lower `--learning_rate`",
+    }
+
+
+def _chance(config: PreTrainedConfig, num_samples: int) -> dict[str, float]:
+    return {"loss": 4 * config.contrastive_temperature * math.log(num_samples + config.queue_size)}
+
+
+METHOD = Method(
+    title="MoCo v3",
+    modality="image",
+    views=ViewPreset((_FIRST_VIEW, _SECOND_VIEW)),
+    learning_rates=LearningRates(lars=0.3, narrow=3e-4, wide=1.5e-4, checkpoint=1e-4),
+    narrow_heads={"projector_hidden_dim": 1024},
+    # a digit is its brightness: recoloured, views of one are no more alike than two digits
+    embedded_views={"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]},
+    contrasts_batch=True,
+    collapse_hints=_collapse_hints,
+    chance=_chance,
+    benchmark=BenchmarkSettings(short_config={"momentum_start": 0.99}, against=()),
+)
 
 
 @strict
@@ -119,14 +158,8 @@ class MocoOutput(ModelOutput):
 
 class MocoForPreTraining(TeacherMixin, SSLVisionModel):
     config_class = MocoPreTrainingConfig
+    method = METHOD
     base_model_prefix = "student"
-    contrasts_batch = True
-    collapse_hints = {
-        "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, and keep "
-        "`freeze_patch_embed` for Vision Transformers",
-        "few directions": "at `contrastive_temperature={contrastive_temperature:g}` an image is hardly told from its "
-        "nearest neighbours: pass about 0.2, or lower `--learning_rate` where it is there already",
-    }
     paper = {
         "title": "An Empirical Study of Training Self-Supervised Vision Transformers",
         "id": "2104.02057",

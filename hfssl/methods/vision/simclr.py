@@ -13,6 +13,7 @@ Departures from the paper: the last batch norm of the projector has a shift; a V
 where a ResNet gives its average; in evaluation mode a batch is contrasted within its process.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,43 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...errors import UserError
+from ...functional.views import View, ViewPreset
 from ...losses import nt_xent_loss
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
+from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size, is_convolutional
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
+
+
+# Appendix A. Its code crops with bicubic interpolation; bilinear is what most libraries made of it.
+_VIEW = View(
+    scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_probability=0.8, grey_probability=0.2, blur_probability=0.5
+)
+
+
+def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    return {
+        "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, raise "
+        "`--warmup_steps`, and show it more images a step",
+        "few directions": f"at `contrastive_temperature={config.contrastive_temperature:g}` an image is hardly told "
+        "from its nearest neighbours: pass 0.1 to 0.5, or, if it is in this range already, lower `--learning_rate`",
+    }
+
+
+METHOD = Method(
+    title="SimCLR",
+    modality="image",
+    # small images: half the strength of the jitter (appendix B.9)
+    views=ViewPreset((_VIEW, _VIEW), small_jitter=(0.4, 0.4, 0.4, 0.1)),
+    # LARS: the paper's. AdamW: that of DINO for ViTs (2104.14294), and twice as much for narrow encoders.
+    learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=5e-4, checkpoint=1e-4),
+    contrasts_batch=True,
+    collapse_hints=_collapse_hints,
+    chance=lambda config, num_samples: {"loss": math.log(max(2 * num_samples - 1, 1))},
+    # the paper's temperature for CIFAR-10 (appendix B.9)
+    benchmark=BenchmarkSettings(short_config={"contrastive_temperature": 0.5}),
+)
 
 
 @strict
@@ -90,14 +123,8 @@ class SimclrOutput(ModelOutput):
 
 class SimclrForPreTraining(SSLVisionModel):
     config_class = SimclrPreTrainingConfig
+    method = METHOD
     base_model_prefix = "encoder"
-    contrasts_batch = True
-    collapse_hints = {
-        "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, raise "
-        "`--warmup_steps`, and show it more images a step",
-        "few directions": "at `contrastive_temperature={contrastive_temperature:g}` an image is hardly told from its "
-        "nearest neighbours: pass 0.1 to 0.5, or lower `--learning_rate` where it is there already",
-    }
     paper = {
         "title": "A Simple Framework for Contrastive Learning of Visual Representations",
         "id": "2002.05709",

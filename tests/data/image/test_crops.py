@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hfssl.data.image.crops import PixelRows, View, draw_boxes, draw_finish
+from hfssl.data.image.crops import PixelRows, draw_boxes, draw_finish
 from hfssl.data.image.resize import crop_and_resize, crop_and_resize_together
 from hfssl.functional import keyed
+from hfssl.functional.views import View
 
 
 v2 = pytest.importorskip("torchvision.transforms.v2")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_vision import NAMES, preset_of
 
 from hfssl.cli.parser import RecipeParser
-from hfssl.data.image.views import PRESETS, ViewArguments, Views
+from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.stream import Block
 from hfssl.errors import UserError
 from hfssl.functional import keyed
@@ -40,7 +41,9 @@ def batch(views, *blocks, take=None):
 
 def views(method="simclr", is_grey=False, patch_size=None, mean_std=None, **arguments):
     arguments = {"image_size": 32} | arguments
-    return Views(method, ViewArguments(**arguments), is_grey=is_grey, patch_size=patch_size, mean_std=mean_std)
+    return Views(
+        preset_of(method), ViewArguments(**arguments), is_grey=is_grey, patch_size=patch_size, mean_std=mean_std
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_what_the_model_gets(method, shapes):
 
 
 def test_presets_are_those_of_the_papers():
-    simclr, moco, byol, dino, mae = (Views(m, is_grey=False) for m in PRESETS)
+    simclr, moco, byol, dino, mae = (Views(preset_of(m), is_grey=False) for m in NAMES)
     assert [v.size for v in simclr.views] == [224, 224] and simclr.views[0] == simclr.views[1]
     first = simclr.views[0]
     assert (first.scale, first.jitter, first.jitter_probability) == ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2), 0.8)
@@ -79,18 +82,23 @@ def test_presets_are_those_of_the_papers():
     assert [dataclasses.replace(v, interpolation="bicubic", blur_width=0.1) for v in moco.views] == list(byol.views)
     assert [v.interpolation for v in (*simclr.views, *moco.views)] == ["bilinear"] * 4
     assert [v.interpolation for v in (*byol.views, *dino.views, dino.local, *mae.views)] == ["bicubic"] * 6
-    assert [p.views[0].blur_width for p in PRESETS.values() if p.views[0].blur_probability] == [0.1, None, 0.1, None]
+    assert [p.views[0].blur_width for p in map(preset_of, NAMES) if p.views[0].blur_probability] == [
+        0.1,
+        None,
+        0.1,
+        None,
+    ]
     assert [v.scale for v in dino.views] == [(0.4, 1.0)] * 2 and [v.blur_probability for v in dino.views] == [1.0, 0.1]
     assert (dino.local.scale, dino.local.size, dino.num_local) == ((0.05, 0.4), 96, 8)
     assert (dino.local.blur_probability, dino.local.solarize_probability) == (0.5, 0.0)
-    assert mae.views == (dataclasses.replace(PRESETS["mae"].views[0], scale=(0.2, 1.0), interpolation="bicubic"),)
+    assert mae.views == (dataclasses.replace(preset_of("mae").views[0], scale=(0.2, 1.0), interpolation="bicubic"),)
     assert not any(mae.views[0].jitter)
     assert (simclr.mean, simclr.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_small_images_follow_the_practice_for_cifar():
     assert views("simclr").views[0].jitter == (0.4, 0.4, 0.4, 0.1)
-    for method in PRESETS:
+    for method in NAMES:
         assert all(view.blur_probability == 0 for view in views(method, image_size=64).views)
     assert views("dino").local.scale == (0.2, 0.4)
     assert views("byol").views[1].solarize_probability == 0.2
@@ -104,7 +112,7 @@ def test_every_strength_is_a_flag():
         "1 --solarize_probability 0.7 --local_crops 3 --local_size 24 --local_crop_scale 0.1 0.2 --normalization half"
     )
     (arguments,) = RecipeParser(ViewArguments).parse(flags.split())
-    made = Views("dino", arguments, is_grey=False, patch_size=8)
+    made = Views(preset_of("dino"), arguments, is_grey=False, patch_size=8)
     common = {
         "ratio": (0.5, 2.0), "interpolation": "bicubic", "flip_probability": 0.0, "jitter": (0.1, 0.2, 0.3, 0.4),
         "jitter_probability": 0.5, "grey_probability": 0.1, "blur_sigma": (0.5, 1.0), "solarize_probability": 0.7,

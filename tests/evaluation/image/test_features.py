@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
 from hfssl.data.image.decode import decode_image
 from hfssl.evaluation import EvaluationError
 from hfssl.evaluation.image import features
-from hfssl.evaluation.image.encoder import VisionEncoder, evaluating
+from hfssl.evaluation.image.encoder import VisionEncoder
 from hfssl.evaluation.image.features import (
     PixelFeatures,
     extract,
@@ -20,6 +20,7 @@ from hfssl.evaluation.image.features import (
     preprocess,
     resized_images,
 )
+from hfssl.modeling.base import evaluating
 
 
 FP32 = {"precision": "fp32"}

@@ -1,0 +1,93 @@
+"""What `--encoder` may be, for every modality: a preset, a config file, or a checkpoint to continue."""
+
+import difflib
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from ..errors import UserError
+
+
+Presets = Mapping[str, Callable[[], PreTrainedConfig]]
+
+
+def is_checkpoint(encoder: str, presets: Presets) -> bool:
+    """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
+    return encoder not in presets and not encoder.endswith(".json")
+
+
+def fresh_config(
+    encoder: str, presets: Presets, overrides: Mapping[str, Any] | None = None, such_as: str = "bert"
+) -> PreTrainedConfig | None:
+    """The configuration to train from scratch that `--encoder` names.
+
+    Args:
+        encoder (`str`):
+            A preset, or the path of a config file. Anything else is a checkpoint to continue: `None` is returned.
+        presets (`dict[str, Callable[[], PreTrainedConfig]]`):
+            What may be named.
+        overrides (`dict`, *optional*):
+            `--encoder_config`: a whole configuration with `model_type`, instead of `encoder`, or fields that differ
+            from the preset's.
+        such_as (`str`, *optional*, defaults to `"bert"`):
+            A `model_type` as an example in messages.
+
+    Raises:
+        UserError: where there is no such configuration.
+    """
+    overrides = dict(overrides or {})
+    if "model_type" in overrides:
+        return config_of(overrides, "--encoder_config", such_as)
+    if encoder in presets:
+        config = presets[encoder]()
+        unknown = [name for name in overrides if not hasattr(config, name)]
+        if unknown:
+            raise UserError(f"`--encoder_config`: {encoder} has no field {unknown[0]!r}.")
+        # made anew, so that what follows from a field follows from the new one, and each is checked
+        return config_of({**config.to_dict(), **overrides}, "--encoder_config", such_as) if overrides else config
+    if encoder.endswith(".json"):
+        try:
+            fields = {**json.loads(Path(encoder).read_text(encoding="utf-8")), **overrides}
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"`--encoder {encoder}` is no configuration as a JSON file ({brief(error)}).") from error
+        return config_of(fields, f"--encoder {encoder}", such_as)
+    return None
+
+
+def config_of(fields: Mapping[str, Any], flag: str, such_as: str = "bert") -> PreTrainedConfig:
+    """The configuration with these fields, `model_type` among them; `flag` is where they come from.
+
+    Raises:
+        UserError: where there is none.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        nearest = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        raise UserError(
+            f"`{flag}` needs a `model_type` that transformers knows, such as {such_as}, got {model_type!r}."
+            + (f" Did you mean {nearest[0]}?" if nearest else "")
+        )
+    try:
+        return AutoConfig.for_model(**fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"`{flag}` is no configuration of a {model_type}: {brief(error)}.") from error
+
+
+def no_encoder(encoder: str, presets: Presets, kind: str, error: Exception) -> UserError:
+    """The error of an `--encoder` that nothing can be made of; `kind` is what it should be, such as "an encoder"."""
+    return UserError(
+        f"`--encoder {encoder}` is neither a preset ({', '.join(presets)}), nor a folder with a checkpoint of {kind}, "
+        f"nor one that the Hub gave: {brief(error)}. Without a network, download it first and pass the folder."
+    )
+
+
+def brief(error: BaseException) -> str:
+    """The reason that an error gives, in one line."""
+    # `@strict` hides the sentence behind the name of the check
+    words = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return textwrap.shorten(words, 300, placeholder=" …").rstrip(".")

@@ -1,0 +1,68 @@
+"""What the command line knows of a modality: `hfssl/cli/<modality>/__init__.py` declares it as `MODALITY`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class CliModality:
+    """What recipes need of a modality.
+
+    Args:
+        name (`str`):
+            Of its folders.
+        data_arguments, encoder_arguments (`type`):
+            Dataclasses of the flags about data and encoder.
+        presets (`dict[str, Callable]`):
+            Encoders from scratch by name.
+        build (`Callable`):
+            See [`build_method`].
+    """
+
+    name: str
+    data_arguments: type
+    encoder_arguments: type
+    presets: dict[str, Callable]
+    build: Callable[..., Any]
+
+
+def cli_modality(name: str) -> CliModality:
+    """The declaration of a modality, found by its name.
+
+    Raises:
+        UserError: where there is none.
+    """
+    try:
+        return import_module(f"{__package__}.{name}").MODALITY
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"Nothing is known of the modality {name!r}: hfssl/cli/{name}/ declares none.") from error
+
+
+def build_method(method: type, recipe: Any, config: dict[str, Any], fit: Any, args: Any, given: set[str]) -> Any:
+    """A method around a fresh encoder or a checkpoint, as its record and the user's flags say.
+
+    Args:
+        method (`type`):
+            [`SimclrForPreTraining`] and the like.
+        recipe:
+            The flags about the encoder: has `encoder` and `attention`.
+        config (`dict[str, Any]`):
+            Fields of the method's config as given; `encoder_config` are overrides of the encoder's.
+        fit:
+            What the encoder has to fit: [`~hfssl.data.image.views.Views`], or [`~hfssl.cli.text.data.TextData`].
+        args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
+            The run. Gets a learning rate where none was given.
+        given (`set[str]`):
+            Names of the flags that the user gave: these are left as they are.
+
+    Returns:
+        [`~hfssl.modeling.base.SSLPreTrainedModel`]
+
+    Raises:
+        UserError: where method, encoder and data do not fit each other.
+    """
+    return cli_modality(method.method.modality).build(method, recipe, dict(config), fit, args, given)

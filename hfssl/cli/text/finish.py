@@ -1,0 +1,89 @@
+"""The end of a run on text: figures beside the start and the unigram baseline, examples, the result folder."""
+
+import torch
+
+from ...evaluation.masked_tokens import fill_mask_examples
+from ...evaluation.next_sentence import NextSentenceEvaluator
+from ...evaluation.next_tokens import continuations
+from ...evaluation.token_prediction import TokenPredictionEvaluator
+from ...training.model_card import example_lines
+from ...training.trainer import SSLTrainer
+from ..finish import before_and_after, method_name, results_of, write_and_say
+from .data import TextData
+
+
+def finish_text(
+    trainer: SSLTrainer, evaluator: TokenPredictionEvaluator, data: TextData, base_model: str | None = None
+) -> None:
+    """Measure the trained model beside its start and the unigram baseline, write the result folder, and say it all.
+
+    Args:
+        trainer ([`SSLTrainer`]):
+            The run.
+        evaluator ([`TokenPredictionEvaluator`]):
+            Of its `evaluators`, the one whose figures count.
+        data ([`TextData`]):
+            What it was trained on.
+        base_model (`str`, *optional*):
+            The checkpoint that it continued.
+    """
+    results = results_of(trainer, evaluator, evaluator.metrics)
+    pairs = []
+    for other in trainer.evaluators:
+        if isinstance(other, NextSentenceEvaluator):
+            pairs += results_of(trainer, other, ("nsp_accuracy", "nsp_loss"))
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    causal, name, examples = model.method.causal, str(trainer.args.hub_model_id or trainer.args.output_dir), []
+    if trainer.is_world_process_zero():
+        with torch.no_grad():
+            if causal:
+                longest = data.arguments.max_length
+                examples = continuations(model.encoder, data.tokenizer, data.held_out, max_length=longest)
+            else:
+                examples = fill_mask_examples(model, data.tokenizer, data.held_out)
+    told = ["\n" + before_and_after(results, len(data.held_out), evaluator.task)]
+    if base_model and "before" in results[0].baselines:
+        new = f", with {len(data.new_tokens):,} new words as the means of their pieces" if data.new_tokens else ""
+        told.append(f"  before: the checkpoint as it came ({base_model}){new}")
+    if pairs:
+        told.append("\n" + before_and_after(pairs, len(data.held_out), "sentence pairs"))
+    if examples:
+        told.append("\nOn held-out text:")
+    told += ["  " + "\n    ".join(example_lines(example)) for example in examples]
+    write_and_say(
+        trainer, results=results + pairs, examples=examples, data=data.source.description, base_model=base_model,
+        pipeline_tag="text-generation" if causal else "fill-mask",
+        usage=_causal_usage(name) if causal else _masked_usage(name, model.config.encoder_config.hidden_size),
+        facts={"modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length},
+        told=tuple(told), commands=_commands(trainer, data, causal),
+    )  # fmt: skip
+
+
+def _masked_usage(name: str, hidden_size: int) -> str:
+    return (
+        "from transformers import AutoModel, AutoTokenizer, pipeline\n\n"
+        f'encoder = AutoModel.from_pretrained("{name}")'
+        f"  # last_hidden_state: (batch_size, sequence_length, {hidden_size})\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nfill = pipeline("fill-mask", "{name}")'
+    )
+
+
+def _causal_usage(name: str) -> str:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'generate = pipeline("text-generation", "{name}")'
+    )
+
+
+def _commands(trainer: SSLTrainer, data: TextData, causal: bool) -> tuple[str, ...]:
+    method = method_name(trainer)
+    prompt = "This is" if causal else f"This is a {data.tokenizer.mask_token}."
+    task = "text-generation" if causal else "fill-mask"
+    commands = (
+        f"python -c \"from transformers import pipeline; print(pipeline('{task}', '{{folder}}')('{prompt}')[0])\"",
+        f"accelerate launch recipes/{method}.py --dataset {data.arguments.dataset or 'my_texts/'} "
+        f"--encoder {{folder}} --output_dir outputs/{method}-2",
+    )
+    return commands if causal else (*commands, "accelerate launch recipes/glue.py --encoder {folder} --task cola")

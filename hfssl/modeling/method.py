@@ -1,0 +1,170 @@
+"""What is known of a method, declared once beside its code: plain data and pure functions.
+
+Recipes, `show_views`, health, benchmarks and the card read it. So a new method is its file, one line of registration,
+a recipe with its yamls, tests and a row of results.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..functional.views import ViewPreset
+
+
+# Encoders up to this width are narrow: they want higher rates.
+NARROW_WIDTH = 256
+# Encoders below this width get narrow heads.
+NARROW_HEAD_WIDTH = 384
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates that a recipe takes where none was given.
+
+    Args:
+        narrow, wide (`float`):
+            With Adam, for encoders from scratch up to 256 wide, and for wider ones.
+        checkpoint (`float`):
+            With Adam, for a checkpoint that is continued.
+        lars (`float`, *optional*):
+            With LARS.
+        per_256_samples (`bool`, *optional*, defaults to `True`):
+            Whether they are those of 256 samples a step and grow with the batch, as papers on images state them.
+    """
+
+    narrow: float
+    wide: float
+    checkpoint: float
+    lars: float | None = None
+    per_256_samples: bool = True
+
+    def choose(self, optimizer: str, width: int, from_scratch: bool) -> float:
+        """The rate for an optimizer (`--optim`) and an encoder."""
+        if optimizer == "lars" and self.lars is not None:
+            return self.lars
+        if not from_scratch:
+            return self.checkpoint
+        return self.narrow if width <= NARROW_WIDTH else self.wide
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """How a method is measured against another library, on both sides.
+
+    Args:
+        encoder (`str`, *optional*):
+            Preset for the benchmark of speed: small ones show best what data and trainer cost.
+        config (`dict`, *optional*):
+            Fields of the method's config that the other side has otherwise than our recipe.
+        views (`dict`, *optional*):
+            Flags of its views, likewise.
+        short_config, short_training (`dict`, *optional*):
+            For the benchmark of quality, whose runs are shorter than those that the recipe's defaults are for: fields
+            of the config, and of the training arguments.
+        against (`tuple[str, ...]`, *optional*):
+            The libraries that have the method.
+        notes (`dict[str, str]`, *optional*):
+            By library, what cannot be compared.
+    """
+
+    encoder: str | None = None
+    config: Fields = field(default_factory=dict)
+    views: Fields = field(default_factory=dict)
+    short_config: Fields = field(default_factory=dict)
+    short_training: Fields = field(default_factory=dict)
+    against: tuple[str, ...] = ("lightly",)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _nothing(config: PreTrainedConfig) -> Fields:
+    return {}
+
+
+def _diverged_hint(config: PreTrainedConfig) -> dict[str, str]:
+    return {
+        "constant": "the learning rate is too high for this model, so that it gives one answer to everything: lower "
+        "`--learning_rate`, or raise `--warmup_steps`"
+    }
+
+
+def _unknown_chance(config: PreTrainedConfig, num_samples: int) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""
+    The record of a method, its class attribute `method`.
+
+    Args:
+        title (`str`):
+            What people call it.
+        modality (`str`):
+            Which of `hfssl/{data,evaluation,cli}/<modality>` it goes with.
+        learning_rates ([`LearningRates`]):
+            Where the user gives none.
+        inputs (`tuple[str, ...]`, *optional*):
+            Names of what a sample is made of; the modality's own when left out.
+        views ([`~hfssl.functional.views.ViewPreset`], *optional*):
+            Of a method for images.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether its encoder is a decoder: no token sees those after it.
+        narrow_heads (`dict`, *optional*):
+            Fields of the config where the encoder is narrower than 384.
+        fresh_encoder (`Callable[[PreTrainedConfig], dict]`, *optional*):
+            Fields of the config for an encoder from scratch, by its configuration.
+        embedded_views (`dict`, *optional*):
+            Flags of the views on the embedded images, where they differ from those of other small images.
+        contrasts_batch (`bool`, *optional*, defaults to `False`):
+            Whether a sample is compared with the others of its batch: the loss of fewer is lower, and not comparable.
+        collapse_hints (`Callable[[PreTrainedConfig], dict[str, str]]`, *optional*):
+            Likely causes of a collapse and what to change, by what the embeddings have become ("constant", "few
+            directions"; see `hfssl.evaluation.verdict`).
+        chance (`Callable[[PreTrainedConfig, int], dict[str, float]]`, *optional*):
+            What each term of the loss is when the outputs say nothing of the inputs, for a number of samples that are
+            compared at once (the batch of all processes). A term that has no such level is left out.
+        benchmark ([`BenchmarkSettings`], *optional*):
+            `None` where nobody else has it.
+    """
+
+    title: str
+    modality: str
+    learning_rates: LearningRates
+    inputs: tuple[str, ...] = ()
+    views: ViewPreset | None = None
+    causal: bool = False
+    narrow_heads: Fields = field(default_factory=dict)
+    fresh_encoder: Callable[[PreTrainedConfig], Fields] = _nothing
+    embedded_views: Fields = field(default_factory=dict)
+    contrasts_batch: bool = False
+    collapse_hints: Callable[[PreTrainedConfig], Mapping[str, str]] = _diverged_hint
+    chance: Callable[[PreTrainedConfig, int], Mapping[str, float]] = _unknown_chance
+    benchmark: BenchmarkSettings | None = None
+
+    def __post_init__(self):
+        if not self.inputs:
+            object.__setattr__(self, "inputs", (self.modality,))
+
+    def fields_for(self, encoder: PreTrainedConfig | None, given: set[str]) -> dict[str, Any]:
+        """Fields of the method's config that fit an encoder from scratch, in what the user did not give.
+
+        Args:
+            encoder (`PreTrainedConfig`, *optional*):
+                `None` for a checkpoint that is continued.
+            given (`set[str]`):
+                Names of the fields that the user gave.
+        """
+        if encoder is None:
+            return {}
+        fields = dict(self.narrow_heads) if width_of(encoder) < NARROW_HEAD_WIDTH else {}
+        fields |= self.fresh_encoder(encoder)
+        return {name: value for name, value in fields.items() if name not in given}
+
+
+def width_of(encoder: PreTrainedConfig) -> int:
+    """Width of an encoder: of its last stage, where it has several."""
+    return getattr(encoder, "hidden_size", None) or encoder.hidden_sizes[-1]
