@@ -128,9 +128,7 @@ class CorpusResults:
         self._blocks = blocks
         self._first_keys = place_keys(np.array(firsts, dtype=np.int64).reshape(-1, 4))
         if np.any(self._first_keys[1:] <= self._first_keys[:-1]):
-            raise DataError(
-                f"The parts of {self.folder} are not in the order of one source. Delete it."
-            )
+            raise DataError(f"The parts of {self.folder} are not in the order of one source. Delete it.")
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self._blocks)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,12 @@ class CorpusPass:
                 logger.warning("%s is damaged and is made again (%s).", path, str(error).split("\n")[0])
                 missing.append(part)
         return missing
+
+    def wait(self) -> None:
+        """Wait until every part is there, however long other processes need: a barrier would give up at some time."""
+        for part in range(len(self.parts)):
+            while not part_path(self.folder, part).exists():
+                time.sleep(0.5)
 
     def results(self) -> CorpusResults:
         """What the complete pass left."""
@@ -356,9 +363,7 @@ class _PartWriter:
             self._sink = pa.ipc.new_file(str(self._temporary), batch.schema)
             self._schema = batch.schema
         if batch.schema != self._schema:
-            raise ValueError(
-                f"The function gave {self._schema.types} before, and {batch.schema.types} now."
-            )
+            raise ValueError(f"The function gave {self._schema.types} before, and {batch.schema.types} now.")
         self._sink.write_batch(batch, custom_metadata=counts or None)
         self._rows, self._num_rows, self._num_bytes = [], 0, 0
 
