@@ -41,7 +41,8 @@ class Embed:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.embed import WholeDataArguments
-    from hfssl.evaluation.embed import EmbedSettings, embed, load_embedder
+    from hfssl.evaluation.embed import embed, load_embedder
+    from hfssl.evaluation.sample_features import EmbedSettings
     from hfssl.machine import use_all_cores
 
     parser = RecipeParser(Embed, EmbedSettings, WholeDataArguments, description=__doc__)

@@ -76,8 +76,8 @@ def check_loaded(source: str, names: Iterable[str], missing: Iterable[str]) -> N
 def trained_pooling(source: str) -> str | None:
     """The pooling that an encoder was trained with, as far as its folder says.
 
-    A result folder remembers it as a fact of its run; older ones have it in the configuration of the pre-training model
-    beside the encoder.
+    A result folder remembers it as a fact of its run; older ones have it in the configuration of the pre-training
+    model beside the encoder.
     """
     facts = read_facts(source)
     if "pooling" in facts:

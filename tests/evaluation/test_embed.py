@@ -15,7 +15,8 @@ from transformers import AutoModel, BertModel, GPT2Config, GPT2Model, Wav2Vec2Co
 from hfssl.data.sources import DataError, MemorySource
 from hfssl.data.sources.base import Damage
 from hfssl.evaluation import EvaluationError
-from hfssl.evaluation.embed import EmbedSettings, embed, load_embedder
+from hfssl.evaluation.embed import embed, load_embedder
+from hfssl.evaluation.sample_features import EmbedSettings
 from hfssl.evaluation.text.samples import TextSampleFeatures
 from hfssl.methods import SimclrForPreTraining, SimclrPreTrainingConfig
 
