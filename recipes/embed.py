@@ -1,7 +1,7 @@
 """Features of your own data: every text or image as the vector that an encoder makes of it.
 
     accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/
-    accelerate launch recipes/embed.py --encoder outputs/mlm --dataset my_texts/*.jsonl --format npy
+    accelerate launch recipes/embed.py --encoder outputs/mlm --dataset my_texts/ --format npy
     torchrun --nproc_per_node 2 recipes/embed.py --encoder facebook/dinov2-small --dataset org/name --split test
 
 Whether the data are texts or images, the encoder says. Pooling is the one that it was trained with, where its folder
