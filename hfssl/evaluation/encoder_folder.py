@@ -1,14 +1,21 @@
 """What loading a stock encoder has in common for all modalities."""
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..errors import first_line
 from .evaluator import EvaluationError
+from .facts import read_facts
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(source: str) -> PreTrainedConfig:
@@ -34,6 +41,52 @@ def hint_of_pretraining(source: str) -> str:
     if folder.name == "pretraining" and (folder.parent / "config.json").is_file():
         return f" The encoder itself lies in {folder.parent}."
     return ""
+
+
+def empty_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder without weights and without memory for them, to learn what it is like.
+
+    Raises:
+        EvaluationError: where transformers has no encoder of that kind.
+    """
+    try:
+        with torch.device("meta"), quiet():
+            return AutoModel.from_config(config)
+    except (ValueError, KeyError) as error:
+        raise EvaluationError(
+            f'{name} is a "{config.model_type}" model, which transformers has no encoder of.'
+            + hint_of_pretraining(name)
+        ) from error
+
+
+def check_loaded(source: str, names: Iterable[str], missing: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks most of the encoder's weights (`names`), warn of one that lacks some."""
+    # pre-training leaves no pooler
+    names = {name for name in names if "pooler" not in name}
+    missing = sorted(names & set(missing))
+    if len(missing) > len(names) / 2:
+        raise EvaluationError(
+            f"{source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: it would "
+            "be evaluated no better than untrained."
+        )
+    if missing:
+        logger.warning("%s lacks weights of the encoder, which start at random: %s", source, ", ".join(missing))
+
+
+def trained_pooling(source: str) -> str | None:
+    """The pooling that an encoder was trained with, as far as its folder says.
+
+    A result folder remembers it as a fact of its run; older ones have it in the configuration of the pre-training
+    model beside the encoder.
+    """
+    facts = read_facts(source)
+    if "pooling" in facts:
+        return facts["pooling"]
+    try:
+        config = json.loads((Path(source) / "pretraining" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not one of ours, or on the Hub
+        return None
+    return config.get("pooling")
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from .evaluator import EvaluationError
+from .sample_features import EmbedSettings, SampleFeatures
 
 
 class Embedder(Protocol):
@@ -27,6 +30,8 @@ class EvaluationModality:
     Args:
         name (`str`):
             Of its folders.
+        main_input (`str`):
+            What stock encoders call it: the `main_input_name` of the model.
         make_embedder (`Callable[[Sequence, Any, Any, int], Embedder]`):
             From samples, processor, the transform of the run's stream (or `None`) and a batch size.
         probe_features (`Callable`, *optional*):
@@ -34,12 +39,16 @@ class EvaluationModality:
             [`~hfssl.evaluation.image.features.probe_features`].
         draw_pictures (`Callable`, *optional*):
             What such features look like, into a folder.
+        sample_features (`Callable[[str, EmbedSettings], SampleFeatures]`, *optional*):
+            What makes features of a whole data set, from folder or Hub id of an encoder and how they are to be made.
     """
 
     name: str
+    main_input: str
     make_embedder: Callable[[Sequence, Any, Any, int], Embedder]
     probe_features: Callable[..., Any] | None = None
     draw_pictures: Callable[..., Any] | None = None
+    sample_features: Callable[[str, EmbedSettings], SampleFeatures] | None = None
 
 
 def evaluation_modality(name: str) -> EvaluationModality:
@@ -54,3 +63,13 @@ def evaluation_modality(name: str) -> EvaluationModality:
         raise EvaluationError(
             f"Nothing is known of evaluating the modality {name!r}: hfssl/evaluation/{name}/ declares none."
         ) from error
+
+
+def modality_of_input(main_input: str) -> EvaluationModality | None:
+    """The modality of which stock encoders call their input so; `None` where none of the folders here declares it."""
+    for folder in iter_modules([str(Path(__file__).parent)]):
+        if folder.ispkg:
+            modality = getattr(import_module(f"{__package__}.{folder.name}"), "MODALITY", None)
+            if modality is not None and modality.main_input == main_input:
+                return modality
+    return None

@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,9 @@ from transformers import (
 
 from ...errors import first_line
 from ...modeling.base import evaluating
-from ..encoder_folder import hint_of_pretraining, load_config, quiet
+from ..encoder_folder import check_loaded, empty_encoder, load_config, quiet
 from ..evaluator import EvaluationError
 
-
-logger = logging.getLogger(__name__)
 
 # fields of a configuration that do not change what a model computes
 _INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures", "_commit_hash")
@@ -84,7 +81,7 @@ class VisionEncoder:
                 model, info = AutoModel.from_pretrained(self.source, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
-        _check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
+        check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
         self._try_on_an_image(model)
         return model
 
@@ -115,7 +112,7 @@ class VisionEncoder:
             ) from error
         prefix = f"{model.base_model_prefix}."
         names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
-        _check_loaded(self.source, names, info["missing_keys"])
+        check_loaded(self.source, names, info["missing_keys"])
         return model
 
     def digest(self, model: PreTrainedModel) -> str:
@@ -167,15 +164,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_modality(name: str, config: PreTrainedConfig) -> None:
-    # an empty model, to learn what it takes
-    try:
-        with torch.device("meta"), quiet():
-            model = AutoModel.from_config(config)
-    except (ValueError, KeyError) as error:
-        raise EvaluationError(
-            f'{name} is a "{config.model_type}" model, which transformers has no encoder of.'
-            + hint_of_pretraining(name)
-        ) from error
+    model = empty_encoder(name, config)
     if model.main_input_name != "pixel_values":
         raise EvaluationError(
             f'{name} is a "{config.model_type}" model, which takes `{model.main_input_name}` and no images: image '
@@ -186,16 +175,3 @@ def _check_modality(name: str, config: PreTrainedConfig) -> None:
         raise EvaluationError(
             f"{name} takes images of {channels} channel(s), and probes give it 3 (red, green, blue)."
         )
-
-
-def _check_loaded(source: str, names: Iterable[str], missing: Iterable[str]) -> None:
-    # pre-training leaves no pooler
-    names = {name for name in names if "pooler" not in name}
-    missing = sorted(names & set(missing))
-    if len(missing) > len(names) / 2:
-        raise EvaluationError(
-            f"{source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: it would "
-            "be evaluated no better than untrained."
-        )
-    if missing:
-        logger.warning("%s lacks weights of the encoder, which start at random: %s", source, ", ".join(missing))

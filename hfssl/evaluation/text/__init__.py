@@ -2,6 +2,7 @@
 
 from ..modality import EvaluationModality
 from .embedder import TextEmbedder
+from .samples import TextSampleFeatures
 
 
-MODALITY = EvaluationModality("text", TextEmbedder)
+MODALITY = EvaluationModality("text", "input_ids", TextEmbedder, sample_features=TextSampleFeatures)

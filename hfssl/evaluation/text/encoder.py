@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import torch
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ...errors import first_line
-from ..encoder_folder import hint_of_pretraining, load_config, quiet
+from ..encoder_folder import check_loaded, hint_of_pretraining, load_config, quiet
 from ..evaluator import EvaluationError
 
 
@@ -134,23 +134,22 @@ class TextEncoder:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
-        self._check_loaded(model, info["missing_keys"])
+        prefix = f"{model.base_model_prefix}."
+        names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+        check_loaded(self.source, names, info["missing_keys"])
         return model
 
-    def _check_loaded(self, model: PreTrainedModel, missing: Iterable[str]):
-        prefix = f"{model.base_model_prefix}."
-        # masked language models have no pooler
-        names = [name for name, _ in model.named_parameters() if name.startswith(prefix) and "pooler" not in name]
-        missing = sorted(set(names) & set(missing))
-        if len(missing) > len(names) / 2:
-            raise EvaluationError(
-                f"{self.source} lacks {len(missing)} of the {len(names)} weights of the encoder, e.g. {missing[0]}: "
-                "it would be evaluated no better than untrained."
-            )
-        if missing:
-            logger.warning(
-                "%s lacks weights of the encoder, which start at random: %s", self.source, ", ".join(missing)
-            )
+    def load_encoder(self) -> PreTrainedModel:
+        """The encoder alone, without a head, with its weights."""
+        try:
+            with quiet():
+                model, info = AutoModel.from_pretrained(
+                    self.source, config=self.config, dtype=torch.float32, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
+        check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
+        return model
 
     def digest(self, random_init: bool) -> str:
         """Changes with the architecture, and with the weights unless they are to be drawn at random."""
