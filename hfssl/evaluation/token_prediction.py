@@ -140,7 +140,7 @@ class TokenPredictionEvaluator(Evaluator):
         names = [f"loss_{group}" for group in self.labels_of]
         return dict(zip(names, losses, strict=True)) if len(names) > 1 else {}
 
-    def __call__(self, encoder, processor=None, *, output_dir=None, command=None, report=None) -> list[Result]:
+    def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """Evaluate a stock language model (folder or Hub id), or a pre-training model."""
         model = encoder
         if isinstance(encoder, str | Path):

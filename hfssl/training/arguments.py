@@ -118,9 +118,8 @@ class SSLTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.load_best_model_at_end:
             raise UserError(
-                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without reporting "
-                "the "
-                "choice. The last weights are exported; keep more of them with `--save_total_limit`."
+                "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without "
+                "reporting the choice. The last weights are exported; keep more of them with `--save_total_limit`."
             )
         if str(getattr(self.hub_strategy, "value", self.hub_strategy)) not in ("end", "every_save"):
             raise UserError(
@@ -190,8 +189,7 @@ class SSLTrainingArguments(TrainingArguments):
         if self.max_tokens is not None:
             raise UserError(
                 f"`--budget_minutes {self.budget_minutes:g}` and `--max_tokens {self.max_tokens}` both say how long "
-                "the run "
-                "is. Pass one of them."
+                "the run is. Pass one of them."
             )
         if self.warmup_steps >= 1:
             raise UserError(

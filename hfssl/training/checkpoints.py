@@ -73,8 +73,7 @@ def claim_output_dir(output_dir: str | Path, resume: str = "auto") -> Path:
         (folder / LOCK).unlink()
         raise UserError(
             f"The output folder {folder} is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''}) and "
-            "holds "
-            "no run of hfssl. Pass another `--output_dir`."
+            "holds no run of hfssl. Pass another `--output_dir`."
         )
     has_checkpoint = any(list_checkpoints(folder))
     if (resume == "never" and others) or (not has_checkpoint and (folder / "results.json").exists()):
@@ -178,8 +177,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     if changed:
         raise UserError(
             f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, "
-            "or the "
-            "same settings to continue this one."
+            "or the same settings to continue this one."
         )
 
 

@@ -111,8 +111,7 @@ class SSLTrainer(Trainer):
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
-                "1, got "
-                f"{args.max_steps}."
+                f"1, got {args.max_steps}."
             )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.health = (
@@ -381,8 +380,7 @@ class SSLTrainer(Trainer):
             raise UserError(
                 f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
                 f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
-                "same "
-                "command again."
+                "same command again."
             ) from error
 
     def _check_disk_space(self) -> None:

@@ -238,16 +238,14 @@ def check_fit(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
     if len(tokenizer) > entries:
         raise UserError(
             f"The tokenizer has {len(tokenizer):,} entries, the encoder has embeddings for {entries:,}. Pass the "
-            "encoder's "
-            "own tokenizer with `--tokenizer`, or train an encoder from scratch."
+            "encoder's own tokenizer with `--tokenizer`, or train an encoder from scratch."
         )
     limit = position_limit(encoder)
     if limit is not None and max_length > limit:
         raise UserError(
             f"`--max_length {max_length}` is more than the {limit} positions that {type(encoder).__name__} has. Pass "
-            "at most "
-            f"`--max_length {limit}`, or an encoder with more positions "
-            f"(`--encoder_config '{{\"max_position_embeddings\": {max_length}}}'` from scratch)."
+            f"at most `--max_length {limit}`, or an encoder with more positions (`--encoder_config "
+            f"'{{\"max_position_embeddings\": {max_length}}}'` from scratch)."
         )
 
 

@@ -77,8 +77,7 @@ class TextRows:
                 raise UserError(f"`--max_length {max_length}` leaves no next token to predict. Pass a larger one.")
             raise UserError(
                 f"`--max_length {max_length}` leaves no room for text beside the {max_length - self.capacity} special "
-                "tokens "
-                "that the tokenizer adds. Pass a larger one."
+                "tokens that the tokenizer adds. Pass a larger one."
             )
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.mask_token_id = tokenizer.mask_token_id
