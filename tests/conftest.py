@@ -85,6 +85,16 @@ def local_hub():
         yield hub
 
 
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes of one run that wait for work, see `process_pair.py`."""
+    from process_pair import Pair
+
+    two = Pair(tmp_path_factory.mktemp("pair"))
+    yield two
+    two.stop()
+
+
 @pytest.fixture
 def hub_env(tmp_path_factory):
     """`hub_env(hub, token)`: the environment for a client of `hub`, which has to run in a process of its own.

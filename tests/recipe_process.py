@@ -5,6 +5,7 @@ files and exit status, that can be killed like any other and begins after a few 
 What `accelerate launch` and `torchrun` themselves do is tested with the real commands.
 """
 
+import ast
 import atexit
 import gc
 import json
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 
@@ -150,6 +152,16 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
+def import_what_recipes_import() -> None:
+    """Import what stands in an import of any recipe, wherever it stands, so that no run pays for it."""
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hfssl":
+                module = import_module(node.module)
+                for alias in node.names:
+                    getattr(module, alias.name)  # some load on first use
+
+
 def _serve() -> dict | None:
     """Answer questions until there are none left (`None`); in a forked child return what it has to run."""
     for line in sys.stdin:
@@ -199,9 +211,7 @@ if __name__ == "__main__":
     import transformers.models.modernbert.modeling_modernbert  # noqa: F401
 
     if sys.argv[1:] != ["stock"]:
-        # what the recipes import, some of it late
-
-        pass
+        import_what_recipes_import()
 
     gc.freeze()
     job = _serve()

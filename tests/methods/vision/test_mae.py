@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contract import Contract
 from tiny_vision import ENCODERS, build, images_with_noise, vit
 from transformers import (
     AutoModel,
@@ -19,6 +20,13 @@ from hfssl.modeling.vision import encode_visible, patchify, sine_positions, unpa
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
 TAKES = ["vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers"]
+
+
+CONTRACT = Contract(
+    encoder=vit,
+    batch=images_with_noise,
+    settings={"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
+)
 
 
 def mae(encoder=None, seed=0, **config):
