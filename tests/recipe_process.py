@@ -8,6 +8,7 @@ What `accelerate launch` and `torchrun` themselves do is tested with the real co
 import ast
 import atexit
 import gc
+import io
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from functools import cache
@@ -206,12 +208,29 @@ def _run(job: dict) -> None:
     os._exit(code or 0)
 
 
+def warm_up() -> None:
+    """Do once what every run would do for the first time: fonts, the table of older names of weights, late imports."""
+    from matplotlib import pyplot
+    from transformers import BertConfig, BertModel
+
+    figure, axes = pyplot.subplots()
+    axes.plot([1.0, 2.0], label="x")
+    axes.legend()
+    figure.savefig(io.BytesIO(), format="png")
+    pyplot.close(figure)
+    with tempfile.TemporaryDirectory() as folder:
+        model = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        model.save_pretrained(folder)
+        BertModel.from_pretrained(folder)
+
+
 if __name__ == "__main__":
     import transformers.models.bert.modeling_bert
     import transformers.models.modernbert.modeling_modernbert  # noqa: F401
 
     if sys.argv[1:] != ["stock"]:
         import_what_recipes_import()
+    warm_up()
 
     gc.freeze()
     job = _serve()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import Contract
-from tiny_vision import ENCODERS, crops, resnet, two_views, vit
+from tiny_vision import ENCODERS, crops, resnet, two_layers, two_views, vit
 from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
@@ -19,7 +19,7 @@ FITTING = [name for name in ENCODERS if name not in ("swin", "dinov3_convnext")]
 
 
 CONTRACT = Contract(
-    encoder=vit,
+    encoder=two_layers,
     batch=crops,
     # prototypes that learn from the first step, and nothing left to chance
     settings={
@@ -29,8 +29,8 @@ CONTRACT = Contract(
     noise={"drop_path_rate": 0.1},
     variants={
         "resnet": (resnet, {}),
-        "sinkhorn": (vit, {"projector_batch_norm": True, "centering": "sinkhorn"}),
-        "frozen-prototypes": (vit, {"freeze_prototypes": 0.01}),
+        "sinkhorn": (two_layers, {"projector_batch_norm": True, "centering": "sinkhorn"}),
+        "frozen-prototypes": (two_layers, {"freeze_prototypes": 0.01}),
     },
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contract import Contract
-from tiny_vision import ENCODERS, build, images_with_noise, vit
+from tiny_vision import ENCODERS, build, images_with_noise, two_layers, vit
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -23,7 +23,7 @@ TAKES = ["vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers"]
 
 
 CONTRACT = Contract(
-    encoder=vit,
+    encoder=two_layers,
     batch=images_with_noise,
     settings={"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
 )

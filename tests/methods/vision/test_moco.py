@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import Contract
-from tiny_vision import ENCODERS, resnet, two_views, vit
+from tiny_vision import ENCODERS, resnet, two_layers, two_views, vit
 from torch import nn
 from transformers import AutoModelForPreTraining
 
@@ -19,7 +19,7 @@ FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
 
 HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
 CONTRACT = Contract(
-    encoder=vit,
+    encoder=two_layers,
     batch=two_views,
     settings=HEAD,
     accumulation=False,

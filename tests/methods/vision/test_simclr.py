@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import Contract
-from tiny_vision import ENCODERS, build, resnet, two_views, vit
+from tiny_vision import ENCODERS, build, resnet, two_layers, two_views, vit
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -25,7 +25,7 @@ CONTRACT = Contract(
     settings={"projector_output_dim": 16},
     accumulation=False,
     why_not="An image is contrasted with those of its accumulation step, and batch norm sees no others either.",
-    variants={"vit": (vit, {})},
+    variants={"vit": (two_layers, {})},
 )
 
 
