@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from functools import cache
@@ -139,11 +140,11 @@ def stock_server() -> RecipeServer:
     return RecipeServer(stock=True)
 
 
-def printed_without_hfssl(folder: Path, code: str) -> str:
+def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:
     """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
     script = folder / "script.py"
-    script.write_text(code)
-    run = stock_server().run(folder / "log", script=str(script))
+    script.write_text(textwrap.dedent(code))
+    run = stock_server().run(folder / "log", *arguments, script=str(script))
     assert run.poll() == 0, run.stderr
     return run.stdout
 
@@ -210,6 +211,8 @@ def _run(job: dict) -> None:
 
 def warm_up() -> None:
     """Do once what every run would do for the first time: fonts, the table of older names of weights, late imports."""
+    import sklearn.datasets
+    import sklearn.manifold  # noqa: F401
     from matplotlib import pyplot
     from transformers import BertConfig, BertModel
 
