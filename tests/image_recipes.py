@@ -28,7 +28,7 @@ def few_images() -> tempfile.TemporaryDirectory:
 def flags(**settings) -> list:
     """The words of a small run. `None` leaves a flag out: with `dataset=None` it is that of the embedded digits."""
     settings = {
-        "dataset": few_images().name,
+        "dataset": few_images().name, "image_size": 16,
         "encoder": "vit-mini-patch4", "encoder_config": json.dumps(TINY), "max_steps": 6, "save_steps": 3,
         "per_device_train_batch_size": 16, "report_to": "none", "precision": "fp32", "eval_steps": 3,
         "probe_dataset": "none", **settings,
