@@ -94,25 +94,49 @@ def flags(**settings) -> list[str]:
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_sigterm_to_the_launcher_saves_once_and_the_run_goes_on(tmp_path, workers):
+class Launcher:
+    """`torchrun` itself, with all that it starts."""
+
+    def __init__(self, folder, words):
+        self.log = folder / "log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*TORCHRUN, "recipes/mlm.py", *words],
+                cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.poll, self.wait, self.terminate = self.process.poll, self.process.wait, self.process.terminate
+
+    @property
+    def stderr(self):
+        return self.log.read_text()
+
+    def kill(self, number=signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+# two forks by default: what torchrun does when it gets the signal is to hand it on
+@pytest.mark.parametrize(
+    "torchrun, workers",
+    [(False, 2), pytest.param(True, 0, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
+def test_sigterm_saves_once_and_the_run_goes_on(tmp_path, torchrun, workers):
     settings = {"dataset": write(tmp_path / "texts.jsonl", tiny.texts(1500)), "dataloader_num_workers": workers}
     out = tmp_path / "out"
-    log = open(tmp_path / "log", "w")  # noqa: SIM115
-    launcher = subprocess.Popen(
-        [*TORCHRUN, "recipes/mlm.py", *flags(output_dir=out, **settings)],
-        cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    words = flags(output_dir=out, **settings)
+    first = Launcher(tmp_path, words) if torchrun else recipe_server().start(tmp_path / "first", *words, ranks=2)
     try:
-        while "step 0: held-out" not in (tmp_path / "log").read_text():
-            assert launcher.poll() is None, (tmp_path / "log").read_text()
+        while "step 0: held-out" not in first.stderr:
+            assert first.poll() is None, first.stderr
             time.sleep(0.01)
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(120) != 0
+        if torchrun:
+            first.terminate()
+        else:
+            first.kill(signal.SIGTERM)
+        assert first.wait(120) != 0
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
-    said = (tmp_path / "log").read_text()
+        first.kill()
+    said = first.stderr
     [checkpoint] = out.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     assert 0 < step < 200
