@@ -1,5 +1,6 @@
 """What every test gets: a Hub of its own instead of the real one, a fixed seed, real data where there is some."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ import pytest
 from local_hub import LocalHub
 
 
-# Models of tests are so small that a second thread only costs time, and much of it where something else runs as well.
+# For the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The Hugging Face libraries read these once, when they are imported: so they are set here, before any test module is.
@@ -47,23 +48,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker("shared_data")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    import torch
-
-    from hfssl.machine import num_cores
-
-    torch.set_num_threads(min(2, num_cores()))
+def pytest_collection_finish():
+    # What is imported by now stays. Trainer collects garbage after each run, which looks at all that is not frozen.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def seed(two_threads):
-    """The same random numbers in every run, for each test on its own."""
+def seed():
+    """The same random numbers in every run, and one thread, for each test on its own."""
     import random
 
     import numpy as np
     import torch
 
+    # Two threads on cores that others use as well wait for each other most of the time, at full load.
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -83,6 +83,16 @@ def local_hub():
     """An empty Hub on this machine, see `local_hub.py`."""
     with LocalHub() as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes of one run that wait for work, see `process_pair.py`."""
+    from process_pair import Pair
+
+    two = Pair(tmp_path_factory.mktemp("pair"))
+    yield two
+    two.stop()
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""What the tests of `recipes/simclr.py` and `recipes/mae.py` share."""
+"""What the tests of the image recipes share."""
 
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from recipe_process import recipe_server
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -11,8 +15,20 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
+@cache
+def few_images() -> tempfile.TemporaryDirectory:
+    """A folder of small grey images without labels: none of the time that probes of the embedded digits take."""
+    folder = tempfile.TemporaryDirectory(prefix="hfssl-few-images-")
+    for i in range(120):
+        pixels = np.random.default_rng(i).integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(Path(folder.name) / f"{i}.png")
+    return folder
+
+
 def flags(**settings) -> list:
+    """The words of a small run. `None` leaves a flag out: with `dataset=None` it is that of the embedded digits."""
     settings = {
+        "dataset": few_images().name, "image_size": 16,
         "encoder": "vit-mini-patch4", "encoder_config": json.dumps(TINY), "max_steps": 6, "save_steps": 3,
         "per_device_train_batch_size": 16, "report_to": "none", "precision": "fp32", "eval_steps": 3,
         "probe_dataset": "none", **settings,

@@ -5,8 +5,10 @@ files and exit status, that can be killed like any other and begins after a few 
 What `accelerate launch` and `torchrun` themselves do is tested with the real commands.
 """
 
+import ast
 import atexit
 import gc
+import io
 import json
 import os
 import runpy
@@ -14,9 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
 import traceback
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 
@@ -135,11 +140,11 @@ def stock_server() -> RecipeServer:
     return RecipeServer(stock=True)
 
 
-def printed_without_hfssl(folder: Path, code: str) -> str:
+def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:
     """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
     script = folder / "script.py"
-    script.write_text(code)
-    run = stock_server().run(folder / "log", script=str(script))
+    script.write_text(textwrap.dedent(code))
+    run = stock_server().run(folder / "log", *arguments, script=str(script))
     assert run.poll() == 0, run.stderr
     return run.stdout
 
@@ -148,6 +153,16 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def import_what_recipes_import() -> None:
+    """Import what stands in an import of any recipe, wherever it stands, so that no run pays for it."""
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hfssl":
+                module = import_module(node.module)
+                for alias in node.names:
+                    getattr(module, alias.name)  # some load on first use
 
 
 def _serve() -> dict | None:
@@ -194,14 +209,31 @@ def _run(job: dict) -> None:
     os._exit(code or 0)
 
 
+def warm_up() -> None:
+    """Do once what every run would do for the first time: fonts, the table of older names of weights, late imports."""
+    import sklearn.datasets
+    import sklearn.manifold  # noqa: F401
+    from matplotlib import pyplot
+    from transformers import BertConfig, BertModel
+
+    figure, axes = pyplot.subplots()
+    axes.plot([1.0, 2.0], label="x")
+    axes.legend()
+    figure.savefig(io.BytesIO(), format="png")
+    pyplot.close(figure)
+    with tempfile.TemporaryDirectory() as folder:
+        model = BertModel(BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        model.save_pretrained(folder)
+        BertModel.from_pretrained(folder)
+
+
 if __name__ == "__main__":
     import transformers.models.bert.modeling_bert
     import transformers.models.modernbert.modeling_modernbert  # noqa: F401
 
     if sys.argv[1:] != ["stock"]:
-        # what the recipes import, some of it late
-
-        pass
+        import_what_recipes_import()
+    warm_up()
 
     gc.freeze()
     job = _serve()

@@ -18,6 +18,9 @@ import tiny
 from recipe_process import ROOT, TINY_ENCODER, recipe_server
 
 
+# By default every method stops and goes on in one process: `test_methods_resume.py`.
+pytestmark = pytest.mark.slow
+
 MLM, CLM = "recipes/mlm.py", "recipes/clm.py"
 STEPS, SAVE_STEPS = 40, 5
 # A checkpoint of so small a model takes a few milliseconds: longer, so that a kill meets it.
@@ -195,7 +198,6 @@ def test_a_killed_run_ends_with_the_same_weights(
     check(tmp_path, corpus, uninterrupted, ranks, **settings_of(workers, dropout, accumulation, precision))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("workers", [0, 2])
@@ -208,7 +210,6 @@ def test_every_cut_ends_with_the_same_weights(
     check(tmp_path, corpus, uninterrupted, ranks, seed, **settings_of(workers, dropout, accumulation, precision))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("addition", ["sentence pairs", "mixture", "new words", "next tokens"])
 def test_every_addition_ends_with_the_same_weights(tmp_path, corpus, uninterrupted, ranks, addition):
@@ -265,7 +266,6 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher, ranks", [((), 1), (ACCELERATE, 1), (TORCHRUN, 2)], ids=["python", "accelerate", "torchrun"]
 )
@@ -279,7 +279,6 @@ def test_the_real_commands_end_with_the_same_weights(tmp_path, corpus, uninterru
     check(tmp_path, corpus, uninterrupted, ranks, start=lambda: Command(tmp_path / "log", words), **settings)
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_death_of_one_process_ends_the_run_and_it_goes_on(tmp_path, corpus, uninterrupted, rank):

@@ -1,84 +1,19 @@
-"""What holds for every registered method."""
+"""What holds for every registered method, by the contract in its test file (`tests/contract.py`)."""
 
 import inspect
 
 import pytest
-import tiny
-import tiny_vision
 import torch
-from transformers import AutoConfig, AutoModelForPreTraining, GPT2Config
+from contract import METHODS, contract, model_and_batch, split, table_of_cuts
+from transformers import AutoConfig, AutoModelForPreTraining
 
-import hfssl
-from hfssl import methods
 from hfssl.modeling.base import SSLPreTrainedModel
-
-
-def token_batch(rows=6, length=16):
-    input_ids = torch.randint(5, 100, (rows, length))
-    labels = torch.where(torch.rand(rows, length) < 0.4, input_ids, -100)
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
-
-
-def causal_batch(rows=6, length=16):
-    input_ids = torch.randint(5, 100, (rows, length))
-    return {"input_ids": input_ids, "labels": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
-
-def gpt2():
-    return GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=100, n_positions=64, bos_token_id=0, eos_token_id=0)
-
-
-MAE_DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-
-HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
-# prototypes that learn from the first step, and nothing left to chance
-DINO = {**HEAD, "num_prototypes": 12, "freeze_prototypes": 0.0, "drop_path_rate": 0.0}
-
-# method -> (small encoder, other settings, a batch)
-SMALL = {
-    "ByolForPreTraining": (tiny_vision.resnet, HEAD, tiny_vision.two_views),
-    "ClmForPreTraining": (gpt2, {"dropout": 0.0}, causal_batch),
-    "DinoForPreTraining": (tiny_vision.vit, DINO, tiny_vision.crops),
-    "MaeForPreTraining": (tiny_vision.vit, MAE_DECODER, tiny_vision.images_with_noise),
-    "MlmForPreTraining": (tiny.bert_config, {"dropout": 0.0}, token_batch),
-    "MocoForPreTraining": (tiny_vision.vit, HEAD, tiny_vision.two_views),
-    "SimclrForPreTraining": (tiny_vision.resnet, {"projector_output_dim": 16}, tiny_vision.two_views),
-}
-METHODS = [name for name in methods.__all__ if name.endswith("ForPreTraining")]
-
-# Which cuts of a batch have the gradient of the whole. Processes: see `tests/distributed`.
-#
-# | method | accumulation steps | processes | why not |
-# |---|---|---|---|
-# | clm, mlm | yes | yes | |
-# | mae | yes | yes | |
-# | dino | yes | yes | The centre moves once an optimizer step. No, where the encoder has batch norm. |
-# | byol | no | yes | Batch norm, in the heads too, sees an accumulation step alone. |
-# | moco | no | yes | The same, and the negatives are those of an accumulation step. |
-# | simclr | no | yes | An image is contrasted with those of its accumulation step, and batch norm sees no others either: |
-# |        |    |     | steps of a batch are smaller batches. Processes gather both. |
-CUT_BY_ACCUMULATION = {
-    "ByolForPreTraining": False, "ClmForPreTraining": True, "DinoForPreTraining": True, "MaeForPreTraining": True,
-    "MlmForPreTraining": True, "MocoForPreTraining": False, "SimclrForPreTraining": False,
-}  # fmt: skip
-
-
-def test_every_method_is_here():
-    assert set(SMALL) == set(METHODS) == set(CUT_BY_ACCUMULATION)
 
 
 @pytest.fixture(params=METHODS)
 def method(request):
-    model_class = getattr(hfssl, request.param)
-    encoder, settings, batch = SMALL[request.param]
-    config = model_class.config_class(encoder_config=encoder(), **settings)
-    return model_class(config), batch()
-
-
-def split(batch, parts):
-    return [
-        dict(zip(batch, values, strict=True)) for values in zip(*(t.chunk(parts) for t in batch.values()), strict=True)
-    ]
+    """A small model of each method and a batch for it."""
+    return model_and_batch(request.param)
 
 
 def test_the_names(method):
@@ -115,7 +50,7 @@ def test_the_same_seed_gives_the_same_loss_and_order_does_not_matter(method):
     torch.testing.assert_close(model(**{name: tensor.flip(0) for name, tensor in batch.items()}).loss, loss)
 
 
-def test_the_gradient_depends_on_the_cut_of_the_batch_only_where_the_table_says_so(method):
+def test_the_gradient_depends_on_the_cut_of_the_batch_only_where_the_contract_says_so(method):
     model, batch = method
     model.train()
     items = model.loss_items(batch)
@@ -128,8 +63,8 @@ def test_the_gradient_depends_on_the_cut_of_the_batch_only_where_the_table_says_
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     for other in gradients[1:]:
         distance = max((other[name] - gradient).abs().max().item() for name, gradient in gradients[0].items())
-        if not CUT_BY_ACCUMULATION[type(model).__name__]:
-            assert distance > 1e-3  # if it were equal, the table would be wrong
+        if not contract(type(model).__name__).accumulation:
+            assert distance > 1e-3  # if it were equal, the contract would be wrong
             continue
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
@@ -175,3 +110,11 @@ def test_what_is_frozen_stays_frozen(method, tmp_path):
     moved = {name for name, p in again.named_parameters() if not torch.equal(p, before[name])}
     assert not moved & set(model.frozen)
     assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_table_of_cuts_has_a_row_for_each_method():
+    rows = table_of_cuts().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {n.removesuffix('ForPreTraining').lower()}" for n in METHODS]
+    for method, row in zip(METHODS, rows, strict=True):
+        equal = (contract(method).accumulation, contract(method).processes)
+        assert row.split(" | ")[1:3] == ["yes" if yes else "no" for yes in equal]

@@ -56,6 +56,11 @@ def vit():
     return ENCODERS["vit"]()
 
 
+def two_layers():
+    """A ViT of half the depth, where depth is not the point."""
+    return ViTConfig(**BLOCKS | {"num_hidden_layers": 2}, **SIZE, layer_norm_eps=1e-6)
+
+
 def resnet():
     return ENCODERS["resnet"]()
 

@@ -1,53 +1,18 @@
-"""What two processes of one run do together. Started once by `torchrun`, for `test_two_processes.py`."""
+"""What two processes of one run do together, for `test_two_processes.py` and `test_methods.py`.
 
-import json
-import logging
-import sys
-from pathlib import Path
+Each function is asked of both processes (`tests/process_pair.py`), and of one process alone to compare with.
+"""
 
+import contract
 import tiny
-import tiny_vision
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from hfssl import (
-    ByolForPreTraining,
-    ByolPreTrainingConfig,
-    DinoForPreTraining,
-    DinoPreTrainingConfig,
-    MaeForPreTraining,
-    MaePreTrainingConfig,
-    MocoForPreTraining,
-    MocoPreTrainingConfig,
-    SimclrForPreTraining,
-    SimclrPreTrainingConfig,
-    SSLTrainer,
-    SSLTrainingArguments,
-)
+from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.cli.text.data import TextData, TextDataArguments
-from hfssl.data.stream import ExactStream
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 from hfssl.modeling.distributed import all_reduce_with_grad, convert_batch_norm, gather_with_grad
-
-
-class OneBatch(ExactStream):
-    """The same rows in every step, cut into `accumulation` batches on each of `world_size` ranks."""
-
-    def __init__(self, rank=0, world_size=1, accumulation=1):
-        like = tiny.stream(32)
-        super().__init__(like.source, like.transform, like.collate, 32 // (world_size * accumulation))
-        rows = like.make(0, 0).rows
-        cuts = []
-        for cut in range(accumulation):
-            first = (rank * accumulation + cut) * self.batch_size
-            cuts.append({name: values[first : first + self.batch_size] for name, values in rows.columns.items()})
-        self.cuts = [self.collate(columns) for columns in cuts]
-
-    def __iter__(self):
-        while True:
-            yield from self.cuts
 
 
 def arguments(folder, **overrides):
@@ -59,32 +24,56 @@ def arguments(folder, **overrides):
     return SSLTrainingArguments(**{**fields, **overrides})
 
 
-def gradients(folder, rank=0, world_size=1, accumulation=1):
-    """Gradient and logged loss of one step over the same 32 rows, however they are cut."""
-    stream = OneBatch(rank, world_size, accumulation)
-    args = arguments(
-        folder, per_device_train_batch_size=stream.batch_size, gradient_accumulation_steps=accumulation
-    )  # fmt: skip
-    model, kept = tiny.mlm(), {}
-    trainer = SSLTrainer(model, args, stream)
-    create_optimizer = trainer.create_optimizer
+class Given(SSLTrainer):
+    """Trains on batches that are given, instead of on those that a stream draws."""
 
-    def keep(*_):
-        kept.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    def __init__(self, model, args, batches):
+        super().__init__(model, args, train_dataset=batches)
+        self.batches = batches
+
+    def get_train_dataloader(self):
+        return self.batches
+
+
+def one_step(rank, world_size, folder, method, variant=None, accumulation=1):
+    """One step of the trainer over the same 12 samples, however they are cut: loss, gradients, and the model after it.
+
+    In float64: what differs then is no rounding.
+    """
+    model = contract.build(method, variant).double()
+    torch.manual_seed(1)
+    whole = contract.contract(method).batch(12)
+    batches = [
+        {name: values.double() if values.is_floating_point() else values for name, values in part.items()}
+        for part in contract.split(whole, world_size * accumulation)[rank * accumulation : (rank + 1) * accumulation]
+    ]
+    args = arguments(
+        folder, learning_rate=0.1, optim="sgd", warmup_steps=0, lr_scheduler_type="constant", weight_decay=0.0,
+        per_device_train_batch_size=12 // (world_size * accumulation), gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    trainer = Given(model, args, batches)
+    gradients = {}
+    create_optimizer = trainer.create_optimizer
 
     def create_and_watch(*positional, **named):
         optimizer = create_optimizer(*positional, **named)
-        optimizer.register_step_pre_hook(keep)
+        optimizer.register_step_pre_hook(
+            lambda *_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
         return optimizer
 
     trainer.create_optimizer = create_and_watch
     trainer.train()
-    items = [int(batch["masked_positions"].numel()) for batch in stream.cuts]
-    return {"gradients": kept, "loss": trainer.state.log_history[0]["loss"], "items": items}
+    return {
+        "loss": trainer.state.log_history[0]["loss"],
+        "gradients": gradients,
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+    }
 
 
-def one_pass(args, dataset):
+def one_pass(rank, world_size, folder, dataset):
     """The texts that this rank sees in a pass, as tokens."""
+    args = arguments(folder, per_device_train_batch_size=1)
     data = TextData(TextDataArguments(dataset=str(dataset), packing=False, vocab_size=150, max_length=64))
     stream = data.stream(args)
     seen = []
@@ -95,63 +84,19 @@ def one_pass(args, dataset):
     return {"seen": seen, "held_out": data.held_out, "position": stream.position}
 
 
-def evaluator(rank=0, world_size=1):
+def evaluator(rank, world_size):
     texts = tiny.texts(60, seed=1)
     return MaskedTokenEvaluator(
         texts, tiny.tokenizer(), max_length=32, batch_size=4, rank=rank, world_size=world_size
     )  # fmt: skip
 
 
-def measure(rank=0, world_size=1):
+def measure(rank, world_size):
     """Figures that are sums over the ranks."""
     return evaluator(rank, world_size).measure(tiny.mlm(seed=3).eval())
 
 
-HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
-IMAGE_METHODS = {
-    "simclr-resnet": (SimclrForPreTraining, SimclrPreTrainingConfig, "resnet", {}),
-    "simclr-vit": (SimclrForPreTraining, SimclrPreTrainingConfig, "vit", {}),
-    "mae": (MaeForPreTraining, MaePreTrainingConfig, "vit", {}),
-    "byol-resnet": (ByolForPreTraining, ByolPreTrainingConfig, "resnet", HEAD),
-    "moco-vit": (MocoForPreTraining, MocoPreTrainingConfig, "vit", HEAD),
-    "moco-resnet-queue": (MocoForPreTraining, MocoPreTrainingConfig, "resnet", {**HEAD, "queue_size": 50}),
-    "dino-vit": (DinoForPreTraining, DinoPreTrainingConfig, "vit", {**HEAD, "num_prototypes": 12, "drop_path_rate": 0.0}),
-    "dino-resnet": (DinoForPreTraining, DinoPreTrainingConfig, "resnet", {**HEAD, "num_prototypes": 12}),
-    "dino-sinkhorn": (DinoForPreTraining, DinoPreTrainingConfig, "vit", {
-        **HEAD, "num_prototypes": 12, "drop_path_rate": 0.0, "projector_batch_norm": True, "centering": "sinkhorn",
-    }),
-}  # fmt: skip
-
-
-def image_gradients(name, rank=0, world_size=1):
-    """Loss, gradients and buffers of one step of an image method over the same 12 images, wrapped in DDP.
-
-    In float64: what differs then is no rounding.
-    """
-    model_class, config_class, encoder, settings = IMAGE_METHODS[name]
-    torch.manual_seed(0)
-    model = model_class(config_class(encoder_config=tiny_vision.ENCODERS[encoder](), **settings)).double().train()
-    make = {"mae": tiny_vision.images_with_noise, "dino": tiny_vision.crops}.get(
-        name.split("-")[0], tiny_vision.two_views
-    )
-    batch = make(12)
-    batch = {key: values.double().chunk(world_size)[rank] for key, values in batch.items()}
-    wrapped = DistributedDataParallel(model) if world_size > 1 else model
-    loss = wrapped(**batch).loss
-    loss.backward()
-    if hasattr(model, "after_optimizer_step"):
-        model.after_optimizer_step(0.5)  # moves centre and queue, which are compared as buffers
-    total = loss.detach().clone()
-    if world_size > 1:
-        dist.all_reduce(total)
-    return {
-        "loss": total / world_size,
-        "gradients": {key: p.grad for key, p in model.named_parameters() if p.grad is not None},
-        "buffers": dict(model.named_buffers()),
-    }
-
-
-def normalised(dims, rank=0, world_size=1, momentum=0.1):
+def normalised(rank, world_size, dims, momentum):
     """A batch norm in 3 steps over the same 10 samples: outputs, gradients of inputs and weights, statistics."""
     torch.manual_seed(1)
     norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](4, momentum=momentum)
@@ -177,7 +122,7 @@ def normalised(dims, rank=0, world_size=1, momentum=0.1):
     }  # fmt: skip
 
 
-def gathered(rank):
+def gathered(rank, world_size):
     """`gather_with_grad` and `all_reduce_with_grad`, where each rank asks for something else."""
     mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * rank
     mine.requires_grad_()
@@ -194,7 +139,7 @@ def gathered(rank):
     }
 
 
-def seeds(folder, rank, world_size):
+def seeds(rank, world_size, folder):
     """The seed of each micro-step on this rank."""
     drawn = []
     model = tiny.mlm(dropout=0.1)
@@ -202,32 +147,3 @@ def seeds(folder, rank, world_size):
     args = arguments(folder, max_steps=2, per_device_train_batch_size=8, gradient_accumulation_steps=2)
     SSLTrainer(model, args, tiny.stream(8, rank=rank, world_size=world_size)).train()
     return drawn
-
-
-def main(folder):
-    args = arguments(folder / "out", per_device_train_batch_size=1)
-    rank, world_size = args.process_index, args.world_size
-    logging.basicConfig(level=logging.WARNING)
-    answer = {
-        "world_size": world_size,
-        "threads": torch.get_num_threads(),
-        "few": one_pass(args, folder / "few.jsonl"),
-        "many": one_pass(args, folder / "many.jsonl"),
-        "measured": measure(rank, world_size),
-        "seeds": seeds(folder / "seeds", rank, world_size),
-    }
-    result = gradients(folder / "gradients", rank, world_size)
-    result["images"] = {name: image_gradients(name, rank, world_size) for name in IMAGE_METHODS}
-    result["norms"] = {
-        (dims, momentum): normalised(dims, rank, world_size, momentum)
-        for dims in (0, 1, 2)
-        for momentum in (0.1, None)
-    }
-    result["gathered"] = gathered(rank)
-    torch.save(result, folder / f"gradients-{rank}.pt")
-    (folder / f"answer-{rank}.json").write_text(json.dumps(answer))
-    dist.barrier()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

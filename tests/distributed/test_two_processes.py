@@ -1,7 +1,6 @@
 """Runs of two processes (`torchrun`, gloo): the same gradients, each sample once, one checkpoint, one figure."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from contract import load
 from recipe_process import ROOT, TINY_ENCODER, recipe_server
 
 
@@ -22,15 +22,8 @@ pytestmark = pytest.mark.distributed
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
-
-def load_checks():
-    spec = importlib.util.spec_from_file_location("distributed_checks", Path(__file__).with_name("checks.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-checks = load_checks()
+CHECKS = Path(__file__).with_name("checks.py")
+checks = load(CHECKS)
 
 
 def write(path: Path, texts) -> Path:
@@ -38,61 +31,11 @@ def write(path: Path, texts) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What the processes of `checks.py` answered, by rank."""
-    folder = tmp_path_factory.mktemp("two")
-    write(folder / "few.jsonl", tiny.texts(300))  # one piece for two processes
-    write(folder / "many.jsonl", tiny.texts(3000, seed=2))
-    process = subprocess.run(
-        [*TORCHRUN, str(Path(__file__).with_name("checks.py")), str(folder)],
-        env=os.environ | ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    answers = [json.loads((folder / f"answer-{rank}.json").read_text()) for rank in range(2)]
-    results = [torch.load(folder / f"gradients-{rank}.pt") for rank in range(2)]
-    return [answer | result for answer, result in zip(answers, results, strict=True)]
-
-
-def test_two_processes_ran(together):
-    assert [answer["world_size"] for answer in together] == [2, 2]
-
-
-def test_gradients_do_not_depend_on_the_cut(together, tmp_path):
-    """1 × 32, 4 accumulation steps of 8, and 2 processes of 16."""
-    whole = checks.gradients(tmp_path / "whole")
-    accumulated = checks.gradients(tmp_path / "accumulated", accumulation=4)
-    # the cuts have different numbers of masked tokens: a mean of their means would be another
-    items = [answer["items"][0] for answer in together]
-    assert items[0] != items[1] and sum(items) == sum(accumulated["items"]) == whole["items"][0]
-    assert max(gradient.abs().max() for gradient in whole["gradients"].values()) > 1e-2
-    for other in (accumulated, *together):
-        assert other["gradients"].keys() == whole["gradients"].keys()
-        for name, gradient in whole["gradients"].items():
-            torch.testing.assert_close(other["gradients"][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
-        assert other["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-
-
-@pytest.mark.parametrize("name", checks.IMAGE_METHODS)
-def test_two_processes_of_images_are_one_of_twice_as_many(together, name):
-    """Contrast and batch norm see the images of both."""
-    whole = checks.image_gradients(name)
-    assert max(gradient.abs().max() for gradient in whole["gradients"].values()) > 1e-3
-    for answer in together:
-        found = answer["images"][name]
-        torch.testing.assert_close(found["loss"], whole["loss"])
-        assert found["gradients"].keys() == whole["gradients"].keys()
-        for key, gradient in whole["gradients"].items():
-            torch.testing.assert_close(found["gradients"][key], gradient, rtol=1e-9, atol=1e-11)
-        for key, buffer in whole["buffers"].items():
-            torch.testing.assert_close(found["buffers"][key], buffer, rtol=1e-9, atol=1e-11)
-
-
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_batch_norm_over_processes_is_that_of_one_batch(together, dims, momentum):
-    whole = checks.normalised(dims, momentum=momentum)
-    parts = [answer["norms"][dims, momentum] for answer in together]
+def test_batch_norm_over_processes_is_that_of_one_batch(pair, dims, momentum):
+    whole = checks.normalised(0, 1, dims, momentum)
+    parts = pair.ask(CHECKS, "normalised", dims=dims, momentum=momentum)
     for name in ("outputs", "inputs"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-4, atol=1e-5)
     for part in parts:
@@ -103,37 +46,39 @@ def test_batch_norm_over_processes_is_that_of_one_batch(together, dims, momentum
             torch.testing.assert_close(part["state"][name], tensor)
 
 
-def test_what_is_gathered_sends_back_what_all_ask_for(together):
+def test_what_is_gathered_sends_back_what_all_ask_for(pair):
     rows = torch.tensor([[1.0, 2], [3, 4], [11, 12], [13, 14]])
     # rank 0 asks for 1 ... 8, rank 1 for twice that
     asked = 3 * torch.arange(1.0, 9.0).view(4, 2)
-    for rank, answer in enumerate(together):
-        found = answer["gathered"]
+    for rank, found in enumerate(pair.ask(CHECKS, "gathered")):
         torch.testing.assert_close(found["rows"], rows)
         torch.testing.assert_close(found["gradient"], asked[2 * rank : 2 * rank + 2])
         assert (found["sum"], found["sum_gradient"]) == (3.0, 11.0)
 
 
-@pytest.mark.parametrize("dataset, texts", [("few", tiny.texts(300)), ("many", tiny.texts(3000, seed=2))])
-def test_together_they_see_each_sample_once(together, dataset, texts):
-    seen = [answer[dataset]["seen"] for answer in together]
-    held_out = together[0][dataset]["held_out"]
-    assert held_out == together[1][dataset]["held_out"]
+@pytest.mark.parametrize("number, seed", [(300, 0), (1500, 2)])  # the former are one piece for two processes
+def test_together_they_see_each_sample_once(pair, tmp_path, number, seed):
+    texts = tiny.texts(number, seed=seed)
+    dataset = write(tmp_path / "texts.jsonl", texts)
+    answers = pair.ask(CHECKS, "one_pass", folder=tmp_path, dataset=dataset)
+    seen = [answer["seen"] for answer in answers]
+    held_out = answers[0]["held_out"]
+    assert held_out == answers[1]["held_out"]
     expected = Counter(text for text in texts if text not in set(held_out))
     assert Counter(seen[0]) + Counter(seen[1]) == expected
     assert min(map(len, seen)) > 0.3 * expected.total()
-    assert all(answer[dataset]["position"]["pass"] == 1 for answer in together)
+    assert all(answer["position"]["pass"] == 1 for answer in answers)
 
 
-def test_figures_are_those_of_one_process(together):
-    alone = checks.measure()
-    for answer in together:
-        assert answer["measured"] == pytest.approx(alone, rel=1e-6)
-    assert 0 < len(checks.evaluator(0, 2).batches) < len(checks.evaluator().batches)
+def test_figures_are_those_of_one_process(pair):
+    alone = checks.measure(0, 1)
+    for measured in pair.ask(CHECKS, "measure"):
+        assert measured == pytest.approx(alone, rel=1e-6)
+    assert 0 < len(checks.evaluator(0, 2).batches) < len(checks.evaluator(0, 1).batches)
 
 
-def test_each_process_drops_its_own_units(together):
-    seeds = [seed for answer in together for seed in answer["seeds"]]
+def test_each_process_drops_its_own_units(pair, tmp_path):
+    seeds = [seed for drawn in pair.ask(CHECKS, "seeds", folder=tmp_path) for seed in drawn]
     assert len(seeds) == len(set(seeds)) == 2 * 2 * 2
 
 
@@ -149,25 +94,49 @@ def flags(**settings) -> list[str]:
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_sigterm_to_the_launcher_saves_once_and_the_run_goes_on(tmp_path, workers):
+class Launcher:
+    """`torchrun` itself, with all that it starts."""
+
+    def __init__(self, folder, words):
+        self.log = folder / "log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*TORCHRUN, "recipes/mlm.py", *words],
+                cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.poll, self.wait, self.terminate = self.process.poll, self.process.wait, self.process.terminate
+
+    @property
+    def stderr(self):
+        return self.log.read_text()
+
+    def kill(self, number=signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+# two forks by default: what torchrun does when it gets the signal is to hand it on
+@pytest.mark.parametrize(
+    "torchrun, workers",
+    [(False, 2), pytest.param(True, 0, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
+def test_sigterm_saves_once_and_the_run_goes_on(tmp_path, torchrun, workers):
     settings = {"dataset": write(tmp_path / "texts.jsonl", tiny.texts(1500)), "dataloader_num_workers": workers}
     out = tmp_path / "out"
-    log = open(tmp_path / "log", "w")  # noqa: SIM115
-    launcher = subprocess.Popen(
-        [*TORCHRUN, "recipes/mlm.py", *flags(output_dir=out, **settings)],
-        cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+    words = flags(output_dir=out, **settings)
+    first = Launcher(tmp_path, words) if torchrun else recipe_server().start(tmp_path / "first", *words, ranks=2)
     try:
-        while "step 0: held-out" not in (tmp_path / "log").read_text():
-            assert launcher.poll() is None, (tmp_path / "log").read_text()
+        while "step 0: held-out" not in first.stderr:
+            assert first.poll() is None, first.stderr
             time.sleep(0.01)
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(120) != 0
+        if torchrun:
+            first.terminate()
+        else:
+            first.kill(signal.SIGTERM)
+        assert first.wait(120) != 0
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
-    said = (tmp_path / "log").read_text()
+        first.kill()
+    said = first.stderr
     [checkpoint] = out.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     assert 0 < step < 200

@@ -29,15 +29,6 @@ WORDS = ["good", "bad", *"abcdefghijklmnopqrstuvwxyz"]
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # such small products are slower on two
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_tokenizer(pairs=True):
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -65,15 +65,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(two_threads):
-    """The models are so small that threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(config, attention="sdpa", causal=False):
     auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     return auto.from_config(copy.deepcopy(config), attn_implementation=attention).eval()

@@ -1,12 +1,11 @@
 """New words for the vocabulary of a checkpoint."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from recipe_process import printed_without_hfssl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AlbertConfig,
@@ -285,4 +284,4 @@ def test_a_checkpoint_is_continued_with_new_words_and_the_result_is_stock(checkp
         "assert t.tokenize('quick angiotensin') == ['quick', 'angiotensin']\n"
         "assert pipeline('fill-mask', t.name_or_path)('the [MASK] jumps') and 'hfssl' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    printed_without_hfssl(tmp_path, code)

@@ -11,7 +11,13 @@ SMALL = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "i
 
 def learned(method, folder, **settings):
     """k-NN accuracy of the encoder and of its random initialisation, and the held-out loss over that of the start."""
-    settings = {"encoder_config": json.dumps(SMALL), "probe_dataset": None, "eval_steps": 1000, **settings}
+    settings = {
+        "encoder_config": json.dumps(SMALL),
+        "dataset": None,
+        "probe_dataset": None,
+        "eval_steps": 1000,
+        **settings,
+    }
     done = run(method, folder, save_strategy="no", save_steps=None, **settings)
     assert done.poll() == 0, done.stderr
     records = json.loads((folder / "out" / "results.json").read_text())

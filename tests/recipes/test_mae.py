@@ -7,7 +7,7 @@ from image_recipes import check_result, run, stopped_and_continued, the_error
 
 
 def test_from_digits_to_a_plain_vit_with_reconstructions(tmp_path):
-    done = run("mae", tmp_path, probe_dataset=None)
+    done = run("mae", tmp_path, dataset=None, probe_dataset=None)
     assert done.poll() == 0, done.stderr
     assert "k-NN, k = 20" in done.stdout and "reconstructions.png" in done.stdout
     records = check_result(tmp_path / "out")
@@ -18,6 +18,7 @@ def test_from_digits_to_a_plain_vit_with_reconstructions(tmp_path):
     assert (tmp_path / "out" / "assets" / "reconstructions.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_is_the_same_run(tmp_path):
     stopped_and_continued("mae", tmp_path, gradient_accumulation_steps=2, dataloader_num_workers=1)
     check_result(tmp_path / "parts" / "out")

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from recipe_process import ROOT, TINY_ENCODER, RecipeServer, recipe_server
+from recipe_process import ROOT, TINY_ENCODER, RecipeServer, printed_without_hfssl, recipe_server
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
@@ -214,12 +213,8 @@ def test_the_result_loads_where_hfssl_is_not(finished, tmp_path):
         fill = pipeline("fill-mask", folder)
         print(len(fill(f"the quick {fill.tokenizer.mask_token} fox")))
     """
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(finished)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == ["no hfssl", "BertForMaskedLM [[], [], []]", "BertModel True", "5"]
+    said = printed_without_hfssl(tmp_path, code, finished).splitlines()
+    assert said == ["no hfssl", "BertForMaskedLM [[], [], []]", "BertModel True", "5"]
 
 
 def test_the_method_loads_from_pretraining(finished):

@@ -17,7 +17,7 @@ RESNET = {
 
 
 def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
-    done = run("simclr", tmp_path, probe_dataset=None)
+    done = run("simclr", tmp_path, dataset=None, probe_dataset=None)
     assert done.poll() == 0, done.stderr
     assert "Data: embedded images" in done.stderr and "knn accuracy" in done.stderr
     assert "Held-out loss" in done.stdout and "contrasted at once, in training 16)" in done.stdout
@@ -33,7 +33,10 @@ def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
 
 @pytest.mark.parametrize("settings", [
     {"encoder_config": json.dumps(RESNET), "optim": "lars", "image_size": 32},
-    {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "base_learning_rate": 1e-3},
+    pytest.param(
+        {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "base_learning_rate": 1e-3},
+        marks=pytest.mark.slow,
+    ),
 ], ids=["resnet with lars", "accumulated"])  # fmt: skip
 def test_stopped_and_continued_it_is_the_same_run(tmp_path, settings):
     stopped_and_continued("simclr", tmp_path, **settings)

@@ -6,23 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfssl import SSLTrainingArguments
+from hfssl import SSLTrainingArguments, machine
 from hfssl.errors import UserError
 from hfssl.machine import choose_precision, num_cores, use_all_cores
-from hfssl.training import arguments as training_args
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def launch(monkeypatch):
     """`launch(OMP_NUM_THREADS=..., user=...)`: as if a launcher had started this process."""
-    monkeypatch.setattr(training_args, "num_cores", lambda: 8)
+    monkeypatch.setattr(machine, "num_cores", lambda: 8)
     torch.set_num_threads(1)
 
     def environment(user=(), **variables):
@@ -30,7 +22,7 @@ def launch(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(training_args, "_launcher_has", lambda name: name in user)
+        monkeypatch.setattr(machine, "_launcher_has", lambda name: name in user)
 
     return environment
 
@@ -65,8 +57,8 @@ def test_the_launcher_is_asked_for_what_the_user_set(monkeypatch):
         entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:  # another user's process, or no /proc
         entries = []
-    assert training_args._launcher_has("PATH") == any(entry.startswith(b"PATH=") for entry in entries)
-    assert not training_args._launcher_has("NO_SUCH_VARIABLE")
+    assert machine._launcher_has("PATH") == any(entry.startswith(b"PATH=") for entry in entries)
+    assert not machine._launcher_has("NO_SUCH_VARIABLE")
     assert num_cores() == len(os.sched_getaffinity(0))
 
 

@@ -205,7 +205,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, workers):
 
 SLOW_TOKENIZER = """
 import time
-import hfssl.data.text_data as text_data
+import hfssl.cli.text.data as text_data
 text_data.train_tokenizer = lambda *args, **kwargs: time.sleep(120)
 """
 

@@ -3,12 +3,11 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 import textwrap
+import time
 
 import pytest
-from recipe_process import ROOT
+from recipe_process import recipe_server
 
 from hfssl.errors import UserError
 from hfssl.training import checkpoints
@@ -41,11 +40,18 @@ def make(folder, step, settings=SETTINGS):
     return checkpoint
 
 
-def run(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def run(folder, code):
+    """Another process; its output is in `folder / "log"`."""
+    folder.mkdir()
+    (folder / "script.py").write_text(textwrap.dedent(code))
+    return recipe_server().start(folder / "log", folder / "out", script=str(folder / "script.py"))
+
+
+def wait_for(process, word):
+    deadline = time.monotonic() + 60
+    while word not in process.stdout:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr
+        time.sleep(0.01)
 
 
 # -- the claim --------------------------------------------------------------------------------------------------------
@@ -73,29 +79,31 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_the_claim_of_a_process_ends_with_it(tmp_path):
     holder = run(
+        tmp_path / "holder",
         """
-        import sys
+        import sys, time
         from hfssl.training.checkpoints import claim_output_dir
 
         claim_output_dir(sys.argv[1])
         print("claimed", flush=True)
-        sys.stdin.read()
+        time.sleep(1000)
         """,
-        tmp_path,
     )
+    out = tmp_path / "holder" / "out"
     try:
-        assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(UserError, match=rf"in use by another process \(pid {holder.pid}\)"):
-            claim_output_dir(tmp_path)
+        wait_for(holder, "claimed")
+        with pytest.raises(UserError, match=rf"in use by another process \(pid {holder.pids[0]}\)"):
+            claim_output_dir(out)
     finally:
         holder.kill()
         holder.wait()
-    claim_output_dir(tmp_path)
+    claim_output_dir(out)
 
 
 def test_a_forked_worker_does_not_hold_the_claim(tmp_path):
     """A killed run's data workers live a moment longer."""
     process = run(
+        tmp_path / "run",
         """
         import os, sys, time
         from hfssl.training.checkpoints import claim_output_dir
@@ -104,14 +112,11 @@ def test_a_forked_worker_does_not_hold_the_claim(tmp_path):
         if os.fork() == 0:
             time.sleep(60)
             os._exit(0)
-        print("forked", flush=True)
         os._exit(0)
         """,
-        tmp_path,
     )
-    assert process.stdout.readline() == "forked\n"
-    process.wait()
-    claim_output_dir(tmp_path)
+    assert process.wait() == 0
+    claim_output_dir(tmp_path / "run" / "out")
 
 
 def test_a_claim_clears_what_a_killed_run_left_behind(tmp_path):

@@ -91,8 +91,7 @@ class ClmForPreTraining(SSLPreTrainedModel):
         "url": "https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
         "citation": "@techreport{radford2019language,\n"
         "  title = {Language Models are Unsupervised Multitask Learners},\n  author = {Radford, Alec and Wu, Jeffrey "
-        "and "
-        "Child, Rewon and Luan, David and Amodei, Dario and Sutskever, Ilya},\n"
+        "and Child, Rewon and Luan, David and Amodei, Dario and Sutskever, Ilya},\n"
         "  institution = {OpenAI},\n  year = {2019}\n}",
     }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from contract import Contract
 from recipe_process import printed_without_hfssl
 from transformers import (
     AutoConfig,
@@ -47,6 +48,14 @@ def gpt2_config(**overrides):
         "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
     }  # fmt: skip
     return GPT2Config(**{**fields, **overrides})
+
+
+def whole_batch(rows, length=16):
+    input_ids = torch.randint(5, 100, (rows, length))
+    return {"input_ids": input_ids, "labels": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+CONTRACT = Contract(encoder=gpt2_config, batch=whole_batch, settings={"dropout": 0.0}, noise={"dropout": 0.1})
 
 
 def llama_config(**overrides):

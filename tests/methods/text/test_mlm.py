@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from contract import Contract
 from recipe_process import printed_without_hfssl
 from transformers import (
     AutoConfig,
@@ -28,6 +29,16 @@ def batch(rows=4, length=16, vocabulary=100):
     attention_mask[0, 10:] = 0
     labels[0, 10:] = -100
     return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+
+
+def whole_batch(rows, length=16):
+    """Without padding; some tokens of each row are targets."""
+    input_ids = torch.randint(5, 100, (rows, length))
+    labels = torch.where(torch.rand(rows, length) < 0.4, input_ids, -100)
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
+
+
+CONTRACT = Contract(encoder=tiny.bert_config, batch=whole_batch, settings={"dropout": 0.0}, noise={"dropout": 0.1})
 
 
 ENCODERS = {

@@ -194,15 +194,7 @@ def test_all_parameters_learn_with_the_plain_trainer(tmp_path):
     assert t.state.log_history[0]["loss"] == pytest.approx(np.log(len(tiny.tokenizer())) + np.log(2), rel=0.1)
 
 
-@pytest.fixture
-def one_thread():
-    """On a busy machine two threads wait for each other after every small operation."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
-
-
-def test_it_learns_which_sentence_follows(one_thread):
+def test_it_learns_which_sentence_follows():
     model = nsp().train()
     evaluator = NextSentenceEvaluator(openings(100, seed=1), tiny.tokenizer(), max_length=32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

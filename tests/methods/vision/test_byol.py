@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contract import Contract
 from tiny_vision import ENCODERS, resnet, two_views, vit
 from torch import nn
 
@@ -13,6 +14,16 @@ from hfssl.modeling.distributed import GlobalBatchNorm
 
 # DINOv3's convolutions halve small images to nothing
 FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
+
+
+HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+CONTRACT = Contract(
+    encoder=resnet,
+    batch=two_views,
+    settings=HEAD,
+    accumulation=False,
+    why_not="Batch norm, in the heads too, sees an accumulation step alone.",
+)
 
 
 def byol(encoder=None, seed=0, **config):

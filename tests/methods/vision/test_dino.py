@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_vision import ENCODERS, crops, resnet, two_views, vit
+from contract import Contract
+from tiny_vision import ENCODERS, crops, resnet, two_layers, two_views, vit
 from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
@@ -15,6 +16,23 @@ from hfssl.training.optim import Lars
 
 # Swin's windows do not fit the small crops, and DINOv3's convolutions halve all of them to nothing
 FITTING = [name for name in ENCODERS if name not in ("swin", "dinov3_convnext")]
+
+
+CONTRACT = Contract(
+    encoder=two_layers,
+    batch=crops,
+    # prototypes that learn from the first step, and nothing left to chance
+    settings={
+        "projector_hidden_dim": 16, "projector_output_dim": 8, "num_prototypes": 12, "freeze_prototypes": 0.0,
+        "drop_path_rate": 0.0,
+    },
+    noise={"drop_path_rate": 0.1},
+    variants={
+        "resnet": (resnet, {}),
+        "sinkhorn": (two_layers, {"projector_batch_norm": True, "centering": "sinkhorn"}),
+        "frozen-prototypes": (two_layers, {"freeze_prototypes": 0.01}),
+    },
+)  # fmt: skip
 
 
 def dino(encoder=None, seed=0, **config):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_vision import ENCODERS, build, images_with_noise, vit
+from contract import Contract
+from tiny_vision import ENCODERS, build, images_with_noise, two_layers, vit
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -19,6 +20,13 @@ from hfssl.modeling.vision import encode_visible, patchify, sine_positions, unpa
 
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
 TAKES = ["vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers"]
+
+
+CONTRACT = Contract(
+    encoder=two_layers,
+    batch=images_with_noise,
+    settings={"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
+)
 
 
 def mae(encoder=None, seed=0, **config):

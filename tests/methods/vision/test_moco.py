@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_vision import ENCODERS, resnet, two_views, vit
+from contract import Contract
+from tiny_vision import ENCODERS, resnet, two_layers, two_views, vit
 from torch import nn
 from transformers import AutoModelForPreTraining
 
@@ -14,6 +15,17 @@ from hfssl.modeling.distributed import GlobalBatchNorm
 
 
 FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
+
+
+HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+CONTRACT = Contract(
+    encoder=two_layers,
+    batch=two_views,
+    settings=HEAD,
+    accumulation=False,
+    why_not="Negatives are those of an accumulation step, and batch norm in the heads sees no other images either.",
+    variants={"resnet-queue": (resnet, {"queue_size": 50})},
+)
 
 
 def moco(encoder=None, seed=0, **config):

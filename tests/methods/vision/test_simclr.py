@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_vision import ENCODERS, build, resnet, two_views, vit
+from contract import Contract
+from tiny_vision import ENCODERS, build, resnet, two_layers, two_views, vit
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -16,6 +17,16 @@ from hfssl.modeling.pooling import pool_features
 
 # DINOv3's convolutions halve small images to nothing
 FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
+
+
+CONTRACT = Contract(
+    encoder=resnet,
+    batch=two_views,
+    settings={"projector_output_dim": 16},
+    accumulation=False,
+    why_not="An image is contrasted with those of its accumulation step, and batch norm sees no others either.",
+    variants={"vit": (two_layers, {})},
+)
 
 
 def simclr(encoder=None, seed=0, **config):

@@ -1,13 +1,12 @@
 """What image methods export loads where there is no hfssl, and says the same there."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipe_process import printed_without_hfssl
 from tiny_vision import ENCODERS
 
 from hfssl import ByolForPreTraining, DinoForPreTraining, MaeForPreTraining, MocoForPreTraining, SimclrForPreTraining
@@ -73,11 +72,7 @@ def exports(tmp_path_factory):
         with torch.no_grad():
             features[method, encoder] = model.encoder(pixels).last_hidden_state
     folders = [str(root / f"{method}-{encoder}") for method, encoder in PAIRS]
-    # isolated: neither the working directory nor PYTHONPATH is on the path
-    command = [sys.executable, "-I", "-c", STOCK, str(root / "picture.png"), *folders]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(printed_without_hfssl(root, STOCK, root / "picture.png", *folders).splitlines()[-1])
     return {pair: (features[pair], said[folder]) for pair, folder in zip(PAIRS, folders, strict=True)}
 
 
