@@ -32,6 +32,11 @@ class SSLPreTrainedModel(PreTrainedModel):
     # What the model card says of the method; each method sets its own.
     paper: dict[str, str] = {}
 
+    # Of a loss with several terms: the unit of each, such as nats, by its name. Terms of one unit are drawn together.
+    # Such a method counts the items of each in `loss_items`, where they have any, and makes its output of
+    # `sum_terms`. Each term is logged as `loss_<name>`.
+    loss_units: dict[str, str] = {}
+
     # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
     frozen: tuple[str, ...] = ()
 
@@ -71,6 +76,22 @@ class SSLPreTrainedModel(PreTrainedModel):
         does not depend on how the batch was cut. `None`: the loss is a mean over samples.
         """
         return None
+
+    def sum_terms(self, terms: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The loss of several terms, for the output of `forward`.
+
+        A term `x` counts `config.x_weight` times, once where the config has no such field.
+
+        Args:
+            terms (`dict[str, torch.Tensor]` of shape `()`):
+                Each a sum divided by its own count of items, or a mean over samples.
+
+        Returns:
+            `dict`: the `loss`, which is back-propagated, and the `loss_terms` by name, before their weights and
+            without gradient.
+        """
+        loss = sum(getattr(self.config, f"{name}_weight", 1.0) * term for name, term in terms.items())
+        return {"loss": loss, "loss_terms": {name: term.detach() for name, term in terms.items()}}
 
     def export_encoder(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.

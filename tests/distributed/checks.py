@@ -83,6 +83,28 @@ def gradients(folder, rank=0, world_size=1, accumulation=1):
     return {"gradients": kept, "loss": trainer.state.log_history[0]["loss"], "items": items}
 
 
+class OneBatchOfPairs(OneBatch):
+    """The same rows as pairs, each with a label."""
+
+    def __init__(self, rank=0, world_size=1, accumulation=1):
+        super().__init__(rank, world_size, accumulation)
+        for cut in self.cuts:
+            cut["next_sentence_label"] = cut["input_ids"].sum(1) % 2  # of the row alone
+            cut["token_type_ids"] = torch.zeros_like(cut["input_ids"])
+
+
+def terms(folder, rank=0, world_size=1, accumulation=1):
+    """The terms of the loss that are logged of 2 steps together, over 32 pairs, however they are cut."""
+    stream = OneBatchOfPairs(rank, world_size, accumulation)
+    args = arguments(
+        folder, per_device_train_batch_size=stream.batch_size, gradient_accumulation_steps=accumulation, max_steps=2,
+        logging_steps=2,
+    )  # fmt: skip
+    trainer = SSLTrainer(tiny.mlm(seed=3, next_sentence_objective=True), args, stream)
+    trainer.train()
+    return {name: trainer.state.log_history[0][name] for name in ("loss", "loss_mlm", "loss_nsp")}
+
+
 def one_pass(args, dataset):
     """The texts that this rank sees in a pass, as tokens."""
     data = TextData(TextDataArguments(dataset=str(dataset), packing=False, vocab_size=150, max_length=64))
@@ -214,6 +236,7 @@ def main(folder):
         "few": one_pass(args, folder / "few.jsonl"),
         "many": one_pass(args, folder / "many.jsonl"),
         "measured": measure(rank, world_size),
+        "terms": terms(folder / "terms", rank, world_size),
         "seeds": seeds(folder / "seeds", rank, world_size),
     }
     result = gradients(folder / "gradients", rank, world_size)

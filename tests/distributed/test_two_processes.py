@@ -73,6 +73,13 @@ def test_gradients_do_not_depend_on_the_cut(together, tmp_path):
         assert other["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
+def test_the_terms_of_a_loss_do_not_depend_on_the_cut(together, tmp_path):
+    whole = checks.terms(tmp_path / "whole")
+    assert whole["loss_mlm"] + whole["loss_nsp"] == pytest.approx(whole["loss"]) and 0.5 < whole["loss_nsp"] < 1.0
+    for other in (checks.terms(tmp_path / "accumulated", accumulation=4), *(answer["terms"] for answer in together)):
+        assert other == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", checks.IMAGE_METHODS)
 def test_two_processes_of_images_are_one_of_twice_as_many(together, name):
     """Contrast and batch norm see the images of both."""
