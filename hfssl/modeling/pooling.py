@@ -5,31 +5,25 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
+from .trial import layout
 
 
 POOLINGS = ("cls", "mean", "cls+mean", "last4")
 
-# Tokens of their own before those of the patches, the first of which is a CLS token; what is not here has none.
-_OWN_TOKENS = {
-    "vit": 1, "vit_msn": 1, "vit_mae": 1, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1, "deit": 2,
-    "beit": 1, "data2vec-vision": 1, "clip_vision_model": 1, "dinov3_convnext": 1,
-}  # fmt: skip
-
 
 def num_own_tokens(config: PreTrainedConfig) -> int:
     """How many tokens an encoder puts before those of the patches: CLS, distillation token, registers."""
-    own = _OWN_TOKENS.get(config.model_type, 0)
-    return own + (getattr(config, "num_register_tokens", 0) or 0 if own else 0)
+    return layout(config).num_own
 
 
 def is_convolutional(config: PreTrainedConfig) -> bool:
     """Whether an encoder ends in a map of features instead of tokens."""
-    return hasattr(config, "hidden_sizes") and config.model_type not in _OWN_TOKENS
+    return layout(config).is_map
 
 
 def default_pooling(config: PreTrainedConfig) -> str:
     """`"cls"` where the encoder has such a token, else `"mean"`."""
-    return "cls" if num_own_tokens(config) else "mean"
+    return "cls" if layout(config).has_cls else "mean"
 
 
 def outputs_for(pooling: str | None) -> dict[str, bool]:
@@ -39,8 +33,7 @@ def outputs_for(pooling: str | None) -> dict[str, bool]:
 
 def feature_size(config: PreTrainedConfig, pooling: str | None = None) -> int:
     """Size of a pooled feature."""
-    size = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
-    return size * {"cls+mean": 2, "last4": 4}.get(check_pooling(config, pooling), 1)
+    return layout(config).dim * {"cls+mean": 2, "last4": 4}.get(check_pooling(config, pooling), 1)
 
 
 def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
@@ -53,11 +46,11 @@ def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
         return default_pooling(config)
     if pooling not in POOLINGS:
         raise UserError(f"There is no pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
-    if pooling != "mean" and not num_own_tokens(config):
-        raise UserError(f"The pooling {pooling!r} needs a CLS token, which {config.model_type} has not. Choose mean.")
-    if pooling == "last4" and (hasattr(config, "hidden_sizes") or config.num_hidden_layers < 4):
+    if pooling != "mean" and not layout(config).has_cls:
+        raise UserError(f"The pooling {pooling!r} needs a CLS token, and a {config.model_type} has none. Choose mean.")
+    if pooling == "last4" and (hasattr(config, "hidden_sizes") or getattr(config, "num_hidden_layers", 0) < 4):
         raise UserError(
-            f"The pooling 'last4' needs four blocks of one width, which this {config.model_type} has not. Choose "
+            f"The pooling 'last4' needs four blocks of one width, and this {config.model_type} has none such. Choose "
             "cls+mean."
         )
     return pooling

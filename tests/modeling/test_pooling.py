@@ -75,8 +75,8 @@ def test_convolutions_give_what_their_classifier_gets():
     "name, pooling, words",
     [
         ("vit", "max", "no pooling 'max'. Choose one of cls, mean"),
-        ("resnet", "cls", "needs a CLS token, which resnet has not. Choose mean"),
-        ("swin", "cls+mean", "needs a CLS token, which swin has not"),
+        ("resnet", "cls", "needs a CLS token, and a resnet has none. Choose mean"),
+        ("swin", "cls+mean", "needs a CLS token, and a swin has none"),
         ("dinov3_convnext", "last4", "needs four blocks of one width"),
     ],
 )
