@@ -37,7 +37,7 @@ class SSLPreTrainedModel(PreTrainedModel):
     # `sum_terms`. Each term is logged as `loss_<name>`.
     loss_units: dict[str, str] = {}
 
-    # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
+    # Names of parameters that stay as they are, though the loss depends on them. What it does not depend on is found.
     frozen: tuple[str, ...] = ()
 
     # All that is known of the method beside its code. A method that compares samples also has

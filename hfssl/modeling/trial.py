@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -50,16 +50,18 @@ class Layout:
     dim: int
 
 
-def once_per_config(function: Callable[[PreTrainedConfig], Answer]) -> Callable[[PreTrainedConfig], Answer]:
-    """Remember the answer for each content that a config may have."""
-    answers: dict[tuple[str, str], Answer] = {}
+def once_per_config(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Remember the answer for each content that a config, the first argument, may have."""
+    answers: dict[tuple, Answer] = {}
 
     @wraps(function)
-    def remembered(config: PreTrainedConfig) -> Answer:
-        # asked in every step: `to_json_string` would take a hundred times as long
-        key = config.model_type, repr(vars(config))
+    def remembered(config: PreTrainedConfig, *args: Any) -> Answer:
+        # asked in every step: `to_json_string` would take a hundred times as long. What begins with _ is where the
+        # config came from, and the implementation of attention.
+        fields = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+        key = config.model_type, repr(fields), *args
         if key not in answers:
-            answers[key] = function(config)
+            answers[key] = function(config, *args)
         return answers[key]
 
     return remembered
@@ -95,31 +97,41 @@ def layout(config: PreTrainedConfig) -> Layout:
     Raises:
         UserError: if it is no encoder of images, or does not run on a blank one.
     """
-    options = image_model_options(config)
+    image_model_options(config)
     reasons = []
     one_block = _with_one_block(config)
-    # a config without a size of its own, or of one of which nothing is left, is tried at the usual size
-    for size in dict.fromkeys((_size(config), 224)):
+    for size in sizes_to_try(config):
         for tried, device in ((one_block, "meta"), (config, "meta"), (one_block, "cpu")):
             if device == "cpu" and "meta" not in str(reasons[-1]):
                 continue  # it was not for want of numbers
             try:
-                return _layout(tried, options, size, device)
+                return _layout(tried, size, device)
             except FAILURES as error:
                 reasons.append(error)
     reason = " ".join(str(reasons[0]).split())[:200].rstrip(". ")
     raise UserError(f"This {config.model_type} does not run on an image ({reason}). Choose another encoder.")
 
 
-def _layout(config: PreTrainedConfig, options: dict[str, bool], size: int, device: str) -> Layout:
+def blank_copy(config: PreTrainedConfig, device: str = "meta") -> PreTrainedModel:
+    """The encoder of a config in evaluation mode, without a pooler where that can be said."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"  # other implementations want a GPU, or numbers
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        encoder = AutoModel.from_config(copy.deepcopy(config), **options).eval()
+        return AutoModel.from_config(config, **image_model_options(config)).float().eval()
+
+
+def blank_image(config: PreTrainedConfig, size: int, device: str = "meta") -> torch.Tensor:
+    return torch.zeros(1, getattr(config, "num_channels", 3), size, size, device=device)
+
+
+def _layout(config: PreTrainedConfig, size: int, device: str) -> Layout:
+    encoder = blank_copy(config, device)
     places: list[int] = []
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda module, args, out: places.append(out.shape[-2] * out.shape[-1]))
     with torch.no_grad():
-        outputs = encoder(torch.zeros(1, getattr(config, "num_channels", 3), size, size, device=device))
+        outputs = encoder(blank_image(config, size, device))
     hidden = outputs.last_hidden_state
     if hidden.ndim == 4:
         pooled = outputs.get("pooler_output")
@@ -131,6 +143,11 @@ def _layout(config: PreTrainedConfig, options: dict[str, bool], size: int, devic
     num_own = length - max((number for number in places if number <= length), default=length)
     num_registers = min(getattr(config, "num_register_tokens", 0) or 0, num_own)
     return Layout(num_own, num_own > num_registers, False, hidden.shape[2])
+
+
+def sizes_to_try(config: PreTrainedConfig) -> list[int]:
+    """The size of the images of a config, and the usual one, which leaves something of them in any case."""
+    return list(dict.fromkeys((_size(config), 224)))
 
 
 def _size(config: PreTrainedConfig) -> int:
@@ -157,7 +174,7 @@ def small_copy(config: PreTrainedConfig) -> PreTrainedModel:
         UserError: if it is no encoder of images.
         Exception: any of `FAILURES`, where the architecture cannot be so small.
     """
-    options = image_model_options(config)
+    image_model_options(config)
     config = copy.deepcopy(config)
     if not all(isinstance(getattr(config, name, None), int) for name in ("num_hidden_layers", "hidden_size")):
         raise ValueError(f"A {config.model_type} is no stack of blocks of one width.")
@@ -172,8 +189,7 @@ def small_copy(config: PreTrainedConfig) -> PreTrainedModel:
     if patch is not None and size is not None:
         pixels = 3 * _largest(patch)
         config.image_size = pixels if isinstance(size, int) else type(size)([pixels] * len(size))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        encoder = AutoModel.from_config(config, **options).float().eval()
+    encoder = blank_copy(config, "cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in encoder.parameters():

@@ -1,6 +1,7 @@
 """What the methods for images share: building and loading a stock encoder, and running it on some of its patches."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,21 +15,45 @@ from ..errors import UserError
 from .base import SSLPreTrainedModel, drop_pooler
 from .heads import DinoHead, MlpHead
 from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
-from .trial import FAILURES, image_model_options, once_per_config, small_copy, trial_images
+from .trial import (
+    FAILURES,
+    blank_copy,
+    blank_image,
+    image_model_options,
+    once_per_config,
+    sizes_to_try,
+    small_copy,
+    trial_images,
+)
+
+
+logger = logging.getLogger(__name__)
 
 
 class SSLVisionModel(SSLPreTrainedModel):
     """Base of the methods for images."""
 
     main_input_name = "pixel_values"
-    frozen = ("encoder.embeddings.mask_token",)
+
+    # Whether the loss replaces patches by the encoder's mask token (`bool_masked_pos`), so that it learns.
+    uses_mask_token = False
 
     def post_init(self):
+        trained = getattr(self, "student", self).encoder
+        self._unused = unused_parameters(trained.config, self.uses_mask_token)
         super().post_init()
         for block in self.modules():
             for name in ("layernorm_before", "norm1"):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
+
+    def freeze(self) -> None:
+        """Also take out what the encoder does not use: DDP would wait for the gradients forever."""
+        super().freeze()
+        trained = getattr(self, "student", self).encoder
+        for name, parameter in trained.named_parameters():
+            if name in self._unused:
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -222,6 +247,42 @@ def image_features(
     config = encoder.config
     pooling = check_pooling(config, pooling)
     return pool_features(encoder(pixel_values, **options, **outputs_for(pooling)), config, pooling)
+
+
+@once_per_config
+def unused_parameters(config: PreTrainedConfig, uses_mask_token: bool = False) -> frozenset[str]:
+    """The parameters of an encoder that have no part in its feature of an image, by a backward pass from there.
+
+    Such as a mask token that nothing masks with, a norm that only a pooler applies, or the pooler itself.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Of the encoder.
+        uses_mask_token (`bool`, *optional*, defaults to `False`):
+            Whether some of its patches are masked (`bool_masked_pos`).
+
+    Returns:
+        `frozenset[str]`: their names within the encoder.
+    """
+    reason = None
+    for size in sizes_to_try(config):
+        try:
+            encoder, masked = blank_copy(config), {}
+            if uses_mask_token:
+                masked["bool_masked_pos"] = torch.ones(1, patches_a_side(config) ** 2, dtype=torch.bool, device="meta")
+            outputs = encoder(blank_image(config, size), **masked)
+            pool_features(outputs, config).sum().backward()
+        except FAILURES as error:
+            reason = reason or error
+            continue
+        unused = frozenset(name for name, parameter in encoder.named_parameters() if parameter.grad is None)
+        if unused:
+            logger.debug("Not trained, for want of a part in the loss: %s.", ", ".join(sorted(unused)))
+        return unused
+    logger.warning(
+        "What a %s does not use was not found (%s): all its parameters are trained.", config.model_type, reason
+    )
+    return frozenset()
 
 
 def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:

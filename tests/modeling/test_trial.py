@@ -6,10 +6,18 @@ from tiny_vision import ENCODERS
 from transformers import AutoConfig, AutoModel, BertConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.modeling.pooling import check_pooling, is_convolutional, num_own_tokens, pool_features
 from hfssl.modeling.trial import Layout, layout
-from hfssl.modeling.vision import encode_visible, image_features, takes_visible_tokens, transformer_blocks
+from hfssl.modeling.vision import (
+    build_vision_encoder,
+    encode_visible,
+    image_features,
+    takes_visible_tokens,
+    transformer_blocks,
+    unused_parameters,
+)
 
 
 SIZE = {"image_size": 16, "patch_size": 4}
@@ -24,8 +32,7 @@ MORE = {
     "beit": {**BLOCKS, **SIZE, "use_relative_position_bias": True},
     "data2vec-vision": {**BLOCKS, **SIZE},
     "hiera": {"embed_dim": 8, "image_size": [32, 32], "depths": [1, 1], "num_heads": [1, 1], "query_stride": [2, 2],
-              "masked_unit_size": [2, 2], "num_query_pool": 1, "patch_kernel": [3, 3], "patch_stride": [4, 4],
-              "patch_padding": [1, 1]},
+              "masked_unit_size": [2, 2], "num_query_pool": 1, "patch_stride": [4, 4]},
 }  # fmt: skip
 CONFIGS = {**ENCODERS, **{name: lambda name=name: AutoConfig.for_model(name, **MORE[name]) for name in MORE}}
 
@@ -106,3 +113,40 @@ def test_visible_tokens_are_taken_where_a_trial_shows_it(name):
         with torch.no_grad():
             everything = encode_visible(encoder, images, torch.arange(16).expand(2, -1))
             torch.testing.assert_close(everything, encoder(images).last_hidden_state)
+
+
+UNUSED = {
+    **{name: {"embeddings.mask_token"} for name in ("dinov2", "dinov3_vit")},
+    # only the pooled output passes them
+    "clip_vision_model": {"post_layernorm.weight", "post_layernorm.bias"},
+}
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "swin", "dinov3_vit", "dinov2", "clip_vision_model"])
+def test_what_an_encoder_does_not_use_is_found_as_a_real_backward_pass_shows_it(name, caplog):
+    state = torch.get_rng_state()
+    with caplog.at_level("DEBUG", "hfssl.modeling.vision"):
+        unused = unused_parameters(CONFIGS[name]())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert unused == UNUSED.get(name, set())
+    encoder = build_vision_encoder(CONFIGS[name]()).train()
+    image_features(encoder, images_for(name)).sum().backward()
+    assert {key for key, parameter in encoder.named_parameters() if parameter.grad is None} == unused
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3_vit"])
+def test_the_mask_token_learns_where_a_method_says_that_it_uses_it(name):
+    class WithMasks(SimclrForPreTraining):
+        uses_mask_token = True
+
+    models = [
+        kind(SimclrPreTrainingConfig(encoder_config=CONFIGS[name]())).train()
+        for kind in (SimclrForPreTraining, WithMasks)
+    ]
+    for model, trains in zip(models, (False, True), strict=True):
+        token = model.encoder.embeddings.mask_token
+        assert token.requires_grad == trains and model.frozen == ()
+        assert all(parameter.requires_grad for parameter in model.parameters() if parameter is not token)
+    masked = torch.arange(16).expand(2, -1) % 2 == 0
+    models[1].encoder(images_for(name), bool_masked_pos=masked).last_hidden_state.sum().backward()
+    assert models[1].encoder.embeddings.mask_token.grad.any()
