@@ -118,6 +118,12 @@ class SSLTrainer(Trainer):
                 "1, got "
                 f"{args.max_steps}."
             )
+        if getattr(model, "loss_groups", None):
+            raise UserError(
+                f"{type(model).__name__} has losses that train different parameters in one step "
+                f"({', '.join(model.loss_groups)}), and SSLTrainer has one optimizer for one loss. Train it in a loop "
+                "of your own."
+            )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
