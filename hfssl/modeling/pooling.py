@@ -56,7 +56,32 @@ def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
     return pooling
 
 
-def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str | None = None) -> torch.Tensor:
+def masked_mean(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over the tokens of each row that count.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, length, dim)`):
+            Of samples, or of patches.
+        mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
+            1 or `True` where a token counts; at least one in each row. All do when left out.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`.
+    """
+    if mask is None:
+        return tokens.mean(1)
+    if mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"A mask says of each token whether it counts: it has shape {tuple(mask.shape)}, expected "
+            f"{tuple(tokens.shape[:2])}."
+        )
+    there = mask[..., None].to(tokens.dtype)
+    return (tokens * there).sum(1) / there.sum(1)
+
+
+def pool_features(
+    outputs: ModelOutput, config: PreTrainedConfig, pooling: str | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """One vector an image.
 
     - `cls`: the CLS token after the last norm, what DINO and MoCo v3 evaluate;
@@ -72,6 +97,9 @@ def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str |
             Of the encoder.
         pooling (`str`, *optional*):
             One of the above; the encoder's default when left out.
+        mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+            1 or `True` for the patches, or places of a map in reading order, that count in a mean. All do when left
+            out.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, dim)`, where `dim` is [`feature_size`].
@@ -82,13 +110,15 @@ def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str |
     pooling = check_pooling(config, pooling)
     hidden = outputs.last_hidden_state
     if hidden.ndim == 4:  # (batch_size, dim, height, width)
+        if mask is not None:
+            return masked_mean(hidden.flatten(2).mT, mask)
         pooled = outputs.get("pooler_output")
         return hidden.mean((2, 3)) if pooled is None else pooled.flatten(1)
     own = num_own_tokens(config)
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "mean":
-        return hidden[:, own:].mean(1)
+        return masked_mean(hidden[:, own:], mask)
     if pooling == "cls+mean":
-        return torch.cat([hidden[:, 0], hidden[:, own:].mean(1)], dim=-1)
+        return torch.cat([hidden[:, 0], masked_mean(hidden[:, own:], mask)], dim=-1)
     return torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), hidden[:, 0]], dim=-1)
