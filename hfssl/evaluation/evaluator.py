@@ -35,12 +35,15 @@ class Evaluator(ABC):
             The metric that stands for the whole evaluation.
         greater_is_better (`bool`):
             Whether more of `primary_metric` is better.
+        loss_term (`str`, *optional*):
+            Of a method whose loss has several terms, the one that the figure `loss` is on held-out data.
     """
 
     protocol: ClassVar[str]
     version: ClassVar[int]
     primary_metric: str
     greater_is_better: ClassVar[bool] = True
+    loss_term: ClassVar[str | None] = None
 
     @abstractmethod
     def __call__(

@@ -27,6 +27,7 @@ class MaskedTokenEvaluator(TokenPredictionEvaluator):
     protocol: ClassVar[str] = "masked_tokens"
     version: ClassVar[int] = 1
     task: ClassVar[str] = "masked tokens"
+    loss_term: ClassVar[str] = "mlm"
     positions: ClassVar[str] = "masked_positions"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "pseudo_perplexity")
 

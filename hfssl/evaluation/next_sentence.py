@@ -24,7 +24,7 @@ class NextSentenceEvaluator(Evaluator):
     Accuracy of next-sentence prediction on pairs made of held-out texts.
 
     The pairs are made as in training, 15 % of their tokens masked; which, depends on the texts alone. As many follow
-    each other as do not, so that 0.5 is chance and what the most frequent answer reaches. `nsp_loss` is the mean
+    each other as do not, so that 0.5 is chance and what the most frequent answer reaches. `loss_nsp` is the mean
     cross-entropy in nats, log 2 = 0.693 by chance.
 
     Args:
@@ -76,7 +76,7 @@ class NextSentenceEvaluator(Evaluator):
         self.world_size = world_size
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
-        """`nsp_accuracy` and `nsp_loss` of a [`MlmForPreTraining`] with `next_sentence_objective`, as it is."""
+        """`nsp_accuracy` and `loss_nsp` of a [`MlmForPreTraining`] with `next_sentence_objective`, as it is."""
         device = next(model.parameters()).device
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # right, loss
         with torch.no_grad():
@@ -88,7 +88,7 @@ class NextSentenceEvaluator(Evaluator):
         if self.world_size > 1:
             dist.all_reduce(sums)
         right, loss = (sums / self.num_pairs).tolist()
-        return {"nsp_accuracy": right, "nsp_loss": loss}
+        return {"nsp_accuracy": right, "loss_nsp": loss}
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """Evaluate a stock checkpoint with a next-sentence head (folder or Hub id), or a [`MlmForPreTraining`]."""
@@ -108,7 +108,7 @@ class NextSentenceEvaluator(Evaluator):
 
     def results(self, measured: dict[str, float], model: str, **baselines: dict[str, float]) -> list[Result]:
         """The records of what was measured, beside chance and other figures given by name."""
-        baselines = {"majority": {"nsp_accuracy": 0.5, "nsp_loss": float(np.log(2))}, **baselines}
+        baselines = {"majority": {"nsp_accuracy": 0.5, "loss_nsp": float(np.log(2))}, **baselines}
         return [
             Result.from_scores(
                 {0: value},

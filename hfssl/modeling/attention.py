@@ -12,15 +12,15 @@ What it is worth beside `sdpa` in a whole training: the column "same config" in 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import eager_mask
+
+from ..errors import UserError
+from .trial import FAILURES, once_per_config, small_copy, trial_images
 
 
 LEAN = "lean"
-# Whose attention is nothing but this; others add biases of their own to the scores, or have fewer keys than queries.
-LEAN_MODELS = (
-    "vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit",
-)  # fmt: skip
+_TRIAL = "lean_trial"
 
 
 def lean_attention(
@@ -58,5 +58,32 @@ def lean_attention(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
+@once_per_config
+@torch.no_grad()
+def takes_lean_attention(config: PreTrainedConfig) -> bool:
+    """Whether the attention of an encoder is nothing but this, by trying it on a small copy.
+
+    Others have an implementation of their own, add biases to the scores, or have fewer keys than queries.
+    """
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return lean_attention(*args, **kwargs)
+
+    AttentionInterface.register(_TRIAL, counted)
+    try:
+        encoder = small_copy(config)
+        images = trial_images(encoder)
+        encoder.set_attn_implementation("eager")
+        eager = encoder(images).last_hidden_state
+        encoder.set_attn_implementation(_TRIAL)
+        lean = encoder(images).last_hidden_state
+    except (UserError, *FAILURES):
+        return False
+    return bool(calls) and torch.allclose(lean, eager, rtol=1e-3, atol=1e-4)
+
+
 AttentionInterface.register(LEAN, lean_attention)
 AttentionMaskInterface.register(LEAN, eager_mask)
+AttentionMaskInterface.register(_TRIAL, eager_mask)

@@ -13,13 +13,25 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..errors import UserError
 from .method import Method
+
+
+# What a method leaves behind, and how it is loaded.
+EXPORT_KINDS = {
+    "stock": "the folder is a stock checkpoint, which plain `transformers` loads",
+    "stock + extras": "beside it lie weights that no stock class has, such as projections, with the lines that load "
+    "them in the card",
+    "plain": "no stock class fits: model.safetensors, a json with its settings and a loader of about 20 lines in the "
+    "card; no config.json, which `AutoModel` would misread",
+}
 
 
 class SSLPreTrainedModel(PreTrainedModel):
     """Base of all methods: a loss around a stock `transformers` module that lies under `encoder`.
 
-    Subclasses set `config_class` and build `self.encoder` from `config.encoder_config`.
+    Subclasses set `config_class` and build `self.encoder` from `config.encoder_config`. A method with several encoders
+    has no `encoder`, and overrides `encoders` instead; the encoder `x` is built from `config.x_config`.
     """
 
     supports_gradient_checkpointing = True
@@ -32,7 +44,20 @@ class SSLPreTrainedModel(PreTrainedModel):
     # What the model card says of the method; each method sets its own.
     paper: dict[str, str] = {}
 
-    # Names of parameters that are in the model and not in the loss, or that stay as they are, where there are such.
+    # Of a loss with several terms: the unit of each, such as nats, by its name. Terms of one unit are drawn together.
+    # Such a method counts the items of each in `loss_items`, where they have any, and makes its output of
+    # `sum_terms`. Each term is logged as `loss_<name>`.
+    loss_units: dict[str, str] = {}
+
+    # One of `EXPORT_KINDS`. Only "stock" can be written so far; the others are refused.
+    export_kind = "stock"
+
+    # Of losses that train different parameters in one step, as a discriminator and what it judges: by the name of its
+    # term, how the names of the parameters begin that each trains in an optimizer of its own. No trainer does so yet:
+    # [`SSLTrainer`] refuses a method that has any.
+    loss_groups: dict[str, tuple[str, ...]] = {}
+
+    # Names of parameters that stay as they are, though the loss depends on them. What it does not depend on is found.
     frozen: tuple[str, ...] = ()
 
     # All that is known of the method beside its code. A method that compares samples also has
@@ -41,6 +66,21 @@ class SSLPreTrainedModel(PreTrainedModel):
     method: ClassVar[Method]
 
     encoder: PreTrainedModel
+
+    @property
+    def encoders(self) -> dict[str, PreTrainedModel]:
+        """The stock modules that are exported, by name: one called `encoder`, unless a method overrides this."""
+        return {"encoder": self.encoder}
+
+    def __getattr__(self, name: str) -> Any:
+        # asked for what there is not; `encoders` as it is here asks for `encoder` itself
+        if name == "encoder" and type(self).encoders is not SSLPreTrainedModel.encoders:
+            names = ", ".join(self.encoders)
+            raise AttributeError(
+                f"{type(self).__name__} has several encoders ({names}) and so no `encoder`. Choose one of "
+                "`model.encoders`."
+            )
+        return super().__getattr__(name)
 
     def post_init(self):
         super().post_init()
@@ -72,23 +112,63 @@ class SSLPreTrainedModel(PreTrainedModel):
         """
         return None
 
-    def export_encoder(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write the encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.
+    def sum_terms(self, terms: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The loss of several terms, for the output of `forward`.
+
+        A term `x` counts `config.x_weight` times, once where the config has no such field.
+
+        Args:
+            terms (`dict[str, torch.Tensor]` of shape `()`):
+                Each a sum divided by its own count of items, or a mean over samples.
+
+        Returns:
+            `dict`: the `loss`, which is back-propagated, and the `loss_terms` by name, before their weights and
+            without gradient.
+        """
+        loss = sum(getattr(self.config, f"{name}_weight", 1.0) * term for name, term in terms.items())
+        return {"loss": loss, "loss_terms": {name: term.detach() for name, term in terms.items()}}
+
+    def export_encoder(
+        self, folder: str | Path, name: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write an encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.
+
+        The result folder of a method with several encoders is to hold the joint stock model at its root, where
+        `transformers` has one, and each encoder in `<name>/`. It cannot be written yet.
 
         Args:
             folder (`str` or `Path`):
                 Where to.
+            name (`str`, *optional*):
+                Which of `encoders`, where there are several.
             state_dict (`dict[str, torch.Tensor]`, *optional*):
                 State of this whole model where its own parameters are sharded (FSDP, DeepSpeed).
+
+        Raises:
+            UserError: if there are several and none is chosen, or if the method's `export_kind` cannot be written.
         """
+        encoders, method = self.encoders, type(self).__name__
+        if self.export_kind != "stock":
+            what = EXPORT_KINDS.get(self.export_kind, f"one of {', '.join(EXPORT_KINDS)} was expected")
+            raise UserError(
+                f"{method} is to be exported as {self.export_kind!r} ({what}), which cannot be written yet: only "
+                "'stock' can. Save the whole method with `save_pretrained`."
+            )
+        if name is None and len(encoders) > 1 or name is not None and name not in encoders:
+            raise UserError(
+                f"{method} has the encoders {', '.join(encoders)}, and "
+                f"{'none is chosen' if name is None else f'no {name!r}'}. A folder takes one of them: pass its `name`."
+            )
+        name = name or next(iter(encoders))
+        encoder = encoders[name]
         if state_dict is not None:
-            prefix = "encoder."
+            prefix = next(path for path, module in self.named_modules() if module is encoder) + "."
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        self.encoder.save_pretrained(folder, state_dict=state_dict)
+        encoder.save_pretrained(folder, state_dict=state_dict)
         # Dropout and the like may differ in pre-training; who fine-tunes gets the configuration as it was given.
-        config = copy.deepcopy(self.config.encoder_config)
-        config.architectures = [type(self.encoder).__name__]
-        config.dtype = self.encoder.config.dtype
+        config = copy.deepcopy(getattr(self.config, f"{name}_config"))
+        config.architectures = [type(encoder).__name__]
+        config.dtype = encoder.config.dtype
         config.save_pretrained(folder)
 
 

@@ -5,31 +5,25 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
+from .trial import layout
 
 
 POOLINGS = ("cls", "mean", "cls+mean", "last4")
 
-# Tokens of their own before those of the patches, the first of which is a CLS token; what is not here has none.
-_OWN_TOKENS = {
-    "vit": 1, "vit_msn": 1, "vit_mae": 1, "dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 1, "deit": 2,
-    "beit": 1, "data2vec-vision": 1, "clip_vision_model": 1, "dinov3_convnext": 1,
-}  # fmt: skip
-
 
 def num_own_tokens(config: PreTrainedConfig) -> int:
     """How many tokens an encoder puts before those of the patches: CLS, distillation token, registers."""
-    own = _OWN_TOKENS.get(config.model_type, 0)
-    return own + (getattr(config, "num_register_tokens", 0) or 0 if own else 0)
+    return layout(config).num_own
 
 
 def is_convolutional(config: PreTrainedConfig) -> bool:
     """Whether an encoder ends in a map of features instead of tokens."""
-    return hasattr(config, "hidden_sizes") and config.model_type not in _OWN_TOKENS
+    return layout(config).is_map
 
 
 def default_pooling(config: PreTrainedConfig) -> str:
     """`"cls"` where the encoder has such a token, else `"mean"`."""
-    return "cls" if num_own_tokens(config) else "mean"
+    return "cls" if layout(config).has_cls else "mean"
 
 
 def outputs_for(pooling: str | None) -> dict[str, bool]:
@@ -39,8 +33,7 @@ def outputs_for(pooling: str | None) -> dict[str, bool]:
 
 def feature_size(config: PreTrainedConfig, pooling: str | None = None) -> int:
     """Size of a pooled feature."""
-    size = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
-    return size * {"cls+mean": 2, "last4": 4}.get(check_pooling(config, pooling), 1)
+    return layout(config).dim * {"cls+mean": 2, "last4": 4}.get(check_pooling(config, pooling), 1)
 
 
 def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
@@ -53,17 +46,42 @@ def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
         return default_pooling(config)
     if pooling not in POOLINGS:
         raise UserError(f"There is no pooling {pooling!r}. Choose one of {', '.join(POOLINGS)}.")
-    if pooling != "mean" and not num_own_tokens(config):
-        raise UserError(f"The pooling {pooling!r} needs a CLS token, which {config.model_type} has not. Choose mean.")
-    if pooling == "last4" and (hasattr(config, "hidden_sizes") or config.num_hidden_layers < 4):
+    if pooling != "mean" and not layout(config).has_cls:
+        raise UserError(f"The pooling {pooling!r} needs a CLS token, and a {config.model_type} has none. Choose mean.")
+    if pooling == "last4" and (hasattr(config, "hidden_sizes") or getattr(config, "num_hidden_layers", 0) < 4):
         raise UserError(
-            f"The pooling 'last4' needs four blocks of one width, which this {config.model_type} has not. Choose "
+            f"The pooling 'last4' needs four blocks of one width, and this {config.model_type} has none such. Choose "
             "cls+mean."
         )
     return pooling
 
 
-def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str | None = None) -> torch.Tensor:
+def masked_mean(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over the tokens of each row that count.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, length, dim)`):
+            Of samples, or of patches.
+        mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
+            1 or `True` where a token counts; at least one in each row. All do when left out.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`.
+    """
+    if mask is None:
+        return tokens.mean(1)
+    if mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"A mask says of each token whether it counts: it has shape {tuple(mask.shape)}, expected "
+            f"{tuple(tokens.shape[:2])}."
+        )
+    there = mask[..., None].to(tokens.dtype)
+    return (tokens * there).sum(1) / there.sum(1)
+
+
+def pool_features(
+    outputs: ModelOutput, config: PreTrainedConfig, pooling: str | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """One vector an image.
 
     - `cls`: the CLS token after the last norm, what DINO and MoCo v3 evaluate;
@@ -79,6 +97,9 @@ def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str |
             Of the encoder.
         pooling (`str`, *optional*):
             One of the above; the encoder's default when left out.
+        mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+            1 or `True` for the patches, or places of a map in reading order, that count in a mean. All do when left
+            out.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, dim)`, where `dim` is [`feature_size`].
@@ -89,13 +110,15 @@ def pool_features(outputs: ModelOutput, config: PreTrainedConfig, pooling: str |
     pooling = check_pooling(config, pooling)
     hidden = outputs.last_hidden_state
     if hidden.ndim == 4:  # (batch_size, dim, height, width)
+        if mask is not None:
+            return masked_mean(hidden.flatten(2).mT, mask)
         pooled = outputs.get("pooler_output")
         return hidden.mean((2, 3)) if pooled is None else pooled.flatten(1)
     own = num_own_tokens(config)
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "mean":
-        return hidden[:, own:].mean(1)
+        return masked_mean(hidden[:, own:], mask)
     if pooling == "cls+mean":
-        return torch.cat([hidden[:, 0], hidden[:, own:].mean(1)], dim=-1)
+        return torch.cat([hidden[:, 0], masked_mean(hidden[:, own:], mask)], dim=-1)
     return torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), hidden[:, 0]], dim=-1)

@@ -8,7 +8,6 @@ whose student was trained while its teacher stood still refuses to go on: it wou
 import copy
 import weakref
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,12 +130,6 @@ class TeacherMixin:
             model.student.encoder.load_state_dict(model.encoder.state_dict())
         model.reset_teacher()
         return model
-
-    def export_encoder(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if state_dict is not None:
-            prefix = f"{self.exported}."
-            state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        super().export_encoder(folder, state_dict)
 
     def post_init(self):
         super().post_init()

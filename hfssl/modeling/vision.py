@@ -1,7 +1,7 @@
 """What the methods for images share: building and loading a stock encoder, and running it on some of its patches."""
 
 import copy
-import inspect
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,34 +9,51 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from ..errors import UserError
 from .base import SSLPreTrainedModel, drop_pooler
 from .heads import DinoHead, MlpHead
 from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
+from .trial import (
+    FAILURES,
+    blank_copy,
+    blank_image,
+    image_model_options,
+    once_per_config,
+    sizes_to_try,
+    small_copy,
+    trial_images,
+)
 
 
-# Encoders that add their positions before the first block and whose blocks take tokens in any number and order: where
-# the blocks lie. Rotary positions (DINOv3) and windows (Swin) need the whole grid, convolutions the whole picture.
-_BLOCKS = {
-    "vit": "layers", "vit_msn": "layers", "deit": "layers", "ijepa": "layers", "dinov2": "encoder.layer",
-    "dinov2_with_registers": "encoder.layer",
-}  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 class SSLVisionModel(SSLPreTrainedModel):
     """Base of the methods for images."""
 
     main_input_name = "pixel_values"
-    frozen = ("encoder.embeddings.mask_token",)
+
+    # Whether the loss replaces patches by the encoder's mask token (`bool_masked_pos`), so that it learns.
+    uses_mask_token = False
 
     def post_init(self):
+        trained = getattr(self, "student", self).encoder
+        self._unused = unused_parameters(trained.config, self.uses_mask_token)
         super().post_init()
         for block in self.modules():
             for name in ("layernorm_before", "norm1"):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
+
+    def freeze(self) -> None:
+        """Also take out what the encoder does not use: DDP would wait for the gradients forever."""
+        super().freeze()
+        trained = getattr(self, "student", self).encoder
+        for name, parameter in trained.named_parameters():
+            if name in self._unused:
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -70,8 +87,7 @@ def build_vision_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: if it is none for images.
     """
-    options = _options(config)
-    return drop_pooler(AutoModel.from_config(config, **options))
+    return drop_pooler(AutoModel.from_config(config, **image_model_options(config)))
 
 
 def load_vision_encoder(name_or_path: str, image_size: int | None = None) -> PreTrainedModel:
@@ -87,23 +103,10 @@ def load_vision_encoder(name_or_path: str, image_size: int | None = None) -> Pre
         fields = config.to_dict()
         known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
         config = ViTConfig(**{name: value for name, value in fields.items() if name in known})
-    encoder = AutoModel.from_pretrained(name_or_path, config=config, dtype=torch.float32, **_options(config))
+    encoder = AutoModel.from_pretrained(
+        name_or_path, config=config, dtype=torch.float32, **image_model_options(config)
+    )
     return with_image_size(drop_pooler(encoder), image_size)
-
-
-def _options(config: PreTrainedConfig) -> dict[str, bool]:
-    model_class = MODEL_MAPPING.get(type(config), None)
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
-    if model_class is None or model_class.main_input_name != "pixel_values":
-        raise UserError(
-            f"A {config.model_type} is no encoder of images alone. Choose one, such as vit, dinov2, resnet, "
-            "convnextv2 or swin."
-        )
-    if config.model_type == "vit_mae":
-        raise UserError("A vit_mae hides patches in every forward pass. Use vit, which has the same weights.")
-    takes_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if takes_pooler else {}
 
 
 def side(value: Any) -> int:
@@ -134,7 +137,7 @@ def with_image_size(encoder: PreTrainedModel, image_size: int | None) -> PreTrai
     config = encoder.config
     if image_size is None or not hasattr(config, "image_size") or side(config.image_size) == image_size:
         return encoder
-    if config.model_type not in _BLOCKS:
+    if _positions(encoder) is None:
         if any("embeddings.position" in name for name, _ in encoder.named_parameters()):
             raise UserError(
                 f"The positions of this {config.model_type} are those of {side(config.image_size)} pixels and cannot "
@@ -157,9 +160,49 @@ def with_image_size(encoder: PreTrainedModel, image_size: int | None) -> PreTrai
     return resized
 
 
+def _positions(encoder: PreTrainedModel) -> torch.Tensor | None:
+    """Learned positions `(1, num_own + num_patches, dim)`, where an encoder keeps them as a ViT does."""
+    positions = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if not isinstance(positions, nn.Parameter) or positions.ndim != 3:
+        return None
+    return positions if positions.shape[1] >= patches_a_side(encoder.config) ** 2 else None
+
+
+@once_per_config
+@torch.no_grad()
 def takes_visible_tokens(config: PreTrainedConfig) -> bool:
-    """Whether [`encode_visible`] works for an encoder."""
-    return config.model_type in _BLOCKS
+    """Whether [`encode_visible`] works for an encoder, by trying it on a small copy.
+
+    It has to add its positions before the first block, and its blocks have to take tokens in any number and order.
+    Rotary positions (DINOv3) and windows (Swin) need the whole grid, convolutions the whole picture.
+    """
+    try:
+        encoder = small_copy(config)
+        if _positions(encoder) is None or not isinstance(encoder.embeddings.patch_embeddings.projection, nn.Conv2d):
+            return False
+        images, num_own = trial_images(encoder), num_own_tokens(encoder.config)
+        stock = encoder(images).last_hidden_state
+        order = torch.tensor([[7, 2, 8, 0, 5, 1, 4, 3, 6], [3, 4, 0, 6, 8, 2, 1, 5, 7]])
+        shuffled = encode_visible(encoder, images, order)
+        some = encode_visible(encoder, images, order[:, :4])
+        # what the others show must not matter
+        others = images.clone()
+        side_length = images.shape[-1] // 3
+        for row, hidden in enumerate(order[:, 4:].tolist()):
+            for patch in hidden:
+                down, right = side_length * (patch // 3), side_length * (patch % 3)
+                others[row, :, down : down + side_length, right : right + side_length] = 0.0
+        same = encode_visible(encoder, others, order[:, :4])
+    except (UserError, *FAILURES):
+        return False
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    return (
+        shuffled.shape == stock.shape
+        and some.shape == (2, num_own + 4, stock.shape[2])
+        and torch.allclose(shuffled, select(stock, order, num_own), **close)
+        and torch.allclose(some, same, **close)
+        and not torch.allclose(stock[:, num_own], stock[:, num_own + 1], **close)  # else any order would do
+    )
 
 
 def encode_visible(encoder: PreTrainedModel, pixel_values: torch.Tensor, visible: torch.LongTensor) -> torch.Tensor:
@@ -206,6 +249,42 @@ def image_features(
     return pool_features(encoder(pixel_values, **options, **outputs_for(pooling)), config, pooling)
 
 
+@once_per_config
+def unused_parameters(config: PreTrainedConfig, uses_mask_token: bool = False) -> frozenset[str]:
+    """The parameters of an encoder that have no part in its feature of an image, by a backward pass from there.
+
+    Such as a mask token that nothing masks with, a norm that only a pooler applies, or the pooler itself.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Of the encoder.
+        uses_mask_token (`bool`, *optional*, defaults to `False`):
+            Whether some of its patches are masked (`bool_masked_pos`).
+
+    Returns:
+        `frozenset[str]`: their names within the encoder.
+    """
+    reason = None
+    for size in sizes_to_try(config):
+        try:
+            encoder, masked = blank_copy(config), {}
+            if uses_mask_token:
+                masked["bool_masked_pos"] = torch.ones(1, patches_a_side(config) ** 2, dtype=torch.bool, device="meta")
+            outputs = encoder(blank_image(config, size), **masked)
+            pool_features(outputs, config).sum().backward()
+        except FAILURES as error:
+            reason = reason or error
+            continue
+        unused = frozenset(name for name, parameter in encoder.named_parameters() if parameter.grad is None)
+        if unused:
+            logger.debug("Not trained, for want of a part in the loss: %s.", ", ".join(sorted(unused)))
+        return unused
+    logger.warning(
+        "What a %s does not use was not found (%s): all its parameters are trained.", config.model_type, reason
+    )
+    return frozenset()
+
+
 def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tuple[str, ...]:
     """The parameters that project the patches of a Vision Transformer, if they are to stay as they were drawn.
 
@@ -233,9 +312,14 @@ def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tu
 
 
 def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:
-    """The blocks of a ViT-like encoder, none of any other."""
-    blocks = _BLOCKS.get(encoder.config.model_type)
-    return encoder.get_submodule(blocks) if blocks else ()
+    """The blocks of an encoder that is a stack of them: its list of `num_hidden_layers` modules.
+
+    None of any other: the stages of a hierarchical encoder, which may be as many, hold lists of blocks themselves.
+    """
+    number = getattr(encoder.config, "num_hidden_layers", None)
+    lists = (part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == number)
+    blocks = next(lists, ())
+    return () if any(isinstance(part, nn.ModuleList) for block in blocks for part in block.modules()) else blocks
 
 
 def _cast_once(norm: nn.Module, args: tuple, normed: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.results import Result, commit, versions
 from ..evaluation.verdict import health_table
 from .record import RunRecord
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 # What sets figures of one protocol apart.
@@ -185,33 +189,69 @@ def _table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def plot_history(history: list[dict[str, Any]], path: Path, contrasted: tuple[int, int] | None = None) -> None:
-    """Training and held-out loss over the steps of a run, as a picture.
+def plot_history(
+    history: list[dict[str, Any]],
+    path: Path,
+    contrasted: tuple[int, int] | None = None,
+    units: dict[str, str] | None = None,
+) -> None:
+    """Training and held-out loss over the steps of a run, and the terms of the loss by name, as a picture.
+
+    Args:
+        path (`Path`):
+            The picture.
+        history, contrasted, units:
+            See [`history_figure`].
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    history_figure(history, contrasted, units).savefig(path, dpi=120)
+
+
+def history_figure(
+    history: list[dict[str, Any]],
+    contrasted: tuple[int, int] | None = None,
+    units: dict[str, str] | None = None,
+) -> "Figure":
+    """Only what can be compared shares an axis: terms of one unit, and with them the whole loss if all have that unit.
 
     Args:
         history (`list[dict[str, Any]]`):
             The log of the run.
-        path (`Path`):
-            The picture.
         contrasted (`tuple[int, int]`, *optional*):
             Images that are contrasted at once in training and of those held out, where a loss depends on it.
+        units (`dict[str, str]`, *optional*):
+            Unit of each term of the loss by its name: `loss_units` of a method.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    labels = ["training", "held out"]
+    units = units or {}
+    panels: dict[str, list[str]] = {"": ["loss"]}
+    if len(set(units.values())) == 1:
+        panels = {next(iter(units.values())): ["loss"]}
+    for name, unit in units.items():
+        panels.setdefault(unit, []).append(f"loss_{name}")
+    # a held-out loss that is one term of several is drawn under the name of the term
+    measured = [entry for entry in history if "eval_loss" in entry]
+    repeated = any(all(entry.get(f"eval_loss_{name}") == entry["eval_loss"] for entry in measured) for name in units)
+    kinds = {"": "training", "eval_": "held out"}
     if contrasted is not None:
-        labels = [f"{label} ({count:,} images at once)" for label, count in zip(labels, contrasted, strict=True)]
-    for key, label, style in zip(("loss", "eval_loss"), labels, ("-", "o-"), strict=True):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        counts = zip(kinds.items(), contrasted, strict=True)
+        kinds = {prefix: f"{kind} ({count:,} images at once)" for (prefix, kind), count in counts}
+    figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (unit, losses) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        for i, loss in enumerate(losses):
+            for j, (prefix, kind) in enumerate(kinds.items()):
+                points = [(entry["step"], entry[prefix + loss]) for entry in history if prefix + loss in entry]
+                if not points or prefix + loss == "eval_loss" and repeated:
+                    continue
+                label = kind if loss == "loss" else f"{loss.removeprefix('loss_')}, {kind}"
+                color = f"C{i if units else j}"
+                axes.plot(*zip(*points, strict=True), "o-" if prefix else "-", label=label, color=color, markersize=4,
+                          linewidth=1)  # fmt: skip
+        axes.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure

@@ -5,6 +5,7 @@ contract test in `tests/test_trainer.py` that fails when a new transformers brea
 
 - `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
+- `compute_loss`, `log`: the terms of a loss are logged by name;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
@@ -105,6 +106,9 @@ class SSLTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
+        # sums of the terms of the loss since they were last logged, and after which step that was
+        self._terms: dict[str, torch.Tensor] = {}
+        self._terms_since = 0
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
@@ -112,6 +116,12 @@ class SSLTrainer(Trainer):
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
                 f"1, got {args.max_steps}."
+            )
+        if getattr(model, "loss_groups", None):
+            raise UserError(
+                f"{type(model).__name__} has losses that train different parameters in one step "
+                f"({', '.join(model.loss_groups)}), and SSLTrainer has one optimizer for one loss. Train it in a loop "
+                "of your own."
             )
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.health = (
@@ -240,6 +250,35 @@ class SSLTrainer(Trainer):
         torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and (terms := getattr(outputs, "loss_terms", None)):
+            self._add_terms(terms, is_counted=self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add_terms(self, terms: dict[str, torch.Tensor], is_counted: bool) -> None:
+        # as Trainer scales the whole loss; the sums stay on the device, so that no step waits for it
+        if not is_counted:
+            scale = 1 / self.current_gradient_accumulation_steps
+        else:
+            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        if not self._terms:
+            self._terms_since = self.state.global_step
+        for name, term in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + scale * term.detach().float()
+
+    def _take_terms(self) -> dict[str, float]:
+        """Each term of the loss, as its mean over the steps since the last call and over all processes."""
+        if not self._terms:
+            return {}
+        means = torch.stack(list(self._terms.values())) / (self.state.global_step - self._terms_since)
+        if self.args.world_size > 1:
+            dist.all_reduce(means)
+            means /= self.args.world_size
+        names = [f"loss_{name}" for name in self._terms]
+        self._terms = {}
+        return dict(zip(names, means.tolist(), strict=True))
+
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: SSLTrainingArguments, model=None) -> tuple[Any, dict[str, Any]]:
         if args.optim != LARS:
@@ -273,6 +312,8 @@ class SSLTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._take_terms()
         super().log(logs, start_time)
         if self.stream is not None:  # a stream has passes and tokens, and no epochs
             for entry in (logs, self.state.log_history[-1]):
@@ -292,6 +333,9 @@ class SSLTrainer(Trainer):
         for evaluator in self.evaluators:
             with torch.no_grad(), self.compute_loss_context_manager():
                 measured = evaluator.measure(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True))
+            term = getattr(evaluator, "loss_term", None)
+            if term in getattr(self.accelerator.unwrap_model(self.model), "loss_units", ()):
+                measured = {**measured, f"loss_{term}": measured["loss"]}
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         if self.health is not None:
             with self.compute_loss_context_manager():

@@ -71,6 +71,23 @@ def one_step(rank, world_size, folder, method, variant=None, accumulation=1):
     }
 
 
+def terms(rank, world_size, folder, accumulation=1):
+    """The terms of the loss that are logged of 2 steps together, over the same 12 pairs, however they are cut."""
+    model = tiny.mlm(seed=3, next_sentence_objective=True)
+    torch.manual_seed(1)
+    whole = contract.contract("MlmForPreTraining").batch(12)
+    whole["next_sentence_label"] = whole["input_ids"].sum(1) % 2  # of the row alone
+    whole["token_type_ids"] = torch.zeros_like(whole["input_ids"])
+    parts = contract.split(whole, world_size * accumulation)[rank * accumulation : (rank + 1) * accumulation]
+    args = arguments(
+        folder, per_device_train_batch_size=12 // (world_size * accumulation),
+        gradient_accumulation_steps=accumulation, max_steps=2, logging_steps=2,
+    )  # fmt: skip
+    trainer = Given(model, args, parts)
+    trainer.train()
+    return {name: trainer.state.log_history[0][name] for name in ("loss", "loss_mlm", "loss_nsp")}
+
+
 def one_pass(rank, world_size, folder, dataset):
     """The texts that this rank sees in a pass, as tokens."""
     args = arguments(folder, per_device_train_batch_size=1)

@@ -31,6 +31,15 @@ def write(path: Path, texts) -> Path:
     return path
 
 
+def test_the_terms_of_a_loss_do_not_depend_on_the_cut(pair, tmp_path):
+    whole = checks.terms(0, 1, tmp_path / "whole")
+    assert whole["loss_mlm"] + whole["loss_nsp"] == pytest.approx(whole["loss"]) and 0.5 < whole["loss_nsp"] < 1.0
+    others = [checks.terms(0, 1, tmp_path / "accumulated", accumulation=4)]
+    others += pair.ask(CHECKS, "terms", folder=str(tmp_path / "two"))
+    for other in others:
+        assert other == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("dims", [0, 1, 2])
 def test_batch_norm_over_processes_is_that_of_one_batch(pair, dims, momentum):

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from hfssl import MaeForPreTraining, MaePreTrainingConfig
-from hfssl.modeling.attention import LEAN, LEAN_MODELS, lean_attention
+from hfssl.modeling.attention import LEAN, lean_attention, takes_lean_attention
 from hfssl.modeling.vision import select
 
 
@@ -44,6 +44,14 @@ def test_half_precision_gives_the_same_result_and_keeps_less():
     for ours, exact in zip(gradients, expected_gradients, strict=True):
         assert (ours - exact).abs().max() < 2e-2 * exact.abs().max()
     assert kept < kept_by_eager
+
+
+LEAN_MODELS = ("vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3_vit")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_who_takes_it_is_found_by_trying(name):
+    assert takes_lean_attention(ENCODERS[name]()) == (name in LEAN_MODELS)
 
 
 @pytest.mark.parametrize("name", LEAN_MODELS)

@@ -75,11 +75,32 @@ def test_convolutions_give_what_their_classifier_gets():
     "name, pooling, words",
     [
         ("vit", "max", "no pooling 'max'. Choose one of cls, mean"),
-        ("resnet", "cls", "needs a CLS token, which resnet has not. Choose mean"),
-        ("swin", "cls+mean", "needs a CLS token, which swin has not"),
+        ("resnet", "cls", "needs a CLS token, and a resnet has none. Choose mean"),
+        ("swin", "cls+mean", "needs a CLS token, and a swin has none"),
         ("dinov3_convnext", "last4", "needs four blocks of one width"),
     ],
 )
 def test_features_that_an_encoder_has_not(name, pooling, words):
     with pytest.raises(UserError, match=words.replace("+", r"\+")):
         check_pooling(ENCODERS[name](), pooling)
+
+
+@pytest.mark.parametrize("name", ["dinov2_with_registers", "resnet"])
+def test_a_mean_takes_a_mask_of_the_patches(name):
+    encoder = build(name).eval()
+    with torch.no_grad():
+        outputs = encoder(torch.randn(2, 3, 16, 16))
+    hidden = outputs.last_hidden_state
+    patches = hidden.flatten(2).mT if hidden.ndim == 4 else hidden[:, 3:]
+    mask = torch.arange(patches.shape[1]).expand(2, -1) % 3 != torch.tensor([[0], [1]])
+    expected = torch.stack([row[there].mean(0) for row, there in zip(patches, mask, strict=True)])
+    assert 0 < mask.sum() < mask.numel()
+    for kind in (mask, mask.long()):
+        torch.testing.assert_close(pool_features(outputs, encoder.config, "mean", kind), expected)
+    everything = pool_features(outputs, encoder.config, "mean", torch.ones_like(mask))
+    torch.testing.assert_close(everything, pool_features(outputs, encoder.config, "mean"))
+    if name != "resnet":
+        both = pool_features(outputs, encoder.config, "cls+mean", mask)
+        torch.testing.assert_close(both, torch.cat([hidden[:, 0], expected], dim=1))
+    with pytest.raises(ValueError, match=r"has shape \(2, 2\), expected"):
+        pool_features(outputs, encoder.config, "mean", torch.ones(2, 2))

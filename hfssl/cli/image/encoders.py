@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, ConvNextV2Config, PreTr
 from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
 from ...evaluation.image.encoder import size_arguments
-from ...modeling.attention import LEAN, LEAN_MODELS
+from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.method import width_of
 from ...modeling.packing import recommended_attention
 from ...modeling.vision import (
@@ -251,7 +251,7 @@ def set_attention(model: SSLVisionModel, attention: str, args: SSLTrainingArgume
             if name == "encoder" and hasattr(model.config, "num_visible"):
                 num_tokens = model.config.num_visible
             choice = recommended_attention(part.config, num_tokens, args.device, dtype)
-            if choice == "eager" and part.config.model_type in LEAN_MODELS:
+            if choice == "eager" and takes_lean_attention(part.config):
                 choice = LEAN
         try:
             part.set_attn_implementation(choice)

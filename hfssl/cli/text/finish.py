@@ -31,7 +31,7 @@ def finish_text(
     pairs = []
     for other in trainer.evaluators:
         if isinstance(other, NextSentenceEvaluator):
-            pairs += results_of(trainer, other, ("nsp_accuracy", "nsp_loss"))
+            pairs += results_of(trainer, other, ("nsp_accuracy", "loss_nsp"))
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     causal, name, examples = model.method.causal, str(trainer.args.hub_model_id or trainer.args.output_dir), []
     if trainer.is_world_process_zero():

@@ -21,11 +21,9 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ...functional import keyed
 from ...functional.views import View, ViewPreset
 from ..stream import Block, Rows
-from .color_ops import Finish
-from .crops import PixelRows
+from .column_makers import ColumnMaker, Crops, Noise
 
 
 logger = logging.getLogger(__name__)
@@ -135,6 +133,8 @@ class ViewArguments:
 class Views:
     """The views of a method: what a worker makes of a block, and what the model gets.
 
+    Its columns are made by `crops` and, beside them, by a list of `makers` ([`ColumnMaker`]).
+
     The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
     `(batch_size, num_local_crops, 3, local_height, local_width)`; for MAE `pixel_values`
     `(batch_size, 3, height, width)` and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the
@@ -182,17 +182,16 @@ class Views:
         self.views, self.local, self.num_local = views, local, num_local
         self.local_size = local.size if num_local else None
         groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
-        self._pixels = PixelRows(groups)
-        self._has_noise = preset.has_noise
+        self.crops = Crops(groups, self.mean, self.std, single="pixel_values" if len(views) == 1 else None)
+        self.makers: list[ColumnMaker] = []
+        if preset.has_noise:
+            self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
-        columns, kept, bad = self._pixels(next(iter(block.columns.values())), block.keys)
-        if self._has_noise:
-            num_patches = (self.image_size // (self.patch_size or 1)) ** 2
-            keys = keyed.key(block.keys[kept][:, None], _NOISE, np.arange(num_patches))
-            # 24 bits: rounded to float32, 53 of them could be 1
-            columns["noise"] = (keys >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        columns, kept, bad = self.crops.read(block)
+        for maker in self.makers:
+            columns |= maker.rows(block, kept)
         return Rows(columns, np.ones(len(kept), np.int64), bad)
 
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
@@ -219,23 +218,13 @@ class ViewCollator:
     """Turns the columns of some rows into a batch, see [`Views`]."""
 
     def __init__(self, views: Views, device: torch.device | str):
-        self.device, self.single = torch.device(device), len(views.views) == 1
-        self.finish = Finish(views.mean, views.std, self.device)
+        self.makers, self.device = (views.crops, *views.makers), torch.device(device)
 
-    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch = {}
-        for name in ("pixel_values", "local_pixel_values"):
-            if name in columns:
-                batch[name] = self.finish(columns[name], columns[f"{name}_draws"])
-        if self.single:
-            batch["pixel_values"] = batch["pixel_values"][:, 0]
-        if "noise" in columns:
-            batch["noise"] = torch.from_numpy(columns["noise"]).to(self.device, non_blocking=True)
+        for maker in self.makers:
+            batch |= maker.collate(columns, self.device)
         return batch
-
-
-# Parts of a sample's key: what is drawn for it, see `hfssl.functional.keyed`.
-_NOISE = 1
 
 
 def _resolve(

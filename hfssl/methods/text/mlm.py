@@ -119,6 +119,8 @@ class MlmOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             Mean cross-entropy (nats) over the masked tokens. log(vocabulary) is chance, 0 is perfect. With labels for
             the next sentence, plus that of the pairs (chance is log 2).
+        loss_terms (`dict[str, torch.FloatTensor]` of shape `()`):
+            With labels for the next sentence: both summands, `mlm` and `nsp`, without gradient.
         logits (`torch.FloatTensor` of shape `(num_masked, vocab_size)`):
             Predictions at the masked positions only, in the order of the flattened batch; without labels
             `(batch_size, sequence_length, vocab_size)`. Left out in training mode.
@@ -127,6 +129,7 @@ class MlmOutput(ModelOutput):
     """
 
     loss: torch.FloatTensor | None = None
+    loss_terms: dict[str, torch.FloatTensor] | None = None
     logits: torch.FloatTensor | None = None
     next_sentence_logits: torch.FloatTensor | None = None
 
@@ -151,6 +154,8 @@ class MlmForPreTraining(SSLPreTrainedModel):
         self.encoder = auto_class.from_config(with_dropout(config.encoder_config, config.dropout))
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # where Trainer and tokenizers look for them
             setattr(config, name, getattr(config.encoder_config, name, None))
+        if config.next_sentence_objective:
+            self.loss_units = {"mlm": "nats", "nsp": "nats"}
         self.post_init()
 
     @classmethod
@@ -239,13 +244,14 @@ class MlmForPreTraining(SSLPreTrainedModel):
         num_masked = max(masked_positions.numel(), 1)
         items = num_items_in_batch if isinstance(num_items_in_batch, dict) else {"mlm": num_items_in_batch}
         num_tokens = num_masked if items["mlm"] is None else items["mlm"]
-        loss = cross_entropy_sum(logits, labels.index_select(0, masked_positions)) / num_tokens
+        losses = {"loss": cross_entropy_sum(logits, labels.index_select(0, masked_positions)) / num_tokens}
         if next_sentence_label is not None:
             num_pairs = items.get("nsp", len(next_sentence_label) * num_tokens / num_masked)
             next_sentence_logits = out["next_sentence_logits"].float()
-            loss = loss + F.cross_entropy(next_sentence_logits, next_sentence_label, reduction="sum") / num_pairs
+            pairs = F.cross_entropy(next_sentence_logits, next_sentence_label, reduction="sum") / num_pairs
+            losses = self.sum_terms({"mlm": losses["loss"], "nsp": pairs})
         # Accelerate turns outputs to float32: a copy of the largest tensor there is, which training has no use for
-        return MlmOutput(loss=loss, logits=None if self.training else logits, **out)
+        return MlmOutput(**losses, logits=None if self.training else logits, **out)
 
 
 def stock_class(next_sentence_objective: bool) -> type:

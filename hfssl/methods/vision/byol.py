@@ -173,8 +173,7 @@ class ByolForPreTraining(TeacherMixin, SSLVisionModel):
         self.predictor = MlpHead(output, hidden, output, **last)
         convert_batch_norm(self)
         self.build_teacher()
-        projection = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
-        self.frozen = ("student.encoder.embeddings.mask_token", *projection)
+        self.frozen = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, return_loss: bool = True) -> ByolOutput:

@@ -215,7 +215,6 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
     method = METHOD
     base_model_prefix = "student"
     exported = "teacher"
-    frozen = ("student.encoder.embeddings.mask_token",)
     paper = {
         "title": "Emerging Properties in Self-Supervised Vision Transformers",
         "id": "2104.14294",

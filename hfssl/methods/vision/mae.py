@@ -152,7 +152,7 @@ class MaeForPreTraining(SSLVisionModel):
     config_class = MaePreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
-    frozen = (*SSLVisionModel.frozen, "encoder.embeddings.position_embeddings", "decoder_pos_embed")
+    frozen = ("encoder.embeddings.position_embeddings", "decoder_pos_embed")
     paper = {
         "title": "Masked Autoencoders Are Scalable Vision Learners",
         "id": "2111.06377",

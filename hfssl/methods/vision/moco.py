@@ -192,8 +192,7 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
             # the same in all processes, and DDP would send it around before every forward
             self._ddp_params_and_buffers_to_ignore = ["queue"]
         self._new_keys: list[torch.Tensor] = []
-        projection = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
-        self.frozen = ("student.encoder.embeddings.mask_token", *projection)
+        self.frozen = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
         self.post_init()
 
     @torch.no_grad()

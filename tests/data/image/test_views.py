@@ -1,6 +1,7 @@
 """Views: presets, flags, what the model gets, and that a sample's views are its own."""
 
 import dataclasses
+import hashlib
 import io
 import logging
 import pickle
@@ -13,7 +14,8 @@ from tiny_vision import NAMES, preset_of
 
 from hfssl.cli.parser import RecipeParser
 from hfssl.data.image.views import ViewArguments, Views
-from hfssl.data.stream import Block
+from hfssl.data.sources import MemorySource
+from hfssl.data.stream import Block, ExactStream
 from hfssl.errors import UserError
 from hfssl.functional import keyed
 
@@ -212,3 +214,69 @@ def test_damaged_images_are_left_out():
 def test_dataset_statistics_have_to_be_given():
     with pytest.raises(ValueError, match="mean_std"):
         views(normalization="dataset")
+
+
+def digest(columns):
+    """Of all columns but pixels, whose last bit may differ between processors; structures by their fields."""
+    found = hashlib.sha256()
+    for name, values in columns.items():
+        if values.dtype.names is not None:
+            for field in values.dtype.names:
+                found.update(f"{name}.{field}".encode() + values[field].astype(np.float64).round(4).tobytes())
+        elif values.dtype != np.uint8:
+            found.update(name.encode() + values.tobytes())
+    return found.hexdigest()[:16]
+
+
+# of the columns as they were before makers made them
+COLUMNS = {
+    "simclr": ("c76c50e5280e98e6", 139.45),
+    "moco": ("35ee87ffad0c9ec8", 139.45),
+    "byol": ("35ee87ffad0c9ec8", 139.44),
+    "dino": ("41ea39a491127202", 136.69),
+    "mae": ("fb98c6cc5158dba4", 140.56),
+}
+
+
+@pytest.mark.parametrize("method", COLUMNS)
+def test_columns_stay_what_they_were(method):
+    samples = block(range(7))
+    samples.columns["image"][3] = b"broken"
+    rows = views(method, patch_size=4).rows(samples)
+    assert [index for index, _ in rows.bad] == [3] and len(rows) == 6
+    expected, brightness = COLUMNS[method]
+    assert digest(rows.columns) == expected
+    assert rows.columns["pixel_values"].mean() == pytest.approx(brightness, abs=0.02)
+
+
+class Masks:
+    """A maker of a test: one to three hidden patches of each image."""
+
+    def rows(self, block, kept):
+        numbers = keyed.key(block.keys[kept][:, None], 99, np.arange(4))
+        return {"hidden": [row[1 : 2 + row[0] % 3] % 16 for row in numbers]}
+
+    def collate(self, columns, device):
+        lengths = torch.tensor([len(row) for row in columns["hidden"]], device=device)
+        hidden = torch.full((len(lengths), 3), -1, dtype=torch.int32, device=device)
+        for row, values in zip(hidden, columns["hidden"], strict=True):
+            row[: len(values)] = torch.from_numpy(values.astype(np.int32))
+        return {"hidden": hidden, "hidden_lengths": lengths}
+
+
+def test_a_maker_of_rows_of_any_length_goes_through_the_stream():
+    made = views("mae", patch_size=8)
+    made.makers.append(Masks())
+    images = [image(i) for i in range(20)]
+    images[4] = b"broken"
+    source = MemorySource(images, name="images", modality="image")
+    stream = ExactStream(source, made.rows, made.collator("cpu"), 6, seed=3, block_bytes=4_000, max_bad_fraction=0.5)
+    alone = {}
+    for i, got in zip(range(6), stream, strict=False):
+        assert (
+            list(got) == ["pixel_values", "noise", "hidden", "hidden_lengths"] and got["hidden"].dtype == torch.int32
+        )
+        assert got["hidden"].ge(0).sum(1).tolist() == got["hidden_lengths"].tolist()
+        for noise, row in zip(got["noise"], got["hidden"], strict=True):
+            assert alone.setdefault(noise.sum().item(), row.tolist()) == row.tolist(), i
+    assert len({tuple(row) for row in alone.values()}) > 5

@@ -28,7 +28,9 @@ from hfssl.data.text.sentence_pairs import SentencePairRows
 from hfssl.errors import UserError
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator, fill_mask_examples
 from hfssl.evaluation.next_sentence import NextSentenceEvaluator
+from hfssl.methods.text.mlm import MlmOutput
 from hfssl.training.callbacks import MethodCallback
+from hfssl.training.model_card import history_figure
 
 
 def texts(n=300, seed=0):
@@ -132,9 +134,18 @@ def test_each_term_is_divided_by_its_own_items():
     assert {name: int(count) for name, count in items.items()} == {"mlm": masked, "nsp": 4}
     whole = model(**inputs).loss
     torch.testing.assert_close(model(**inputs, num_items_in_batch=items).loss, whole)
+    out = model(**inputs)
+    tokens = torch.nn.functional.cross_entropy(out.logits, inputs["labels"][inputs["labels"] != -100])
+    pairs = torch.nn.functional.cross_entropy(out.next_sentence_logits, inputs["next_sentence_label"])
+    assert list(out.loss_terms) == list(model.loss_units) == ["mlm", "nsp"]
+    torch.testing.assert_close(out.loss_terms, {"mlm": tokens.detach(), "nsp": pairs.detach()})
+    torch.testing.assert_close(out.loss, tokens + pairs)
+    assert out.loss.requires_grad and not any(term.requires_grad for term in out.loss_terms.values())
     quarter = {name: 4 * count for name, count in items.items()}
     torch.testing.assert_close(model(**inputs, num_items_in_batch=quarter).loss * 4, whole)
-    tokens_only = model(**{k: v for k, v in inputs.items() if k != "next_sentence_label"}).loss
+    alone = model(**{k: v for k, v in inputs.items() if k != "next_sentence_label"})
+    assert alone.loss_terms is None and tiny.mlm().loss_units == {}
+    tokens_only = alone.loss
     no_pairs = {"mlm": items["mlm"], "nsp": torch.tensor(1e12)}
     torch.testing.assert_close(model(**inputs, num_items_in_batch=no_pairs).loss, tokens_only)
     # plain Trainer knows the masked tokens only
@@ -157,7 +168,7 @@ def keep_gradients(t):
 
 
 def test_gradients_do_not_depend_on_how_the_batch_was_cut(tmp_path):
-    gradients, losses = [], []
+    gradients, losses, terms = [], [], []
     for batch_size, steps in ((32, 1), (8, 4), (4, 8)):
         t = trainer(
             tmp_path / f"{batch_size}", nsp(), per_device_train_batch_size=batch_size,
@@ -166,11 +177,101 @@ def test_gradients_do_not_depend_on_how_the_batch_was_cut(tmp_path):
         gradients.append(keep_gradients(t))
         t.train()
         losses.append(t.state.log_history[0]["loss"])
+        terms.append([t.state.log_history[0][f"loss_{name}"] for name in ("mlm", "nsp")])
+        assert sum(terms[-1]) == pytest.approx(losses[-1], rel=1e-6)
+    assert terms[1] == pytest.approx(terms[0], rel=1e-5) and terms[2] == pytest.approx(terms[0], rel=1e-5)
+    assert terms[0][1] == pytest.approx(np.log(2), rel=0.1) and terms[0][0] > 4
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
     assert gradients[0]["encoder.bert.pooler.dense.weight"].abs().sum() > 0
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+class Terms(MethodCallback):
+    """What each step's forward passes gave, as the model says it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.steps = [[]]
+        model.register_forward_hook(lambda module, args, out: self.steps[-1].append(out.loss_terms))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append([])
+
+
+def test_terms_are_logged_as_means_over_the_steps_since_the_last_log(tmp_path):
+    model = nsp(dropout=0.1)
+    terms = Terms(model)
+    evaluator = NextSentenceEvaluator(texts(60, seed=1), tiny.tokenizer(), max_length=32)
+    masked = MaskedTokenEvaluator(texts(40, seed=1), tiny.tokenizer(), max_length=32, packing=False)
+    t = trainer(
+        tmp_path, model, callbacks=[terms], max_steps=5, logging_steps=2, gradient_accumulation_steps=2,
+        evaluators=[masked, evaluator], eval_strategy="steps", eval_steps=5, save_strategy="no",
+    )  # fmt: skip
+    t.train()
+    logged = {entry["step"]: entry for entry in t.state.log_history if "loss" in entry}
+    assert list(logged) == [2, 4]
+    trained = [[out for out in step if out is not None][-2:] for step in terms.steps[:4]]
+    for step, of in ((2, trained[:2]), (4, trained[2:])):
+        for name in ("mlm", "nsp"):
+            # the parts of a step, each divided by the items of the whole step, add up
+            expected = sum(part[name].item() for parts in of for part in parts) / 2
+            assert logged[step][f"loss_{name}"] == pytest.approx(expected, rel=1e-5)
+        assert logged[step]["loss_mlm"] + logged[step]["loss_nsp"] == pytest.approx(logged[step]["loss"], rel=1e-5)
+    measured = [entry for entry in t.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in measured] == [0, 5]
+    for entry in measured:
+        assert entry["eval_loss_mlm"] == entry["eval_loss"] and 0.5 < entry["eval_loss_nsp"] < 1.0
+
+    figure = history_figure(t.state.log_history, units=model.loss_units)
+    [axes] = figure.axes  # all in nats
+    assert axes.get_ylabel() == "loss (nats)"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert list(lines) == ["training", "mlm, training", "mlm, held out", "nsp, training", "nsp, held out"]
+    assert lines["nsp, training"] == [[step, logged[step]["loss_nsp"]] for step in (2, 4)]
+    assert lines["mlm, held out"] == [[entry["step"], entry["eval_loss"]] for entry in measured]
+    t.finish()
+    assert (tmp_path / "assets" / "loss.png").stat().st_size > 10_000
+
+
+def test_a_loss_of_means_over_samples_is_logged_in_its_terms_too(tmp_path):
+    """Accumulation steps are averaged, as the loss is; weights of the config count in the loss, not in the terms."""
+
+    class Means(MlmForPreTraining):
+        loss_units = {"mlm": "nats", "length": "tokens"}
+        accepts_loss_kwargs = False
+
+        def loss_items(self, batch):
+            return None
+
+        def forward(self, input_ids, attention_mask=None, labels=None, sequence_ids=None, masked_positions=None):
+            loss = super().forward(input_ids, attention_mask, labels, sequence_ids, masked_positions).loss
+            length = sequence_ids.ne(0).sum(1).float().mean()
+            return MlmOutput(**self.sum_terms({"mlm": loss, "length": length}))
+
+    config = tiny.mlm().config
+    config.length_weight = 0.5
+    model = Means(config)
+    terms = Terms(model)
+    t = trainer(
+        tmp_path, model, callbacks=[terms], train_stream=tiny.stream(8, seed=5), max_steps=4, logging_steps=4,
+        gradient_accumulation_steps=2, save_strategy="no",
+    )  # fmt: skip
+    t.train()
+    [logged] = [entry for entry in t.state.log_history if "loss" in entry]
+    parts = [part for step in terms.steps for part in step]
+    assert len(parts) == 8
+    for name in ("mlm", "length"):
+        expected = np.mean([part[name].item() for part in parts])
+        assert logged[f"loss_{name}"] == pytest.approx(expected, rel=1e-5)
+    assert logged["loss"] == pytest.approx(logged["loss_mlm"] + 0.5 * logged["loss_length"], rel=1e-5)
+    # terms of different units do not share an axis, and the whole of them has one of its own
+    figure = history_figure(t.state.log_history, units=model.loss_units)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "loss (nats)", "loss (tokens)"]
+    assert [[line.get_label() for line in axes.lines] for axes in figure.axes] == [
+        ["training"], ["mlm, training"], ["length, training"],
+    ]  # fmt: skip
 
 
 def test_all_parameters_learn_with_the_plain_trainer(tmp_path):
@@ -187,7 +288,10 @@ def test_all_parameters_learn_with_the_plain_trainer(tmp_path):
         use_cpu=True,
         report_to="none",
     )
-    t = Trainer(model, arguments, train_dataset=data)
+    t = Trainer(model, arguments, train_dataset=data, eval_dataset=data)
+    with torch.no_grad():
+        whole = model.eval()(**torch.utils.data.default_collate(data)).loss.item()
+    assert t.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-5)
     t.train()
     assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == set()
     # log(vocabulary) and log 2 at the start, whatever the accumulation
@@ -204,7 +308,7 @@ def test_it_learns_which_sentence_follows():
         optimizer.zero_grad()
     measured = evaluator.measure(model.eval())
     # a random ending behind an opening cannot be known
-    assert measured["nsp_accuracy"] > 0.7 and measured["nsp_loss"] < np.log(2)
+    assert measured["nsp_accuracy"] > 0.7 and measured["loss_nsp"] < np.log(2)
 
 
 def test_held_out_pairs_are_balanced_and_the_same_for_every_model():
@@ -213,7 +317,7 @@ def test_held_out_pairs_are_balanced_and_the_same_for_every_model():
     assert labels.float().mean() == 0.5 and len(labels) == evaluator.num_pairs > 80
     for a, b in zip(evaluator.batches, again.batches, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
-    results = evaluator.results(evaluator.measure(nsp().eval()), "x", before={"nsp_accuracy": 0.4, "nsp_loss": 0.7})
+    results = evaluator.results(evaluator.measure(nsp().eval()), "x", before={"nsp_accuracy": 0.4, "loss_nsp": 0.7})
     assert results[0].metric == "nsp_accuracy" and results[0].baselines == {"majority": 0.5, "before": 0.4}
     assert 0.3 < results[0].value < 0.7 and results[1].baselines["majority"] == pytest.approx(0.693, abs=1e-3)
     shares = [

@@ -392,7 +392,7 @@ def test_the_steps_of_a_branch_are_there_for_losses_of_patches_and_of_features()
     """A pass with some patches masked, of which image and patches go through the head together."""
 
     class WithMasks(DinoForPreTraining):
-        frozen = ()
+        uses_mask_token = True
 
     encoder = ENCODERS["dinov2_with_registers"]()
     torch.manual_seed(0)

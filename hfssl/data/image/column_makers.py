@@ -1,0 +1,93 @@
+"""Makers of columns: what a method's batch holds beside each other, such as crops, noise or masks, each made by one.
+
+A maker has two halves, as [`~hfssl.data.image.views.Views`] has. In the worker `rows` makes numpy columns for the
+samples of a block that are left, all at once, drawing each number from the key of its sample. On the device of the
+training `collate` makes tensors of those that it knows, of any rank and type. A column whose rows differ in length is
+a list of arrays; its maker pads it to one tensor and puts the lengths beside it, as `<name>_lengths`.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ...functional import keyed
+from ...functional.views import View
+from ..stream import Block
+from .color_ops import Finish
+from .crops import PixelRows
+
+
+class ColumnMaker(Protocol):
+    """What [`~hfssl.data.image.views.Views`] asks of a maker."""
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, Any]:
+        """Columns of the samples of `block` with the indices `kept`: arrays, or lists of arrays, one entry each."""
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        """Tensors on `device` of the maker's own among the columns of some rows."""
+
+
+class Crops:
+    """Randomly cropped and recoloured versions of the images. Decoding them says which samples are left.
+
+    Args:
+        groups (`dict[str, Sequence[View]]`):
+            Views of one size each, by the name of their column.
+        mean, std (`Sequence[float]`):
+            Of red, green and blue in [0, 1], to normalise with.
+        single (`str`, *optional*):
+            The group of one view whose tensor is to have no axis for it.
+    """
+
+    def __init__(
+        self,
+        groups: dict[str, Sequence[View]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        single: str | None = None,
+    ):
+        self.pixels, self.mean, self.std, self.single = PixelRows(groups), tuple(mean), tuple(std), single
+
+    def read(self, block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[int, str]]]:
+        """Columns, the indices of the samples that are left, and `(index, reason)` of the others."""
+        return self.pixels(next(iter(block.columns.values())), block.keys)
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        finish = _finish(self.mean, self.std, device)
+        batch = {name: finish(columns[name], columns[f"{name}_draws"]) for name in self.pixels.groups}
+        if self.single is not None:
+            batch[self.single] = batch[self.single][:, 0]
+        return batch
+
+
+# its numbers lie on the device: not to be sent there for every batch, nor to travel to a worker with the views
+@cache
+def _finish(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Finish:
+    return Finish(mean, std, device)
+
+
+class Noise:
+    """Numbers by which MAE ranks the patches: `noise` `(batch_size, num_patches)`, float32 in [0, 1).
+
+    Args:
+        num_patches (`int`):
+            Numbers a sample.
+    """
+
+    def __init__(self, num_patches: int):
+        self.num_patches = num_patches
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
+        keys = keyed.key(block.keys[kept][:, None], _NOISE, np.arange(self.num_patches))
+        # 24 bits: rounded to float32, 53 of them could be 1
+        return {"noise": (keys >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)}
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        return {"noise": torch.from_numpy(columns["noise"]).to(device, non_blocking=True)}
+
+
+# Parts of a sample's key: what is drawn for it, see `hfssl.functional.keyed`.
+_NOISE = 1
