@@ -95,7 +95,8 @@ def push(
     except Exception as error:  # the run must not die of it, whatever it is
         logger.warning(
             "The push to %s failed (%s: %s). The result is safe in %s. To push it later run the same command again, "
-            'which then trains nothing, or: hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*"',
+            "which then trains nothing, or: "
+            'hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*"',
             repo_id, type(error).__name__, str(error).split("\n")[0][:200], folder, repo_id,
             folder,
         )  # fmt: skip
