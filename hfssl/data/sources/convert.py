@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 def why_convert(found: Found, paths: list[str], sizes: Sequence[int]) -> str | None:
     """Why the files have to go through `datasets.load_dataset`, None if they can be read as they are."""
-    direct = ("parquet", "arrow", *(("json", "text") if found.modality == "text" else ("imagefolder", "webdataset")))
-    if found.module not in direct:
+    if found.module not in ("parquet", "arrow", *found.kind.readers):
         return f"{found.module} files cannot be opened in the middle"
     packed = [path for path in paths if path.endswith((*COMPRESSIONS, ".tgz")) or "::" in path]
     if packed:
@@ -84,6 +83,5 @@ def convert_once(
         table,
         name=found.name,
         fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
-        blank_is_damage=found.module != "text",
         **options,
     )

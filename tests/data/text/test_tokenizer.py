@@ -78,7 +78,7 @@ def test_normalisation_is_that_of_bert(tokenizer):
 def test_same_texts_give_the_same_tokenizer():
     # another process: the order of a hash map is what changes
     code = (
-        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from hfssl.data.tokenizer import train_tokenizer; "
+        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from hfssl.data.text.tokenizer import train_tokenizer; "
         "t = train_tokenizer(json.loads(sys.argv[2]), 256); print(json.dumps(sorted(t.get_vocab().items())))"
     )
     run = subprocess.run(
@@ -220,7 +220,7 @@ def test_bpe_saved_is_stock_and_the_same_in_another_process(tmp_path):
     train_bpe_tokenizer(TEXTS, 300, model_max_length=64).save_pretrained(tmp_path / "here")
     code = (
         "import sys, json; sys.path[:0] = json.loads(sys.argv[1])\n"
-        "from hfssl.data.tokenizer import train_bpe_tokenizer\n"
+        "from hfssl.data.text.tokenizer import train_bpe_tokenizer\n"
         "train_bpe_tokenizer(json.loads(sys.argv[2]), 300, model_max_length=64).save_pretrained(sys.argv[3])"
     )
     command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(TEXTS), str(tmp_path / "there")]
