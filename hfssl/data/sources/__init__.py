@@ -32,7 +32,7 @@ from ..modality import modality as find_modality
 from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, identity, third_party
 from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
-from .files import SplitFiles, check_readable, file_sizes, files_digest, is_remote, relative_names
+from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
 from .find import Found, find_data
 from .image_folders import is_metadata
 from .tables import ParquetSource, TableSource
@@ -177,7 +177,9 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
         if source.largest_group_bytes > MAX_ROW_GROUP_BYTES and not is_remote(paths[0]):
             why = f"it has row groups of {source.largest_group_bytes >> 20} MiB, too large to decode whole"
             columns = [wanted.column for wanted in source.inputs.values()]
-            found = replace(found, load={"path": "parquet", "data_files": {split: paths}, "columns": columns})
+            found = replace(
+                found, load={"path": "parquet", "data_files": {split: as_patterns(paths)}, "columns": columns}
+            )
             return convert_once(found, split, sample_by, fingerprint, why, **options)
         return source
     if found.module == "arrow":

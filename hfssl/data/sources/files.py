@@ -1,5 +1,6 @@
 """Files, local and remote alike: open, try again, measure, fingerprint, and say why they cannot be read."""
 
+import glob
 import logging
 import os
 import time
@@ -134,6 +135,12 @@ def check_readable(paths: Iterable[str]) -> None:
     for path in paths:
         if not is_remote(path) and not os.access(path, os.R_OK):
             raise unreadable(path, PermissionError() if os.path.exists(path) else FileNotFoundError())
+
+
+def as_patterns(paths: Iterable[str]) -> list[str]:
+    """Paths of files or folders as patterns that match nothing else: `datasets` takes every path for a pattern, and a
+    folder may be called `corpus [2024]`."""
+    return [path if is_remote(path) else glob.escape(path) for path in paths]
 
 
 def relative_names(paths: Sequence[str], root: str) -> list[str]:

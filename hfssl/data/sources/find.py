@@ -1,18 +1,21 @@
 """From what the user typed to files and splits: local files and folders, globs, the Hub and its cache."""
 
 import difflib
+import glob
 import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from glob import has_magic
 
 import datasets
-from huggingface_hub import HfApi, constants, snapshot_download
+from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.load import infer_module_for_data_files
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,7 +29,7 @@ from huggingface_hub.utils import httpx
 from ...errors import DataError, first_line
 from ..modality import Modality, modalities, modality
 from .base import third_party
-from .files import is_remote
+from .files import as_patterns, is_remote
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ def find_data(dataset: str, config: str | None, revision: str | None, kind: Moda
         return _find_folder(dataset, os.path.realpath(path), config, kind)
     if re.fullmatch(r"hf://datasets/[^/@*]+/[^/@*]+/?", dataset):
         return _find_on_hub(dataset.removeprefix("hf://datasets/").rstrip("/"), config, revision, kind)
-    if has_magic(path) or "://" in path:
+    if glob.has_magic(path) or "://" in path:
         return _find_glob(dataset, path, config, kind)
     if not _may_be_hub_id(dataset):
         parent = os.path.dirname(path.rstrip("/"))
@@ -106,7 +109,7 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
     chosen = [path for path in paths if formats.get(_extension(path)) == module]
     if len(chosen) < len(paths):
         logger.info("%s: %d of %d files are %s files and are read.", dataset, len(chosen), len(paths), module)
-    load = {"path": module, "data_files": {"train": chosen}}
+    load = {"path": module, "data_files": {"train": as_patterns(chosen)}}
     if extension == ".tsv":
         load["sep"] = "\t"
     root = os.path.dirname(paths[0]) if len(paths) == 1 else _common_folder(paths)
@@ -116,7 +119,7 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
 def _find_glob(dataset: str, path: str, config: str | None, kind: Modality) -> Found:
     try:
         # The text module takes any file: it only resolves the pattern here.
-        builder = datasets.load_dataset_builder("text", data_files={"train": [path]})
+        builder = datasets.load_dataset_builder("text", data_files={"train": [_pattern(path)]})
         paths = list(builder.config.data_files["train"])
     except FileNotFoundError:
         paths = []
@@ -138,11 +141,17 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
     if os.path.isfile(os.path.join(path, datasets.config.DATASET_STATE_JSON_FILENAME)):
         return Found(kind, dataset, "saved", {"train": [path]}, path)
     if kind.folder_module and config is None and (splits := _splits_of_files(path, kind)):
-        load = {"path": kind.folder_module, "data_dir": path}
+        load = _load_files(splits) if glob.has_magic(path) else {"data_dir": path}
+        load = {"path": kind.folder_module, **load}
         return Found(kind, dataset, kind.folder_module, splits, path, load=load)
+    load = {"path": path, "name": config}
     try:
         with quiet_cards():
-            builder = datasets.load_dataset_builder(path, name=config)
+            if glob.has_magic(path):
+                load = _load_by_pattern(dataset, path, config, kind)
+            builder = datasets.load_dataset_builder(**load)
+    except DataError:
+        raise
     except Exception as error:
         files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
         if not files:
@@ -154,14 +163,53 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
                 f"Supported are {kind.supported}."
             ) from error
         raise _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(path), kind) from error
-    load = {"path": path, "name": config}
     if kind.folder_module and _module(builder) not in kind.extensions.values():
         # there may be images all the same, with captions in equal or greater number
-        other = datasets.load_dataset_builder(kind.folder_module, data_dir=path)
+        other_load = {"path": kind.folder_module, "data_dir": path}
+        if glob.has_magic(path):
+            other_load = {"path": kind.folder_module, "data_files": {"train": [f"{glob.escape(path)}/**"]}}
+        other = datasets.load_dataset_builder(**other_load)
         paths = [file for of_split in other.config.data_files.values() for file in of_split]
         if any(file.lower().endswith(kind.file_extensions) for file in paths):
-            builder, load = other, {"path": kind.folder_module, "data_dir": path}
+            builder, load = other, other_load
     return _from_builder(builder, dataset, path, load, kind)
+
+
+def _load_by_pattern(dataset: str, path: str, config: str | None, kind: Modality) -> dict:
+    """Arguments with which `datasets` loads a folder whose name it would take for a pattern, such as `corpus [2024]`.
+
+    It finds files and splits by its own rules, but the configurations of a card only where the name is plain.
+    """
+    card = os.path.join(path, datasets.config.REPOCARD_FILENAME)
+    has_configs = os.path.isfile(card) and bool(MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data))
+    if config is not None or has_configs:
+        raise DataError(
+            f"Configurations of {dataset!r} cannot be read, since its path holds a character of patterns (*, ? or [). "
+            "Rename the folder."
+        )
+    root = glob.escape(path)
+    files = DataFilesDict.from_patterns(get_data_patterns(root), base_path=root)
+    module, options = infer_module_for_data_files(files, path=path)
+    own = (*METADATA, *((".zip",) if module == kind.folder_module else ()))
+    splits = {
+        split: [name for name in names if kind.extensions.get(_extension(name)) == module or name.endswith(own)]
+        for split, names in files.items()
+    }
+    # what is of another kind is refused by the name of its format
+    return {"path": module, **_load_files({split: own for split, own in splits.items() if own} or files), **options}
+
+
+def _load_files(splits: Mapping[str, list[str]]) -> dict:
+    return {"data_files": {str(split): as_patterns(paths) for split, paths in splits.items()}}
+
+
+def _pattern(path: str) -> str:
+    """A glob in which the folders that are really called so are no patterns."""
+    parts = path.split("/")
+    number = 0
+    while "://" not in path and number < len(parts) and os.path.isdir("/".join(parts[: number + 1]) or "/"):
+        number += 1
+    return "/".join([*map(glob.escape, parts[:number]), *parts[number:]])
 
 
 def _splits_of_files(folder: str, kind: Modality) -> dict[str, list[str]] | None:
