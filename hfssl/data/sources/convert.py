@@ -85,6 +85,7 @@ def convert_once(
         table,
         name=found.name,
         fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
+        null_is_blank=found.module == "csv",
         **options,
     )
 

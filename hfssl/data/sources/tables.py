@@ -196,7 +196,22 @@ def _is_damage(error: Exception) -> bool:
 
 
 class TableSource(Source):
-    """A memory-mapped `datasets.Dataset`."""
+    """A memory-mapped `datasets.Dataset`.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The table.
+        name (`str`):
+            What the user calls it.
+        inputs (`dict[str, Input]`):
+            What to read of it.
+        fingerprint (`str`, *optional*):
+            Of what the table was made of. Left out, the table's own.
+        piece_bytes (`int`, *optional*):
+            About how large a piece of small samples is.
+        null_is_blank (`bool`, *optional*):
+            Whether a null is a text without a character: in a csv nothing tells them apart.
+    """
 
     def __init__(
         self,
@@ -206,6 +221,7 @@ class TableSource(Source):
         inputs: dict[str, Input],
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
+        null_is_blank: bool = False,
     ):
         features = dict(dataset.features)
         inputs = find_inputs(features, inputs, repr(name))
@@ -226,6 +242,7 @@ class TableSource(Source):
                 fingerprint or dataset._fingerprint, "table", column, piece_bytes, len(dataset)
             ).hexdigest(),
         )
+        self._null_is_blank = null_is_blank
         self.num_rows = len(dataset)
         self.description = f"{name}, {describe(len(dataset), 'rows')}, column {column!r}"
 
@@ -233,6 +250,11 @@ class TableSource(Source):
         _, start, stop, _ = self.pieces[index].tolist()
         table = self._table[start:stop]
         columns = {name: _plain(table.column(name)) for name in table.column_names}
+        if self._null_is_blank:
+            for column in [wanted.column for wanted in self.inputs.values() if wanted.modality is not None]:
+                of = columns[column].type
+                if pa.types.is_string(of) or pa.types.is_large_string(of):
+                    columns[column] = columns[column].fill_null("")
         return good_rows(np.arange(start, stop), _values(columns, self.inputs), self.inputs)
 
     def read_input(self, name: str) -> list:
