@@ -12,6 +12,10 @@ class UserError(ValueError):
     """What was given, what is needed and how to get there. Recipes print it alone and exit with status 1."""
 
 
+class DataError(UserError):
+    """The data cannot be had: one sentence that says what was given, what is needed and how to get there."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, up to the first line break and without a full stop; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")

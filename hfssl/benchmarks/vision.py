@@ -214,7 +214,7 @@ def _write_images(source: Source, folder: Path) -> int:
     """Up to `MOST_IMAGES` of a source, from all over it, by the names that tell their formats."""
     number = 0
     for piece in keyed.permutation(len(source.pieces), 0, 17):
-        for image in source.read(int(piece)).columns[source.columns[0]]:
+        for image in source.samples(source.read(int(piece))):
             try:
                 extension = image_header(image).format.lower()
             except DamagedImage:

@@ -2,13 +2,16 @@
 
 import logging
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from ..functional import keyed
 from .mixtures import parse_mixture, parts_of
-from .sources import DataError, Source, available_splits, identity, open_source
+from .modality import modality
+from .sources import Source, available_splits, identity, open_source
 from .stream import shuffled_units
 
 
@@ -17,10 +20,9 @@ logger = logging.getLogger(__name__)
 # Below this many held-out texts a figure says little; small sources give up a larger share of theirs.
 MIN_HELD_OUT = 100
 MAX_FRACTION = 0.1
-# A set of images that is larger is not read through for its held-out ones: of those looked at, this share is taken.
-READ_THROUGH_BYTES = 256 << 20
+# Where a set is too large to be read through for its held-out samples, this share is taken of those looked at.
 SHARE_OF_LARGE_SETS = 0.25
-# Of the pieces in a row group of images, one in so many is taken before the next group's turn comes.
+# Of the pieces in a row group of large samples, one in so many is taken before the next group's turn comes.
 PIECES_SKIPPED = 8
 # What a split to measure on during training is called; test is for the end.
 VALIDATION_SPLITS = ("validation", "dev", "valid", "val")
@@ -38,8 +40,8 @@ def held_out_parts(source: Source, arguments: Any, options: dict[str, Any]) -> d
             Of [`~hfssl.data.sources.open_source`], but for the split.
 
     Returns:
-        `dict[str, list[str]]` or `dict[str, list[bytes]]`: those of each source by its name. A mixture has as many of
-        each as its share says, but some of all.
+        `dict[str, list]`: those of each source by its name, see [`~hfssl.data.sources.Source.samples`]. A mixture has
+        as many of each as its share says, but some of all.
 
     Raises:
         DataError: if there are too few samples, or no such split.
@@ -61,8 +63,8 @@ def held_out_parts(source: Source, arguments: Any, options: dict[str, Any]) -> d
         else:
             samples = held_out_samples(part.source, arguments.held_out_fraction, most)
         logger.info(
-            "Held out: %s %ss%s%s.", f"{len(samples):,}", source.modality, f" of the split {split}" if split else "",
-            f" of {name}" if len(parts) > 1 else "",
+            "Held out: %s %s%s%s.", f"{len(samples):,}", modality(source.modality).samples,
+            f" of the split {split}" if split else "", f" of {name}" if len(parts) > 1 else "",
         )  # fmt: skip
         held_out[part.name] = samples
     return held_out
@@ -73,8 +75,8 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
 
     A sample is held out where the hash of its content says so: the same in every run, in whatever order or files they
     lie, and copies of a held-out sample are held out with it. Pieces are visited in a fixed shuffled order until
-    `max_samples` are found, so that a large source is not read through. Of images that would still be much: of a large
-    set of them the number is the one asked for, and of what is visited more is taken.
+    `max_samples` are found, so that a large source is not read through. Of large samples, such as images, that would
+    still be much: of a large set of them the number is the one asked for, and of what is visited more is taken.
 
     Args:
         source (`Source`):
@@ -85,63 +87,74 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
             Most samples to hold out. Training must leave out these and no others.
 
     Returns:
-        `list[str]` or `list[bytes]`: the samples, without duplicates.
+        `list`: the samples, without duplicates.
 
     Raises:
         DataError: if there are too few samples to hold one out.
     """
     fraction = share = max(fraction, min(MAX_FRACTION, MIN_HELD_OUT / max(source.num_rows, 1)))
-    if source.modality == "image" and source.piece_bytes.sum() > READ_THROUGH_BYTES:
+    kind = modality(source.modality)
+    if kind.read_through_bytes is not None and source.piece_bytes.sum() > kind.read_through_bytes:
         max_samples = min(max_samples, max(round(fraction * source.num_rows), 1))
         share = max(fraction, SHARE_OF_LARGE_SETS)
     limit = int(share * 2**32)
     chosen: dict = {}
     num_samples = 0
     for piece in pieces_all_over(source, 13):
-        for sample in source.read(int(piece)).columns[source.columns[0]]:
+        read = source.read(int(piece))
+        for i, sample in enumerate(source.samples(read)):
             num_samples += 1
-            if _hash(sample) < limit:
-                chosen[sample] = None
+            content = source.content(read.columns, i)
+            if _hash(content) < limit:
+                chosen[content] = sample
                 if len(chosen) >= max_samples:
-                    return list(chosen)
-    what = source.modality
+                    return list(chosen.values())
     if not num_samples:
         raise DataError(
-            f"{source.description} has no {what}: every sample is empty or damaged. Pass other data, or another "
-            f"`--{what}_column`."
+            f"{source.description} has no {kind.name}: every sample is empty or damaged. Pass other data, or another "
+            f"`{kind.column_flag}`."
         )
     if not chosen:
         raise DataError(
             f"{source.description} is too small to hold out a sample: none of about {source.num_rows} falls into the "
             f"held-out {fraction:.1%}. Pass more data, a larger `--held_out_fraction`, or an `--eval_split`."
         )
-    return list(chosen)
+    return list(chosen.values())
 
 
 def pieces_all_over(source: Source, part: int) -> np.ndarray:
     """The pieces of a source in a fixed order of which every beginning is a sample.
 
-    Row groups of images are large: of those that are read, several pieces come one after another.
+    Row groups of large samples are large: of those that are read, several pieces come one after another.
     """
-    if source.modality != "image":
+    if modality(source.modality).read_through_bytes is None:
         return keyed.permutation(len(source.pieces), 0, part)
     order = shuffled_units(source, 1, 0, part)
     return np.concatenate([order[start::PIECES_SKIPPED] for start in range(PIECES_SKIPPED)])
 
 
-def _hash(sample: str | bytes) -> int:
-    """32 bits that depend on the content only."""
-    if isinstance(sample, str):
-        return zlib.crc32(sample.encode())
-    # not CRC-32: the chunks of a PNG file end with theirs, so that of the file does not depend on the pixels
-    return int.from_bytes(identity(sample)[:4])
+def content_keys(samples: Iterable) -> np.ndarray:
+    """A key of each sample that depends on its content only: what is random about a measurement is drawn from it.
+
+    Returns:
+        `np.ndarray` of dtype `uint64` and shape `(num_samples,)`.
+    """
+    return np.array([_hash(identity(sample), 8) for sample in samples], dtype=np.uint64)
+
+
+def _hash(content: str | bytes, num_bytes: int = 4) -> int:
+    """What depends on the content of a sample only: the CRC-32 of a text, so many bytes of another digest."""
+    # not CRC-32 of all: the chunks of a PNG file end with theirs, so that of the file does not depend on the pixels
+    return zlib.crc32(content.encode()) if isinstance(content, str) else int.from_bytes(content[:num_bytes])
 
 
 def all_samples(source: Source, max_samples: int) -> list:
     """Up to `max_samples` samples of a split that is there for measuring, in a fixed order from all over it."""
     samples: dict = {}
     for piece in pieces_all_over(source, 13):
-        samples |= dict.fromkeys(source.read(int(piece)).columns[source.columns[0]])
+        read = source.read(int(piece))
+        for i, sample in enumerate(source.samples(read)):
+            samples.setdefault(source.content(read.columns, i), sample)
         if len(samples) >= max_samples:
             break
-    return list(samples)[:max_samples]
+    return list(samples.values())[:max_samples]

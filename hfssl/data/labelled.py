@@ -8,9 +8,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ..errors import DataError
 from ..functional import keyed
+from .held_out import content_keys
 from .mixtures import parse_mixture
-from .sources import DataError, Source, available_splits, identity, open_source
+from .sources import Input, Source, available_splits, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
 
@@ -20,7 +22,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "
 
 
 class LazyImages(Sequence):
-    """Some rows of a source of images, each read when it is asked for.
+    """Some rows of a source with an input `image`, each read when it is asked for.
 
     A damaged one (null, a missing file) is empty: like one that cannot be decoded, it is for the decoder to refuse.
     """
@@ -40,8 +42,7 @@ class LazyImages(Sequence):
         piece, row = self._place(index)
         if self._last[0] != piece:
             read = self.source.read(piece)
-            images = read.columns[self.source.columns[0]]
-            self._last = (piece, dict(zip(read.rows.tolist(), images, strict=True)))
+            self._last = (piece, dict(zip(read.rows.tolist(), read.columns["image"], strict=True)))
         return self._last[1].get(row, b"")
 
     def where(self, index: int) -> str:
@@ -126,20 +127,21 @@ def open_labelled(
     """
     if len(parse_mixture(dataset)) > 1:
         raise DataError(f"A probe takes one data set, got the mixture {str(dataset)!r}: name one of its data sets.")
-    options = {"modality": "image", "column": image_column, "config": config}
-    features = open_source(dataset, split=split, **options).features
+    inputs = {"image": Input("image", image_column)}
+    features = open_source(dataset, split=split, config=config, inputs=inputs).features
     name = "the embedded set of images" if dataset is None else repr(str(dataset))
     label_column = _label_column(features, label_column, name)
-    options["extra_columns"] = (label_column,)
+    # not required: an image without a label is for the probe to refuse, not to be passed over
+    options = {"inputs": {**inputs, "label": Input(None, label_column, required=False)}, "config": config}
     source = open_source(dataset, split=split, **options)
-    values = source.read_beside(label_column)
+    values = source.read_input("label")
     where = f"Column {label_column!r} of split {split!r} of {name}"
     feature = source.features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         class_names, known = list(feature.names), range(feature.num_classes)
     else:
         others = [other for other in available_splits(dataset, modality="image", config=config) if other != split]
-        of_others = [_labels_of_split(dataset, other, label_column, options) for other in others]
+        of_others = [_labels_of_split(dataset, other, options) for other in others]
         seen = {value for labels in (values, *of_others) for value in labels if value is not None}
         known = sorted(seen, key=lambda value: (isinstance(value, str), value))
         class_names = [str(value) for value in known]
@@ -169,7 +171,7 @@ def hold_out(data: LabelledImages, share: float = 0.2) -> tuple[LabelledImages, 
     Raises:
         DataError: if no class has two different images.
     """
-    hashes = np.array([int.from_bytes(identity(image)[:8]) for image in data.images], dtype=np.uint64)
+    hashes = content_keys(data.images)
     test = np.zeros(len(data), dtype=bool)
     for label in np.unique(data.labels):
         rows = np.flatnonzero(data.labels == label)
@@ -218,9 +220,9 @@ def _is_label(feature) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
 
 
-def _labels_of_split(dataset: str | os.PathLike, split: str, label_column: str, options: dict) -> list:
+def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> list:
     try:
-        return open_source(dataset, split=split, **options).read_beside(label_column)
+        return open_source(dataset, split=split, **options).read_input("label")
     except DataError:  # a split without labels
         return []
 

@@ -2,9 +2,9 @@
 
 `--dataset a:0.7,b:0.3` makes 70 % of what a run reads come from `a` and 30 % from `b`. The shares are shares of text
 (UTF-8 bytes), not of documents: a source of long documents is not drawn more often for it, and what the model sees in
-tokens is close to them. Of images they are shares of images, however large each is. Each source is gone through again
-and again on its own: all of its samples once, in a new order, then all of them again. So a small source repeats and a
-large one may never be read whole; no source runs dry.
+tokens is close to them. Of images they are shares of images, however large each is: the modality says which
+(`shares_in_bytes`). Each source is gone through again and again on its own: all of its samples once, in a new order,
+then all of them again. So a small source repeats and a large one may never be read whole; no source runs dry.
 
 A [`MixtureStream`] is an [`~hfssl.data.stream.ExactStream`] whose blocks hold pieces of all sources. Of each source it
 needs a known number of pieces a block (the quota, a fraction), so where block 1,000,000 begins in each source is a
@@ -17,16 +17,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from glob import has_magic
+from dataclasses import dataclass, replace
 from typing import Any
 
-import datasets
 import numpy as np
 
+from ..errors import DataError
 from ..functional import keyed
-from .sources import DataError, PieceRows, Source, open_source
-from .sources.base import PIECE_BYTES, new_digest
+from .modality import Modality, modality
+from .sources import PieceRows, Source, open_source
+from .sources.base import PIECE_BYTES, content_bytes, new_digest
 from .stream import BLOCK_BYTES, ExactStream, shuffled_units
 
 
@@ -43,7 +43,7 @@ _MEASURED_PIECES = 16
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: a short name that no other has, and its share of the text or images, in (0, 1]."""
+    """One source of a mixture: a short name that no other has, and its share of what is read, in (0, 1]."""
 
     name: str
     source: Source
@@ -51,7 +51,7 @@ class Part:
 
 
 class Mixture(Source):
-    """Several sources as one. All have one column of texts, or all one of images: it is called `text` or `image` here.
+    """Several sources as one. All have the same inputs, by name and modality.
 
     Args:
         names (`Sequence[str]`):
@@ -59,7 +59,7 @@ class Mixture(Source):
         sources (`Sequence[Source]`):
             The sources.
         weights (`Sequence[float]`, *optional*):
-            Their shares of the text or the images that are read, normalised to add up to 1. Left out, all counts the
+            Their shares of what is read, normalised to add up to 1. Left out, all counts the
             same: shares follow the sizes, and a pass over the mixture is a pass over each source.
     """
 
@@ -67,9 +67,16 @@ class Mixture(Source):
 
     def __init__(self, names: Sequence[str], sources: Sequence[Source], weights: Sequence[float] | None = None):
         self.weighted = weights is not None
-        modality = sources[0].modality
-        measure = _text_bytes if modality == "text" else _num_images
-        # what shares are counted in: bytes of text, or images, in a piece of each source, on average
+        kinds = [{name: wanted.modality for name, wanted in source.inputs.items()} for source in sources]
+        for name, of_source in zip(names, kinds, strict=True):
+            if of_source != kinds[0]:
+                raise DataError(
+                    f"The sources of a mixture have the same inputs, but {names[0]!r} has {kinds[0]} and {name!r} has "
+                    f"{of_source}."
+                )
+        kind = modality(sources[0].modality)
+        measure = _num_bytes if kind.shares_in_bytes else _num_samples
+        # what shares are counted in: bytes, or samples, in a piece of each source, on average
         self.size_per_piece = [max(measure(source) / len(source), 1.0) for source in sources]
         sizes = [mean * len(source) for mean, source in zip(self.size_per_piece, sources, strict=True)]
         weights = list(weights or sizes)
@@ -83,26 +90,26 @@ class Mixture(Source):
             first_file, first_group = first_file + len(source.files), int(pieces[-1][:, 3].max()) + 1
         super().__init__(
             files=[f"{name}: {file}" for name, source in zip(names, sources, strict=True) for file in source.files],
-            columns=[modality],
-            features={modality: datasets.Value("string") if modality == "text" else datasets.Image()},
+            inputs={name: replace(wanted, column=name) for name, wanted in sources[0].inputs.items()},
+            features={
+                name: modality(wanted.modality).feature() if wanted.modality else sources[0].features[wanted.column]
+                for name, wanted in sources[0].inputs.items()
+            },
             pieces=np.concatenate(pieces),
             piece_bytes=np.concatenate([source.piece_bytes for source in sources]),
             fingerprint=new_digest("mixture", *(source.fingerprint for source in sources)).hexdigest(),
-            modality=modality,
         )
         self._first_files = np.cumsum([0, *(len(source.files) for source in sources)])
         self.num_rows = sum(source.num_rows for source in sources)
         self.num_rows_exact = all(source.num_rows_exact for source in sources)
         self.description = "mixture of " + ", ".join(
-            f"{part.share:.1%} {name} ({_size(size, modality)}; {part.source.description})"
+            f"{part.share:.1%} {name} ({_size(size, kind)}; {part.source.description})"
             for name, part, size in zip(names, self.parts, sizes, strict=True)
         )
 
     def read(self, index: int) -> PieceRows:
         part = int(np.searchsorted(self.first_pieces, index, side="right")) - 1
-        source = self.parts[part].source
-        read = source.read(int(index - self.first_pieces[part]))
-        return PieceRows(read.rows, {self.columns[0]: read.columns[source.columns[0]]}, read.bad)
+        return self.parts[part].source.read(int(index - self.first_pieces[part]))
 
     def where(self, file: int, row: int) -> str:
         part = int(np.searchsorted(self._first_files, file, side="right")) - 1
@@ -119,7 +126,7 @@ class MixtureStream(ExactStream):
 
     def _plan(self, block_bytes: int) -> None:
         parts, sizes = self.source.parts, self.source.size_per_piece
-        if self.source.modality == "image":
+        if not modality(self.source.modality).shares_in_bytes:
             block_bytes *= self.source.num_rows / max(float(self.source.piece_bytes.sum()), 1.0)
         # a source whose pieces are larger than its part of a block comes in some blocks only
         wanted = max(mean / part.share for part, mean in zip(parts, sizes, strict=True))
@@ -291,7 +298,7 @@ def _exists_without_weight(text: str) -> bool:
 
 
 def _exists(path: str) -> bool:
-    return not has_magic(path) and os.path.exists(os.path.expanduser(path))
+    return os.path.exists(os.path.expanduser(path))
 
 
 def _short(names: Sequence[str]) -> list[str]:
@@ -301,24 +308,24 @@ def _short(names: Sequence[str]) -> list[str]:
     return [short if short and count[short] == 1 else str(name) for short, name in zip(last, names, strict=True)]
 
 
-def _text_bytes(source: Source) -> float:
-    """Bytes of text in a source: files hold more than their text. Measured on some pieces of a large one."""
+def _num_bytes(source: Source) -> float:
+    """Bytes of the samples in a source: files hold more than these. Measured on some pieces of a large one."""
     pieces = keyed.permutation(len(source), 0, 17)
     total = float(source.piece_bytes.sum())
     if total > _MEASURED_BYTES:
         pieces = pieces[:_MEASURED_PIECES]
-    text = 0
+    size = 0
     for piece in pieces.tolist():
-        text += sum(len(value.encode("utf-8", "replace")) for value in source.read(piece).columns[source.columns[0]])
-    return text * total / max(float(source.piece_bytes[pieces].sum()), 1.0)
+        size += sum(len(content_bytes(value)) for value in source.read(piece).columns[source.leading])
+    return size * total / max(float(source.piece_bytes[pieces].sum()), 1.0)
 
 
-def _num_images(source: Source) -> float:
+def _num_samples(source: Source) -> float:
     return float(source.num_rows)
 
 
-def _size(size: float, modality: str) -> str:
-    return f"{size:,.0f} images" if modality == "image" else f"{_in_bytes(size)} of text"
+def _size(size: float, kind: Modality) -> str:
+    return f"{_in_bytes(size)} of {kind.name}" if kind.shares_in_bytes else f"{size:,.0f} {kind.samples}"
 
 
 def _in_bytes(num_bytes: float) -> str:

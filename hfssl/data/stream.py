@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
+from .modality import modality
 from .sources import DataError, Source, identity
 
 
@@ -151,7 +152,7 @@ class ExactStream(torch.utils.data.IterableDataset):
     @property
     def unit(self) -> str:
         """What `counts["tokens"]` counts."""
-        return "images" if self.source.modality == "image" else "tokens"
+        return modality(self.source.modality).unit
 
     # -- the order ------------------------------------------------------------------------------------------------
 

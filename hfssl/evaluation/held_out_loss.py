@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..data.held_out import identity
+from ..data.held_out import content_keys
 from ..data.image.views import Views
 from ..data.stream import Block
 from ..errors import UserError
@@ -44,7 +44,7 @@ class HeldOutLossEvaluator(Evaluator):
         self, images: Sequence[bytes], views: Views, *, batch_size: int = 64, rank: int = 0, world_size: int = 1
     ):
         images = list(images)[:MOST_IMAGES]
-        keys = np.array([int.from_bytes(identity(image)[:8]) for image in images], dtype=np.uint64)
+        keys = content_keys(images)
         rows = views.rows(Block({"image": images}, keyed.key(keys, 5), key=0))
         if not len(rows):
             raise UserError(f"None of {len(images)} held-out images can be decoded. Pass other data.")

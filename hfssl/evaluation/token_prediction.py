@@ -1,18 +1,17 @@
 """What evaluators of token prediction share: rows of held-out text, and the figures of a model on their labels."""
 
-import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ..data.held_out import content_keys
 from ..data.stream import Block, Rows
 from ..data.text.rows import TextCollator
 from ..errors import UserError
@@ -76,7 +75,7 @@ class TokenPredictionEvaluator(Evaluator):
         batches, num_tokens = [], 0
         labels: dict[str, list[torch.Tensor]] = {}
         for group, texts_of_group in groups.items():
-            keys = keyed.key(np.array([zlib.crc32(text.encode()) for text in texts_of_group], dtype=np.uint64), 5)
+            keys = keyed.key(content_keys(texts_of_group), 5)
             rows = self._rows(Block({"text": list(texts_of_group)}, keys, key=0))
             num_tokens += int(rows.num_tokens.sum())
             for start in range(0, len(rows), batch_size):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..data.held_out import identity
+from ..data.held_out import content_keys
 from ..data.stream import Block, ExactStream
 from ..evaluation.modality import evaluation_modality
 from ..evaluation.verdict import VIEWS_APART, describe, judge
@@ -87,8 +87,8 @@ class HealthMonitor:
     @cached_property
     def views(self) -> dict[str, Any]:
         """Columns of the samples as the run's stream makes them: the views that joint-embedding methods compare."""
-        keys = np.array([int.from_bytes(identity(sample)[:8]) for sample in self.samples], dtype=np.uint64)
-        block = Block({self.stream.source.columns[0]: self.samples}, keyed.key(keys, 5), key=0)
+        keys = content_keys(self.samples)
+        block = Block({self.stream.source.leading: self.samples}, keyed.key(keys, 5), key=0)
         return self.stream.transform(block).columns
 
     # -- figures --------------------------------------------------------------------------------------------------

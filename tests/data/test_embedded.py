@@ -3,8 +3,8 @@ import os
 import pytest
 
 from hfssl.data import cache
-from hfssl.data.image import embedded
 from hfssl.data.sources import available_splits, open_source
+from hfssl.data.text import embedded
 from hfssl.data.text.embedded import collect, embedded_text, passages
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 from hfssl.data import cache
 from hfssl.data.held_out import all_samples, held_out_samples
 from hfssl.data.image.embedded import embedded_images
+from hfssl.data.modality import modality
 from hfssl.data.sources import (
     DataError,
     MemorySource,
@@ -217,7 +219,7 @@ def test_labels_are_read_beside(everywhere, name, label):
     values, bad = read_all(source)
     assert not bad and len(values) == 60
     assert all(LABELS[IMAGES.index(image)] == of_image for image, of_image in values.values())
-    assert source.read_beside(label) == [values[key][1] for key in sorted(values)]
+    assert source.read_input(label) == [values[key][1] for key in sorted(values)]
     if name != "tars":
         assert source.features["label"].names == list(CLASSES)
 
@@ -228,7 +230,7 @@ def test_class_folders_are_those_of_all_splits(tmp_path):
     assert available_splits(tmp_path, modality="image") == ["train", "test"]
     source = open_source(tmp_path, modality="image", split="test", extra_columns=("label",))
     assert source.description == "2 image files in 3 class folders"
-    assert source.read_beside("label") == [2, 2] and source.where(1, 1) == "test/owl/001.png"
+    assert source.read_input("label") == [2, 2] and source.where(1, 1) == "test/owl/001.png"
 
 
 def test_folders_at_different_depths_are_no_classes(everywhere):
@@ -289,7 +291,7 @@ def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
     (tmp_path / "card" / "README.md").write_text("# A card")
 
     def of(folder):
-        found = find.find_data(str(tmp_path / folder), None, None, "image").splits
+        found = find.find_data(str(tmp_path / folder), None, None, modality("image")).splits
         return {
             split: sorted(os.path.relpath(path, tmp_path / folder) for path in paths) for split, paths in found.items()
         }
@@ -301,7 +303,7 @@ def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
         "validation": ["val/a/3.png"],
         "test": ["testing/4.png"],
     }
-    monkeypatch.setattr(find, "_image_splits", lambda folder: None)
+    monkeypatch.setattr(find, "_splits_of_files", lambda folder, kind: None)
     assert {folder: of(folder) for folder in quick} == quick
 
 
@@ -549,7 +551,7 @@ def test_held_out_images_follow_their_content():
 
 
 def test_a_large_set_is_not_read_through(monkeypatch):
-    monkeypatch.setattr("hfssl.data.held_out.READ_THROUGH_BYTES", 1000)
+    monkeypatch.setattr("hfssl.data.image.MODALITY", replace(modality("image"), read_through_bytes=1000))
     reads = []
 
     class Counting(MemorySource):

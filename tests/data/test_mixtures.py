@@ -283,10 +283,10 @@ def test_columns_may_differ_and_damage_is_named_with_its_source(tmp_path, caplog
     with open(tmp_path / "a.jsonl", "w") as file:
         file.writelines(json.dumps({"content": text}) + "\n" for text in texts("a", 300))
     with open(tmp_path / "b.jsonl", "w") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in ["", *texts("b", 300)])
+        file.writelines(json.dumps({"text": text}) + "\n" for text in [None, *texts("b", 300)])
     source = open_mixture(f"{tmp_path}/a.jsonl:0.5,{tmp_path}/b.jsonl:0.5")
     take(stream(source, block_bytes=50_000), 20)
-    assert "b.jsonl: b.jsonl" in caplog.text and "empty" in caplog.text
+    assert "b.jsonl: b.jsonl" in caplog.text and "null" in caplog.text
     assert source.description.startswith(f"mixture of 50.0% {tmp_path}/a.jsonl (12.0 kB of text; 1 ")
 
 

@@ -5,6 +5,8 @@ import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -230,3 +232,23 @@ def test_files_of_every_kind_stream_exactly(tmp_path):
     source = open_source(str(tmp_path / "a.jsonl"))
     s = stream(source, batch_size=50)
     assert sorted(itertools.chain(*(numbers for numbers, _ in take(s, 60)))) == list(range(3000))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv", "a.txt"])
+def test_blank_texts_are_no_damage(tmp_path, name):
+    lines = [text for pair in zip(texts(60), ["", "   "] * 30, strict=True) for text in pair]
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": lines}), tmp_path / name)
+    elif name.endswith("jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    else:
+        head = "id,text\n" if name.endswith("csv") else ""
+        body = "".join(f"{i},{line}\n" if head else f"{line}\n" for i, line in enumerate(lines))
+        (tmp_path / name).write_text(head + body)
+    source = open_source(tmp_path / name)
+    s = stream(source, batch_size=60)
+    assert sorted(next(iter(s))["number"].tolist()) == list(range(60))
+    assert s.counts["samples_bad"] == 0
+    if not name.endswith("txt"):  # whose blank lines are no rows
+        reads = [source.read(i) for i in range(len(source))]
+        assert sum(read.num_empty for read in reads) == 60 and source.num_rows == 120

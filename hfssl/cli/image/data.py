@@ -13,6 +13,7 @@ import torch
 from ...data.held_out import held_out_parts, pieces_all_over
 from ...data.image.decode import DamagedImage, decode_image, image_header
 from ...data.mixtures import open_mixture, parts_of, stream_class
+from ...data.modality import modality
 from ...data.sources import DataError, Source, identity
 from ...data.stream import ExactStream
 from ...errors import UserError
@@ -22,10 +23,6 @@ from ...training.arguments import SSLTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Images in a block: about a batch, so that a few workers have the next one ready when a step ends, within limits that
-# keep the first step, a resume and the memory of a block small.
-FEWEST_IMAGES_PER_BLOCK = 64
-MOST_IMAGES_PER_BLOCK = 512
 # Enough for three digits of mean and standard deviation.
 STATISTICS_SAMPLE = 256
 # Shorter side to which a JPEG may be reduced for statistics: that of most views.
@@ -157,7 +154,8 @@ class ImageData:
                 Turns encoded images into views: `rows` in a worker, `collator(device)` where the model is.
         """
         image_bytes = float(self.source.piece_bytes.sum()) / max(self.num_images, 1)
-        images = np.clip(args.per_device_train_batch_size, FEWEST_IMAGES_PER_BLOCK, MOST_IMAGES_PER_BLOCK)
+        # about a batch, so that a few workers have the next one ready when a step ends
+        images = np.clip(args.per_device_train_batch_size, *modality("image").samples_per_block)
         return stream_class(self.source)(
             self.source,
             views.rows,
@@ -176,14 +174,16 @@ class ImageData:
     def settings(self) -> dict[str, Any]:
         """What of the data makes a run this run."""
         a = self.arguments
-        return {"dataset": a.dataset or "embedded", "split": a.split, "image_column": self.source.columns[0]}
+        return {
+            "dataset": a.dataset or "embedded",
+            "split": a.split,
+            "image_column": self.source.inputs["image"].column,
+        }
 
 
 def _decoded(source: Source) -> Iterator[torch.Tensor]:
     """Pixels of images from all over a source; of large JPEG files at a reduced scale."""
-    images = (
-        image for piece in pieces_all_over(source, 11) for image in source.read(int(piece)).columns[source.columns[0]]
-    )
+    images = (image for piece in pieces_all_over(source, 11) for image in source.samples(source.read(int(piece))))
     for image in islice(images, 4 * STATISTICS_SAMPLE):
         try:
             header = image_header(image)

@@ -1,0 +1,83 @@
+"""Images: what the floor of data knows of them."""
+
+from ..modality import EmbeddedData, Modality
+
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm",
+    ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".ico",
+)  # fmt: skip
+
+
+def _is_feature(feature) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image)
+
+
+def _is_raw(feature) -> bool:
+    """Bytes, or the struct in which `datasets` keeps media, without the type that says so."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
+def _feature():
+    import datasets
+
+    return datasets.Image()
+
+
+def _from_arrow(column) -> list:
+    from .readers import from_arrow
+
+    return from_arrow(column)
+
+
+def _read_folder(files):
+    from .readers import read_folder
+
+    return read_folder(files)
+
+
+def _read_tars(files):
+    from .readers import read_tars
+
+    return read_tars(files)
+
+
+def _load_embedded(split: str):
+    from .embedded import load_embedded
+
+    return load_embedded(split)
+
+
+MODALITY = Modality(
+    name="image",
+    sample_types=(bytes,),
+    sample_words="an encoded image",
+    samples="images",
+    unit="images",
+    is_feature=_is_feature,
+    feature=_feature,
+    column_names=("image", "img", "picture", "photo", "jpg", "png", "webp"),
+    column_flag="--image_column",
+    extensions={
+        **dict.fromkeys(EXTENSIONS, "imagefolder"), ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow",
+    },
+    supported="image files (jpg, png, webp, tiff, gif, bmp, …), webdataset tars, parquet and arrow",
+    is_raw=_is_raw,
+    is_empty=lambda image: not image or image.isspace(),
+    empty_is_damage=True,
+    from_arrow=_from_arrow,
+    readers={"imagefolder": _read_folder, "webdataset": _read_tars},
+    folder_module="imagefolder",
+    # Neighbours often show the same thing (files are sorted by class), so runs of them are short.
+    samples_per_piece=8,
+    # Limits that keep the first step, a resume and the memory of a block small.
+    samples_per_block=(64, 512),
+    read_through_bytes=256 << 20,
+    embedded=EmbeddedData("embedded set of images", ("train", "test"), _load_embedded),
+)  # fmt: skip

@@ -21,7 +21,7 @@ def pick_images(source: Any, number: int, seed: int = 0) -> list[bytes]:
     while pieces and len(images) < number:
         for piece in pieces[: number - len(images)]:
             if piece not in left:
-                column = source.read(piece).columns[source.columns[0]]
+                column = source.samples(source.read(piece))
                 left[piece] = [column[i] for i in keyed.permutation(len(column), seed, piece)]
             if left[piece]:
                 images.append(left[piece].pop())

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ...errors import first_line
+
 
 try:
     from torchvision.io import decode_jpeg
@@ -199,5 +201,4 @@ def _plain_jpeg(data: bytes) -> ImageHeader | None:
 
 
 def _reason(error: Exception) -> str:
-    words = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"it cannot be decoded ({words[:200]})"
+    return f"it cannot be decoded ({first_line(error)[:200]})"

@@ -35,6 +35,16 @@ def embedded_images(split: str | None = None) -> tuple[list[bytes], list[int]]:
     return [_png(image) for image in pixels[rows]], labels[rows].tolist()
 
 
+def load_embedded(split: str) -> tuple[str, dict[str, list], dict]:
+    """The digits as [`~hfssl.data.modality.EmbeddedData`] wants them."""
+    import datasets
+
+    images, labels = embedded_images(split)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))}
+    name = f"embedded images (handwritten digits of scikit-learn, {split})"
+    return name, {"image": images, "label": labels}, features
+
+
 def _test_rows(rows: np.ndarray, digit: int) -> np.ndarray:
     return rows[keyed.permutation(len(rows), 19, digit)[: len(rows) // 5]]
 

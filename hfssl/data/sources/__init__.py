@@ -20,28 +20,28 @@ files.
 """
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 
-from ..image.embedded import embedded_images
-from ..text.embedded import embedded_text
-from .base import PIECE_BYTES, DataError, MemorySource, PieceRows, Source, describe, identity, third_party
-from .columns import READABLE, find_column, find_columns
+from ...errors import DataError
+from ..modality import Input, Modality, leading_input
+from ..modality import modality as find_modality
+from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, identity, third_party
+from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
-from .files import check_readable, download_once, file_sizes, files_digest, is_remote, relative_names
-from .find import SUPPORTED, Found, find_data
-from .image_folders import ImageFolderSource, class_names, image_files, is_metadata, metadata_features
+from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
+from .find import Found, find_data
+from .image_folders import is_metadata
 from .tables import ParquetSource, TableSource
-from .tars import TarSource
-from .text_files import TXT_SOURCES, JsonLinesSource, TextFiles, check_encoding, json_features
+from .text_files import TXT_SOURCES
 
 
 __all__ = [
     "DataError",
+    "Input",
     "MemorySource",
     "PieceRows",
     "Source",
@@ -61,6 +61,7 @@ def open_source(
     modality: str = "text",
     column: str | None = None,
     extra_columns: Sequence[str] = (),
+    inputs: Mapping[str, Input] | None = None,
     config: str | None = None,
     split: str = "train",
     sample_by: str = "line",
@@ -74,11 +75,16 @@ def open_source(
         dataset (`str`, *optional*):
             A Hub id, a local file or folder, a glob, a folder of `save_to_disk`; `None` is the embedded data.
         modality (`str`, *optional*, defaults to `"text"`):
-            What the samples are: `"text"` or `"image"`.
+            What the samples are, where there is one input: it is called like the modality.
         column (`str`, *optional*):
-            The column that holds them; found by its type and name if not given.
+            The column that holds it; found by its type and name if not given.
         extra_columns (`Sequence[str]`, *optional*):
-            Columns to read beside it, such as labels. The class folders of a folder of images are called `label`.
+            Columns to read beside it, such as labels, as they are. The class folders of a folder of images are called
+            `label`.
+        inputs (`Mapping[str, Input]`, *optional*):
+            What to read by name, instead of these three: `modality="image", column="photo", extra_columns=("cls",)` is
+            short for `{"image": Input("image", "photo"), "cls": Input(None, "cls", required=False)}`. Files are looked
+            for as those of the [`~hfssl.data.modality.leading_input`].
         config, split, revision (`str`, *optional*):
             As in `datasets.load_dataset`; `revision` for Hub ids only.
         sample_by (`str`, *optional*, defaults to `"line"`):
@@ -96,17 +102,22 @@ def open_source(
         >>> source.read(0).columns["text"][:2]
         ['The first record.', 'The second record.']
     """
-    if modality not in READABLE:
-        raise DataError(f"Data of modality {modality!r} cannot be read yet. Supported: {', '.join(READABLE)}.")
+    if inputs is None:
+        inputs = {modality: Input(modality, column)}
+        inputs |= {name: Input(None, name, required=False) for name in extra_columns}
+    elif column is not None or extra_columns:
+        raise ValueError("Columns are stated in `inputs`: pass no `column` and no `extra_columns` beside it.")
+    leading = inputs[leading_input(inputs)]
+    kind = find_modality(leading.modality)
     if sample_by not in TXT_SOURCES:
         known = ", ".join(TXT_SOURCES)
         raise DataError(f"`sample_by` says what a sample of a txt file is: {known}. Got {sample_by!r}.")
-    options = {"column": column, "beside": extra_columns, "piece_bytes": piece_bytes}
+    options = {"inputs": dict(inputs), "piece_bytes": piece_bytes}
     if dataset is None:
-        _check_embedded(modality, column, config, split)
-        source = _embedded_digits(split, extra_columns) if modality == "image" else _embedded_corpus(piece_bytes)
+        _check_embedded(kind, leading.column, config, split)
+        source = _embedded(kind, split, **options)
     else:
-        source = _open(find_data(os.fspath(dataset), config, revision, modality), split, sample_by, streaming, options)
+        source = _open(find_data(os.fspath(dataset), config, revision, kind), split, sample_by, streaming, options)
     if source.num_rows == 0:
         raise DataError(
             f"{str(dataset)!r} is empty: its split {split!r} ({source.description.split(',')[0]}) has no rows."
@@ -122,9 +133,10 @@ def available_splits(
     revision: str | None = None,
 ) -> list[str]:
     """The splits that [`open_source`] can open."""
+    kind = find_modality(modality)
     if dataset is None:
-        return list(_EMBEDDED_SPLITS[modality])
-    return list(find_data(os.fspath(dataset), config, revision, modality).splits)
+        return list(kind.embedded.splits) if kind.embedded else []
+    return list(find_data(os.fspath(dataset), config, revision, kind).splits)
 
 
 def _open(found: Found, split: str, sample_by: str, streaming: bool, options: dict) -> Source:
@@ -134,7 +146,6 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
             f"{found.name!r} has no split {split!r}. Its splits are: {listing}. Choose one with `--split`."
         )
     paths = found.splits[split]
-    options = {"modality": found.modality, **options}
     if found.module == "saved":
         folder = paths[0]
         table = third_party(lambda: datasets.load_from_disk(folder), f"{found.name!r} cannot be loaded")
@@ -153,21 +164,22 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
         )
     fingerprint = files_digest(paths, names, sizes, ids)
     # a copy of a folder of images would hold their paths
-    in_place = streaming or found.module == "imagefolder"
-    why = why_convert(found, paths, sizes) if in_place else "streaming is off"
-    why = why or _why_join(found, paths, options["beside"])
+    in_folder = found.module == found.kind.folder_module
+    why = why_convert(found, paths, sizes) if streaming or in_folder else "streaming is off"
+    if not why and len(options["inputs"]) > 1 and in_folder and any(map(is_metadata, paths)):
+        why = "metadata hold columns beside the samples"
     if why:
         return convert_once(found, split, sample_by, fingerprint, why, **options)
-    if found.modality == "image" and found.module in ("imagefolder", "webdataset"):
-        return _open_images(found, paths, names, sizes, fingerprint, options)
-
     if found.module == "parquet":
         source = ParquetSource(
             paths, names, dataset=repr(found.name), features=found.features, fingerprint=fingerprint, **options
         )
         if source.largest_group_bytes > MAX_ROW_GROUP_BYTES and not is_remote(paths[0]):
             why = f"it has row groups of {source.largest_group_bytes >> 20} MiB, too large to decode whole"
-            found = replace(found, load={"path": "parquet", "data_files": {split: paths}, "columns": source.columns})
+            columns = [wanted.column for wanted in source.inputs.values()]
+            found = replace(
+                found, load={"path": "parquet", "data_files": {split: as_patterns(paths)}, "columns": columns}
+            )
             return convert_once(found, split, sample_by, fingerprint, why, **options)
         return source
     if found.module == "arrow":
@@ -176,89 +188,40 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
             f"The arrow files of {found.name!r} cannot be opened",
         )
         return TableSource(table, name=found.name, fingerprint=fingerprint, **options)
-    text = TextFiles(paths, names, sizes)
-    check_encoding(text)
-    column = options["column"]
-    common = {"fingerprint": fingerprint, "piece_bytes": options["piece_bytes"]}
-    if found.module == "json":
-        features = found.features or json_features(text)
-        if not features:
-            raise DataError(
-                f"{names[0]!r} of {found.name!r} does not begin with JSON objects, one a line. Mend it, or rename it "
-                "to `.txt` to read it as plain text."
-            )
-        return JsonLinesSource(
-            text, column=find_column(features, "text", column, repr(found.name)), features=features, **common
+    return found.kind.readers[found.module](
+        SplitFiles(
+            found.name, paths, names, sizes, fingerprint, features=found.features, splits=found.splits,
+            sample_by=sample_by, **options,
         )
-    find_column({"text": datasets.Value("string")}, "text", column, repr(found.name))
-    return TXT_SOURCES[sample_by](text, **common)
+    )  # fmt: skip
 
 
-def _why_join(found: Found, paths: list[str], beside: Sequence[str]) -> str | None:
-    """Why columns that are wanted beside the samples need `datasets.load_dataset`, None if they are at hand."""
-    if beside and found.module in ("json", "text"):
-        return "columns beside the text are read"
-    if beside and found.module == "imagefolder" and any(map(is_metadata, paths)):
-        return "metadata hold columns beside the images"
-    return None
-
-
-def _open_images(
-    found: Found, paths: list[str], names: list[str], sizes: list[int], fingerprint: str, options: dict
-) -> Source:
-    options = {"column": options["column"], "beside": options["beside"], "dataset": repr(found.name)}
-    if found.module == "webdataset":
-        if is_remote(paths[0]):
-            paths = download_once(paths, found.name, sizes)
-        return TarSource(paths, names, sizes, fingerprint=fingerprint, **options)
-    metadata = next(filter(is_metadata, paths), None)
-    files = image_files(paths, names, sizes)
-    if not files:
-        raise DataError(
-            f"{found.name!r} has no image in this split. It holds: {', '.join(names[:4])}. Supported are "
-            f"{SUPPORTED['image']}."
-        )
-    if metadata:
-        return ImageFolderSource(files, others=metadata_features(metadata), fingerprint=fingerprint, **options)
-    others = [image_files(of_split, of_split, [0] * len(of_split)) for of_split in found.splits.values()]
-    classes = class_names([[path for path, _, _ in of_split] for of_split in others])
-    return ImageFolderSource(files, classes=classes, fingerprint=fingerprint, **options)
-
-
-_EMBEDDED_SPLITS = {"text": ("train",), "image": ("train", "test")}
-
-
-def _check_embedded(modality: str, column: str | None, config: str | None, split: str) -> None:
-    name = "embedded corpus" if modality == "text" else "embedded set of images"
-    splits = _EMBEDDED_SPLITS[modality]
+def _check_embedded(kind: Modality, column: str | None, config: str | None, split: str) -> None:
+    if kind.embedded is None:
+        raise DataError(f"There are no embedded {kind.samples}. Name your own data with `--dataset`.")
     for given, value, known in (
-        ("column", column, (modality,)),
-        ("split", split, splits),
+        ("column", column, (kind.name,)),
+        ("split", split, kind.embedded.splits),
         ("configuration", config, ()),
     ):
         if value is not None and value not in known:
             only = "it has none" if not known else f"its only {given} is {known[0]!r}"
             has = f"its {given}s are {' and '.join(map(repr, known))}" if len(known) > 1 else only
-            raise DataError(f"The {name} has no {given} {value!r}: {has}. Name your own data with `--dataset`.")
+            raise DataError(
+                f"The {kind.embedded.name} has no {given} {value!r}: {has}. Name your own data with `--dataset`."
+            )
 
 
-def _embedded_corpus(piece_bytes: int) -> MemorySource:
-    version = ".".join(map(str, sys.version_info[:3]))
-    name = f"embedded corpus (documentation of Python {version})"
-    return MemorySource(embedded_text(), name=name, piece_bytes=piece_bytes)
-
-
-def _embedded_digits(split: str, beside: Sequence[str]) -> MemorySource:
-    images, labels = embedded_images(split)
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))}
-    name = f"embedded images (handwritten digits of scikit-learn, {split})"
-    columns = {"image": images, "label": labels}
-    beside = find_columns(features, "image", None, beside, name)[1:]
+def _embedded(kind: Modality, split: str, inputs: dict[str, Input], piece_bytes: int) -> MemorySource:
+    description, columns, features = kind.embedded.load(split)
+    inputs = find_inputs(features, inputs, description)
+    column = inputs[leading_input(inputs)].column
     return MemorySource(
-        images,
-        name=name,
-        column="image",
-        modality="image",
-        beside={column: columns[column] for column in beside},
+        columns[column],
+        name=description,
+        column=column,
+        inputs=inputs,
+        beside={name: values for name, values in columns.items() if name != column},
         features=features,
+        piece_bytes=piece_bytes,
     )

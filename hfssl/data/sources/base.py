@@ -8,27 +8,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 
-from ...errors import UserError
+from ...errors import DataError, first_line
+from ..modality import Input, leading_input
+from ..modality import modality as find_modality
 
 
 # Part of every fingerprint: raise it when the same data are cut into other pieces than before.
 LAYOUT_VERSION = 1
 # Text in one piece, unless that makes more pieces than `MAX_PIECES`.
 PIECE_BYTES = 1 << 16
-# Images in one piece. Neighbours often show the same thing (files are sorted by class), so runs of them are short.
-PIECE_IMAGES = 8
 MAX_PIECES = 1_000_000
-
-
-class DataError(UserError):
-    """The data cannot be had: one sentence that says what was given, what is needed and how to get there."""
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def third_party(call: Callable, problem: str):
@@ -53,14 +44,17 @@ class PieceRows:
             Where each sample is in its file: the row number, or the byte at which the record starts. Unique within
             the file and the same in every pass.
         columns (`dict[str, list]`):
-            Column to one value per sample.
+            By the name of the input, one value per sample; `None` where an input that is not required is missing.
         bad (`list[tuple[int, str]]`):
             Row and reason of each damaged sample that was left out.
+        num_empty (`int`):
+            Samples that were skipped because they have no content, such as blank texts.
     """
 
     rows: np.ndarray
     columns: dict[str, list]
     bad: list[tuple[int, str]]
+    num_empty: int = 0
 
 
 class Source:
@@ -69,17 +63,16 @@ class Source:
     Attributes:
         description (`str`):
             One line for the log.
-        modality (`str`):
-            What the samples are: `"text"` (`str`) or `"image"` (encoded, `bytes`).
-        columns (`list[str]`):
-            The columns that [`~Source.read`] returns: the samples first, then what is read beside them.
+        inputs (`dict[str, Input]`):
+            What [`~Source.read`] returns, by name, each with the column of the data set that holds it.
         features (`dict`):
-            Column to `datasets` feature, for all columns that are known.
+            Column to `datasets` feature, for all columns of the data set that are known.
         num_rows (`int`), num_rows_exact (`bool`):
-            Rows, damaged ones included; estimated from some pieces where counting would mean reading everything.
+            Rows, damaged and empty ones included; estimated from some pieces where counting would mean reading
+            everything.
         fingerprint (`str`):
-            Changes with the data (names within the folder, sizes, sampled content, revision) and the column, not with
-            the place of the folder.
+            Changes with the data (names within the folder, sizes, sampled content, revision) and the columns of all
+            inputs that have a modality, not with the place of the folder.
         pieces (`np.ndarray` of shape `(num_pieces, 4)`):
             `file, start, stop, group` of each piece; start and stop are rows or bytes. Pieces of one group are cheap
             to read one after the other, since they come out of one row group or one request.
@@ -96,20 +89,23 @@ class Source:
         self,
         *,
         files: list[str],
-        columns: list[str],
+        inputs: dict[str, Input],
         features: dict,
         pieces: np.ndarray,
         piece_bytes: np.ndarray,
         fingerprint: str,
-        modality: str = "text",
     ):
-        self.modality = modality
         self.files = files
-        self.columns = columns
+        self.inputs = inputs
         self.features = features
         self.pieces = pieces
         self.piece_bytes = piece_bytes
         self.fingerprint = fingerprint
+        of_modality = {name: wanted for name, wanted in inputs.items() if wanted.modality is not None}
+        if len(of_modality) > 1:  # of one, `fingerprint` has the column already
+            self.fingerprint = new_digest(fingerprint, "inputs", sorted(of_modality.items())).hexdigest()
+        required = [name for name, wanted in of_modality.items() if wanted.required]
+        self.sample_inputs = required or list(of_modality)
         self.description = ""
         self.num_rows = 0
         self.num_rows_exact = True
@@ -120,16 +116,65 @@ class Source:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.description})"
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of the inputs: the keys of what [`~Source.read`] returns."""
+        return list(self.inputs)
+
+    @property
+    def leading(self) -> str:
+        """The name of the input whose modality is the source's, see [`~hfssl.data.modality.leading_input`]."""
+        return leading_input(self.inputs)
+
+    @property
+    def modality(self) -> str:
+        """The modality of the leading input: what pieces, blocks and counts go by."""
+        return self.inputs[self.leading].modality
+
     def read(self, index: int) -> PieceRows:
-        """Read one piece. Damaged samples are left out and listed in `bad`."""
+        """Read one piece. Damaged samples are left out and listed in `bad`, empty ones are counted."""
         raise NotImplementedError
 
-    def read_beside(self, column: str) -> list:
-        """The values of one of the columns beside the samples, of all rows in the order of the pieces.
+    def read_input(self, name: str) -> list:
+        """The values of one input, of all rows in the order of the pieces, as the data set has them.
 
-        The samples are not read where the format allows it. Rows count, whether their sample is damaged or not.
+        The other inputs are not read where the format allows it. Rows count, whether their sample is damaged or not.
+        Formats that hold nothing beside the samples have no such values.
         """
         raise NotImplementedError
+
+    def samples(self, read: PieceRows) -> list:
+        """What a piece holds as a list of samples: values of the input, or one `dict` of values by name each where
+        several inputs have a modality."""
+        names = [name for name, wanted in self.inputs.items() if wanted.modality is not None]
+        if len(names) == 1:
+            return read.columns[names[0]]
+        return [
+            dict(zip(names, values, strict=True))
+            for values in zip(*(read.columns[name] for name in names), strict=True)
+        ]
+
+    def content(self, columns: dict[str, list], index: int) -> str | bytes:
+        """What is equal for samples of equal content, wherever they lie: by it samples are held out.
+
+        Args:
+            columns (`dict[str, list]`):
+                Values by the name of the input, as [`~Source.read`] returns them.
+            index (`int`):
+                Which of them.
+
+        Returns:
+            `str | bytes`: the [`identity`] of the one input of a modality that is required; of several the digest of
+            theirs. Where none is required, all inputs of a modality count.
+        """
+        if len(self.sample_inputs) == 1:
+            return identity(columns[self.sample_inputs[0]][index])
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self.sample_inputs:
+            value = columns[name][index]
+            known = b"" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).digest()
+            digest.update(repr((name, known)).encode())
+        return digest.digest()
 
     def where(self, file: int, row: int) -> str:
         """Name a sample for messages, such as `"novels.jsonl, byte 4711"`."""
@@ -140,18 +185,22 @@ class MemorySource(Source):
     """Samples that are in memory already. They travel with the pickle.
 
     Args:
-        samples (`list[str]` or `list[bytes]`):
-            Texts or encoded images.
+        samples (`list`):
+            Samples of the modality, such as texts or encoded images.
         name (`str`):
             What the user calls them.
         column (`str`, *optional*, defaults to `"text"`):
             What their column is called.
+        modality (`str`, *optional*, defaults to `"text"`):
+            What they are, and the name of the input.
+        inputs (`dict[str, Input]`, *optional*):
+            Instead of `modality`: several inputs, each with its column, of which `column` is the leading one's.
         beside (`dict[str, list]`, *optional*):
-            Columns beside.
+            The other columns.
         features (`dict`, *optional*):
-            `datasets` features of all columns, if they are not just texts.
+            `datasets` features of all columns, if there is not just one.
         piece_bytes (`int`, *optional*):
-            About how large a piece of texts is.
+            About how large a piece of small samples is.
     """
 
     def __init__(
@@ -161,24 +210,26 @@ class MemorySource(Source):
         name: str,
         column: str = "text",
         modality: str = "text",
+        inputs: dict[str, Input] | None = None,
         beside: dict[str, list] | None = None,
         features: dict | None = None,
         piece_bytes: int = PIECE_BYTES,
     ):
-        encoded = [text.encode("utf-8", "replace") for text in samples] if modality == "text" else samples
+        inputs = inputs or {modality: Input(modality, column)}
+        kind = find_modality(inputs[leading_input(inputs)].modality)
+        encoded = list(map(content_bytes, samples))
         size = float(sum(map(len, encoded)))
         digest = new_digest("memory", column, piece_bytes, len(samples))
         for sample in encoded:
             digest.update(sample + b"\0")
-        pieces, weights = even_pieces(len(samples), size, piece_target(modality, size, len(samples), piece_bytes))
+        pieces, weights = even_pieces(len(samples), size, piece_target(kind.name, size, len(samples), piece_bytes))
         super().__init__(
             files=[name],
-            columns=[column, *(beside or {})],
-            features=features or {column: datasets.Value("string")},
+            inputs=inputs,
+            features=features or {column: kind.feature()},
             pieces=pieces,
             piece_bytes=weights,
             fingerprint=digest.hexdigest(),
-            modality=modality,
         )
         self._columns = {column: samples, **(beside or {})}
         self.num_rows = len(samples)
@@ -186,11 +237,11 @@ class MemorySource(Source):
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index]
-        columns = {name: values[start:stop] for name, values in self._columns.items()}
-        return good_rows(np.arange(start, stop), columns, self.modality)
+        columns = {name: self._columns[wanted.column][start:stop] for name, wanted in self.inputs.items()}
+        return good_rows(np.arange(start, stop), columns, self.inputs)
 
-    def read_beside(self, column: str) -> list:
-        return self._columns[column]
+    def read_input(self, name: str) -> list:
+        return self._columns[self.inputs[name].column]
 
 
 class Cache:
@@ -228,17 +279,16 @@ class Cache:
         self._mine().files.pop(key, None)
 
 
-def without_blank(rows: np.ndarray, values: list) -> tuple[np.ndarray, list]:
-    """Leave out blank values where they are no samples, as the blank lines of a text file."""
-    kept = [i for i, value in enumerate(values) if type(value) is not str or (value and not value.isspace())]
-    if len(kept) < len(values):
-        rows, values = rows[kept], [values[i] for i in kept]
-    return rows, values
+def identity(sample) -> str | bytes:
+    """What is equal for samples of equal content, and cheap to keep: a text itself, the digest of all else."""
+    return sample if isinstance(sample, str) else hashlib.blake2b(content_bytes(sample), digest_size=16).digest()
 
 
-def identity(sample: str | bytes) -> str | bytes:
-    """What is equal for samples of equal content, and cheap to keep: a text itself, the digest of an image."""
-    return sample if isinstance(sample, str) else hashlib.blake2b(sample, digest_size=16).digest()
+def content_bytes(sample) -> bytes:
+    """A sample as bytes: what digests and sizes are made of."""
+    if isinstance(sample, bytes):
+        return sample
+    return (sample if isinstance(sample, str) else repr(sample)).encode("utf-8", "replace")
 
 
 @dataclass
@@ -248,32 +298,70 @@ class Damage:
     reason: str
 
 
-_TYPES = {"text": (str, "text"), "image": (bytes, "an encoded image")}
+def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Input]) -> PieceRows:
+    """Leave out rows without a required input, and put `None` where another one is missing.
 
-
-def good_rows(rows: np.ndarray, columns: dict[str, list], modality: str = "text") -> PieceRows:
-    """Leave out what is no sample: null, of another type, empty or white space only. The first column holds them."""
-    column, values = next(iter(columns.items()))
-    wanted, words = _TYPES[modality]
-    damaged = [i for i, value in enumerate(values) if type(value) is not wanted or not value or value.isspace()]
-    if not damaged:
+    Args:
+        rows (`np.ndarray` of shape `(num_rows,)`):
+            See [`PieceRows`].
+        columns (`dict[str, list]`):
+            By the name of the input, one value per row. [`Damage`] stands for what is broken.
+        inputs (`dict[str, Input]`):
+            The inputs of the source. A value of a modality is missing where it is null, damaged, of another type or
+            empty; any other value where it is null or damaged.
+    """
+    bad: dict[int, str] = {}
+    empty: set[int] = set()
+    num_without: dict[int, int] = {}  # row -> inputs of a modality that it lacks
+    columns = dict(columns)
+    for name, wanted in inputs.items():
+        values, missing, blank = columns[name], *_missing(columns[name], wanted)
+        if not missing and not blank:
+            continue
+        if wanted.required:
+            for i, reason in missing.items():
+                bad.setdefault(i, reason)
+            empty |= blank
+            continue
+        columns[name] = values = list(values)
+        for i in (*missing, *blank):
+            values[i] = None
+            if wanted.modality is not None:
+                num_without[i] = num_without.get(i, 0) + 1
+    num_of_modality = sum(wanted.modality is not None for wanted in inputs.values())
+    empty |= {i for i, number in num_without.items() if number == num_of_modality}  # nothing is left of the row
+    empty -= set(bad)
+    if not bad and not empty:
         return PieceRows(rows, columns, [])
-    bad = []
-    for i in damaged:
+    keep = np.ones(len(rows), dtype=bool)
+    keep[[*bad, *empty]] = False
+    kept = np.flatnonzero(keep).tolist()
+    columns = {name: [values[i] for i in kept] for name, values in columns.items()}
+    return PieceRows(rows[keep], columns, [(int(rows[i]), bad[i]) for i in sorted(bad)], len(empty))
+
+
+def _missing(values: list, wanted: Input) -> tuple[dict[int, str], set[int]]:
+    """Which values of an input are missing and why, and which are only empty."""
+    column = wanted.column
+    if wanted.modality is None:
+        nothing = [i for i, value in enumerate(values) if value is None or isinstance(value, Damage)]
+        return {i: f"{column!r} is null" if values[i] is None else values[i].reason for i in nothing}, set()
+    kind = find_modality(wanted.modality)
+    types, is_empty = kind.sample_types, kind.is_empty
+    missing, blank = {}, set()
+    for i in [i for i, value in enumerate(values) if type(value) not in types or is_empty(value)]:
         value = values[i]
         if isinstance(value, Damage):
-            reason = value.reason
+            missing[i] = value.reason
         elif value is None:
-            reason = f"{column!r} is null"
-        elif isinstance(value, wanted):
-            reason = f"{column!r} is empty"
+            missing[i] = f"{column!r} is null"
+        elif type(value) not in types:
+            missing[i] = f"{column!r} is {type(value).__name__}, not {kind.sample_words}"
+        elif kind.empty_is_damage:
+            missing[i] = f"{column!r} is empty"
         else:
-            reason = f"{column!r} is {type(value).__name__}, not {words}"
-        bad.append((int(rows[i]), reason))
-    keep = np.ones(len(values), dtype=bool)
-    keep[damaged] = False
-    kept = np.flatnonzero(keep).tolist()
-    return PieceRows(rows[keep], {name: [values[i] for i in kept] for name, values in columns.items()}, bad)
+            blank.add(i)
+    return missing, blank
 
 
 def decode_utf8(value: bytes):
@@ -303,9 +391,10 @@ def row_pieces(
     return np.concatenate(pieces), np.concatenate(weights).astype(np.int64)
 
 
-def piece_target(modality: str, size: float, count: int, piece_bytes: int) -> int:
-    """How large a piece of `count` samples of `size` bytes in all is to be: of images, a few of them."""
-    return piece_bytes if modality == "text" else max(round(PIECE_IMAGES * size / max(count, 1)), 1)
+def piece_target(name: str, size: float, count: int, piece_bytes: int) -> int:
+    """How many bytes a piece is to have, where `count` samples of the modality `name` have `size` bytes in all."""
+    samples = find_modality(name).samples_per_piece
+    return piece_bytes if samples is None else max(round(samples * size / max(count, 1)), 1)
 
 
 def even_pieces(count: int, size: float, piece_bytes: int) -> tuple[np.ndarray, np.ndarray]:

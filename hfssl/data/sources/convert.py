@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -21,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 def why_convert(found: Found, paths: list[str], sizes: Sequence[int]) -> str | None:
     """Why the files have to go through `datasets.load_dataset`, None if they can be read as they are."""
-    direct = ("parquet", "arrow", *(("json", "text") if found.modality == "text" else ("imagefolder", "webdataset")))
-    if found.module not in direct:
+    if found.module not in ("parquet", "arrow", *found.kind.readers):
         return f"{found.module} files cannot be opened in the middle"
     packed = [path for path in paths if path.endswith((*COMPRESSIONS, ".tgz")) or "::" in path]
     if packed:
@@ -74,16 +74,37 @@ def convert_once(
             cache,
             why,
         )
+    load = _load_by_links(found, split) or found.load
     sampling = {"sample_by": sample_by} if found.module == "text" else {}
     with quiet_cards():
         table = third_party(
-            lambda: datasets.load_dataset(**found.load, **sampling, split=split),
+            lambda: datasets.load_dataset(**load, **sampling, split=split),
             f"{found.name!r} cannot be converted to a memory-mapped copy in {cache}",
         )
     return TableSource(
         table,
         name=found.name,
         fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
-        blank_is_damage=found.module != "text",
+        null_is_blank=found.module == "csv",
         **options,
     )
+
+
+def _load_by_links(found: Found, split: str) -> dict | None:
+    """Arguments that load compressed files through links with plain names, where theirs are no valid URL: `datasets`
+    makes one of the path of a compressed file, and a bracket in it is taken for an address. Else None."""
+    paths = found.splits[split]
+    if not any("[" in path and path.endswith(COMPRESSIONS) and not is_remote(path) for path in paths):
+        return None
+    # in a place that stays, since the copy is found again by the paths of its files
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "links", new_digest(paths).hexdigest()[:32])
+    folder.mkdir(parents=True, exist_ok=True)
+    links = []
+    for i, path in enumerate(paths):
+        link = folder / f"{i}{Path(path).suffix}"
+        if not link.is_symlink():
+            link.symlink_to(path)
+        links.append(str(link))
+    separator = found.load.get("sep", found.options.get("sep"))
+    options = {} if separator is None else {"sep": separator}
+    return {"path": found.module, "data_files": {split: links}, **options}

@@ -1,23 +1,62 @@
 """Files, local and remote alike: open, try again, measure, fingerprint, and say why they cannot be read."""
 
+import glob
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import datasets
 import fsspec
 import numpy as np
 from huggingface_hub.utils import httpx
 
-from .base import Damage, DataError, first_line, new_digest, third_party
+from ...errors import DataError, first_line
+from ..modality import Input
+from .base import PIECE_BYTES, Damage, new_digest, third_party
 
 
 logger = logging.getLogger(__name__)
 
 # A file with one sample that is longer is damaged: nothing may need unbounded memory.
 MAX_SAMPLE_BYTES = 256 << 20
+
+
+@dataclass
+class SplitFiles:
+    """The files of one split on their way to what reads them.
+
+    Attributes:
+        dataset (`str`):
+            The data set's name in messages.
+        paths, names (`list[str]`), sizes (`list[int]`):
+            The files, their names relative to the data set, their bytes.
+        fingerprint (`str`):
+            Of the files, see [`files_digest`].
+        inputs (`dict[str, Input]`):
+            What is to be read.
+        features (`dict`, *optional*):
+            Column to feature, where the data set says it.
+        splits (`dict[str, list[str]]`):
+            The paths of all splits.
+        sample_by (`str`):
+            What a sample of a txt file is.
+        piece_bytes (`int`):
+            About how large a piece of small samples is.
+    """
+
+    dataset: str
+    paths: list[str]
+    names: list[str]
+    sizes: list[int]
+    fingerprint: str
+    inputs: dict[str, Input]
+    features: dict | None
+    splits: dict[str, list[str]]
+    sample_by: str = "line"
+    piece_bytes: int = PIECE_BYTES
 
 
 def is_remote(path: str) -> bool:
@@ -96,6 +135,12 @@ def check_readable(paths: Iterable[str]) -> None:
     for path in paths:
         if not is_remote(path) and not os.access(path, os.R_OK):
             raise unreadable(path, PermissionError() if os.path.exists(path) else FileNotFoundError())
+
+
+def as_patterns(paths: Iterable[str]) -> list[str]:
+    """Paths of files or folders as patterns that match nothing else: `datasets` takes every path for a pattern, and a
+    folder may be called `corpus [2024]`."""
+    return [path if is_remote(path) else glob.escape(path) for path in paths]
 
 
 def relative_names(paths: Sequence[str], root: str) -> list[str]:

@@ -12,21 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .base import (
-    MAX_PIECES,
-    Cache,
-    Damage,
-    PieceRows,
-    Source,
-    describe,
-    first_line,
-    good_rows,
-    new_digest,
-    third_party,
-)
-from .columns import find_columns
+from ...errors import first_line
+from ..modality import Input, modality
+from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_rows, new_digest, third_party
+from .columns import find_inputs
 from .files import MAX_SAMPLE_BYTES, open_bytes, read_file, unreadable, with_retries
-from .find import IMAGE_EXTENSIONS, METADATA
+from .find import METADATA
 
 
 # Between the path of a zip file and that of a file in it.
@@ -35,9 +26,10 @@ _INSIDE = "::/"
 
 def image_files(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, str, int]]:
     """Path, name and bytes of the image files among these files, and of those in the zip files among them."""
+    extensions = modality("image").file_extensions
     files = []
     for path, name, size in zip(paths, names, sizes, strict=True):
-        if path.lower().endswith(IMAGE_EXTENSIONS):
+        if path.lower().endswith(extensions):
             files.append((path, name, size))
         elif path.endswith(".zip"):
             with third_party(
@@ -45,7 +37,7 @@ def image_files(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]
             ) as archive:
                 for member in sorted(archive.infolist(), key=lambda member: member.filename):
                     hidden = os.path.basename(member.filename).startswith((".", "__")) or "__MACOSX" in member.filename
-                    if member.filename.lower().endswith(IMAGE_EXTENSIONS) and not hidden:
+                    if member.filename.lower().endswith(extensions) and not hidden:
                         files.append(
                             (f"{path}{_INSIDE}{member.filename}", f"{name}/{member.filename}", member.file_size)
                         )
@@ -106,10 +98,9 @@ class ImageFolderSource(Source):
         image_files: list[tuple[str, str, int]],
         *,
         dataset: str,
+        inputs: dict[str, Input],
         classes: Sequence[str] = (),
         others: dict | None = None,
-        column: str | None = None,
-        beside: Sequence[str] = (),
         fingerprint: str = "",
     ):
         paths, names, sizes = map(list, zip(*image_files, strict=True))
@@ -121,12 +112,11 @@ class ImageFolderSource(Source):
         stops = np.append(starts[1:], len(paths))
         super().__init__(
             files=names,
-            columns=find_columns(features, "image", column, beside, dataset),
+            inputs=find_inputs(features, inputs, dataset),
             features=features,
             pieces=np.stack([starts, starts, stops, np.arange(len(starts))], axis=1),
             piece_bytes=np.add.reduceat(np.asarray(sizes, dtype=np.int64), starts),
             fingerprint=new_digest(fingerprint, "images").hexdigest(),
-            modality="image",
         )
         self._paths, self._archives = paths, Cache()
         self.num_rows = len(paths)
@@ -138,10 +128,14 @@ class ImageFolderSource(Source):
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
-        columns = {self.columns[0]: [self._read(path) for path in self._paths[start:stop]]}
-        if "label" in self.columns:
-            columns["label"] = [self._label(row) for row in range(start, stop)]
-        return good_rows(np.arange(start, stop), columns, "image")
+        columns = {}
+        for name, wanted in self.inputs.items():
+            read = self._label if wanted.column == "label" else self._image
+            columns[name] = [read(row) for row in range(start, stop)]
+        return good_rows(np.arange(start, stop), columns, self.inputs)
+
+    def _image(self, row: int) -> bytes | Damage:
+        return self._read(self._paths[row])
 
     def _read(self, path: str) -> bytes | Damage:
         archive, inside, member = path.partition(_INSIDE)
@@ -161,8 +155,9 @@ class ImageFolderSource(Source):
         except Exception as error:
             raise unreadable(archive, error) from error
 
-    def read_beside(self, column: str) -> list:
-        return [self._label(row) for row in range(len(self.files))]
+    def read_input(self, name: str) -> list:
+        read = self._label if self.inputs[name].column == "label" else self._image
+        return [read(row) for row in range(len(self.files))]
 
     def _label(self, row: int) -> int:
         return self.features["label"].str2int(class_of(self._paths[row]))

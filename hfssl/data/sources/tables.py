@@ -1,34 +1,31 @@
 """Sources of rows and columns, read with `pyarrow`: parquet files, and the memory-mapped tables of `datasets`."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...errors import DataError, first_line
+from ..modality import Input, leading_input
+from ..modality import modality as find_modality
 from .base import (
     PIECE_BYTES,
     Cache,
     Damage,
-    DataError,
     PieceRows,
     Source,
-    decode_utf8,
     describe,
     even_pieces,
-    first_line,
     good_rows,
     new_digest,
     piece_target,
     row_pieces,
-    without_blank,
 )
-from .columns import find_columns
-from .files import is_remote, open_bytes, read_file, unreadable, with_retries
+from .columns import find_inputs
+from .files import is_remote, open_bytes, unreadable, with_retries
 
 
 # Decoded row groups that a process keeps, to mix their pieces: always one, else as many as fit.
@@ -45,9 +42,7 @@ class ParquetSource(Source):
         files: list[str],
         *,
         dataset: str,
-        modality: str = "text",
-        column: str | None = None,
-        beside: Sequence[str] = (),
+        inputs: dict[str, Input],
         features: dict | None = None,
         fingerprint: str = "",
         piece_bytes: int = PIECE_BYTES,
@@ -56,7 +51,9 @@ class ParquetSource(Source):
             footers = list(pool.map(lambda path: _parquet_footer(path, dataset), paths))
         known = dict(datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()))
         known |= {name: feature for name, feature in (features or {}).items() if name in known}
-        columns = find_columns(known, modality, column, beside, dataset)
+        inputs = find_inputs(known, inputs, dataset)
+        leading = inputs[leading_input(inputs)]
+        columns = [wanted.column for wanted in inputs.values()]
 
         counts, sizes, file_of, first_of, index_of = [], [], [], [], []
         for file, footer in enumerate(footers):
@@ -77,16 +74,15 @@ class ParquetSource(Source):
                 first_of.append(first)
                 index_of.append(group)
                 first += row_group.num_rows
-        target = piece_target(modality, sum(sizes), sum(counts), piece_bytes)
+        target = piece_target(leading.modality, sum(sizes), sum(counts), piece_bytes)
         pieces, weights = row_pieces(counts, sizes, file_of, first_of, target)
         super().__init__(
             files=files,
-            columns=columns,
+            inputs=inputs,
             features=known,
             pieces=pieces,
             piece_bytes=weights,
-            fingerprint=new_digest(fingerprint, "parquet", columns[0], piece_bytes, counts).hexdigest(),
-            modality=modality,
+            fingerprint=new_digest(fingerprint, "parquet", leading.column, piece_bytes, counts).hexdigest(),
         )
         self._paths = paths
         self._cache = Cache()
@@ -96,7 +92,7 @@ class ParquetSource(Source):
         self._group_bytes = np.array(sizes)
         self.num_rows = int(sum(counts))
         self.description = (
-            f"{describe(len(files), 'parquet files')}, {describe(self.num_rows, 'rows')}, column {columns[0]!r}"
+            f"{describe(len(files), 'parquet files')}, {describe(self.num_rows, 'rows')}, column {leading.column!r}"
         )
 
     @property
@@ -114,9 +110,10 @@ class ParquetSource(Source):
         if isinstance(data, Damage):
             return PieceRows(rows[:0], {name: [] for name in self.columns}, [(int(row), data.reason) for row in rows])
         data = data.slice(start - int(self._group_first[group]), stop - start)
-        return good_rows(rows, _columns(data, self.modality), self.modality)
+        return good_rows(rows, _values(data, self.inputs), self.inputs)
 
-    def read_beside(self, column: str) -> list:
+    def read_input(self, name: str) -> list:
+        column = self.inputs[name].column
         values = []
         for file, path in enumerate(self._paths):
             try:
@@ -137,14 +134,16 @@ class ParquetSource(Source):
         return data
 
     def _read_group(self, file: int, group: int) -> pa.Table | Damage:
+        columns = [wanted.column for wanted in self.inputs.values()]
+
         def read():
             handle = self._cache.open(file, lambda: _open_parquet(self._paths[file]), most=16)
-            return handle.read_row_group(int(self._group_index[group]), columns=self.columns, use_threads=False)
+            return handle.read_row_group(int(self._group_index[group]), columns=columns, use_threads=False)
 
         try:
             table = with_retries(read, again=lambda: self._cache.forget(file))
             # files of one data set may have their columns in different orders
-            table = pa.table({name: _plain(table.column(name)) for name in self.columns})
+            table = pa.table({name: _plain(table.column(name)) for name in columns})
         except Exception as error:
             if not _is_damage(error):
                 raise unreadable(self.files[file], error) from error
@@ -197,54 +196,69 @@ def _is_damage(error: Exception) -> bool:
 
 
 class TableSource(Source):
-    """A memory-mapped `datasets.Dataset`."""
+    """A memory-mapped `datasets.Dataset`.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The table.
+        name (`str`):
+            What the user calls it.
+        inputs (`dict[str, Input]`):
+            What to read of it.
+        fingerprint (`str`, *optional*):
+            Of what the table was made of. Left out, the table's own.
+        piece_bytes (`int`, *optional*):
+            About how large a piece of small samples is.
+        null_is_blank (`bool`, *optional*):
+            Whether a null is a text without a character: in a csv nothing tells them apart.
+    """
 
     def __init__(
         self,
         dataset: datasets.Dataset,
         *,
         name: str,
-        modality: str = "text",
-        column: str | None = None,
-        beside: Sequence[str] = (),
+        inputs: dict[str, Input],
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
-        blank_is_damage: bool = True,
+        null_is_blank: bool = False,
     ):
         features = dict(dataset.features)
-        columns = find_columns(features, modality, column, beside, repr(name))
-        column = columns[0]
-        self._table = dataset.select_columns(columns).with_format("arrow")
+        inputs = find_inputs(features, inputs, repr(name))
+        leading = inputs[leading_input(inputs)]
+        column = leading.column
+        self._table = dataset.select_columns([wanted.column for wanted in inputs.values()]).with_format("arrow")
         # Of a selection (an indices mapping) only its share of the table counts.
         size = self._table.data.column(column).nbytes * len(dataset) / max(len(dataset.data), 1)
-        target = piece_target(modality, size, len(dataset), piece_bytes)
+        target = piece_target(leading.modality, size, len(dataset), piece_bytes)
         pieces, weights = even_pieces(len(dataset), size, target)
         super().__init__(
             files=[name],
-            columns=columns,
+            inputs=inputs,
             features=features,
             pieces=pieces,
             piece_bytes=weights,
             fingerprint=new_digest(
                 fingerprint or dataset._fingerprint, "table", column, piece_bytes, len(dataset)
             ).hexdigest(),
-            modality=modality,
         )
-        self._blank_is_damage = blank_is_damage
+        self._null_is_blank = null_is_blank
         self.num_rows = len(dataset)
         self.description = f"{name}, {describe(len(dataset), 'rows')}, column {column!r}"
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
         table = self._table[start:stop]
-        columns = _columns({name: _plain(table.column(name)) for name in self.columns}, self.modality)
-        rows = np.arange(start, stop)
-        if not self._blank_is_damage:
-            rows, columns[self.columns[0]] = without_blank(rows, columns[self.columns[0]])
-        return good_rows(rows, columns, self.modality)
+        columns = {name: _plain(table.column(name)) for name in table.column_names}
+        if self._null_is_blank:
+            for column in [wanted.column for wanted in self.inputs.values() if wanted.modality is not None]:
+                of = columns[column].type
+                if pa.types.is_string(of) or pa.types.is_large_string(of):
+                    columns[column] = columns[column].fill_null("")
+        return good_rows(np.arange(start, stop), _values(columns, self.inputs), self.inputs)
 
-    def read_beside(self, column: str) -> list:
-        return self._table.select_columns([column])[:].column(0).to_pylist()
+    def read_input(self, name: str) -> list:
+        return self._table.select_columns([self.inputs[name].column])[:].column(0).to_pylist()
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -255,28 +269,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string() if pa.types.is_string(of) else of)
 
 
-def _columns(table: pa.Table | dict[str, pa.ChunkedArray], modality: str) -> dict[str, list]:
-    """The values of some rows. The first column holds the samples."""
-    names = table.column_names if isinstance(table, pa.Table) else list(table)
-    samples = _images(table[names[0]]) if modality == "image" else _texts(table[names[0]])
-    return {names[0]: samples, **{name: table[name].to_pylist() for name in names[1:]}}
-
-
-def _texts(column: pa.ChunkedArray) -> list:
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        return [None if value is None else decode_utf8(value) for value in column.cast(binary).to_pylist()]
-
-
-def _images(column: pa.ChunkedArray) -> list:
-    """Encoded images: the column's own bytes, or those of the files that it names."""
-    if not pa.types.is_struct(column.type):
-        return column.to_pylist()
-    names = {field.name for field in column.type}
-    values = pc.struct_field(column, "bytes").to_pylist() if "bytes" in names else [None] * len(column)
-    if "path" not in names or None not in values:
-        return values
-    paths = pc.struct_field(column, "path").to_pylist()
-    return [read_file(path) if value is None and path else value for value, path in zip(values, paths, strict=True)]
+def _values(table: pa.Table | dict[str, pa.ChunkedArray], inputs: dict[str, Input]) -> dict[str, list]:
+    """The values of some rows, by the name of the input."""
+    values = {}
+    for name, wanted in inputs.items():
+        column = table[wanted.column]
+        values[name] = (
+            column.to_pylist() if wanted.modality is None else find_modality(wanted.modality).from_arrow(column)
+        )
+    return values

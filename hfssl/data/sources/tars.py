@@ -8,23 +8,24 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 
+from ...errors import DataError, first_line
 from ..cache import cached_columns
+from ..modality import Input, leading_input, modalities, modality
 from .base import (
+    PIECE_BYTES,
     Cache,
     Damage,
-    DataError,
     PieceRows,
     Source,
+    decode_utf8,
     describe,
-    first_line,
     good_rows,
     new_digest,
     piece_target,
     row_pieces,
 )
-from .columns import find_columns
+from .columns import find_inputs
 from .files import MAX_SAMPLE_BYTES, files_digest, open_bytes, unreadable
-from .find import IMAGE_EXTENSIONS
 
 
 # What is before the first dot of a name says the sample, what is behind it the field.
@@ -52,8 +53,7 @@ class TarSource(Source):
         sizes: Sequence[int],
         *,
         dataset: str,
-        column: str | None = None,
-        beside: Sequence[str] = (),
+        inputs: dict[str, Input],
         fingerprint: str = "",
     ):
         self._paths, self._cache = paths, Cache()
@@ -65,70 +65,79 @@ class TarSource(Source):
                 "pass the folder."
             )
         where = {field: [_places_of(places, field, count) for count, places in tars] for field in fields}
-        images = [field for field in fields if _is_image(field)]
-        there = sum(np.concatenate(where[field])[:, 1] >= 0 for field in images)
-        if len(images) > 1 and there.max() == 1:  # in one of several formats
-            where["image"] = [np.max(places, axis=0) for places in zip(*map(where.pop, images), strict=True)]
-        features = {field: _feature(field) for field in where}
+        of_files = {field: kind for field in fields if (kind := _modality_of_files(field))}
+        for kind in sorted(set(of_files.values())):
+            of_kind = [field for field in fields if of_files.get(field) == kind]
+            there = sum(np.concatenate(where[field])[:, 1] >= 0 for field in of_kind)
+            if len(of_kind) > 1 and there.max() == 1:  # in one of several formats
+                where[kind] = [np.max(places, axis=0) for places in zip(*map(where.pop, of_kind), strict=True)]
+                of_files[kind] = kind
+        features = {field: _feature(field, of_files.get(field)) for field in where}
         self._json = next((field for field in fields if field in _JSON), None)
         if self._json:
             features = self._json_features(where[self._json]) | features
-        columns = find_columns(features, "image", column, beside, dataset)
-        self._where = {name: where.get(name) or where[self._json] for name in columns}
+        inputs = find_inputs(features, inputs, dataset)
+        columns = [wanted.column for wanted in inputs.values()]
+        self._where = {column: where.get(column) or where[self._json] for column in columns}
+        self._of_files = {column: of_files[column] for column in columns if column in of_files}
 
+        leading = inputs[leading_input(inputs)]
         counts = [count for count, _ in tars]
-        image_bytes = [float(places[:, 1].clip(0).sum()) for places in self._where[columns[0]]]
-        target = piece_target("image", sum(image_bytes), sum(counts), 0)
-        pieces, weights = row_pieces(counts, image_bytes, range(len(paths)), [0] * len(paths), target)
+        num_bytes = [float(places[:, 1].clip(0).sum()) for places in self._where[leading.column]]
+        target = piece_target(leading.modality, sum(num_bytes), sum(counts), PIECE_BYTES)
+        pieces, weights = row_pieces(counts, num_bytes, range(len(paths)), [0] * len(paths), target)
         pieces[:, 3] = np.arange(len(pieces))  # all are equally near
         super().__init__(
             files=files,
-            columns=columns,
+            inputs=inputs,
             features=features,
             pieces=pieces,
             piece_bytes=weights,
-            fingerprint=new_digest(fingerprint, "tar", columns[0], counts).hexdigest(),
-            modality="image",
+            fingerprint=new_digest(fingerprint, "tar", leading.column, counts).hexdigest(),
         )
         self.num_rows = sum(counts)
         self.description = (
-            f"{describe(len(paths), 'webdataset tars')}, {describe(self.num_rows, 'samples')}, column {columns[0]!r}"
+            f"{describe(len(paths), 'webdataset tars')}, {describe(self.num_rows, 'samples')}, "
+            f"column {leading.column!r}"
         )
 
     def read(self, index: int) -> PieceRows:
         file, start, stop, _ = self.pieces[index].tolist()
-        images = [self._member(file, places) for places in self._where[self.columns[0]][file][start:stop].tolist()]
-        columns = {self.columns[0]: images}
-        for name in self.columns[1:]:
-            columns[name] = self._values(name, file, self._where[name][file][start:stop])
-        return good_rows(np.arange(start, stop), columns, "image")
+        columns = {
+            name: self._values(wanted.column, file, self._where[wanted.column][file][start:stop])
+            for name, wanted in self.inputs.items()
+        }
+        return good_rows(np.arange(start, stop), columns, self.inputs)
 
-    def read_beside(self, column: str) -> list:
-        values = []
+    def read_input(self, name: str) -> list:
+        column, values = self.inputs[name].column, []
         for file, places in enumerate(self._where[column]):
             values += self._values(column, file, places)
-        return values
+        return [None if isinstance(value, Damage) else value for value in values]
 
     def _values(self, column: str, file: int, places: np.ndarray) -> list:
-        read = [self._member(file, place) for place in places.tolist()]
-        return [self._decode(column, data) if isinstance(data, bytes) else None for data in read]
+        read = [self._member(file, place, self._of_files.get(column, column)) for place in places.tolist()]
+        if column in self._of_files:
+            return read
+        return [self._decode(column, data) if isinstance(data, bytes) else data for data in read]
 
     def _decode(self, column: str, data: bytes):
         try:
             if column in _NUMBERS:
                 return int(data)
             if column in _TEXTS:
-                return data.decode().strip()
+                text = decode_utf8(data)
+                return text.strip() if isinstance(text, str) else text
             if isinstance(self.features[column], datasets.Value) and self.features[column].dtype != "binary":
                 return json.loads(data).get(column)
         except (ValueError, AttributeError, RecursionError):
             return None
         return data
 
-    def _member(self, file: int, place: tuple[int, int]) -> bytes | Damage:
+    def _member(self, file: int, place: tuple[int, int], what: str) -> bytes | Damage:
         offset, size = place
         if size < 0:
-            return Damage("the sample has no image")
+            return Damage(f"the sample has no {what}")
         if size > MAX_SAMPLE_BYTES:
             return Damage(f"longer than {MAX_SAMPLE_BYTES >> 20} MiB")
         try:
@@ -144,7 +153,7 @@ class TarSource(Source):
         for file, of_file in enumerate(places):
             for place in of_file[of_file[:, 1] >= 0][:1].tolist():
                 try:
-                    record = json.loads(self._member(file, place))
+                    record = json.loads(self._member(file, place, self._json))
                 except (ValueError, TypeError, RecursionError):
                     return {}
                 values = record.items() if isinstance(record, dict) else ()
@@ -152,13 +161,15 @@ class TarSource(Source):
         return {}
 
 
-def _is_image(field: str) -> bool:
-    return f".{field.rpartition('.')[2]}" in IMAGE_EXTENSIONS
+def _modality_of_files(field: str) -> str | None:
+    """The modality of which a file with this ending is a sample."""
+    ending = f".{field.rpartition('.')[2]}"
+    return next((name for name in modalities() if ending in modality(name).file_extensions), None)
 
 
-def _feature(field: str):
-    if field == "image" or _is_image(field):
-        return datasets.Image()
+def _feature(field: str, of_files: str | None):
+    if of_files is not None:
+        return modality(of_files).feature()
     if field in _NUMBERS:
         return datasets.Value("int64")
     return datasets.Value("string" if field in _TEXTS else "binary")

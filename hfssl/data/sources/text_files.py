@@ -3,26 +3,25 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
+from ...errors import DataError, first_line
+from ..modality import Input, leading_input
 from .base import (
     MAX_PIECES,
     PIECE_BYTES,
     Cache,
     Damage,
-    DataError,
     PieceRows,
     Source,
     decode_utf8,
     describe,
-    first_line,
     good_rows,
     new_digest,
-    without_blank,
 )
 from .files import is_remote, open_bytes, unreadable, with_retries
 
@@ -175,18 +174,19 @@ class BytesSource(Source):
         self,
         text: TextFiles,
         *,
-        column: str = "text",
-        features: dict | None = None,
+        inputs: dict[str, Input],
+        features: dict,
         fingerprint: str = "",
         piece_bytes: int = PIECE_BYTES,
     ):
         self._text = text
         self._total = int(text.sizes.sum())
         pieces, weights = self._cut(max(piece_bytes, -(-self._total // MAX_PIECES)))
+        column = inputs[leading_input(inputs)].column
         super().__init__(
             files=text.names,
-            columns=[column],
-            features=features or {column: datasets.Value("string")},
+            inputs=inputs,
+            features=features,
             pieces=pieces,
             piece_bytes=weights,
             fingerprint=new_digest(fingerprint, self.kind, column, piece_bytes).hexdigest(),
@@ -218,7 +218,7 @@ class BytesSource(Source):
         rows = 0
         for index in picked.tolist():
             piece = self.read(index)
-            rows += len(piece.rows) + len(piece.bad)
+            rows += len(piece.rows) + len(piece.bad) + piece.num_empty
         self._text.cache.data.clear()
         self.num_rows_exact = len(picked) == len(self.pieces)
         if not self.num_rows_exact:
@@ -244,40 +244,58 @@ class JsonLinesSource(BytesSource):
     kind = "jsonl"
 
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
+        wanted = [(wanted.column, []) for wanted in self.inputs.values()]
+        rows, bad = [], []
+        for row, record in self._objects(file, start, stop):
+            if isinstance(record, Damage):
+                bad.append((row, record.reason))
+                continue
+            rows.append(row)
+            for column, values in wanted:
+                value = record[column] if column in record else Damage(f"no {column!r}")
+                values.append(value if type(value) is not str or value.isascii() else _checked(value, column))
+        columns = dict(zip(self.inputs, (values for _, values in wanted), strict=True))
+        result = good_rows(np.array(rows, dtype=np.int64), columns, self.inputs)
+        result.bad = sorted([*result.bad, *bad])
+        return result
+
+    def _objects(self, file: int, start: int, stop: int) -> Iterator[tuple[int, dict | Damage]]:
+        """Position and object of each line that is not blank."""
         starts, lines, too_long = self._text.lines(file, start, stop)
-        column = self.columns[0]
         decode = json.JSONDecoder().raw_decode
-        rows, values = [], []
         for row, line in zip(starts.tolist(), lines, strict=True):
             if type(line) is not str:
-                rows.append(row)
-                values.append(line)
+                yield row, line
                 continue
             line = line.strip(" \t\r")
             if not line:
                 continue
-            rows.append(row)
             try:
                 record, end = decode(line)
-                if end < len(line):
-                    values.append(Damage(f"invalid JSON (extra data at character {end})"))
-                    continue
-                value = record[column]
-                if "\\u" in line and type(value) is str:
-                    value.encode("utf-8")
-                values.append(value)
-            except KeyError:
-                values.append(Damage(f"no {column!r}"))
-            except UnicodeEncodeError:
-                # Valid JSON, but no text: no tokenizer takes it.
-                values.append(Damage(f"{column!r} has an unpaired surrogate"))
-            except TypeError:
-                values.append(Damage(f"a JSON {type(record).__name__} instead of an object"))
             except (ValueError, RecursionError) as error:
-                values.append(Damage(f"invalid JSON ({first_line(error)})"))
-        result = good_rows(np.array(rows, dtype=np.int64), {column: values})
-        result.bad.extend(too_long)
-        return result
+                yield row, Damage(f"invalid JSON ({first_line(error)})")
+                continue
+            if end < len(line):
+                yield row, Damage(f"invalid JSON (extra data at character {end})")
+            elif type(record) is not dict:
+                yield row, Damage(f"a JSON {type(record).__name__} instead of an object")
+            else:
+                yield row, record
+        yield from ((row, Damage(reason)) for row, reason in too_long)
+
+    def read_input(self, name: str) -> list:
+        column = self.inputs[name].column
+        objects = (self._objects(*piece[:3]) for piece in self.pieces.tolist())
+        return [record.get(column) if isinstance(record, dict) else None for part in objects for _, record in part]
+
+
+def _checked(value: str, column: str) -> str | Damage:
+    """What is valid JSON may still be no text: no tokenizer takes an unpaired surrogate."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return Damage(f"{column!r} has an unpaired surrogate")
+    return value
 
 
 def json_features(text: TextFiles) -> dict:
@@ -317,8 +335,10 @@ class TextLinesSource(BytesSource):
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
         starts, lines, too_long = self._text.lines(file, start, stop)
         lines = [line.removesuffix("\r") if type(line) is str else line for line in lines]
-        starts, lines = without_blank(starts, lines)
-        result = good_rows(starts, {"text": lines})
+        kept = [i for i, line in enumerate(lines) if type(line) is not str or (line and not line.isspace())]
+        if len(kept) < len(lines):
+            starts, lines = starts[kept], [lines[i] for i in kept]
+        result = good_rows(starts, {self.leading: lines}, self.inputs)
         result.bad.extend(too_long)
         return result
 
@@ -362,7 +382,7 @@ class TextParagraphsSource(BytesSource):
                     continue
             rows.append(first + begin)
             values.append(value)
-        result = good_rows(np.array(rows, dtype=np.int64), {"text": values})
+        result = good_rows(np.array(rows, dtype=np.int64), {self.leading: values}, self.inputs)
         result.bad.extend(too_long)
         return result
 
@@ -400,7 +420,7 @@ class TextDocumentsSource(BytesSource):
                 continue
             value = decode_utf8(self._text.read(file, 0, int(self._text.sizes[file])).removeprefix(codecs.BOM_UTF8))
             values.append(value.replace("\r\n", "\n") if type(value) is str else value)
-        return good_rows(np.arange(start, stop), {"text": values})
+        return good_rows(np.arange(start, stop), {self.leading: values}, self.inputs)
 
 
 # What a sample of a txt file is.

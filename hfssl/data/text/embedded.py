@@ -132,3 +132,12 @@ def passages(text: str, characters: int = PASSAGE_CHARACTERS) -> Iterator[str]:
         passage = f"{passage}\n\n{paragraph}" if passage else paragraph
     if passage:
         yield passage
+
+
+def load_embedded(split: str) -> tuple[str, dict[str, list], dict]:
+    """The corpus as [`~hfssl.data.modality.EmbeddedData`] wants it."""
+    import datasets
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    name = f"embedded corpus (documentation of Python {version})"
+    return name, {"text": embedded_text()}, {"text": datasets.Value("string")}

@@ -119,7 +119,7 @@ class SentencePairRows(TextRows):
         self.has_warned = False
 
     def __call__(self, block: Block) -> Rows:
-        texts = next(iter(block.columns.values()))
+        texts = block.columns["text"]
         sentences = [split_sentences(text) for text in texts]
         tokens, lengths, words = self._tokenize([sentence for document in sentences for sentence in document])
         document = np.repeat(np.arange(len(texts)), [len(document) for document in sentences])

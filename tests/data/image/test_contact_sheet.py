@@ -6,13 +6,14 @@ from hfssl.data.image.contact_sheet import pick_images
 
 
 class Pieces:
-    columns = ("image",)
-
     def __init__(self, *pieces):
         self.pieces = pieces
 
     def read(self, piece):
         return SimpleNamespace(columns={"image": list(self.pieces[piece])})
+
+    def samples(self, read):
+        return read.columns["image"]
 
 
 def test_images_come_from_different_pieces():

@@ -1,0 +1,184 @@
+"""Modalities: what the data of each are, declared once in a folder of this package and found by the modality's name.
+
+`hfssl/data/<name>/__init__.py` holds `MODALITY`, a [`Modality`]: plain data, and functions that import what is heavy
+when they are called. Adding such a folder is all that makes a modality readable: nothing else names it. By convention
+`readers.py` beside it reads the formats that only this modality has, and `embedded.py` makes its embedded data set.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import DataError
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .sources.base import Source
+    from .sources.files import SplitFiles
+
+
+@dataclass(frozen=True)
+class Input:
+    """A named input that is read from a data set.
+
+    Args:
+        modality (`str`, *optional*):
+            What its values are, by the name of a modality. `None` is any value, such as a label: it is handed on as
+            the data set has it.
+        column (`str`, *optional*):
+            The column that holds it. Left out, the column is found: by its type and name for a modality (a column that
+            is called as the input is preferred), by the input's name for any value.
+        required (`bool`, *optional*, defaults to `True`):
+            A row without it is left out: as damaged, or as empty where the value is blank. Otherwise the row comes
+            with `None` in its place, also where the value is damaged.
+    """
+
+    modality: str | None
+    column: str | None = None
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """Data that are on every machine without a download: what is read where the user names none.
+
+    Attributes:
+        name (`str`):
+            What messages call it.
+        splits (`tuple[str, ...]`):
+            Its splits.
+        load (`Callable[[str], tuple[str, dict[str, list], dict]]`):
+            From the name of a split to one line for the log, columns, and their `datasets` features.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    load: Callable[[str], tuple[str, dict[str, list], dict]]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What the floor of data knows of a modality. What has a default is optional.
+
+    A sample is a plain Python value (`str`, `bytes`, a number, a list of numbers), so that what is equal, how many
+    bytes it has and its [`~hfssl.data.sources.identity`] follow from the value and need no declaration.
+
+    Attributes:
+        name (`str`):
+            Its name, that of its folder: `"image"`.
+        sample_types (`tuple[type, ...]`):
+            Types of a sample.
+        sample_words (`str`):
+            What a sample is, in messages: `"an encoded image"`.
+        samples (`str`):
+            Several samples, in messages: `"images"`.
+        unit (`str`):
+            What speed and progress are counted in: `"tokens"`.
+        is_feature (`Callable`):
+            Whether a `datasets` feature is of this modality.
+        feature (`Callable`):
+            Makes the `datasets` feature of a column of it.
+        column_names (`tuple[str, ...]`):
+            Usual names of its columns, in the order in which they are looked for where several have its type.
+        column_flag (`str`):
+            The flag with which the user chooses a column.
+        extensions (`Mapping[str, str]`):
+            Extension of a file, such as `".jpg"`, to the module of `datasets` that reads it, such as `"imagefolder"`.
+        supported (`str`):
+            These formats, in messages.
+        is_raw (`Callable`, *optional*):
+            Whether a feature is taken where no column has the right one, such as plain bytes for an image.
+        is_empty (`Callable`, *optional*):
+            Whether a sample has no content, such as a blank text.
+        empty_is_damage (`bool`, *optional*):
+            Whether such a sample is damaged, like a file without a byte. Otherwise it is skipped and counted apart.
+        from_arrow (`Callable[[pa.ChunkedArray], list]`, *optional*):
+            The samples in a column of a table; [`~hfssl.data.sources.base.Damage`] stands for what is broken.
+        readers (`Mapping[str, Callable]`, *optional*):
+            By the module's name, what reads files of a format in place. Parquet and Arrow are read for every modality;
+            all other formats are converted once.
+        folder_module (`str`, *optional*):
+            The module of `datasets` for folders in which each file is a sample.
+        samples_per_piece (`int`, *optional*):
+            Samples in a piece of a source where each is large. Left out, a piece holds some bytes (`piece_bytes`).
+        samples_per_block (`tuple[int, int]`, *optional*):
+            Fewest and most samples in a block of a stream, where their cost says it. Left out, a block holds some
+            bytes.
+        read_through_bytes (`int`, *optional*):
+            A set that is larger is not read through to choose held-out samples: they come from some of it, several
+            pieces out of each row group that is read. Left out, samples are small and come from all over the set.
+        shares_in_bytes (`bool`, *optional*):
+            Whether the shares of a mixture are shares of the samples' bytes. Otherwise each sample counts the same.
+        embedded ([`EmbeddedData`], *optional*):
+            What is read without a data set.
+    """
+
+    name: str
+    sample_types: tuple[type, ...]
+    sample_words: str
+    samples: str
+    unit: str
+    is_feature: Callable[[object], bool]
+    feature: Callable[[], object]
+    column_names: tuple[str, ...]
+    column_flag: str
+    extensions: Mapping[str, str]
+    supported: str
+    is_raw: Callable[[object], bool] = lambda feature: False
+    is_empty: Callable[[object], bool] = lambda sample: False
+    empty_is_damage: bool = False
+    from_arrow: "Callable[[pa.ChunkedArray], list]" = lambda column: column.to_pylist()
+    readers: "Mapping[str, Callable[[SplitFiles], Source]]" = field(default_factory=dict)
+    folder_module: str | None = None
+    samples_per_piece: int | None = None
+    samples_per_block: tuple[int, int] | None = None
+    read_through_bytes: int | None = None
+    shares_in_bytes: bool = False
+    embedded: EmbeddedData | None = None
+
+    @property
+    def file_extensions(self) -> tuple[str, ...]:
+        """Extensions of the files that each hold one sample."""
+        return tuple(ending for ending, module in self.extensions.items() if module == self.folder_module)
+
+
+def modality(name: str) -> Modality:
+    """The modality of this name.
+
+    Raises:
+        DataError: where there is none: names those that there are.
+    """
+    package = importlib.import_module(__package__)
+    if name in (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
+        found = getattr(importlib.import_module(f"{__package__}.{name}"), "MODALITY", None)
+        if found is not None:
+            return found
+    raise DataError(f"Data of modality {name!r} cannot be read yet. Supported: {', '.join(modalities())}.")
+
+
+def modalities() -> list[str]:
+    """The names of all modalities, sorted."""
+    package = importlib.import_module(__package__)
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+    return [name for name in names if hasattr(importlib.import_module(f"{__package__}.{name}"), "MODALITY")]
+
+
+def leading_input(inputs: Mapping[str, Input]) -> str:
+    """The name of the input after which files are looked for, pieces are cut and progress is counted.
+
+    It is the first that has a modality and is required; where none is required, the first that has a modality.
+
+    Raises:
+        DataError: where no input has a modality.
+    """
+    of_modality = {name: wanted for name, wanted in inputs.items() if wanted.modality is not None}
+    if not of_modality:
+        raise DataError(
+            f"None of the inputs ({', '.join(map(repr, inputs)) or 'there are none'}) has a modality. Give at least "
+            f"one of them one: {', '.join(modalities())}."
+        )
+    return next((name for name, wanted in of_modality.items() if wanted.required), next(iter(of_modality)))

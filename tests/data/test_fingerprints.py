@@ -1,0 +1,133 @@
+"""The fingerprints of data sets, pinned: a checkpoint goes on only where the fingerprint of its data is still the same.
+
+A change here ends every run that was begun before. Where that is meant, raise `LAYOUT_VERSION` as well.
+"""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hfssl.data import sources
+from hfssl.data.image.embedded import embedded_images
+from hfssl.data.labelled import open_labelled
+from hfssl.data.mixtures import open_mixture
+from hfssl.data.sources import MemorySource, open_source
+
+
+TEXTS = [f"Text number {i}, naïve." for i in range(40)]
+IMAGES, LABELS = (values[:12] for values in embedded_images("test"))  # the same bytes on every machine
+
+
+def write_texts(folder):
+    (folder / "a.txt").write_text("\n".join(TEXTS[:20]) + "\n\n" + "\n".join(TEXTS[20:]), encoding="utf-8")
+    (folder / "a.jsonl").write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS))
+    (folder / "a.csv").write_text("id,text\n" + "".join(f'1,"{text}"\n' for text in TEXTS), encoding="utf-8")
+    pq.write_table(pa.table({"text": TEXTS}), folder / "a.parquet", row_group_size=15, compression="none")
+    table = datasets.Dataset.from_dict({"text": TEXTS})
+    table.save_to_disk(folder / "saved")
+    with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.data.schema) as writer:
+        writer.write_table(table.data.table)
+
+
+def write_images(folder):
+    (folder / "classes" / "even").mkdir(parents=True)
+    (folder / "classes" / "odd").mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            (folder / "classes" / ("even", "odd")[label % 2] / f"{i}.png").write_bytes(image)
+            for name, data in ((f"{i}.png", image), (f"{i}.cls", str(label).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    columns = {"image": pa.array(IMAGES, pa.binary()), "label": LABELS}
+    pq.write_table(pa.table(columns), folder / "a.parquet", row_group_size=5)
+
+
+PINNED = {
+    ("text/a.txt",): "a69269fbdd829195",
+    ("text/a.txt", "paragraph"): "d4eee5093666eee7",
+    ("text/a.txt", "document"): "6670f2e6eda9735a",
+    ("text/a.txt", "False"): "a94ece272d9ed354",
+    ("text/a.jsonl",): "dd27495126519e78",
+    ("text/a.csv",): "76d2f895276cd0f5",
+    ("image/classes", "image"): "f165f27edfac0243",
+    ("image/classes", "image", "('label',)"): "f165f27edfac0243",
+    ("image/a.tar", "image"): "6af59818c20ca121",
+    ("image/a.tar", "image", "('cls',)"): "6af59818c20ca121",
+    ("text/a.parquet",): "05dece9e78e6d12b",
+    ("text/a.parquet", "False"): "820542aa46db0457",
+    ("text/a.arrow",): "4388e346a1933c9f",
+    ("text/saved",): "4388e346a1933c9f",
+    ("image/a.parquet", "image"): "d9105bf0c2a1c545",
+    ("image/a.parquet", "image", "('label',)"): "d9105bf0c2a1c545",
+    "texts": "49f00daf56e89552",
+    "images": "549217206612b058",
+    "digits": "7e3bf1fab163b1b3",
+    "mixture": "c71b4f31a600b3df",
+    "images mixed": "0d09bf8b09e23fbc",
+    "labelled": "3164fddb67e1094f",
+    "labelled digits": "449932189486ed76",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pinned")
+    (folder / "text").mkdir()
+    (folder / "image").mkdir()
+    write_texts(folder / "text")
+    write_images(folder / "image")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("text/a.txt", {}),
+        ("text/a.txt", {"sample_by": "paragraph"}),
+        ("text/a.txt", {"sample_by": "document"}),
+        ("text/a.txt", {"streaming": False}),
+        ("text/a.jsonl", {}),
+        ("text/a.csv", {}),
+        ("image/classes", {"modality": "image"}),
+        ("image/classes", {"modality": "image", "extra_columns": ("label",)}),
+        ("image/a.tar", {"modality": "image"}),
+        ("image/a.tar", {"modality": "image", "extra_columns": ("cls",)}),
+    ],
+)
+def test_files_of_the_same_bytes(folder, name, options):
+    assert open_source(folder / name, **options).fingerprint[:16] == PINNED[name, *map(str, options.values())]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("text/a.parquet", {}),
+        ("text/a.parquet", {"streaming": False}),
+        ("text/a.arrow", {}),
+        ("text/saved", {}),
+        ("image/a.parquet", {"modality": "image"}),
+        ("image/a.parquet", {"modality": "image", "extra_columns": ("label",)}),
+    ],
+)
+def test_files_whose_bytes_depend_on_the_library_that_wrote_them(folder, name, options, monkeypatch):
+    monkeypatch.setattr(sources, "files_digest", lambda *args: "of the files")
+    assert open_source(folder / name, **options).fingerprint[:16] == PINNED[name, *map(str, options.values())]
+
+
+def test_samples_in_memory_mixtures_and_labelled_sets(folder):
+    found = {
+        "texts": MemorySource(TEXTS, name="memory"),
+        "images": MemorySource(IMAGES, name="memory", column="image", modality="image"),
+        "digits": open_source(None, modality="image", extra_columns=("label",)),
+        "mixture": open_mixture(f"{folder / 'text/a.txt'}:1,{folder / 'text/a.jsonl'}:3"),
+        "images mixed": open_mixture(f"{folder / 'image/a.tar'},{folder / 'image/classes'}", modality="image"),
+        "labelled": open_labelled(folder / "image/classes", "train"),
+        "labelled digits": open_labelled(None, "test", max_samples=9),
+    }
+    assert {name: source.fingerprint[:16] for name, source in found.items()} == {name: PINNED[name] for name in found}
