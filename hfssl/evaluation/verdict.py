@@ -1,36 +1,38 @@
 """Whether a run learns or collapses, seen from clean held-out samples: a few figures and one verdict an evaluation.
 
-Collapse is what a falling loss does not show: embeddings that are the same for all samples (*constant*), or that
-differ in a few directions only (*few directions*). What can be said of it depends on what a method compares.
+A falling loss does not show collapse: all samples get the same embedding (*constant*), or embeddings differ in a few
+directions only (*few directions*). What is looked at depends on what a method compares.
 
-Joint-embedding methods (SimCLR, MoCo, BYOL, DINO) compare samples in the space of their projections, and there their
-objectives can be met by saying nothing. The projections of held-out views are judged by three figures:
+| what is measured | of | 1 is | 0 is |
+|---|---|---|---|
+| `std` | embeddings; projections | as spread as random directions | all the same |
+| effective rank | embeddings; projections | (the number of directions in use) | |
+| margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
+| target margin | targets of other samples: by what share of the loss of chance they raise it | | prototypes say nothing |
 
-- `std`, from 1 (as spread as random directions) down to 0 (all the same);
-- the effective rank of what differs between samples: how many directions are used;
-- the margin: how much nearer two views of one sample are than views of two samples.
+The first measurement, before training, is never called collapsed: random transformers give nearly the same vector for
+every input. After it, the first rule that holds decides:
 
-Networks that were never trained score low in all: random transformers give nearly the same vector for every input. So
-the first measurement, before training, is never called collapsed, and `std` and rank are held against the most that
-this run has had of them; the rank also against that of the encoder before training, which shows how many directions
-there are in the data. Below a third of that the run is `narrowing`, below a tenth it has `collapsed`. One limit is
-absolute, since a run may fall from the start: `n` random vectors of size `d` have an effective rank of [`random_rank`]
-and its logarithm as entropy. A run that has lost half of its directions and keeps less than a third of that entropy (5
-directions of 128, for 256 samples) can hold a handful of groups apart, not samples.
+| verdict | if | for |
+|---|---|---|
+| collapsed, constant | `std` of embeddings below 1/100 of the most that this run had | all methods |
+| collapsed, constant | `std` of projections below 1/10 of the most | methods that compare samples |
+| collapsed, few directions | rank of projections below 1/10 of the most | the same |
+| collapsed, few directions | rank below half of the most, and below a third of the entropy of random directions | the same |
+| narrowing | `std` or rank of projections below 1/3 of the most | the same |
+| collapsed, late | `std` of embeddings below what bfloat16 rounds away | all |
+| collapsed, late | margin below three times that of random vectors; or target margin below 1/500 | that compare samples |
+| healthy | otherwise | all |
 
-A run that never got away from its start has lost nothing of what it had. The margin, which a nearly constant network
-cannot have, finds it: 0 is that views say nothing of whose they are, 1 that they are equal where samples are
-orthogonal. The mean over `n` pairs of random vectors of size `d` is off 0 by 1/√(n·d) as a rule, 0.004 for 256 samples
-and dimensions; three times that is what projections must show when a third of the run is done, with warm-ups over.
-Networks before training lie around it, runs that learn several times above. DINO compares projections with its
-prototypes, which may be given alike to all images though their projections differ: its margin is by how much its loss
-grows when the teacher is shown other images, and that must be a 500th of the loss of chance. Such a run has
-`collapsed` since the first of its measurements that were all like that: since step 0 if it never learned anything.
+*Late* is after a third of the run and 100 steps. "The most" of the rank is also that of the encoder before training, which shows how many directions there are in the
+data, and never more than `n` random vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256
+samples of size 128 that keep 5 directions can hold a handful of groups apart, not samples. The margin of random
+vectors is 1/√(n·d), 0.004 for 256 samples and dimensions; runs that learn lie several times above. A run without a
+margin has collapsed since the first of its measurements without one: since step 0 if it never learned anything.
 
-Masked and causal models (MLM, CLM, MAE) compare no samples. Their embeddings often lie in a narrow cone and are none
-the worse for it, so neither cosine nor rank is judged; both are reported. What is judged is whether the encoder, of
-any method, still tells its inputs apart: it has `collapsed` when less than a hundredth of the largest `std` is left,
-which is 1/10,000 of the variance; and, a third into the run, when `std` is less than what bfloat16 rounds away.
+Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
+cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass
+through less than a twentieth of their first `std` and recover, hence 1/100.
 """
 
 import math

@@ -122,7 +122,7 @@ class Method:
         contrasts_batch (`bool`, *optional*, defaults to `False`):
             Whether a sample is compared with the others of its batch: the loss of fewer is lower, and not comparable.
         collapse_hints (`Callable[[PreTrainedConfig], dict[str, str]]`, *optional*):
-            Likely causes of a collapse and what to change, by what the embeddings have become ("constant", "few
+            Likely causes of a collapse and what to change, for each way in which embeddings collapse ("constant", "few
             directions"; see `hfssl.evaluation.verdict`).
         chance (`Callable[[PreTrainedConfig, int], dict[str, float]]`, *optional*):
             What each term of the loss is when the outputs say nothing of the inputs, for a number of samples that are

@@ -166,7 +166,7 @@ class TeacherMixin:
 
 
 def check_momentum(config: Any) -> None:
-    """Refuse a momentum that is none; for the `validate_…` methods of configs.
+    """Refuse an impossible momentum of the teacher; for the `validate_…` methods of configs.
 
     Raises:
         ValueError: unless it rises within [0, 1] and begins below 1.

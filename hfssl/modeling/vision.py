@@ -337,7 +337,7 @@ def select(tokens: torch.Tensor, indices: torch.LongTensor, num_own: int = 0) ->
         indices (`torch.LongTensor` of shape `(batch_size, n)`):
             Which of the others, counted from 0.
         num_own (`int`, *optional*, defaults to 0):
-            See there.
+            How many tokens at the beginning are taken without being named in `indices`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_own + n, dim)`.
@@ -415,14 +415,14 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
 
 @contextmanager
 def pixels_required(encoder: nn.Module):
-    """Within it, an encoder refuses (`ValueError`) images of which one pixel is left for a convolution to shrink.
+    """Within it, an encoder refuses (`ValueError`) images so small that a convolution with a stride gets one pixel.
 
     There is nothing to shrink then; and with bfloat16 on CPU the gradient of its 3 x 3 weights would be garbage.
     """
 
     def refuse(convolution: nn.Conv2d, args: tuple) -> None:
         if max(args[0].shape[-2:]) == 1 and max(convolution.kernel_size) > 1:
-            raise ValueError("of which one pixel is left before the last convolution that shrinks them")
+            raise ValueError("only one pixel is left before the last convolution that shrinks images")
 
     shrinking = [part for part in encoder.modules() if isinstance(part, nn.Conv2d) and max(part.stride) > 1]
     handles = [part.register_forward_pre_hook(refuse) for part in shrinking]

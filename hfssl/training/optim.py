@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
+
 
 class Lars(torch.optim.Optimizer):
     r"""
@@ -84,3 +86,22 @@ class Lars(torch.optim.Optimizer):
         for step, w, d in zip(steps, torch._foreach_norm(params), torch._foreach_norm(steps), strict=True):
             # without a look at the numbers, which a GPU would have to wait for
             step.mul_(torch.where((w > 0) & (d > 0), group["trust_coefficient"] * w / d, 1.0))
+
+
+def lars_options(text: str | None) -> dict[str, float]:
+    """The options of [`Lars`] in what the user gave for `--optim_args`, such as `"momentum=0.9"`.
+
+    Raises:
+        UserError: where LARS has no such option.
+    """
+    words = (text or "").replace(" ", "").split(",")
+    try:
+        options = {name: float(value) for name, value in (word.split("=") for word in words if word)}
+    except ValueError:
+        options = {str(text): 0.0}
+    if not set(options) <= {"momentum", "trust_coefficient"}:
+        raise UserError(
+            f"`--optim_args {text}` names no option of LARS, which has momentum and trust_coefficient. Pass e.g. "
+            "momentum=0.9,trust_coefficient=0.001."
+        )
+    return options

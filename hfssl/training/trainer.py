@@ -52,7 +52,7 @@ from .callbacks import (
 )
 from .health import HealthMonitor
 from .hub import check_push, push
-from .optim import Lars
+from .optim import Lars, lars_options
 from .record import RunRecord
 from .result_folder import write_result
 
@@ -283,17 +283,7 @@ class SSLTrainer(Trainer):
     def get_optimizer_cls_and_kwargs(args: SSLTrainingArguments, model=None) -> tuple[Any, dict[str, Any]]:
         if args.optim != LARS:
             return Trainer.get_optimizer_cls_and_kwargs(args, model)
-        words = (args.optim_args or "").replace(" ", "").split(",")
-        try:
-            options = {name: float(value) for name, value in (word.split("=") for word in words if word)}
-        except ValueError:
-            options = {args.optim_args: None}
-        if not set(options) <= {"momentum", "trust_coefficient"}:
-            raise UserError(
-                f"`--optim_args {args.optim_args}` is nothing that LARS knows. Pass e.g. "
-                "momentum=0.9,trust_coefficient=0.001."
-            )
-        return Lars, {"lr": args.learning_rate, **options}
+        return Lars, {"lr": args.learning_rate, **lars_options(args.optim_args)}
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         # Trainer's own goes by names and misses the weights of batch norms

@@ -130,7 +130,7 @@ def test_positions_that_cannot_be_interpolated_are_explained():
         ("vit", 18, "`--image_size 18` is no multiple of the patches of this vit, which have 4 pixels. Pass 16"),
         ("vit", 24, "This vit does not take images of 24 pixels"),
         ("dinov3_convnext", 16, "This dinov3_convnext does not take images of 16 pixels"),
-        ("resnet", 1, "This resnet does not take images of 1 pixels .*one pixel is left"),
+        ("resnet", 1, "This resnet does not take images of 1 pixels .*only one pixel is left"),
     ],
 )
 def test_sizes_that_do_not_fit_are_explained(name, size, words):

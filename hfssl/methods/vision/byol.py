@@ -55,7 +55,7 @@ def _fresh_encoder(encoder: PreTrainedConfig) -> dict[str, Any]:
     # what holds up a Vision Transformer that is trained from scratch
     if is_convolutional(encoder):
         return {}
-    return {"last_batch_norm": True, "freeze_patch_embed": None}  # None: where there are such parameters
+    return {"last_batch_norm": True, "freeze_patch_embed": None}  # None: wherever the encoder has a patch embedding
 
 
 METHOD = Method(
