@@ -8,7 +8,7 @@ directions only (*few directions*). What is looked at depends on what a method c
 | `std` | embeddings; projections | as spread as random directions | all the same |
 | effective rank | embeddings; projections | (the number of directions in use) | |
 | margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
-| target margin | targets of other samples: by what share of the loss of chance they raise it | | prototypes say nothing |
+| target margin | by what share of chance the targets of other samples raise the loss | | targets say nothing |
 
 The first measurement, before training, is never called collapsed: random transformers give nearly the same vector for
 every input. After it, the first rule that holds decides:
@@ -18,17 +18,18 @@ every input. After it, the first rule that holds decides:
 | collapsed, constant | `std` of embeddings below 1/100 of the most that this run had | all methods |
 | collapsed, constant | `std` of projections below 1/10 of the most | methods that compare samples |
 | collapsed, few directions | rank of projections below 1/10 of the most | the same |
-| collapsed, few directions | rank below half of the most, and below a third of the entropy of random directions | the same |
+| collapsed, few directions | rank below half of the most, and a third of the entropy of random directions | the same |
 | narrowing | `std` or rank of projections below 1/3 of the most | the same |
 | collapsed, late | `std` of embeddings below what bfloat16 rounds away | all |
-| collapsed, late | margin below three times that of random vectors; or target margin below 1/500 | that compare samples |
+| collapsed, late | margin below 3 times that of random vectors; or target margin below 1/500 | the same |
 | healthy | otherwise | all |
 
-*Late* is after a third of the run and 100 steps. "The most" of the rank is also that of the encoder before training, which shows how many directions there are in the
-data, and never more than `n` random vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256
-samples of size 128 that keep 5 directions can hold a handful of groups apart, not samples. The margin of random
-vectors is 1/√(n·d), 0.004 for 256 samples and dimensions; runs that learn lie several times above. A run without a
-margin has collapsed since the first of its measurements without one: since step 0 if it never learned anything.
+*Late* is after a third of the run and 100 steps. "The most" of the rank is also that of the encoder before training,
+which shows how many directions there are in the data, and never more than `n` random vectors of size `d` have
+([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5 directions can hold a
+handful of groups apart, not samples. The margin of random vectors is 1/√(n·d), 0.004 for 256 samples and dimensions;
+runs that learn lie several times above. A run without a margin has collapsed since the first of its measurements
+without one: since step 0 if it never learned anything.
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass

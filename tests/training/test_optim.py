@@ -109,7 +109,7 @@ def test_the_trainer_takes_lars(tmp_path):
 
 
 def test_what_lars_does_not_know_is_refused(tmp_path):
-    with pytest.raises(UserError, match="`--optim_args nesterov=1` is nothing that LARS knows"):
+    with pytest.raises(UserError, match="`--optim_args nesterov=1` names no option of LARS"):
         trainer = SSLTrainer(
             tiny.mlm(), arguments(tmp_path, optim="lars", learning_rate=0.2, optim_args="nesterov=1"), tiny.stream(8)
         )
