@@ -322,10 +322,11 @@ def test_a_collapse_can_end_the_run_and_leaves_the_last_healthy_checkpoint(tmp_p
         assert f"last healthy checkpoint: {tmp_path}/checkpoint-{there[2]}." in str(error.value)
 
 
-def test_a_run_without_a_healthy_checkpoint_says_so(tmp_path):
+def test_a_run_without_a_healthy_checkpoint_says_so():
     history = [{"step": 0, "health_verdict": "healthy"}, {"step": 150, "health_verdict": "collapsed since step 0"}]
     entry = {"health_verdict": "collapsed since step 0", "health_cause": "it is so"}
-    error = collapse_error(entry, 150, history, [tmp_path / "checkpoint-100"])
+    assert last_healthy_step(history) is None  # though the first measurement was
+    error = collapse_error(entry, 150, None)
     assert str(error).endswith("collapsed since step 0, likely because it is so; last healthy checkpoint: none.")
 
 
