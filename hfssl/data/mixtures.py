@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .modality import Modality, modality
 from .sources import PieceRows, Source, open_source
 from .sources.base import PIECE_BYTES, content_bytes, new_digest
@@ -135,7 +136,7 @@ class MixtureStream(ExactStream):
         at_least_one = max(1.0, 1.0 / sum(per_block))
         self.units_per_block = [max(1, round(number * at_least_one * _FRACTION)) for number in per_block]
         # sources that come in some blocks only do not all come in the same ones
-        self._phases = [int(keyed.key(self.seed, 5, i)) % _FRACTION for i in range(len(parts))]
+        self._phases = [int(keyed.key(Use.PHASE_OF_SOURCE, self.seed, i)) % _FRACTION for i in range(len(parts))]
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self.shares = 1  # a rank that finds no piece left in a pass takes one of the next
         self.num_blocks_of_rank = math.inf  # each source has passes of its own, the mixture has none
@@ -163,7 +164,8 @@ class MixtureStream(ExactStream):
         """The pieces of a source in the order of one of its passes."""
         if part not in self._orders or self._orders[part][0] != pass_index:
             source = self.source.parts[part].source
-            self._orders[part] = (pass_index, shuffled_units(source, 1, self.seed, pass_index, part))
+            shuffled = shuffled_units(source, 1, Use.ORDER_OF_PIECES, self.seed, pass_index, part)
+            self._orders[part] = (pass_index, shuffled)
         return self._orders[part][1]
 
     def _passes_begun(self, pass_index: int, block: int) -> dict[str, int]:
@@ -310,7 +312,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 def _num_bytes(source: Source) -> float:
     """Bytes of the samples in a source: files hold more than these. Measured on some pieces of a large one."""
-    pieces = keyed.permutation(len(source), 0, 17)
+    pieces = keyed.permutation(len(source), Use.TEXT_SIZE_SAMPLE)
     total = float(source.piece_bytes.sum())
     if total > _MEASURED_BYTES:
         pieces = pieces[:_MEASURED_PIECES]

@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
+from ..functional.keyed import Use
 from .modality import modality
 from .sources import DataError, Source, identity
 
@@ -178,7 +179,7 @@ class ExactStream(torch.utils.data.IterableDataset):
     def _order(self, pass_index: int) -> np.ndarray:
         """The units of a pass in their order."""
         if self._order_cache is None or self._order_cache[0] != pass_index:
-            shuffled = shuffled_units(self.source, self.shares, self.seed, pass_index)
+            shuffled = shuffled_units(self.source, self.shares, Use.ORDER_OF_PIECES, self.seed, pass_index)
             self._order_cache = (pass_index, shuffled)
         return self._order_cache[1]
 
@@ -217,13 +218,13 @@ class ExactStream(torch.utils.data.IterableDataset):
             bad += [(file, row, reason) for row, reason in read.bad[mine]]
             num_read += len(read.rows[mine]) + len(read.bad[mine])
         files, rows, passes = np.concatenate(files), np.concatenate(rows), np.concatenate(passes)
-        keys = keyed.key(self.seed, passes, files, rows)
+        keys = keyed.key(Use.SAMPLE, self.seed, passes, files, rows)
         order = np.argsort(keys, kind="stable")  # the keys are random: to sort by them is to shuffle
         if self.exclude:
             first = columns[self.source.columns[0]]
             order = np.array([i for i in order if identity(first[i]) not in self.exclude], dtype=np.int64)
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
-        key_of_block = int(keyed.key(self.seed, pass_index, 3, self._first(block)))
+        key_of_block = int(keyed.key(Use.BLOCK, self.seed, pass_index, self._first(block)))
         made = self.transform(Block(shuffled, keys[order], key_of_block))
         bad += [(int(files[order[i]]), int(rows[order[i]]), reason) for i, reason in made.bad]
         first_bad = {file: (row, reason) for file, row, reason in reversed(bad)}
@@ -357,16 +358,16 @@ _LAYOUT_WORDS = {
 }
 
 
-def shuffled_units(source: Source, shares: int, *key: int) -> np.ndarray:
-    """An order of the units of a source that depends on `key` only: unit `piece * shares + share`.
+def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
+    """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
 
     Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
     is read once, and a block still comes from several places of the source.
     """
     groups = source.pieces[:, 3]
-    shuffled = keyed.permutation(len(groups) * shares, *key, 1)
+    shuffled = keyed.permutation(len(groups) * shares, use, *parts)
     if len(np.unique(groups)) < len(groups):
-        handful = keyed.permutation(int(groups.max()) + 1, *key, 2) // source.groups_at_once
+        handful = keyed.permutation(int(groups.max()) + 1, Use.HANDFULS, use, *parts) // source.groups_at_once
         shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
     return shuffled
 

@@ -37,6 +37,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import command_line
 from ..evaluation.verdict import COLLAPSED, collapse_error, last_healthy_step
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..functional.schedules import budget_schedule
 from ..modeling.base import SSLPreTrainedModel
 from . import checkpoints
@@ -247,7 +248,8 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
-        torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
+        here = (self.state.global_step, micro, self.args.process_index)
+        torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, self.args.seed, *here))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):

@@ -18,6 +18,7 @@ from ...data.sources import DataError, Source, identity
 from ...data.stream import ExactStream
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 
 
@@ -107,7 +108,11 @@ class ImageData:
         parts = held_out_parts(self.source, self.arguments, options)
         images = list(chain.from_iterable(parts.values()))
         # evaluators may take the first ones only
-        return [images[i] for i in keyed.permutation(len(images), 0, 20)] if len(parts) > 1 else images
+        return (
+            [images[i] for i in keyed.permutation(len(images), Use.HELD_OUT_IMAGES_ORDER)]
+            if len(parts) > 1
+            else images
+        )
 
     @property
     def num_images(self) -> int:
@@ -183,7 +188,8 @@ class ImageData:
 
 def _decoded(source: Source) -> Iterator[torch.Tensor]:
     """Pixels of images from all over a source; of large JPEG files at a reduced scale."""
-    images = (image for piece in pieces_all_over(source, 11) for image in source.samples(source.read(int(piece))))
+    pieces = pieces_all_over(source, Use.STATISTICS_SAMPLE)
+    images = (image for piece in pieces for image in source.samples(source.read(int(piece))))
     for image in islice(images, 4 * STATISTICS_SAMPLE):
         try:
             header = image_header(image)

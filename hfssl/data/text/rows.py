@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
 from ...modeling.packing import pack
 from ..stream import Block, Rows
@@ -97,8 +98,9 @@ class TextRows:
             columns["input_ids"], lengths = self._with_ends(tokens, lengths)
             columns["labels"] = columns["input_ids"]
         if self.masking:
-            keys = keyed.key(np.repeat(block.keys, lengths), _arange_within(lengths))
-            unit_keys = None if words is None else keyed.key(np.repeat(block.keys, lengths), words, 7)
+            of_text = np.repeat(block.keys, lengths)
+            keys = keyed.key(Use.MASK, of_text, _arange_within(lengths))
+            unit_keys = None if words is None else keyed.key(Use.WORD_MASK, of_text, words)
             columns["input_ids"], columns["labels"] = mask_tokens(
                 tokens,
                 keys,
@@ -168,7 +170,9 @@ class TextRows:
             return self._unpacked(columns, piece_start, piece_length, key, bad)
         row, offset = pack(full_length, self.max_length)
         num_rows = int(row.max()) + 1 if len(row) else 0
-        row = keyed.permutation(num_rows, key)[row]  # or rows of equally long pieces would follow one another
+        row = keyed.permutation(num_rows, Use.ORDER_OF_ROWS, key)[
+            row
+        ]  # or rows of equally long pieces would follow one another
         slot = row * self.max_length + offset
         source = np.repeat(piece_start, piece_length) + _arange_within(piece_length)
         target = np.repeat(slot + len(self.prefix), piece_length) + _arange_within(piece_length)
@@ -194,7 +198,7 @@ class TextRows:
         return Rows(packed, np.count_nonzero(packed["sequence_ids"], axis=1), bad)
 
     def _unpacked(self, columns, piece_start, piece_length, key, bad) -> Rows:
-        order = keyed.permutation(len(piece_start), key)
+        order = keyed.permutation(len(piece_start), Use.ORDER_OF_ROWS, key)
         rows: dict[str, list] = {name: [] for name in columns}
         prefix, suffix = np.array(self.prefix, np.int32), np.array(self.suffix, np.int32)
         for i in order:
@@ -253,7 +257,7 @@ class TextCollator:
 def sample_texts(source: Any, max_characters: int, exclude: frozenset[str] = frozenset()) -> Iterable[str]:
     """Texts from all over a source, up to `max_characters` of them: pieces are visited in a fixed shuffled order."""
     seen = 0
-    for piece in keyed.permutation(len(source.pieces), 0, 11):
+    for piece in keyed.permutation(len(source.pieces), Use.TOKENIZER_SAMPLE):
         for text in source.read(int(piece)).columns[source.columns[0]]:
             if text in exclude:
                 continue

@@ -16,6 +16,7 @@ from hfssl.data.text.sentence_pairs import SentencePairRows, require_unpacked, s
 from hfssl.data.text.tokenizer import train_tokenizer
 from hfssl.errors import UserError
 from hfssl.functional import keyed
+from hfssl.functional.keyed import Use
 
 
 NUM_DOCUMENTS, WORDS_A_DOCUMENT = 60, 150
@@ -143,7 +144,7 @@ def test_the_pairs_are_those_of_the_reference(words, max_length):
     assert max(len(s) for document in sentences for s in document) <= (max_length - 3) // 2  # none has to be cut
     expected = []
     for d, key in enumerate(block(texts).keys):
-        rng = random.Random(int(key))
+        rng = random.Random(int(keyed.key(Use.SENTENCE_PAIRS, key)))
         expected += create_instances_from_document(sentences, d, max_length - 3, 0.3, rng)
     assert sorted(segments(rows, words)) == sorted((a, b, int(label)) for a, b, label in expected)
     assert len(rows) > 100
