@@ -112,6 +112,10 @@ class Mixture(Source):
         part = int(np.searchsorted(self.first_pieces, index, side="right")) - 1
         return self.parts[part].source.read(int(index - self.first_pieces[part]))
 
+    def place(self, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = np.searchsorted(self._first_files, files, side="right") - 1
+        return part, files - self._first_files[part]
+
     def where(self, file: int, row: int) -> str:
         part = int(np.searchsorted(self._first_files, file, side="right")) - 1
         source = self.parts[part].source

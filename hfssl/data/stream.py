@@ -52,11 +52,20 @@ class Block:
             Key of each sample for this pass: everything random about a sample is drawn from it.
         key (`int`):
             Key of the block, for what is random about the block as a whole (the order of packed rows).
+        places (`np.ndarray` of dtype `int64` and shape `(num_samples, 4)`, *optional*):
+            Where each sample is, the same in every pass: source (of a mixture, else 0), file, row (its number, or the
+            byte at which it begins) and window, 0 for a whole sample. Left out, the samples are numbered.
     """
 
     columns: dict[str, list]
     keys: np.ndarray
     key: int
+    places: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.places is None:
+            self.places = np.zeros((len(self.keys), 4), np.int64)
+            self.places[:, 2] = np.arange(len(self.keys))
 
 
 @dataclass
@@ -71,11 +80,15 @@ class Rows:
             1 for an image.
         bad (`list[tuple[int, str]]`):
             `(index of the sample in the block, reason)` of samples that the transform had to leave out.
+        places (`np.ndarray` of dtype `int64` and shape `(num_rows, 4)`, *optional*):
+            The place of each row as in [`Block`], with the number of the window where a sample gives several rows.
+            Left out where a row is made of several samples.
     """
 
     columns: dict[str, Any]
     num_tokens: np.ndarray
     bad: list[tuple[int, str]] = field(default_factory=list)
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -119,6 +132,9 @@ class ExactStream(torch.utils.data.IterableDataset):
             Share of damaged samples above which the stream stops with a [`DataError`].
         block_bytes (`int`, *optional*):
             Approximate size of a block in the source's bytes.
+        with_places (`bool`, *optional*, defaults to `False`):
+            Whether batches have `places`, int64 of shape `(batch_size, 4)`, see [`Rows`]: for what is kept of each
+            sample over passes, such as a memory bank.
     """
 
     def __init__(
@@ -135,13 +151,14 @@ class ExactStream(torch.utils.data.IterableDataset):
         exclude: frozenset[str | bytes] = frozenset(),
         max_bad_fraction: float = 0.01,
         block_bytes: int = BLOCK_BYTES,
+        with_places: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.source, self.transform, self.collate = source, transform, collate
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
-        self.exclude, self.max_bad_fraction = exclude, max_bad_fraction
+        self.exclude, self.max_bad_fraction, self.with_places = exclude, max_bad_fraction, with_places
 
         self._plan(block_bytes)
         self.position = {"pass": 0, "block": 0, "row": 0}
@@ -225,7 +242,12 @@ class ExactStream(torch.utils.data.IterableDataset):
             order = np.array([i for i in order if identity(first[i]) not in self.exclude], dtype=np.int64)
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
         key_of_block = int(keyed.key(Use.BLOCK, self.seed, pass_index, self._first(block)))
-        made = self.transform(Block(shuffled, keys[order], key_of_block))
+        places = np.stack([*self.source.place(files), rows, np.zeros_like(rows)], axis=1)[order]
+        made = self.transform(Block(shuffled, keys[order], key_of_block, places))
+        if self.with_places:
+            if made.places is None:
+                raise ValueError(f"Rows of {type(self.transform).__name__} have no places: they hold several samples.")
+            made.columns["places"] = made.places
         bad += [(int(files[order[i]]), int(rows[order[i]]), reason) for i, reason in made.bad]
         first_bad = {file: (row, reason) for file, row, reason in reversed(bad)}
         return _Made(made, num_read, len(bad), first_bad)
@@ -265,7 +287,10 @@ class ExactStream(torch.utils.data.IterableDataset):
                 columns[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
             else:
                 columns[name] = [value for part in parts for value in part]
+        places = columns.pop("places", None)
         batch = self.collate(columns)
+        if places is not None:
+            batch["places"] = torch.from_numpy(places)
         self.position = position
         self.counts["batches"] += 1
         self.counts["rows"] += self.batch_size

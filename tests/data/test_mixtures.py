@@ -92,7 +92,7 @@ def as_rows(block: Block) -> Rows:
         "number": np.array([int(number) for _, number in words], dtype=np.int64),
         "draw": block.keys.astype(np.int64),
     }
-    return Rows(columns, np.ones(len(words), np.int64))
+    return Rows(columns, np.ones(len(words), np.int64), places=block.places)
 
 
 def as_tensors(columns):
@@ -229,6 +229,13 @@ def test_far_into_the_stream_a_resume_costs_one_block():
     take(s, 1)
     assert Counting.reads <= 22
     assert s.passes["b"] == pytest.approx(2.5 * 10**9 / 6, rel=1e-6)
+
+
+def test_a_place_names_the_source_and_its_own_file():
+    s = stream(with_places=True, batch_size=1)
+    seen = {tuple(b["places"][0].tolist()): (b["source"].item(), b["number"].item()) for b in itertools.islice(s, 900)}
+    assert all(place == (source, 0, number, 0) for place, (source, number) in seen.items())
+    assert {place[0] for place in seen} == {0, 1} and len(seen) == len(set(seen.values()))
 
 
 def test_a_stream_pickles():
