@@ -78,7 +78,7 @@ class TokenPredictionEvaluator(Evaluator):
         for group, texts_of_group in groups.items():
             keys = keyed.key(Use.HELD_OUT_SAMPLE, content_keys(texts_of_group))
             rows = self._rows(Block({"text": list(texts_of_group)}, keys, key=0))
-            num_tokens += int(rows.num_tokens.sum())
+            num_tokens += int(rows.num_units.sum())
             for start in range(0, len(rows), batch_size):
                 batch = collate({name: values[start : start + batch_size] for name, values in rows.columns.items()})
                 if batch[self.positions].numel():

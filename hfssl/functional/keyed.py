@@ -29,6 +29,7 @@ class Use(IntEnum):
     BLOCK = 4
     ORDER_OF_ROWS = 5
     PHASE_OF_SOURCE = 6
+    ORDER_OF_BATCHES = 7
     # drawn from the key of a sample
     MASK = 10
     WORD_MASK = 11

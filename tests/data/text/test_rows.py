@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from hfssl.data.sources import MemorySource
@@ -60,12 +61,11 @@ def windows_of_two_passes(texts, tokenizer, **kwargs):
         **kwargs,
     )
     passes = [{}, {}]
-    for batch in stream:
-        if stream.position["pass"] > 1:
-            return passes
+    for number, batch in tiny.passes(stream, 2):
         place = tuple(batch["places"][0].tolist())
-        assert place not in passes[stream.position["pass"]]
-        passes[stream.position["pass"]][place] = batch["input_ids"][0].tolist()
+        assert place not in passes[number]
+        passes[number][place] = batch["input_ids"][0].tolist()
+    return passes
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -117,8 +117,8 @@ def test_packing_keeps_every_token_of_every_document(tokenizer):
 
 def test_little_is_wasted(tokenizer):
     rows = TextRows(tokenizer, 128)(block(make_texts(2000, low=3, high=80)))
-    assert rows.num_tokens.sum() / rows.columns["input_ids"].size > 0.98
-    assert (rows.num_tokens == (rows.columns["sequence_ids"] > 0).sum(1)).all()
+    assert rows.num_units.sum() / rows.columns["input_ids"].size > 0.98
+    assert (rows.num_units == (rows.columns["sequence_ids"] > 0).sum(1)).all()
 
 
 def test_masks_are_the_same_however_documents_are_packed(tokenizer):
