@@ -42,7 +42,9 @@ STATE_VERSION = 2
 LANES = 8
 
 # Text in a block. Small enough that a block of each of 8 lanes is tokenised in about a second, and a resume costs
-# little; large enough that packing wastes little and a block is a fair mixture of the source.
+# little; large enough that packing wastes little and a block is a fair mixture of the source. Measured in CPU time on
+# texts of 150 words in the median: 8 lanes of 128 kB make 0.43 to 0.49 million tokens/s, one of 1 MB 0.40 to 0.54, no
+# difference beyond the noise; rows of 512 tokens are 1.4 % padding (2.5 % with 64 kB, 0.2 % with 1 MB), of 128 0.9 %.
 BLOCK_BYTES = 1 << 17
 
 # Damaged files that are named in the log; of more of them the number says enough.

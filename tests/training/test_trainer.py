@@ -90,7 +90,7 @@ def test_batches_of_equal_cost_count_by_their_items(tmp_path):
 
     batches = [batch for batch, _ in zip(stream(), range(3), strict=False)]
     items = [batch["masked_positions"].numel() for batch in batches]
-    assert len({len(batch["input_ids"]) for batch in batches}) > 1 and len(set(items)) > 1
+    assert len(set(items)) > 1
     model = tiny.mlm()
     losses = [model(**batch, num_items_in_batch=torch.tensor(float(sum(items)))).loss.item() for batch in batches]
     t = trainer(tmp_path, model, stream(), gradient_accumulation_steps=3, max_steps=1, learning_rate=0.0)
