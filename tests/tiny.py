@@ -62,6 +62,19 @@ def mlm(dropout=0.0, attention="sdpa", seed=0, **config):
     return model
 
 
+def passes(stream, number=1):
+    """`(pass, batch)` of a stream with batches of one row, until all its lanes have left the first `number` passes."""
+    before = stream.state_dict()["positions"]
+    for batch in stream:
+        after = stream.state_dict()["positions"]
+        [at] = [at for lane, at in after.items() if at != before[lane]]
+        before = after
+        if all(at["pass"] >= number for at in after.values()):
+            return
+        if at["pass"] < number:
+            yield at["pass"], batch
+
+
 def stream(batch_size=8, max_length=32, masking=None, source=None, packing=True, **kwargs):
     source = source or MemorySource(list(texts()), name="memory", piece_bytes=500)
     transform = TextRows(tokenizer(), max_length, packing=packing, masking=masking or {"mask_ratio": 0.15})

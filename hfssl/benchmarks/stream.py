@@ -139,7 +139,7 @@ def _read_rows(path: str, num_rows: int, workers: int) -> tuple[list[dict[str, f
         if rows >= num_rows * (len(parts) + 1) / 10:
             memory = sum(p.memory_full_info().uss for p in [process, *process.children()]) / 1e6
             now = time.perf_counter()
-            waste = 1 - stream.counts["tokens"] / (stream.counts["rows"] * 128)
+            waste = 1 - stream.counts["units"] / (stream.counts["rows"] * 128)
             parts.append({"rows_per_s": (rows - rows_before) / (now - begin), "memory_mb": memory, "waste": waste})
             begin, rows_before = now, rows
         if rows >= num_rows:

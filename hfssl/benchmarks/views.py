@@ -19,6 +19,7 @@ from ..data.image.views import SMALL_IMAGE, ViewArguments, Views
 from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..methods import METHODS
 
 
@@ -143,7 +144,7 @@ def _ours(arguments: ViewsBenchmark, method: str, size: int, photos: list[Any]) 
         images = [torch.from_numpy(np.array(photo)).permute(2, 0, 1) for photo in photos]
 
     def make(turn: int) -> dict[str, torch.Tensor]:
-        keys = keyed.key(arguments.seed, turn, np.arange(len(images)))
+        keys = keyed.key(Use.BENCHMARK_VIEWS, arguments.seed, turn, np.arange(len(images)))
         return collate(views.rows(Block({"image": images}, keys, turn)).columns)
 
     return make
@@ -179,7 +180,7 @@ def sample_photos(number: int, size: int) -> list[Any]:
     parts = []
     for i in range(number):
         photo = photos[i % len(photos)]
-        side, down, right = keyed.uniform(keyed.key(i, np.arange(3)))
+        side, down, right = keyed.uniform(keyed.key(Use.BENCHMARK_PICTURES, i, np.arange(3)))
         side = int((0.3 + 0.7 * side) * min(photo.size))
         left, top = int(right * (photo.width - side)), int(down * (photo.height - side))
         parts.append(photo.resize((size, size), Image.BICUBIC, box=(left, top, left + side, top + side)))

@@ -29,6 +29,7 @@ from ..data.image.views import Views
 from ..data.sources import Source, open_source
 from ..errors import UserError
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..machine import choose_precision, num_cores, use_all_cores
 from ..methods import METHODS
 from ..modeling.vision import uses_attention
@@ -213,7 +214,7 @@ def prepare(data: ImageDataArguments, folder: Path, arguments: VisionBenchmark) 
 def _write_images(source: Source, folder: Path) -> int:
     """Up to `MOST_IMAGES` of a source, from all over it, by the names that tell their formats."""
     number = 0
-    for piece in keyed.permutation(len(source.pieces), 0, 17):
+    for piece in keyed.permutation(len(source.pieces), Use.BENCHMARK_PIECES):
         for image in source.samples(source.read(int(piece))):
             try:
                 extension = image_header(image).format.lower()

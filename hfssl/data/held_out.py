@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .mixtures import parse_mixture, parts_of
 from .modality import modality
 from .sources import Source, available_splits, identity, open_source
@@ -100,7 +101,7 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
     limit = int(share * 2**32)
     chosen: dict = {}
     num_samples = 0
-    for piece in pieces_all_over(source, 13):
+    for piece in pieces_all_over(source, Use.HELD_OUT_ORDER):
         read = source.read(int(piece))
         for i, sample in enumerate(source.samples(read)):
             num_samples += 1
@@ -122,14 +123,14 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
     return list(chosen.values())
 
 
-def pieces_all_over(source: Source, part: int) -> np.ndarray:
+def pieces_all_over(source: Source, use: Use) -> np.ndarray:
     """The pieces of a source in a fixed order of which every beginning is a sample.
 
     Row groups of large samples are large: of those that are read, several pieces come one after another.
     """
     if modality(source.modality).read_through_bytes is None:
-        return keyed.permutation(len(source.pieces), 0, part)
-    order = shuffled_units(source, 1, 0, part)
+        return keyed.permutation(len(source.pieces), use)
+    order = shuffled_units(source, 1, use)
     return np.concatenate([order[start::PIECES_SKIPPED] for start in range(PIECES_SKIPPED)])
 
 
@@ -151,7 +152,7 @@ def _hash(content: str | bytes, num_bytes: int = 4) -> int:
 def all_samples(source: Source, max_samples: int) -> list:
     """Up to `max_samples` samples of a split that is there for measuring, in a fixed order from all over it."""
     samples: dict = {}
-    for piece in pieces_all_over(source, 13):
+    for piece in pieces_all_over(source, Use.HELD_OUT_ORDER):
         read = source.read(int(piece))
         for i, sample in enumerate(source.samples(read)):
             samples.setdefault(source.content(read.columns, i), sample)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .held_out import content_keys
 from .mixtures import parse_mixture
 from .sources import Input, Source, available_splits, open_source
@@ -148,7 +149,7 @@ def open_labelled(
     labels = _numbers(values, known, where, source.features)
     rows = np.arange(len(labels))
     if max_samples is not None and max_samples < len(rows):
-        rows = np.sort(keyed.permutation(len(rows), seed, 23)[:max_samples])
+        rows = np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
     short = "embedded digits" if dataset is None else Path(str(dataset).rstrip("/")).name
     return LabelledImages(

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .modality import Modality, modality
 from .sources import PieceRows, Source, open_source
 from .sources.base import PIECE_BYTES, content_bytes, new_digest
@@ -111,6 +112,10 @@ class Mixture(Source):
         part = int(np.searchsorted(self.first_pieces, index, side="right")) - 1
         return self.parts[part].source.read(int(index - self.first_pieces[part]))
 
+    def place(self, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = np.searchsorted(self._first_files, files, side="right") - 1
+        return part, files - self._first_files[part]
+
     def where(self, file: int, row: int) -> str:
         part = int(np.searchsorted(self._first_files, file, side="right")) - 1
         source = self.parts[part].source
@@ -124,69 +129,73 @@ class MixtureStream(ExactStream):
     average. Each sample of a source comes once in a pass over that source, over all ranks.
     """
 
-    def _plan(self, block_bytes: int) -> None:
+    def _plan(self, block_size: float, piece_size: float) -> dict[str, Any]:
         parts, sizes = self.source.parts, self.source.size_per_piece
-        if not modality(self.source.modality).shares_in_bytes:
-            block_bytes *= self.source.num_rows / max(float(self.source.piece_bytes.sum()), 1.0)
+        if not modality(self.source.modality).shares_in_bytes:  # but in samples
+            block_size *= self.source.num_rows / (len(self.source) * piece_size)
         # a source whose pieces are larger than its part of a block comes in some blocks only
         wanted = max(mean / part.share for part, mean in zip(parts, sizes, strict=True))
-        wanted = min(max(wanted, block_bytes), _MAX_GROWTH * block_bytes)
+        wanted = min(max(wanted, block_size), _MAX_GROWTH * block_size)
         per_block = [wanted * part.share / mean for part, mean in zip(parts, sizes, strict=True)]
         at_least_one = max(1.0, 1.0 / sum(per_block))
-        self.units_per_block = [max(1, round(number * at_least_one * _FRACTION)) for number in per_block]
+        quotas = [max(1, round(number * at_least_one * _FRACTION)) for number in per_block]
+        # a lane never waits for the end of a pass, so that any number of them has enough to read
+        return {"lanes": self.stated_lanes or self._choose_lanes(math.inf), "quotas": quotas}
+
+    def _lay_out(self, plan: dict[str, Any]) -> None:
+        super()._lay_out(plan)
+        parts, self.quotas = self.source.parts, plan["quotas"]
         # sources that come in some blocks only do not all come in the same ones
-        self._phases = [int(keyed.key(self.seed, 5, i)) % _FRACTION for i in range(len(parts))]
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
-        self.shares = 1  # a rank that finds no piece left in a pass takes one of the next
-        self.num_blocks_of_rank = math.inf  # each source has passes of its own, the mixture has none
+        self._phases = [int(keyed.key(Use.PHASE_OF_SOURCE, self.seed, i)) % _FRACTION for i in range(len(parts))]
+        # each source has passes of its own; of the mixture there is one, without an end
         blocks_to_see_all = max(
-            len(part.source) * _FRACTION / quota for part, quota in zip(parts, self.units_per_block, strict=True)
+            len(part.source) * _FRACTION / quota for part, quota in zip(parts, self.quotas, strict=True)
         )
-        self.most_empty_blocks = math.ceil(blocks_to_see_all / self.world_size) + 1
+        self.most_empty_blocks = math.ceil(blocks_to_see_all / self.lanes) + 1
 
-    def _first(self, block: int) -> int:
-        return self.rank + block * self.world_size
-
-    def _drawn(self, part: int, number: int) -> int:
-        """How many pieces of a source the blocks before block `number` (of all ranks) hold."""
-        return (number * self.units_per_block[part] + self._phases[part]) // _FRACTION
+    def _drawn(self, part: int, block: int) -> int:
+        """How many pieces of a source the blocks before `block` (of all lanes) hold."""
+        return (block * self.quotas[part] + self._phases[part]) // _FRACTION
 
     def _units(self, pass_index: int, block: int) -> list[tuple[int, int, int]]:
-        units, number = [], self._first(block)
+        units = []
         for part, first_piece in enumerate(self.source.first_pieces[:-1].tolist()):
-            for drawn in range(self._drawn(part, number), self._drawn(part, number + 1)):
+            for drawn in range(self._drawn(part, block), self._drawn(part, block + 1)):
                 pass_of_source, place = divmod(drawn, len(self.source.parts[part].source))
                 units.append((pass_of_source, first_piece + int(self._order_of(part, pass_of_source)[place]), 0))
         return units
 
     def _order_of(self, part: int, pass_index: int) -> np.ndarray:
         """The pieces of a source in the order of one of its passes."""
-        if part not in self._orders or self._orders[part][0] != pass_index:
+        orders = self._orders.setdefault(part, {})
+        if pass_index not in orders:
             source = self.source.parts[part].source
-            self._orders[part] = (pass_index, shuffled_units(source, 1, self.seed, pass_index, part))
-        return self._orders[part][1]
+            orders[pass_index] = shuffled_units(source, 1, Use.ORDER_OF_PIECES, self.seed, pass_index, part)
+            if len(orders) > 2:
+                del orders[next(iter(orders))]
+        return orders[pass_index]
 
     def _passes_begun(self, pass_index: int, block: int) -> dict[str, int]:
         begun = {}
         for i, part in enumerate(self.source.parts):
-            before = self._drawn(i, self._first(block - 1)) // len(part.source) if block else 0
-            now = self._drawn(i, self._first(block)) // len(part.source)
+            before = self._drawn(i, max(block - self.lanes, 0)) // len(part.source)
+            now = self._drawn(i, block) // len(part.source)
             if now > before:
                 begun[part.name] = now
         return begun
 
     @property
     def passes(self) -> dict[str, float]:
-        number = self._first(self.position["block"])
-        return {part.name: self._drawn(i, number) / len(part.source) for i, part in enumerate(self.source.parts)}
+        blocks = [lane + at["block"] * self.lanes for lane, at in self.positions.items()]
+        return {
+            part.name: sum(self._drawn(i, block) for block in blocks) / (len(blocks) * len(part.source))
+            for i, part in enumerate(self.source.parts)
+        }
 
     def _layout(self) -> dict[str, Any]:
         layout = super()._layout()
         # in the order in which a difference explains itself
         return {"data": layout["data"], "shares": [round(part.share, 12) for part in self.source.parts], **layout}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_orders": {}}
 
 
 def parts_of(source: Source) -> list[Part]:
@@ -310,7 +319,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 def _num_bytes(source: Source) -> float:
     """Bytes of the samples in a source: files hold more than these. Measured on some pieces of a large one."""
-    pieces = keyed.permutation(len(source), 0, 17)
+    pieces = keyed.permutation(len(source), Use.TEXT_SIZE_SAMPLE)
     total = float(source.piece_bytes.sum())
     if total > _MEASURED_BYTES:
         pieces = pieces[:_MEASURED_PIECES]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
@@ -97,7 +98,7 @@ def draw_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     parts = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        parts.append(rows[keyed.permutation(len(rows), seed, 12, int(label))[:shots]])
+        parts.append(rows[keyed.permutation(len(rows), Use.FEW_SHOT, seed, int(label))[:shots]])
     return np.sort(np.concatenate(parts))
 
 

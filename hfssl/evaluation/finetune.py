@@ -27,6 +27,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..machine import choose_precision, process_state
 from .cells import Cells, CellTrainer, training_arguments
 from .evaluator import EvaluationError, Evaluator, encoder_source
@@ -330,9 +331,10 @@ class _TrainingRows(Dataset):
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, at = divmod(position, len(self.rows))
         if self.order[0] != epoch:
-            self.order = (epoch, self.rows[keyed.permutation(len(self.rows), self.seed, epoch, 13)])
+            order = keyed.permutation(len(self.rows), Use.FINETUNE_ORDER, self.seed, epoch)
+            self.order = (epoch, self.rows[order])
         row = int(self.order[1][at])
-        u = keyed.uniform(keyed.key(self.seed, epoch, row, np.arange(3)))
+        u = keyed.uniform(keyed.key(Use.FINETUNE_AUGMENTATION, self.seed, epoch, row, np.arange(3)))
         pixels = self.images[row]
         if self.shift:
             for axis in (1, 2):

@@ -12,6 +12,7 @@ from ..data.image.views import Views
 from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .evaluator import Evaluator
 from .results import Result
 
@@ -45,7 +46,7 @@ class HeldOutLossEvaluator(Evaluator):
     ):
         images = list(images)[:MOST_IMAGES]
         keys = content_keys(images)
-        rows = views.rows(Block({"image": images}, keyed.key(keys, 5), key=0))
+        rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
         if not len(rows):
             raise UserError(f"None of {len(images)} held-out images can be decoded. Pass other data.")
         self.views, self.num_images = views, len(rows)

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..machine import compute_device, process_state
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .finetune import FinetuneRun, FinetuneSettings
@@ -143,5 +144,6 @@ def draw_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     parts = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        parts.append(rows[keyed.permutation(len(rows), seed, 14, int(label))[: max(1, round(fraction * len(rows)))]])
+        order = keyed.permutation(len(rows), Use.LABELLED_FRACTION, seed, int(label))
+        parts.append(rows[order[: max(1, round(fraction * len(rows)))]])
     return np.sort(np.concatenate(parts))

@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import minimize
 
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
@@ -185,7 +186,7 @@ def held_out_rows(labels: np.ndarray, share: float = 0.2) -> np.ndarray:
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) > 1:
-            order = keyed.permutation(len(rows), 0, 11, int(label))
+            order = keyed.permutation(len(rows), Use.LINEAR_PROBE_SPLIT, int(label))
             mask[rows[order[: max(1, int(share * len(rows)))]]] = True
     return mask
 

@@ -15,6 +15,7 @@ from ..data.stream import Block
 from ..data.text.rows import TextCollator
 from ..data.text.sentence_pairs import SentencePairRows
 from ..functional import keyed
+from ..functional.keyed import Use
 from .evaluator import EvaluationError, Evaluator
 from .results import Result
 
@@ -55,7 +56,8 @@ class NextSentenceEvaluator(Evaluator):
         world_size: int = 1,
     ):
         self.num_texts, self.max_length, self.vocab_size = len(texts), max_length, len(tokenizer)
-        keys = keyed.key(np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64), 5)
+        contents = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64)
+        keys = keyed.key(Use.HELD_OUT_SAMPLE, contents)
         transform = SentencePairRows(tokenizer, max_length, masking={"mask_ratio": 0.15})
         rows = transform(Block({"text": list(texts)}, keys, key=0)).columns
         label = rows["next_sentence_label"]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from ..data.labelled import LabelledImages
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..modeling.base import evaluating
 from ..modeling.pooling import check_pooling
 from .evaluator import Evaluator
@@ -121,5 +122,7 @@ def stratified(labels: np.ndarray, max_rows: int, seed: int = 0) -> np.ndarray:
     order = np.empty(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        order[rows[keyed.permutation(len(rows), seed, 15, int(label))]] = np.arange(len(rows)) / len(rows)
+        order[rows[keyed.permutation(len(rows), Use.ONLINE_KNN_SPLIT, seed, int(label))]] = np.arange(len(rows)) / len(
+            rows
+        )
     return np.sort(np.argsort(order, kind="stable")[:max_rows])

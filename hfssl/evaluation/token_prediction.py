@@ -16,6 +16,7 @@ from ..data.stream import Block, Rows
 from ..data.text.rows import TextCollator
 from ..errors import UserError
 from ..functional import keyed
+from ..functional.keyed import Use
 from .evaluator import Evaluator
 from .results import Result
 
@@ -75,9 +76,9 @@ class TokenPredictionEvaluator(Evaluator):
         batches, num_tokens = [], 0
         labels: dict[str, list[torch.Tensor]] = {}
         for group, texts_of_group in groups.items():
-            keys = keyed.key(content_keys(texts_of_group), 5)
+            keys = keyed.key(Use.HELD_OUT_SAMPLE, content_keys(texts_of_group))
             rows = self._rows(Block({"text": list(texts_of_group)}, keys, key=0))
-            num_tokens += int(rows.num_tokens.sum())
+            num_tokens += int(rows.num_units.sum())
             for start in range(0, len(rows), batch_size):
                 batch = collate({name: values[start : start + batch_size] for name, values in rows.columns.items()})
                 if batch[self.positions].numel():

@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import keyed
+from .keyed import Use
 
 
 def mask_tokens(
@@ -48,8 +49,8 @@ def mask_tokens(
     chosen = keyed.uniform(keyed.mix(keys if unit_keys is None else unit_keys)) < mask_ratio
     chosen &= ~is_special[input_ids]
     at = np.flatnonzero(chosen)
-    what = keyed.uniform(keyed.key(keys[at], 1))
-    random_tokens = (keyed.uniform(keyed.key(keys[at], 2)) * vocab_size).astype(input_ids.dtype)
+    what = keyed.uniform(keyed.key(Use.MASKED_BECOMES, keys[at]))
+    random_tokens = (keyed.uniform(keyed.key(Use.RANDOM_TOKEN, keys[at])) * vocab_size).astype(input_ids.dtype)
     becomes = np.where(what < mask_token_ratio, input_ids.dtype.type(mask_token_id), input_ids[at])
     is_random = (what >= mask_token_ratio) & (what < mask_token_ratio + random_token_ratio)
     corrupted = input_ids.copy()

@@ -1,5 +1,6 @@
 """The arguments of a pre-training run: `TrainingArguments` with the defaults of pre-training."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..machine import choose_precision, local_world_size, num_cores, use_all_cor
 from . import checkpoints
 from .hub import check_push
 
+
+logger = logging.getLogger(__name__)
 
 # `max_steps` of a run that something else ends: Trainer wants a number.
 ENDLESS = 10**12
@@ -64,6 +67,10 @@ class SSLTrainingArguments(TrainingArguments):
         weight_decay_end (`float`, *optional*):
             Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
             stays.
+        lanes (`int`, *optional*):
+            Parts that the stream of data is dealt to, a multiple of the number of processes: a run can go on with any
+            number of processes that divides it. Left out, at least 8 (fewer for small data). Stated when a run begins;
+            a run that goes on has those that it began with.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
             Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
     """
@@ -83,6 +90,7 @@ class SSLTrainingArguments(TrainingArguments):
     resume: str = "auto"
     cpu_threads: int | None = None
     stop_on_collapse: bool = False
+    lanes: int | None = None
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
@@ -132,6 +140,10 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.lanes is not None and (self.lanes < 1 or self.lanes % self.world_size):
+            raise UserError(
+                f"`--lanes` must be a multiple of the number of processes, {self.world_size}, got {self.lanes}."
+            )
         if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
             raise UserError(
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
@@ -202,6 +214,40 @@ class SSLTrainingArguments(TrainingArguments):
         """Rows of one optimizer step, over processes and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
+    def keep_global_batch(self, checkpoint: Path) -> None:
+        """Adapt the accumulation steps where the run of `checkpoint` goes on with another number of processes.
+
+        The rows of a step stay as many as they were, and with `base_learning_rate` the learning rate with them.
+
+        Raises:
+            UserError: if no number of accumulation steps does that, naming values that work.
+        """
+        then = checkpoints.read_manifest(checkpoint)
+        rows, processes = then["settings"].get("global_batch_size"), then.get("world_size")
+        if rows is None or processes in (None, self.world_size) or rows == self.global_batch_size:
+            return
+        size, now = self.per_device_train_batch_size, self.world_size
+        if rows % (size * now):
+            fitting = [number for number in range(1, rows // now + 1) if rows % (number * now) == 0]
+            if fitting:
+                remedy = f"Pass a `--per_device_train_batch_size` of {', '.join(map(str, fitting))}."
+            else:
+                numbers = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
+                remedy = f"Launch one of {numbers} processes."
+            raise UserError(
+                f"The run in {checkpoint.parent} has {rows} rows a step, which {now} processes with "
+                f"`--per_device_train_batch_size {size}` cannot share evenly. {remedy}"
+            )
+        self.gradient_accumulation_steps = rows // (size * now)
+        logger.info(
+            "The run goes on with %d processes instead of %d: %d accumulation step(s) of %d rows each keep the %d "
+            "rows of a step. Methods that compare the rows of a micro-batch see another number of them at once.",
+            now, processes, self.gradient_accumulation_steps, size, rows,
+        )  # fmt: skip
+        if self.base_learning_rate is not None:
+            self.learning_rate = None
+            self.scale_learning_rate()
+
     def claim_output_dir(self) -> Path | None:
         """Take `output_dir` for this run and return the checkpoint that it continues from, if there is one.
 
@@ -217,7 +263,10 @@ class SSLTrainingArguments(TrainingArguments):
                 )  # here, since tokenizer and model take their time
         if self.world_size > 1:
             dist.barrier()
-        return checkpoints.find_checkpoint(self.output_dir, self.resume)
+        checkpoint = checkpoints.find_checkpoint(self.output_dir, self.resume)
+        if checkpoint is not None:
+            self.keep_global_batch(checkpoint)
+        return checkpoint
 
 
 def _check_tracker(name: str) -> None:

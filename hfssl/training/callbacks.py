@@ -151,7 +151,7 @@ class ProgressBar(TrainerCallback):
     SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, stream=None, clock: BudgetClock | None = None):
-        self.stream = stream  # has `counts["tokens"]` of this process, and says in `unit` what these are
+        self.stream = stream  # has `counts["units"]` of this process, and says in `unit` what these are
         self.clock = clock  # of a run with a budget of time
         self.bar = None
         self.loss = None
@@ -214,7 +214,7 @@ class ProgressBar(TrainerCallback):
         return min(self.clock.seconds, self.clock.budget) if self.clock else state.global_step
 
     def _tokens(self) -> int:
-        return self.stream.counts["tokens"] if self.stream is not None else 0
+        return self.stream.counts["units"] if self.stream is not None else 0
 
     def _line(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)

@@ -15,8 +15,11 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Written last into a checkpoint: size and checksum of every file in it, and the settings of the run.
+# Written last into a checkpoint: size and checksum of every file in it, the settings of the run, its number of
+# processes and the version of what is in the checkpoint.
 MANIFEST = "manifest.json"
+# 2: streams have lanes.
+VERSION = 2
 LOCK = ".hfssl.lock"
 # Where checkpoints are written, and where old ones go before they are deleted: neither is ever taken for a checkpoint.
 STAGING = ".staging"
@@ -115,7 +118,7 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
     A damaged checkpoint is passed over with a warning.
 
     Raises:
-        UserError: if `resume` names a folder that is no whole checkpoint.
+        UserError: if `resume` names a folder that is no whole checkpoint, or another version of hfssl wrote it.
     """
     if resume == "never":
         return None
@@ -128,10 +131,12 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
                 + (f"Those of this run are {there}." if there else f"{output_dir} holds none either.")
                 + " Pass `--resume auto` to continue from the newest one, if there is any."
             )
+        _check_version(Path(resume))
         return Path(resume)
     for checkpoint in list_checkpoints(output_dir):
         problem = _damage(checkpoint)
         if not problem:
+            _check_version(checkpoint)
             return checkpoint
         if checkpoint not in _reported:
             logger.warning("%s is damaged (%s). Trying the one before.", checkpoint, problem)
@@ -152,12 +157,28 @@ def set_damaged_aside(output_dir: str | Path, checkpoint: Path | None) -> None:
             newer.rename(aside)
 
 
-_WORDS = {"world_size": "the number of processes, each of which has its own part of the data,"}
+_WORDS = {
+    "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
+}
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """What was sealed into a checkpoint: `files`, `settings`, `version`, `world_size`."""
+    return json.loads((checkpoint / MANIFEST).read_text())
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that a checkpoint belongs to."""
-    return json.loads((checkpoint / MANIFEST).read_text())["settings"]
+    return read_manifest(checkpoint)["settings"]
+
+
+def _check_version(checkpoint: Path) -> None:
+    version = read_manifest(checkpoint).get("version", 1)
+    if version != VERSION:
+        raise UserError(
+            f"{checkpoint} was written by another version of hfssl (state {version}, this one continues {VERSION}). "
+            "Continue with the version that wrote it, or pass another `--output_dir` for a new run."
+        )
 
 
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
@@ -181,13 +202,14 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def seal(folder: Path, settings: dict[str, Any]) -> None:
+def seal(folder: Path, settings: dict[str, Any], world_size: int = 1) -> None:
     """Write the manifest of a finished checkpoint and put everything on the disk itself."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
         _sync(path)
-    (folder / MANIFEST).write_text(json.dumps({"files": files, "settings": settings}, indent=1))
+    manifest = {"version": VERSION, "files": files, "settings": settings, "world_size": world_size}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _sync(folder / MANIFEST)
 
 

@@ -24,6 +24,7 @@ from ..functional.embedding_figures import (
     teacher_distance,
     uniformity,
 )
+from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel, evaluating
 from ..modeling.distributed import rank, world_size
 
@@ -88,7 +89,7 @@ class HealthMonitor:
     def views(self) -> dict[str, Any]:
         """Columns of the samples as the run's stream makes them: the views that joint-embedding methods compare."""
         keys = content_keys(self.samples)
-        block = Block({self.stream.source.leading: self.samples}, keyed.key(keys, 5), key=0)
+        block = Block({self.stream.source.leading: self.samples}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0)
         return self.stream.transform(block).columns
 
     # -- figures --------------------------------------------------------------------------------------------------

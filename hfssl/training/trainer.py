@@ -37,6 +37,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import command_line
 from ..evaluation.verdict import COLLAPSED, collapse_error, last_healthy_step
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..functional.schedules import budget_schedule
 from ..modeling.base import SSLPreTrainedModel
 from . import checkpoints
@@ -61,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 # What makes a run this run: changed on a resume, the result would be neither the old run's nor the new one's.
 _IDENTITY = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "max_steps", "learning_rate",
+    "global_batch_size", "max_steps", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
@@ -148,6 +149,10 @@ class SSLTrainer(Trainer):
     def settings(self) -> dict[str, Any]:
         """What makes this run this run; kept in each checkpoint and compared on a resume."""
         arguments = {name: getattr(self.args, name) for name in _IDENTITY}
+        if self.stream is None:  # whoever reads the data then may deal them out otherwise
+            arguments["world_size"] = self.args.world_size
+        elif self.stream.batch_cost is not None:
+            arguments["batches_per_step"] = self.args.gradient_accumulation_steps * self.args.world_size
         if self.clock is not None:
             arguments["budget_minutes"] = self.args.budget_minutes
             del arguments["max_steps"]
@@ -174,6 +179,7 @@ class SSLTrainer(Trainer):
             resume_from_checkpoint = checkpoints.find_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
+            self.args.keep_global_batch(self.resumed_from)
             checkpoints.check_settings(self.resumed_from, self.settings)
             self.accelerator.wait_for_everyone()  # until all have looked for it
             if self.args.should_save:
@@ -209,17 +215,18 @@ class SSLTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
         if self.stream is not None:
-            self.stream.load_state_dict(self._stream_state(checkpoint))
+            self._load_stream(checkpoint)
         return True
 
-    def _stream_state(self, checkpoint: Path) -> dict[str, Any]:
-        return json.loads((checkpoint / f"stream_{self.args.process_index}.json").read_text())
+    def _load_stream(self, checkpoint: Path) -> None:
+        """Go on where the processes that wrote the checkpoint stood, however many they were."""
+        self.stream.load_state_dict(*(json.loads(path.read_text()) for path in checkpoint.glob("stream_*.json")))
 
     def get_train_dataloader(self):
         if self.stream is None:
             return super().get_train_dataloader()
         if self.resumed_from is not None:
-            self.stream.load_state_dict(self._stream_state(self.resumed_from))
+            self._load_stream(self.resumed_from)
         return self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
@@ -247,7 +254,8 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
-        torch.manual_seed(keyed.torch_seed(self.args.seed, self.state.global_step, micro, self.args.process_index))
+        here = (self.state.global_step, micro, self.args.process_index)
+        torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, self.args.seed, *here))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
@@ -308,7 +316,7 @@ class SSLTrainer(Trainer):
         if self.stream is not None:  # a stream has passes and tokens, and no epochs
             for entry in (logs, self.state.log_history[-1]):
                 entry.pop("epoch", None)
-            self.state.log_history[-1][self.stream.unit] = self.stream.counts["tokens"] * self.args.world_size
+            self.state.log_history[-1][self.stream.unit] = self.stream.run_counts["units"]
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 
@@ -376,7 +384,7 @@ class SSLTrainer(Trainer):
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.seal(staging / name, self.settings)
+                checkpoints.seal(staging / name, self.settings, self.args.world_size)
                 (staging / name).rename(output_dir / name)
                 healthy_step = last_healthy_step(self.state.log_history)
                 checkpoints.rotate(output_dir, self.args.save_total_limit, healthy_step)
@@ -462,14 +470,13 @@ class SSLTrainer(Trainer):
 
     def record(self) -> RunRecord:
         """What there is to tell of the run so far."""
-        counts = {} if self.stream is None else self.stream.counts
         return RunRecord(
             model=self.accelerator.unwrap_model(self.model),
             args=self.args,
             processor=self.processing_class,
             history=self.state.log_history,
             step=self.state.global_step,
-            counts={name: count * self.args.world_size for name, count in counts.items()},
+            counts={} if self.stream is None else self.stream.run_counts,
             unit="" if self.stream is None else self.stream.unit,
             passes={} if self.stream is None else self.stream.passes,
             command=command_line(),

@@ -59,7 +59,7 @@ class Views:
 
 
 def stream(data, **arguments):
-    settings = {"per_device_train_batch_size": 16, "seed": 0, "process_index": 0, "world_size": 1}
+    settings = {"per_device_train_batch_size": 16, "seed": 0, "process_index": 0, "world_size": 1, "lanes": None}
     settings |= {"dataloader_num_workers": 0, "device": "cpu"}
     return data.stream(SimpleNamespace(**settings | arguments), Views())
 
@@ -77,9 +77,9 @@ def test_shares_are_of_images_however_large_they_are(mixed):
     sides = Counter(side for b in itertools.islice(iter(made), 120) for side in b["side"].tolist())
     assert sides[LARGE] / sides.total() == pytest.approx(0.2, abs=0.02) and set(sides) == {LARGE, SMALL}
     # a block is about a batch, as of one source
-    assert sum(q * size for q, size in zip(made.units_per_block, mixed.source.size_per_piece, strict=True)) / (
+    assert sum(q * size for q, size in zip(made.quotas, mixed.source.size_per_piece, strict=True)) / (
         1 << 20
-    ) == pytest.approx(64, rel=0.1)
+    ) == pytest.approx(16, rel=0.1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -92,7 +92,7 @@ def as_rows(block: Block) -> Rows:
         "number": np.array([int(number) for _, number in words], dtype=np.int64),
         "draw": block.keys.astype(np.int64),
     }
-    return Rows(columns, np.ones(len(words), np.int64))
+    return Rows(columns, np.ones(len(words), np.int64), places=block.places)
 
 
 def as_tensors(columns):
@@ -120,7 +120,7 @@ def take(stream, num_batches):
 def test_each_block_holds_the_shares():
     # pieces of 10 texts of 40 bytes; a block of 4,000 bytes: 7.5 pieces of a and 2.5 of b
     s = stream()
-    assert s.units_per_block == [int(7.5 * 2**20), int(2.5 * 2**20)]
+    assert s.quotas == [int(7.5 * 2**20), int(2.5 * 2**20)]
     counts = np.array([np.bincount([s.source.pieces[p, 0] for _, p, _ in s._units(0, b)]) for b in range(100)])
     assert set(counts[:, 0]) == {7, 8} and set(counts[:, 1]) == {2, 3}
     assert counts.sum(0).tolist() == [750, 250]
@@ -146,15 +146,23 @@ def test_files_may_hold_more_than_their_text(tmp_path):
     assert seen[0] / seen.total() == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_source_goes_round_on_its_own(world_size):
+def rows_of_blocks(number, world_size=1, lanes=1):
+    """How often each sample comes in the first blocks of all lanes."""
     seen = Counter()
     for rank in range(world_size):
-        s = stream(batch_size=1, rank=rank, world_size=world_size)
+        s = stream(batch_size=1, rank=rank, world_size=world_size, lanes=lanes)
         for batch in s:
-            if s.position["block"] == 24 // world_size:
+            lane = s.own_lanes[(s.counts["batches"] - 1) % len(s.own_lanes)]
+            if s.positions[lane]["block"] < number // lanes:
+                seen[batch["source"].item(), batch["number"].item()] += 1
+            if all(at["block"] >= number // lanes for at in s.positions.values()):
                 break
-            seen[batch["source"].item(), batch["number"].item()] += 1
+    return seen
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_source_goes_round_on_its_own(world_size):
+    seen = rows_of_blocks(24, world_size, lanes=2 * world_size)
     a = [seen[0, i] for i in range(600)]
     b = [seen[1, i] for i in range(60)]
     # 24 blocks hold 180 pieces of a, which has 60, and 60 of b, which has 6: whole passes, each sample once in each
@@ -162,11 +170,7 @@ def test_each_source_goes_round_on_its_own(world_size):
 
 
 def test_between_passes_no_sample_is_ahead_by_more_than_one():
-    s, seen = stream(batch_size=1), Counter()
-    for batch in s:
-        if s.position["block"] == 5:
-            break
-        seen[batch["source"].item(), batch["number"].item()] += 1
+    seen = rows_of_blocks(5)
     a, b = ([seen[i, j] for j in range(n)] for i, n in enumerate((600, 60)))
     assert set(a) == {0, 1}  # 37 or 38 of 60 pieces
     assert set(b) == {2} or set(b) == {2, 3}  # 12 or 13 of 6 pieces
@@ -182,14 +186,14 @@ def test_each_pass_of_a_small_source_has_a_new_order_and_new_draws():
 def test_a_source_of_a_small_share_comes_in_some_blocks_only():
     # its pieces of 400 bytes are 10 times its share of 40 bytes a block; blocks grow to four times the size for it
     s = stream(mixture(weights=(0.99, 0.01)))
-    assert s.units_per_block == [round(39.6 * 2**20), round(0.4 * 2**20)]
+    assert s.quotas == [round(39.6 * 2**20), round(0.4 * 2**20)]
     per_block = [sum(p >= 60 for _, p, _ in s._units(0, b)) for b in range(50)]
     assert sum(per_block) == 20 and set(per_block) == {0, 1}
 
 
 def test_large_pieces_give_at_least_one_a_block():
     s = stream(mixture(piece_bytes=10**6), block_bytes=100)
-    assert sum(s.units_per_block) >= 2**20
+    assert sum(s.quotas) >= 2**20
     assert take(s, 5)
 
 
@@ -213,6 +217,23 @@ def test_resume_is_exact_at_any_batch(stop, num_workers):
     assert again.state_dict() == whole_stream.state_dict() and again.passes == whole_stream.passes
 
 
+def test_a_run_goes_on_with_another_number_of_processes():
+    def step(streams):
+        return Counter(row for s in streams for batch in take(s, 1) for row in batch)
+
+    alone = stream(batch_size=12)
+    steps = [step([alone]) for _ in range(40)]
+    seen, streams = [], None
+    for world_size, number in ((2, 9), (1, 8), (4, 23)):
+        states = [s.state_dict() for s in streams] if streams else []
+        streams = [stream(batch_size=12 // world_size, rank=r, world_size=world_size) for r in range(world_size)]
+        for s in streams:
+            if states:
+                s.load_state_dict(*states)
+        seen += [step(streams) for _ in range(number)]
+    assert seen == steps
+
+
 def test_far_into_the_stream_a_resume_costs_one_block():
     class Counting(MemorySource):
         reads = 0
@@ -222,13 +243,20 @@ def test_far_into_the_stream_a_resume_costs_one_block():
             return super().read(index)
 
     sources = [Counting(texts(name, n), name=name, piece_bytes=400) for name, n in (("a", 600), ("b", 60))]
-    s = stream(Mixture("ab", sources, (3, 1)))
-    state = s.state_dict() | {"position": {"pass": 0, "block": 10**9, "row": 17}}
+    s = stream(Mixture("ab", sources, (3, 1)), lanes=1)
+    state = s.state_dict() | {"positions": {"0": {"pass": 0, "block": 10**9, "row": 17}}}
     s.load_state_dict(state)
     Counting.reads = 0
     take(s, 1)
     assert Counting.reads <= 22
     assert s.passes["b"] == pytest.approx(2.5 * 10**9 / 6, rel=1e-6)
+
+
+def test_a_place_names_the_source_and_its_own_file():
+    s = stream(with_places=True, batch_size=1)
+    seen = {tuple(b["places"][0].tolist()): (b["source"].item(), b["number"].item()) for b in itertools.islice(s, 900)}
+    assert all(place == (source, 0, number, 0) for place, (source, number) in seen.items())
+    assert {place[0] for place in seen} == {0, 1} and len(seen) == len(set(seen.values()))
 
 
 def test_a_stream_pickles():
@@ -242,7 +270,7 @@ def test_a_stream_pickles():
         ({"source": mixture(weights=(0.5, 0.5))}, "shares of the mixture differ.*0.75, 0.25.* then, .*0.5, 0.5.* now"),
         ({"source": mixture(sizes=(600, 61))}, "data set has changed"),
         ({"seed": 1}, "seed differs"),
-        ({"world_size": 2}, "number of processes differs"),
+        ({"world_size": 3}, "began with 8 lanes, which 3 processes cannot share"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(changed, words):
@@ -255,17 +283,13 @@ def test_without_weights_the_sources_are_read_as_one():
     assert [part.share for part in parts_of(source)] == pytest.approx([0.75, 0.25])
     s = stream(source, batch_size=1)
     assert type(s) is ExactStream and not isinstance(s, MixtureStream)
-    seen = Counter()
-    for batch in s:
-        if s.position["pass"] > 0:
-            break
-        seen[batch["source"].item(), batch["number"].item()] += 1
+    seen = Counter((batch["source"].item(), batch["number"].item()) for _, batch in tiny.passes(s))
     assert len(seen) == 400 and set(seen.values()) == {1}
 
 
 def test_the_log_names_each_pass_that_begins(caplog):
     caplog.set_level(logging.INFO)
-    take(stream(), 120)
+    take(stream(lanes=1), 120)
     # 120 batches of 8 are 9.6 blocks: 72 pieces of a and 24 of b
     begun = [record.message for record in caplog.records if "begins" in record.message]
     assert sorted(begun) == ["Pass 2 over a begins.", "Pass 2 over b begins.", "Pass 4 over b begins."]

@@ -3,15 +3,19 @@
 import itertools
 import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 
 from hfssl.data.sources import DataError, MemorySource, PieceRows, open_source
 from hfssl.data.stream import Block, ExactStream, Rows
+from hfssl.functional import keyed
+from hfssl.functional.keyed import Use
 
 
 def as_rows(block: Block) -> Rows:
@@ -45,16 +49,13 @@ def rows_of_first_pass(world_size, n, **kwargs):
     seen = []
     for rank in range(world_size):
         s = stream(n=n, batch_size=1, rank=rank, world_size=world_size, **kwargs)
-        for batch in s:
-            if s.position["pass"] > 0:
-                break
-            seen.append(batch["number"].item())
+        seen += [batch["number"].item() for _, batch in tiny.passes(s)]
     return seen
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_a_pass_has_each_sample_once_over_all_ranks(world_size):
-    assert sorted(rows_of_first_pass(world_size, 300)) == list(range(300))
+@pytest.mark.parametrize("world_size, lanes", [(1, None), (1, 8), (2, 2), (3, 9), (7, None)])
+def test_a_pass_has_each_sample_once_over_all_ranks(world_size, lanes):
+    assert sorted(rows_of_first_pass(world_size, 300, lanes=lanes)) == list(range(300))
 
 
 def test_more_ranks_than_pieces_share_them_and_the_log_says_so(caplog):
@@ -63,20 +64,24 @@ def test_more_ranks_than_pieces_share_them_and_the_log_says_so(caplog):
     seen = []
     for rank in range(5):
         s = stream(source, batch_size=1, rank=rank, world_size=5)
-        for batch in s:
-            if s.position["pass"] > 0:
-                break
-            seen.append(batch["number"].item())
+        assert s.lanes == 5
+        seen += [batch["number"].item() for _, batch in tiny.passes(s)]
     assert sorted(seen) == list(range(40))
     assert "1 piece(s) for 5 processes" in caplog.text
+    # more lanes than pieces cost reads too, but nobody has to be told
+    caplog.clear()
+    assert sorted(batch["number"].item() for _, batch in tiny.passes(stream(source, batch_size=1, lanes=4))) == list(
+        range(40)
+    )
+    assert caplog.text == ""
 
 
 def test_passes_differ_in_order_and_draws_and_seeds_differ():
-    first = take(stream(n=64, batch_size=64), 2)
+    first = take(stream(n=64, batch_size=64, lanes=1), 2)
     assert sorted(first[0][0]) == sorted(first[1][0]) == list(range(64))
     assert first[0][0] != first[1][0] and first[0][0] != list(range(64))
     assert set(first[0][1]).isdisjoint(first[1][1])
-    assert take(stream(n=64, batch_size=64, seed=1), 1)[0][0] != first[0][0]
+    assert take(stream(n=64, batch_size=64, lanes=1, seed=1), 1)[0][0] != first[0][0]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -106,7 +111,7 @@ def test_resume_twice_and_counts():
         fresh.load_state_dict(s.state_dict())
         s = fresh
     assert s.state_dict() == whole.state_dict()
-    assert s.counts["rows"] == 800 and s.counts["tokens"] == 800
+    assert s.counts["rows"] == 800 and s.counts["units"] == 800
 
 
 def test_iterating_again_goes_on_from_the_position():
@@ -114,7 +119,7 @@ def test_iterating_again_goes_on_from_the_position():
     assert take(s, 10) + take(s, 10) == take(stream(), 20)
 
 
-def test_resume_reads_only_one_block_again():
+def test_resume_reads_only_one_block_of_each_lane_again():
     class Counting(MemorySource):
         reads = 0
 
@@ -123,13 +128,15 @@ def test_resume_reads_only_one_block_again():
             return super().read(index)
 
     source = Counting(texts(2000), name="memory", piece_bytes=400)
-    s = stream(source)
+    s = stream(source, block_bytes=1000)
     take(s, 200)
-    again = stream(source)
+    again = stream(source, block_bytes=1000)
     again.load_state_dict(s.state_dict())
     Counting.reads = 0
     take(again, 1)
-    assert Counting.reads <= 2 * again.units_per_block
+    units_per_block = -(-len(source) // (again.lanes * again.blocks_per_lane))
+    assert again.blocks_per_lane > 3 and again.lanes == 8
+    assert Counting.reads <= 2 * 8 * units_per_block
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -147,12 +154,7 @@ def test_pieces_of_a_handful_of_groups_stay_together(at_once):
 
 def test_excluded_texts_never_come():
     out = frozenset(texts(300)[::7])
-    s = stream(n=300, batch_size=1, exclude=out)
-    seen = []
-    for batch in s:
-        if s.position["pass"] > 1:
-            break
-        seen.append(batch["number"].item())
+    seen = [batch["number"].item() for _, batch in tiny.passes(stream(n=300, batch_size=1, exclude=out), 2)]
     assert sorted(seen) == sorted(2 * [i for i in range(300) if i % 7])
 
 
@@ -165,9 +167,10 @@ def test_a_stream_pickles():
     "changed, words",
     [
         ({"seed": 1}, "the seed differs.*0 then, 1 now"),
-        ({"batch_size": 4}, "batch size differs.*8 then, 4 now"),
+        ({"batch_cost": 4}, "size of the batches differs.*None then, 4 now"),
         ({"n": 501}, "data set has changed"),
-        ({"rank": 0, "world_size": 2}, "number of processes differs.*1 then, 2 now"),
+        ({"world_size": 3}, "began with 4 lanes, which 3 processes cannot share evenly. Launch one of 1, 2, 4"),
+        ({"lanes": 2}, "began with 4 lanes, `--lanes` says 2. Leave `--lanes` out"),
         ({"exclude": frozenset(["text 1 x"])}, "held-out part differs"),
     ],
 )
@@ -191,11 +194,7 @@ class Damaged(MemorySource):
 def test_damaged_samples_are_left_out_counted_and_named_once(caplog):
     source = Damaged(texts(300), name="notes.txt", piece_bytes=400)
     s = stream(source, batch_size=1, max_bad_fraction=0.2)
-    seen = []
-    for batch in s:
-        if s.position["pass"] > 0:
-            break
-        seen.append(batch["number"].item())
+    seen = [batch["number"].item() for _, batch in tiny.passes(s)]
     assert sorted(seen) == [i for i in range(300) if i % 10]
     assert caplog.text.count("it is broken") == 1 and "notes.txt" in caplog.text
     assert s.counts["samples_bad"] >= 30
@@ -222,7 +221,7 @@ def test_a_source_without_any_row_left_is_an_error_not_an_endless_loop():
 
 
 def test_a_batch_larger_than_a_pass():
-    numbers = take(stream(n=10, batch_size=64), 1)[0][0]
+    numbers = take(stream(n=10, batch_size=64, lanes=1), 1)[0][0]
     assert len(numbers) == 64 and sorted(numbers[:10]) == list(range(10))
 
 
@@ -230,7 +229,7 @@ def test_files_of_every_kind_stream_exactly(tmp_path):
     with open(tmp_path / "a.jsonl", "w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in texts(3000))
     source = open_source(str(tmp_path / "a.jsonl"))
-    s = stream(source, batch_size=50)
+    s = stream(source, batch_size=50, lanes=1)
     assert sorted(itertools.chain(*(numbers for numbers, _ in take(s, 60)))) == list(range(3000))
 
 
@@ -246,9 +245,206 @@ def test_blank_texts_are_no_damage(tmp_path, name):
         body = "".join(f"{i},{line}\n" if head else f"{line}\n" for i, line in enumerate(lines))
         (tmp_path / name).write_text(head + body)
     source = open_source(tmp_path / name)
-    s = stream(source, batch_size=60)
+    s = stream(source, batch_size=60, lanes=1)
     assert sorted(next(iter(s))["number"].tolist()) == list(range(60))
     assert s.counts["samples_bad"] == 0
     if not name.endswith("txt"):  # whose blank lines are no rows
         reads = [source.read(i) for i in range(len(source))]
         assert sum(read.num_empty for read in reads) == 60 and source.num_rows == 120
+
+
+# -- lanes ------------------------------------------------------------------------------------------------------------
+
+
+def run(plan, *, lanes=8, rows_a_step=12, n=500, batch_size=None, **kwargs):
+    """The rows of each step of a run that goes through `plan`, `(world_size, steps)` after one another.
+
+    Each part of the plan begins from the states that the processes of the part before left.
+    """
+    steps, states = [], []
+    for world_size, number in plan:
+        size = batch_size or rows_a_step // world_size
+        streams = [
+            stream(n=n, batch_size=size, rank=rank, world_size=world_size, lanes=lanes, **kwargs)
+            for rank in range(world_size)
+        ]
+        if states:
+            for s in streams:
+                s.load_state_dict(*states)
+        parts = [take(s, number * rows_a_step // (world_size * size)) for s in streams]
+        for step in range(number):
+            per_step = rows_a_step // (world_size * size)
+            batches = [batch for part in parts for batch in part[step * per_step : (step + 1) * per_step]]
+            steps.append(Counter(row for numbers, draws in batches for row in zip(numbers, draws, strict=True)))
+        states = json.loads(json.dumps([s.state_dict() for s in streams]))
+    return steps, states
+
+
+@pytest.mark.parametrize(
+    "lanes, rows_a_step, batch_size",
+    [(8, 16, None), (8, 4, None), (8, 12, None), (8, 20, 1), (4, 4, 1), (12, 4, None)],
+)
+def test_a_run_goes_on_with_another_number_of_processes(lanes, rows_a_step, batch_size):
+    settings = {"lanes": lanes, "rows_a_step": rows_a_step, "batch_size": batch_size}
+    alone, _ = run([(1, 60)], **settings)
+    assert [step.total() for step in alone] == [rows_a_step] * 60
+    for plan in ([(2, 60)], [(4, 60)], [(2, 13), (1, 20), (2, 27)], [(1, 7), (4, 21), (2, 32)]):
+        assert run(plan, **settings)[0] == alone
+
+
+def test_a_pass_over_a_changing_number_of_processes_has_each_sample_once():
+    steps, states = run([(2, 11), (1, 9), (4, 50)], n=400)
+    first_pass = {int(key) for key in keyed.key(Use.SAMPLE, 0, 0, 0, np.arange(400)).astype(np.int64)}
+    assert all(at["pass"] > 0 for state in states for at in state["positions"].values())
+    seen = Counter()
+    for step in steps:
+        seen.update({number: count for (number, draw), count in step.items() if draw in first_pass})
+    assert seen == Counter(range(400))
+
+
+def test_counts_survive_another_number_of_processes():
+    _, states = run([(4, 10)])
+    for plan in ([2], [1], [4]):
+        streams = [stream(n=500, batch_size=12 // plan[0], rank=rank, world_size=plan[0]) for rank in range(plan[0])]
+        for s in streams:
+            s.load_state_dict(*states)
+        assert streams[0].run_counts["rows"] == streams[0].run_counts["units"] == 120
+        total = sum(state["counts"]["samples_read"] for state in states)
+        before = streams[0].counts_before["samples_read"]
+        assert before + sum(s.counts["samples_read"] for s in streams) == total
+        take(streams[0], 5)
+        assert streams[0].run_counts["rows"] == 180
+
+
+def test_rows_come_from_the_lanes_in_turn():
+    s = stream(batch_size=3, lanes=4)
+    blocks = [[str(n) for n in s.make(0, lane).rows.columns["number"]] for lane in range(4)]
+    numbers = [str(number) for batch in take(s, 8) for number in batch[0]]
+    assert numbers == [blocks[i % 4][i // 4] for i in range(24)]
+
+
+def test_all_lanes_have_equally_many_blocks_and_a_pass_is_all_of_them():
+    for n, lanes in ((500, 8), (333, 3), (90, 4), (40, 8)):
+        s = stream(n=n, lanes=lanes)
+        units = [unit for block in range(s.lanes * s.blocks_per_lane) for unit in s._units(0, block)]
+        assert len(units) == len(set(units)) == len(s.source) * s.plan["shares"]
+
+
+@pytest.mark.parametrize("world_size, lanes", [(1, 8), (2, 8), (3, 9), (5, 10), (8, 8), (16, 16)])
+def test_the_default_number_of_lanes(world_size, lanes):
+    source = MemorySource(texts(4000), name="memory", piece_bytes=400)
+    assert stream(source, world_size=world_size).lanes == lanes
+    # a small source has fewer, one for each process at least
+    assert stream(MemorySource(texts(20), name="memory"), world_size=world_size).lanes == world_size
+
+
+def test_lanes_have_to_fit_the_processes_and_the_state_decides():
+    with pytest.raises(DataError, match="`--lanes` must be a multiple of the number of processes, 2, got 3"):
+        stream(lanes=3, world_size=2)
+    s = stream(lanes=4, block_bytes=1000)
+    take(s, 5)
+    again = stream(lanes=None, block_bytes=3000)
+    again.load_state_dict(s.state_dict())
+    assert again.plan == s.plan and take(again, 5) == take(s, 5)
+
+
+def test_states_that_are_missing_or_old_are_refused():
+    _, states = run([(4, 2)])
+    with pytest.raises(DataError, match="of 4 processes, 1 left one.*states of all are needed"):
+        stream(batch_size=6, rank=1, world_size=2).load_state_dict(states[0])
+    own = stream(batch_size=3, rank=1, world_size=4)
+    own.load_state_dict(states[1])  # the number is the same
+    assert own.turn == 24
+    old = {"position": {"pass": 0, "block": 0, "row": 0}, "counts": {}, "layout": {}}
+    with pytest.raises(DataError, match=r"another version of hfssl \(1, this one reads 2\)"):
+        stream().load_state_dict(old)
+
+
+def test_blocks_are_made_only_when_they_are_needed():
+    made = []
+
+    class Watching(ExactStream):
+        def make(self, pass_index, block):
+            made.append(block)
+            return super().make(pass_index, block)
+
+    source = MemorySource(texts(800), name="memory", piece_bytes=400)
+    s = Watching(source, as_rows, as_tensors, 3, lanes=8, block_bytes=2000)
+    batches = iter(s)
+    next(batches)
+    assert made == [0, 1, 2]
+    next(batches)
+    assert made == [0, 1, 2, 3, 4, 5]
+    for _ in range(6):
+        next(batches)
+    assert made == list(range(8))
+
+
+def test_blocks_may_be_sized_by_what_their_samples_cost():
+    source = MemorySource(texts(800), name="memory", piece_bytes=400)
+    s = stream(source, block_cost=10.0, piece_cost=2.5, lanes=1)
+    assert len(s._units(0, 0)) == 4
+
+
+# -- batches by cost --------------------------------------------------------------------------------------------------
+
+
+def of_many_lengths(block: Block) -> Rows:
+    texts = next(iter(block.columns.values()))
+    number = np.array([int(text.split()[1]) for text in texts], dtype=np.int64)
+    lengths = 1 + number % 97
+    rows = [np.full(length, n) for length, n in zip(lengths, number, strict=True)]
+    return Rows({"number": number, "tokens": rows}, lengths, places=block.places)
+
+
+def cost_stream(n=1500, batch_cost=200, **kwargs):
+    source = MemorySource(texts(n), name="memory", piece_bytes=400)
+    return ExactStream(source, of_many_lengths, dict, 1, batch_cost=batch_cost, **{"block_bytes": 4000, **kwargs})
+
+
+def take_costs(s, number):
+    return [batch["number"].tolist() for batch in itertools.islice(iter(s), number)]
+
+
+def test_batches_of_equal_cost():
+    s = cost_stream(with_places=True)
+    lengths, first_pass = [], []
+    for batch in itertools.islice(iter(s), 300):
+        own = [len(tokens) for tokens in batch["tokens"]]
+        assert max(own) * len(own) <= 200 and batch["places"][:, 2].tolist() == batch["number"].tolist()
+        assert own == [1 + n % 97 for n in batch["number"]]
+        lengths.append(own)
+        first_pass += batch["number"].tolist()
+    assert s.counts["units"] == sum(map(sum, lengths)) and s.counts["rows"] == sum(map(len, lengths))
+    assert s.counts["batches"] == s.turn == 300
+    # long and short batches are mixed
+    longest = [max(own) for own in lengths[:60]]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+
+
+def test_batches_of_equal_cost_have_each_sample_once_a_pass():
+    s, seen, lanes = cost_stream(lanes=2), Counter(), [0, 1]
+    for batch in s:
+        lane = (s.turn - 1) % 2
+        if s.positions[lane]["pass"] == 0:
+            seen.update(batch["number"].tolist())
+        if all(s.positions[lane]["pass"] > 0 for lane in lanes):
+            break
+    assert seen == Counter(range(1500))
+
+
+def test_batches_of_equal_cost_resume_with_another_number_of_processes():
+    alone = take_costs(cost_stream(lanes=4), 60)
+    s = cost_stream(lanes=4, num_workers=2)
+    assert take_costs(s, 21) == alone[:21]
+    both = [cost_stream(rank=rank, world_size=2) for rank in range(2)]
+    for half in both:
+        half.load_state_dict(json.loads(json.dumps(s.state_dict())))
+    # turn 21 is an odd lane's, and so that of process 1
+    expected = [alone[22::2], alone[21::2]]
+    assert [take_costs(half, 19) for half in both] == [part[:19] for part in expected]
+
+
+def test_a_row_that_costs_more_than_a_batch_is_refused():
+    with pytest.raises(DataError, match="A row costs 97, more than the 50 of a whole batch"):
+        take_costs(cost_stream(batch_cost=50), 200)

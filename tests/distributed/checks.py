@@ -93,12 +93,8 @@ def one_pass(rank, world_size, folder, dataset):
     args = arguments(folder, per_device_train_batch_size=1)
     data = TextData(TextDataArguments(dataset=str(dataset), packing=False, vocab_size=150, max_length=64))
     stream = data.stream(args)
-    seen = []
-    for batch in stream:
-        if stream.position["pass"] > 0:
-            break
-        seen.append(data.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True))
-    return {"seen": seen, "held_out": data.held_out, "position": stream.position}
+    seen = [data.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) for _, batch in tiny.passes(stream)]
+    return {"seen": seen, "held_out": data.held_out, "lanes": stream.own_lanes}
 
 
 def evaluator(rank, world_size):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tiny
 import torch
 from contract import load
 from recipe_process import ROOT, TINY_ENCODER, recipe_server
+from safetensors.torch import load_file
 
 
 pytestmark = pytest.mark.distributed
@@ -76,7 +78,7 @@ def test_together_they_see_each_sample_once(pair, tmp_path, number, seed):
     expected = Counter(text for text in texts if text not in set(held_out))
     assert Counter(seen[0]) + Counter(seen[1]) == expected
     assert min(map(len, seen)) > 0.3 * expected.total()
-    assert all(answer["position"]["pass"] == 1 for answer in answers)
+    assert all(lane % 2 == rank for rank, answer in enumerate(answers) for lane in answer["lanes"])
 
 
 def test_figures_are_those_of_one_process(pair):
@@ -162,21 +164,50 @@ def test_sigterm_saves_once_and_the_run_goes_on(tmp_path, torchrun, workers):
         assert (out / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("then, now", [(2, 1), (1, 2)])
-def test_another_number_of_processes_is_refused(tmp_path, then, now):
+@pytest.mark.parametrize("rows_a_process", [3, 5])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, rows_a_process):
+    """2 processes, then 1, then 2 again: the weights of one that was alone. 6 and 10 rows a step, 8 lanes."""
     dataset = write(tmp_path / "texts.jsonl", tiny.texts(600))
-    words = flags(dataset=dataset, output_dir=tmp_path / "out", max_steps=4, save_steps=2)
-    first = recipe_server().run(tmp_path / "first", *words, ranks=then)
-    assert first.poll() == 0, first.stderr
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    second = recipe_server().run(tmp_path / "second", *words, ranks=now)
-    assert second.poll() == 1
-    assert "Traceback" not in second.stderr
-    assert (
-        f"the number of processes, each of which has its own part of the data, was {then}, is {now}" in second.stderr
+    settings = {
+        "dataset": dataset, "max_steps": 6, "save_steps": 2, "save_total_limit": 9, "lanes": 8, "dropout": 0.0,
+        "learning_rate": 1e-2, "packing": "false", "per_device_train_batch_size": rows_a_process,
+    }  # fmt: skip
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    for ranks, begin in ((2, 0), (1, 2), (2, 4)):
+        for step in range(begin + 1, 7):
+            shutil.rmtree(out / f"checkpoint-{step}", ignore_errors=True)
+        run = recipe_server().run(tmp_path / f"with-{ranks}-{begin}", *flags(output_dir=out, **settings), ranks=ranks)
+        assert run.poll() == 0, run.stderr
+        assert (f"Continuing from {out}/checkpoint-{begin}" in run.stderr) == (begin > 0)
+        if begin:
+            steps = 1 if ranks == 2 else 2
+            assert f"goes on with {ranks} processes instead of {3 - ranks}: {steps} accumulation" in run.stderr
+    settings["gradient_accumulation_steps"] = 2
+    run = recipe_server().run(tmp_path / "one", *flags(output_dir=alone, **settings), ranks=1)
+    assert run.poll() == 0, run.stderr
+    begun, ours, theirs = (
+        load_file(folder / "model.safetensors")
+        for folder in (alone / "checkpoint-2", out / "checkpoint-6", alone / "checkpoint-6")
     )
-    assert "Pass another `--output_dir`" in second.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    assert max((begun[name] - tensor).abs().max() for name, tensor in theirs.items()) > 1e-3
+    states = [json.loads((folder / "checkpoint-6" / "stream_0.json").read_text()) for folder in (out, alone)]
+    assert states[0]["turn"] == states[1]["turn"] == 6 * 2 * rows_a_process
+    positions = states[0]["positions"] | json.loads((out / "checkpoint-6" / "stream_1.json").read_text())["positions"]
+    assert positions == states[1]["positions"]
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(tmp_path):
+    dataset = write(tmp_path / "texts.jsonl", tiny.texts(600))
+    words = flags(
+        dataset=dataset, output_dir=tmp_path / "out", max_steps=2, save_steps=2, per_device_train_batch_size=3
+    )
+    first = recipe_server().run(tmp_path / "first", *words, ranks=1)
+    assert first.poll() == 0, first.stderr
+    second = recipe_server().run(tmp_path / "second", *words, ranks=2)
+    assert second.poll() == 1 and "Traceback" not in second.stderr
+    assert "has 3 rows a step, which 2 processes" in second.stderr and "Launch one of 1, 3 processes" in second.stderr
 
 
 @pytest.mark.slow

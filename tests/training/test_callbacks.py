@@ -24,7 +24,7 @@ from hfssl.training.checkpoints import list_checkpoints
 
 class Stream:
     def __init__(self, unit="tokens"):
-        self.unit, self.counts = unit, {"tokens": 0}
+        self.unit, self.counts = unit, {"units": 0}
 
 
 def drive(tmp_path, monkeypatch, terminal, seconds_a_step=1.0, steps=100, start=0, unit="tokens"):
@@ -41,7 +41,7 @@ def drive(tmp_path, monkeypatch, terminal, seconds_a_step=1.0, steps=100, start=
     bar.on_train_begin(args, state, control)
     for step in range(start + 1, start + steps + 1):
         clock[0] += seconds_a_step
-        stream.counts["tokens"] += 500
+        stream.counts["units"] += 500
         state.global_step = step
         if step % 10 == 0:
             bar.on_log(args, state, control, logs={"loss": 5.0 - step / 100})

@@ -220,13 +220,13 @@ def test_a_checkpoint_that_is_named(tmp_path):
 
 
 def test_settings_of_another_run_are_named_one_by_one(tmp_path):
-    checkpoint = make(tmp_path, 5, {"learning_rate": 0.1, "seed": 0, "world_size": 2, "gone": 1})
-    assert checkpoints.read_settings(checkpoint)["world_size"] == 2
+    checkpoint = make(tmp_path, 5, {"learning_rate": 0.1, "seed": 0, "global_batch_size": 2, "gone": 1})
+    assert checkpoints.read_settings(checkpoint)["global_batch_size"] == 2
     with pytest.raises(UserError) as refused:
-        checkpoints.check_settings(checkpoint, {"learning_rate": 0.2, "seed": 0, "world_size": 1, "new": "x"})
+        checkpoints.check_settings(checkpoint, {"learning_rate": 0.2, "seed": 0, "global_batch_size": 1, "new": "x"})
     said = str(refused.value)
     assert "learning_rate was 0.1, is 0.2" in said and "gone was 1, is None" in said and "new was None, is 'x'" in said
-    assert "the number of processes, each of which has its own part of the data, was 2, is 1" in said
+    assert "gradient_accumulation_steps × processes) was 2, is 1" in said
     assert "seed" not in said
 
 

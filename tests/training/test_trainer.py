@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+from hfssl.training import checkpoints
 from hfssl.training.callbacks import MethodCallback
 from hfssl.training.checkpoints import list_checkpoints
 
@@ -80,6 +82,21 @@ def test_gradients_do_not_depend_on_how_the_batch_was_cut(tmp_path):
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_equal_cost_count_by_their_items(tmp_path):
+    def stream():
+        return tiny.stream(8, packing=False, seed=5, batch_cost=200)
+
+    batches = [batch for batch, _ in zip(stream(), range(3), strict=False)]
+    items = [batch["masked_positions"].numel() for batch in batches]
+    assert len(set(items)) > 1
+    model = tiny.mlm()
+    losses = [model(**batch, num_items_in_batch=torch.tensor(float(sum(items)))).loss.item() for batch in batches]
+    t = trainer(tmp_path, model, stream(), gradient_accumulation_steps=3, max_steps=1, learning_rate=0.0)
+    t.train()
+    assert t.state.log_history[0]["loss"] == pytest.approx(sum(losses), rel=1e-5)
+    assert t.settings["batches_per_step"] == 3 and t.stream.turn == 3
 
 
 def test_every_micro_step_has_a_seed_of_its_own(tmp_path):
@@ -150,7 +167,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     "changed, words",
     [
         ({"learning_rate": 5e-3}, "learning_rate was 0.01, is 0.005"),
-        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 8, is 4"),
+        ({"per_device_train_batch_size": 4}, r"the rows of a step \(.*\) was 8, is 4"),
         ({"seed": 6}, "seed was 5, is 6"),
         ({"max_steps": 12}, "max_steps was 6, is 12"),
     ],
@@ -161,6 +178,72 @@ def test_another_run_is_not_continued(tmp_path, changed, words):
         trainer(tmp_path, **changed).train()
     with pytest.raises(UserError, match="mask_ratio was 0.15, is 0.3"):
         trainer(tmp_path, tiny.mlm(dropout=0.1, mask_ratio=0.3)).train()
+
+
+def test_the_batch_may_be_cut_in_another_way(tmp_path):
+    model = tiny.mlm()
+    trainer(tmp_path / "whole", model).train()
+    trainer(tmp_path / "cut", tiny.mlm(), max_steps=6).train()
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
+    again = trainer(tmp_path / "cut", tiny.mlm(), per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    again.train()
+    assert again.resumed_from.name == "checkpoint-4" and again.stream.turn == 48
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_accumulation_follows_the_number_of_processes(tmp_path, monkeypatch, caplog):
+    """The rows of a step stay; where no number of accumulation steps does that, the message names what works."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 4)
+    then = {
+        "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "learning_rate": None,
+        "base_learning_rate": 0.1,
+    }  # fmt: skip
+    args = arguments(tmp_path, **then)
+    (tmp_path / "checkpoint-1").mkdir()
+    checkpoints.seal(tmp_path / "checkpoint-1", {"global_batch_size": args.global_batch_size}, 4)
+    for processes, steps in ((1, 8), (2, 4), (8, 1)):
+        monkeypatch.setattr(SSLTrainingArguments, "world_size", processes)
+        now = arguments(tmp_path, **then)
+        now.keep_global_batch(tmp_path / "checkpoint-1")
+        assert (now.gradient_accumulation_steps, now.global_batch_size) == (steps, 24)
+        assert now.learning_rate == args.learning_rate and f"with {processes} processes instead of 4" in caplog.text
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 6)
+    with pytest.raises(UserError, match="24 rows a step, which 6 processes .* cannot share.* Pass .*size` of 1, 2, 4"):
+        arguments(tmp_path, **then).keep_global_batch(tmp_path / "checkpoint-1")
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 5)
+    with pytest.raises(UserError, match="Launch one of 1, 2, 3, 4, 6, 8, 12, 24 processes"):
+        arguments(tmp_path, **then).keep_global_batch(tmp_path / "checkpoint-1")
+    # with the same number nothing is adapted: that is another run
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 4)
+    other = arguments(tmp_path, **then | {"gradient_accumulation_steps": 1})
+    other.keep_global_batch(tmp_path / "checkpoint-1")
+    assert other.global_batch_size == 12
+
+
+def test_lanes_are_those_of_the_beginning(tmp_path):
+    trainer(tmp_path, stream=tiny.stream(8, seed=5, lanes=4)).train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = trainer(tmp_path, stream=tiny.stream(8, seed=5))
+    again.train()
+    assert again.stream.lanes == 4
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    with pytest.raises(UserError, match="began with 4 lanes, `--lanes` says 2"):
+        trainer(tmp_path, stream=tiny.stream(8, seed=5, lanes=2)).train()
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
+    trainer(tmp_path, max_steps=2).train()
+    manifest = tmp_path / "checkpoint-2" / "manifest.json"
+    old = json.loads(manifest.read_text())
+    assert old.pop("version") == checkpoints.VERSION and old["world_size"] == 1
+    manifest.write_text(json.dumps(old))
+    words = r"checkpoint-2 was written by another version of hfssl \(state 1, this one continues 2\)"
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, max_steps=2).train()
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path, max_steps=2, resume=str(tmp_path / "checkpoint-2")).train()
 
 
 def test_workers_and_logging_may_change(tmp_path):

@@ -17,6 +17,7 @@ from ...data.sources import open_source
 from ...errors import UserError
 from ...evaluation.results import command_line, commit, versions, write_json
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...machine import use_all_cores
 from ..vision import require_lightly
 from .plan import BASELINES, Cell, QualityBenchmark, cell_path, read_cell
@@ -92,7 +93,7 @@ def prepare_images(arguments: QualityBenchmark) -> Path:
         raise UserError(
             f"{source.description} has {source.num_rows} images, fewer than `--batch_size {arguments.batch_size}`."
         )
-    rows = np.sort(keyed.permutation(source.num_rows, 0, 23)[: arguments.max_images])
+    rows = np.sort(keyed.permutation(source.num_rows, Use.BENCHMARK_IMAGES)[: arguments.max_images])
     aside = Path(tempfile.mkdtemp(prefix=".images-", dir=folder.parent))
     for row, image in zip(rows.tolist(), LazyImages(source, rows), strict=True):
         try:

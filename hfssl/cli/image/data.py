@@ -15,9 +15,10 @@ from ...data.image.decode import DamagedImage, decode_image, image_header
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.sources import DataError, Source, identity
-from ...data.stream import ExactStream
+from ...data.stream import LANES, ExactStream
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 
 
@@ -107,7 +108,11 @@ class ImageData:
         parts = held_out_parts(self.source, self.arguments, options)
         images = list(chain.from_iterable(parts.values()))
         # evaluators may take the first ones only
-        return [images[i] for i in keyed.permutation(len(images), 0, 20)] if len(parts) > 1 else images
+        return (
+            [images[i] for i in keyed.permutation(len(images), Use.HELD_OUT_IMAGES_ORDER)]
+            if len(parts) > 1
+            else images
+        )
 
     @property
     def num_images(self) -> int:
@@ -153,9 +158,9 @@ class ImageData:
             views ([`~hfssl.data.image.views.Views`]):
                 Turns encoded images into views: `rows` in a worker, `collator(device)` where the model is.
         """
-        image_bytes = float(self.source.piece_bytes.sum()) / max(self.num_images, 1)
-        # about a batch, so that a few workers have the next one ready when a step ends
-        images = np.clip(args.per_device_train_batch_size, *modality("image").samples_per_block)
+        # about a batch in the blocks of all lanes, so that a few workers have the next ones ready when a step ends
+        lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
+        images = args.per_device_train_batch_size / lanes_a_process
         return stream_class(self.source)(
             self.source,
             views.rows,
@@ -164,10 +169,12 @@ class ImageData:
             seed=args.seed,
             rank=args.process_index,
             world_size=args.world_size,
+            lanes=args.lanes,
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
-            block_bytes=max(int(images * image_bytes), 1),
+            block_cost=float(np.clip(images, *modality("image").samples_per_block)),
+            piece_cost=max(self.num_images, 1) / len(self.source),
         )
 
     @property
@@ -183,7 +190,8 @@ class ImageData:
 
 def _decoded(source: Source) -> Iterator[torch.Tensor]:
     """Pixels of images from all over a source; of large JPEG files at a reduced scale."""
-    images = (image for piece in pieces_all_over(source, 11) for image in source.samples(source.read(int(piece))))
+    pieces = pieces_all_over(source, Use.STATISTICS_SAMPLE)
+    images = (image for piece in pieces for image in source.samples(source.read(int(piece))))
     for image in islice(images, 4 * STATISTICS_SAMPLE):
         try:
             header = image_header(image)

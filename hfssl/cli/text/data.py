@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.held_out import held_out_parts
 from ...data.mixtures import open_mixture, parts_of, stream_class
-from ...data.stream import ExactStream
+from ...data.stream import BLOCK_BYTES, ExactStream
 from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 # Enough for the frequencies of every entry of a vocabulary of 30,000; tokenizers trains on it in seconds.
 TOKENIZER_SAMPLE = 50_000_000
+# Of ordinary text, to state the size of a block in bytes.
+BYTES_PER_TOKEN = 4
+ROWS_PER_BLOCK = 64
+BATCHES_PER_BLOCK = 64
 # Enough to find the frequent words.
 VOCABULARY_SAMPLE = 20_000_000
 
@@ -76,6 +80,9 @@ class TextDataArguments:
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
             Several documents a row, none sees another. false: one document a row, padded.
+        batch_tokens (`int`, *optional*):
+            With `--packing false`: batches of documents of about the same length, at most so many positions each with
+            padding, instead of `--per_device_train_batch_size` documents.
     """
 
     dataset: str | None = None
@@ -94,6 +101,7 @@ class TextDataArguments:
     lowercase: bool = True
     max_length: int = 128
     packing: bool = True
+    batch_tokens: int | None = None
 
     def __post_init__(self):
         if not 0.0 < self.held_out_fraction < 1.0:
@@ -105,6 +113,20 @@ class TextDataArguments:
         for name in ("max_held_out", "max_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.batch_tokens is not None:
+            self._check_batch_tokens()
+
+    def _check_batch_tokens(self) -> None:
+        if self.packing:
+            raise UserError(
+                f"`--batch_tokens {self.batch_tokens}` is for documents with a row each. Packed rows all have "
+                "`--max_length` tokens: pass `--per_device_train_batch_size` for them, or `--packing false`."
+            )
+        if self.batch_tokens < self.max_length:
+            raise UserError(
+                f"`--batch_tokens {self.batch_tokens}` must hold a row of `--max_length {self.max_length}` tokens. "
+                f"Pass at least {self.max_length}."
+            )
 
 
 class TextData:
@@ -217,10 +239,19 @@ class TextData:
             seed=args.seed,
             rank=args.process_index,
             world_size=args.world_size,
+            lanes=args.lanes,
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
+            batch_cost=self.arguments.batch_tokens,
+            block_bytes=self._block_bytes(),
         )
+
+    def _block_bytes(self) -> int:
+        """Text in a block: enough rows that packing, or batches of equal lengths, waste little of them."""
+        if self.arguments.batch_tokens is not None:
+            return max(BLOCK_BYTES, BATCHES_PER_BLOCK * self.arguments.batch_tokens * BYTES_PER_TOKEN)
+        return max(BLOCK_BYTES, ROWS_PER_BLOCK * self.arguments.max_length * BYTES_PER_TOKEN)
 
     def training_sample(self, max_characters: int = 2_000_000) -> list[str]:
         """Some training texts from all over the data."""
@@ -234,7 +265,7 @@ class TextData:
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
             "vocabulary": len(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
             "lowercase": a.lowercase,
-            "extend_vocab": a.extend_vocab,
+            "extend_vocab": a.extend_vocab, "batch_tokens": a.batch_tokens,
         }  # fmt: skip
 
     def set_max_steps(self, args: SSLTrainingArguments) -> None:

@@ -77,7 +77,7 @@ MODALITY = Modality(
     # Neighbours often show the same thing (files are sorted by class), so runs of them are short.
     samples_per_piece=8,
     # Limits that keep the first step, a resume and the memory of a block small.
-    samples_per_block=(64, 512),
+    samples_per_block=(16, 512),
     read_through_bytes=256 << 20,
     embedded=EmbeddedData("embedded set of images", ("train", "test"), _load_embedded),
 )  # fmt: skip

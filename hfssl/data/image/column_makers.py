@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.views import View
 from ..stream import Block
 from .color_ops import Finish
@@ -81,13 +82,9 @@ class Noise:
         self.num_patches = num_patches
 
     def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
-        keys = keyed.key(block.keys[kept][:, None], _NOISE, np.arange(self.num_patches))
+        keys = keyed.key(Use.NOISE, block.keys[kept][:, None], np.arange(self.num_patches))
         # 24 bits: rounded to float32, 53 of them could be 1
         return {"noise": (keys >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)}
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
         return {"noise": torch.from_numpy(columns["noise"]).to(device, non_blocking=True)}
-
-
-# Parts of a sample's key: what is drawn for it, see `hfssl.functional.keyed`.
-_NOISE = 1

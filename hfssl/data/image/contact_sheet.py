@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...functional import keyed
+from ...functional.keyed import Use
 from ..stream import Block
 from .decode import decode_image
 from .views import Views
@@ -15,14 +16,15 @@ from .views import Views
 
 def pick_images(source: Any, number: int, seed: int = 0) -> list[bytes]:
     """Some encoded images from all over a source, the same for the same `seed`."""
-    pieces = keyed.permutation(len(source.pieces), seed, 11).tolist()
+    pieces = keyed.permutation(len(source.pieces), Use.CONTACT_SHEET_PIECES, seed).tolist()
     images: list[bytes] = []
     left: dict[int, list[bytes]] = {}
     while pieces and len(images) < number:
         for piece in pieces[: number - len(images)]:
             if piece not in left:
                 column = source.samples(source.read(piece))
-                left[piece] = [column[i] for i in keyed.permutation(len(column), seed, piece)]
+                order = keyed.permutation(len(column), Use.CONTACT_SHEET_IMAGES, seed, piece)
+                left[piece] = [column[i] for i in order]
             if left[piece]:
                 images.append(left[piece].pop())
             else:
@@ -51,7 +53,8 @@ def contact_sheet(images: Sequence[bytes], views: Views, path: str | Path, seed:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = views.rows(Block({"image": list(images)}, keyed.key(seed, np.arange(len(images))), seed))
+    keys = keyed.key(Use.CONTACT_SHEET_VIEWS, seed, np.arange(len(images)))
+    rows = views.rows(Block({"image": list(images)}, keys, seed))
     damaged = {index for index, _ in rows.bad}
     shown = [image for i, image in enumerate(images) if i not in damaged]
     batch = views.collator("cpu")(rows.columns)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.views import View
 from .color_ops import BLUR_REACH
 from .decode import DamagedImage, decode_image, image_header
@@ -24,9 +25,6 @@ _SHRUNK_ABOVE = 1.5
 # A JPEG of fewer bytes is hardly larger than that: its header is not worth a look.
 _MIN_BYTES_TO_SHRINK = 40_000
 _TRIES = 10
-# Parts of a key: the views of a sample, and what is drawn for a view.
-_VIEW = 2
-_FLIP, _COLOR, _CROP = 1, 2, 16
 
 # How a view is to be finished after its crop. `order`: the jitters in their order, as digits to the base 5 (brightness
 # 1, contrast 2, saturation 3, hue 4), 0 for none; `sigma`: of the blur, 0 for none; `reach`: how many
@@ -83,7 +81,7 @@ class PixelRows:
             damaged = self._cut_out(encoded[part], keys[part], {name: pixels[part] for name, pixels in crops.items()})
             bad += [(first + index, reason) for index, reason in damaged]
         for name, view, places, numbers in self.kinds:
-            view_keys = keyed.key(keys[:, None], _VIEW, numbers)
+            view_keys = keyed.key(Use.VIEW, keys[:, None], numbers)
             draws[name][:, places] = draw_finish(view, view_keys.ravel()).reshape(view_keys.shape)
         columns = {name: pixels.numpy() for name, pixels in crops.items()}
         columns |= {f"{name}_draws": drawn for name, drawn in draws.items()}
@@ -110,10 +108,10 @@ class PixelRows:
         sizes = np.array(sizes)
         drawn, room = [], np.full(len(encoded), np.inf)
         for name, view, places, numbers in self.kinds:
-            view_keys = keyed.key(keys[:, None], _VIEW, numbers)
+            view_keys = keyed.key(Use.VIEW, keys[:, None], numbers)
             heights, widths = (np.repeat(side, len(numbers)) for side in sizes.T)
             boxes = draw_boxes(view, view_keys.ravel(), heights, widths).reshape(*view_keys.shape, 4)
-            flips = _uniform(view_keys, _FLIP) < view.flip_probability
+            flips = _uniform(Use.FLIP, view_keys) < view.flip_probability
             drawn.append((view, crops[name][:, places[0] : places[-1] + 1], boxes, flips))
             room = np.minimum(room, boxes[..., 2:].min(axis=(1, 2)) / view.size)
 
@@ -184,7 +182,7 @@ def _try_boxes(
     view: View, keys: np.ndarray, heights: np.ndarray, widths: np.ndarray, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of the first tries that fit, from `first` to before `last`, and which have one."""
-    numbers = _uniform(keys, _CROP, np.arange(4 * first, 4 * last)).reshape(len(keys), last - first, 4)
+    numbers = _uniform(Use.CROP, keys, np.arange(4 * first, 4 * last)).reshape(len(keys), last - first, 4)
     area, aspect, down, right = np.moveaxis(numbers, -1, 0)
     area = (heights * widths)[:, None] * (view.scale[0] + (view.scale[1] - view.scale[0]) * area)
     low, high = np.log(view.ratio)
@@ -200,7 +198,7 @@ def _try_boxes(
 def draw_finish(view: View, keys: np.ndarray) -> np.ndarray:
     """How each image is to be coloured and blurred: an array of `DRAWS` of the shape of `keys`."""
     draws = np.zeros(len(keys), DRAWS)
-    jitter, grey, blur, sigma, solarize, *rest = _uniform(keys, _COLOR, np.arange(13)).T
+    jitter, grey, blur, sigma, solarize, *rest = _uniform(Use.COLOR, keys, np.arange(13)).T
     factors, places = np.array(rest[:4]), np.array(rest[4:])
     active = np.flatnonzero(view.jitter)
     order = active[np.argsort(places[active], axis=0)] + 1
@@ -241,8 +239,8 @@ def _scaled(box: list[int], shrink: tuple[float, float], image: torch.Tensor) ->
             height, width]  # fmt: skip
 
 
-def _uniform(keys: np.ndarray, part: int, numbers: np.ndarray | None = None) -> np.ndarray:
+def _uniform(use: Use, keys: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
     """Uniform numbers in [0, 1): one for each key, or those with these `numbers` along a last axis."""
     if numbers is None:
-        return keyed.uniform(keyed.key(keys, part))
-    return keyed.uniform(keyed.key(keys[..., None], part, numbers))
+        return keyed.uniform(keyed.key(use, keys))
+    return keyed.uniform(keyed.key(use, keys[..., None], numbers))

@@ -7,6 +7,7 @@ from struct import pack
 import numpy as np
 
 from ...functional import keyed
+from ...functional.keyed import Use
 
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def load_embedded(split: str) -> tuple[str, dict[str, list], dict]:
 
 
 def _test_rows(rows: np.ndarray, digit: int) -> np.ndarray:
-    return rows[keyed.permutation(len(rows), 19, digit)[: len(rows) // 5]]
+    return rows[keyed.permutation(len(rows), Use.EMBEDDED_TEST_SPLIT, digit)[: len(rows) // 5]]
 
 
 def _png(image: np.ndarray) -> bytes:

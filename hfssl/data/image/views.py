@@ -192,7 +192,7 @@ class Views:
         columns, kept, bad = self.crops.read(block)
         for maker in self.makers:
             columns |= maker.rows(block, kept)
-        return Rows(columns, np.ones(len(kept), np.int64), bad)
+        return Rows(columns, np.ones(len(kept), np.int64), bad, block.places[kept])
 
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
         """What turns the columns of some rows into a batch on `device`."""

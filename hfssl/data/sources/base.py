@@ -176,6 +176,10 @@ class Source:
             digest.update(repr((name, known)).encode())
         return digest.digest()
 
+    def place(self, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the source among those of a mixture, and of the file within it, of some `files`."""
+        return np.zeros_like(files), files
+
     def where(self, file: int, row: int) -> str:
         """Name a sample for messages, such as `"novels.jsonl, byte 4711"`."""
         return f"{self.files[file]}, {self.unit} {row}"

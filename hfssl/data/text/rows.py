@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
 from ...modeling.packing import pack
 from ..stream import Block, Rows
@@ -26,7 +27,7 @@ class TextRows:
 
     Each text is a document. A long one is cut into pieces; each piece gets the tokenizer's special tokens; nothing is
     dropped. With `packing`, pieces share rows (best-fit decreasing) and `sequence_ids` says which token belongs to
-    which; without, a row is one piece.
+    which; without, a row is one piece, and its place is that of the text with the number of the piece.
 
     For causal language modelling (`next_tokens`) a document is what the tokenizer puts before a text, the text, and
     `eos_token`: a prompt, which the tokenizer begins in the same way, is the beginning of a document, and its end is
@@ -97,8 +98,9 @@ class TextRows:
             columns["input_ids"], lengths = self._with_ends(tokens, lengths)
             columns["labels"] = columns["input_ids"]
         if self.masking:
-            keys = keyed.key(np.repeat(block.keys, lengths), _arange_within(lengths))
-            unit_keys = None if words is None else keyed.key(np.repeat(block.keys, lengths), words, 7)
+            of_text = np.repeat(block.keys, lengths)
+            keys = keyed.key(Use.MASK, of_text, _arange_within(lengths))
+            unit_keys = None if words is None else keyed.key(Use.WORD_MASK, of_text, words)
             columns["input_ids"], columns["labels"] = mask_tokens(
                 tokens,
                 keys,
@@ -108,7 +110,7 @@ class TextRows:
                 unit_keys=unit_keys,
                 **self.masking,
             )
-        return self._to_rows(columns, lengths, block.key, empty)
+        return self._to_rows(columns, lengths, block, empty)
 
     def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """All tokens in a row, the number of tokens of each text, and each token's word for whole-word masking."""
@@ -155,7 +157,7 @@ class TextRows:
             out[(text + lengths)[there] + i] = token
         return out, full
 
-    def _to_rows(self, columns: dict[str, np.ndarray], lengths: np.ndarray, key: int, bad: list) -> Rows:
+    def _to_rows(self, columns: dict[str, np.ndarray], lengths: np.ndarray, block: Block, bad: list) -> Rows:
         # pieces: each document cut into runs of `capacity` tokens, of which `overlap` were in the piece before
         stride = self.capacity - self.overlap
         num_pieces = -(-np.maximum(lengths - self.overlap, 0) // stride)
@@ -165,10 +167,13 @@ class TextRows:
         piece_length = np.minimum(self.capacity, np.repeat(lengths, num_pieces) - cut)
         full_length = piece_length + len(self.prefix) + len(self.suffix)
         if not self.packing:
-            return self._unpacked(columns, piece_start, piece_length, key, bad)
+            places = np.repeat(block.places, num_pieces, axis=0)
+            places[:, 3] = _arange_within(num_pieces)
+            return self._unpacked(columns, piece_start, piece_length, places, block.key, bad)
         row, offset = pack(full_length, self.max_length)
         num_rows = int(row.max()) + 1 if len(row) else 0
-        row = keyed.permutation(num_rows, key)[row]  # or rows of equally long pieces would follow one another
+        # or rows of equally long pieces would follow one another
+        row = keyed.permutation(num_rows, Use.ORDER_OF_ROWS, block.key)[row]
         slot = row * self.max_length + offset
         source = np.repeat(piece_start, piece_length) + _arange_within(piece_length)
         target = np.repeat(slot + len(self.prefix), piece_length) + _arange_within(piece_length)
@@ -193,8 +198,8 @@ class TextRows:
         packed["sequence_ids"] = sequence_ids.reshape(num_rows, self.max_length)
         return Rows(packed, np.count_nonzero(packed["sequence_ids"], axis=1), bad)
 
-    def _unpacked(self, columns, piece_start, piece_length, key, bad) -> Rows:
-        order = keyed.permutation(len(piece_start), key)
+    def _unpacked(self, columns, piece_start, piece_length, places, key, bad) -> Rows:
+        order = keyed.permutation(len(piece_start), Use.ORDER_OF_ROWS, key)
         rows: dict[str, list] = {name: [] for name in columns}
         prefix, suffix = np.array(self.prefix, np.int32), np.array(self.suffix, np.int32)
         for i in order:
@@ -209,7 +214,7 @@ class TextRows:
                 if self.overlap and name == "labels":
                     row[0] = -100
                 rows[name].append(row)
-        return Rows(rows, piece_length[order] + len(self.prefix) + len(self.suffix), bad)
+        return Rows(rows, piece_length[order] + len(self.prefix) + len(self.suffix), bad, places[order])
 
 
 class TextCollator:
@@ -253,7 +258,7 @@ class TextCollator:
 def sample_texts(source: Any, max_characters: int, exclude: frozenset[str] = frozenset()) -> Iterable[str]:
     """Texts from all over a source, up to `max_characters` of them: pieces are visited in a fixed shuffled order."""
     seen = 0
-    for piece in keyed.permutation(len(source.pieces), 0, 11):
+    for piece in keyed.permutation(len(source.pieces), Use.TOKENIZER_SAMPLE):
         for text in source.read(int(piece)).columns[source.columns[0]]:
             if text in exclude:
                 continue

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
 from ..stream import Block, Rows
 from .rows import TextRows, _arange_within
@@ -134,10 +135,11 @@ class SentencePairRows(TextRows):
             )
         bounds, pairs, keys = [bounds[index] for index in filled], [], []
         for position, index in enumerate(filled):
-            found = self._pairs(bounds, position, random.Random(int(block.keys[index])))
+            rng = random.Random(int(keyed.key(Use.SENTENCE_PAIRS, block.keys[index])))
+            found = self._pairs(bounds, position, rng)
             pairs += found
-            keys.append(keyed.key(np.full(len(found), block.keys[index]), np.arange(len(found))))
-        order = keyed.permutation(len(pairs), block.key)
+            keys.append(keyed.key(Use.PAIR, block.keys[index], np.arange(len(found))))
+        order = keyed.permutation(len(pairs), Use.ORDER_OF_ROWS, block.key)
         pairs = np.array(pairs, dtype=np.int64).reshape(-1, 5)[order]
         keys = np.concatenate([np.empty(0, np.uint64), *keys])[order]
         return self._to_pair_rows(tokens, lengths, words, pairs, keys, empty)
@@ -213,10 +215,10 @@ class SentencePairRows(TextRows):
             token_pair_keys = np.repeat(keys, a_length + b_length)
             if words is not None:
                 sentence = np.repeat(np.arange(len(lengths)), lengths)
-                unit_keys = keyed.key(token_pair_keys, sentence[source], words[source], 7)
+                unit_keys = keyed.key(Use.WORD_MASK, token_pair_keys, sentence[source], words[source])
             columns["input_ids"], columns["labels"] = mask_tokens(
                 columns["input_ids"],
-                keyed.key(token_pair_keys, _arange_within(a_length + b_length)),
+                keyed.key(Use.MASK, token_pair_keys, _arange_within(a_length + b_length)),
                 mask_token_id=self.mask_token_id,
                 vocab_size=self.vocab_size,
                 is_special=self.is_special,

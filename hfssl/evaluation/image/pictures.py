@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ...functional import keyed
+from ...functional.keyed import Use
 from ...modeling.base import evaluating
 from ...modeling.pooling import num_own_tokens
 from ..frozen import aligned_labels
@@ -42,7 +43,7 @@ def draw_pictures(
     vision = VisionEncoder(encoder, processor)
     train_y, test_y = aligned_labels(train, test)
     names = [str(name) for name in train.class_names]
-    chosen = keyed.permutation(len(test_y), 0, 16)
+    chosen = keyed.permutation(len(test_y), Use.QUERY_IMAGES)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "neighbours.png", folder / "feature_map.png"]
     plot_neighbours(vision.processor, train, test, (train_y, test_y), features, chosen[:8], paths[0])
@@ -96,7 +97,7 @@ def plot_feature_map(
 
     kinds = {ENCODER: "encoder", RANDOM_INIT: "random initialisation", RAW_INPUT: "raw pixels"}
     kinds = {kind: title for kind, title in kinds.items() if kind in features}
-    rows = np.sort(keyed.permutation(len(labels), 0, 17)[:max_rows])
+    rows = np.sort(keyed.permutation(len(labels), Use.PLOTTED_IMAGES)[:max_rows])
     figure, axes = _grid(1, len(kinds), size=3.2)
     present = np.unique(labels[rows])
     palette = colormaps["tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "turbo"]

@@ -68,7 +68,7 @@ def test_what_the_model_gets(method, shapes):
         assert got["noise"].min() >= 0 and got["noise"].max() < 1 and len(got["noise"].unique()) == 5 * 64
     assert made.image_size == 32 and made.local_size == (16 if method == "dino" else None)
     assert pickle.loads(pickle.dumps(made)).settings == made.settings  # a worker may be spawned
-    assert made.rows(block(range(5))).num_tokens.tolist() == [1] * 5
+    assert made.rows(block(range(5))).num_units.tolist() == [1] * 5
 
 
 def test_presets_are_those_of_the_papers():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from hfssl.data.stream import Block
+from hfssl.data.sources import MemorySource
+from hfssl.data.stream import Block, ExactStream
 from hfssl.data.text.rows import TextCollator, TextRows
 from hfssl.data.text.tokenizer import train_bpe_tokenizer, train_tokenizer
 from hfssl.functional import keyed
@@ -46,6 +48,49 @@ def block(texts, key=1):
     return Block({"text": texts}, keyed.key(7, np.arange(len(texts))), key)
 
 
+def windows_of_two_passes(texts, tokenizer, **kwargs):
+    """Place of each window of long texts -> its tokens, in each of two passes."""
+    source = MemorySource(texts, name="memory", piece_bytes=500)
+    stream = ExactStream(
+        source,
+        TextRows(tokenizer, 16, packing=False),
+        TextCollator(0),
+        1,
+        block_bytes=2000,
+        with_places=True,
+        **kwargs,
+    )
+    passes = [{}, {}]
+    for number, batch in tiny.passes(stream, 2):
+        place = tuple(batch["places"][0].tolist())
+        assert place not in passes[number]
+        passes[number][place] = batch["input_ids"][0].tolist()
+    return passes
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_windows_of_long_texts_have_places_that_stay(tokenizer, num_workers):
+    texts = make_texts(60, seed=3, low=20)
+    first, second = windows_of_two_passes(texts, tokenizer, num_workers=num_workers)
+    assert first == second and list(first) != list(second)
+    for row, text in enumerate(texts):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        windows = [first[0, 0, row, window][1:-1] for window in range(-(-len(tokens) // 14))]
+        assert [token for window in windows for token in window] == tokens
+    assert len(first) == sum(-(-len(tokenizer(text)["input_ids"][2:]) // 14) for text in texts)
+    # of a held-out text no window comes
+    held_out = windows_of_two_passes(texts, tokenizer, num_workers=num_workers, exclude=frozenset(texts[::5]))
+    assert {place for place in first if place[2] % 5} == set(held_out[0]) == set(held_out[1])
+
+
+def test_packed_rows_have_no_place(tokenizer):
+    assert TextRows(tokenizer, 32)(block(make_texts(5))).places is None
+    source = MemorySource(make_texts(5), name="memory")
+    stream = ExactStream(source, TextRows(tokenizer, 32), TextCollator(0), 1, with_places=True)
+    with pytest.raises(ValueError, match="TextRows have no places: they hold several samples"):
+        next(iter(stream))
+
+
 def documents(rows, prefix=1, suffix=1):
     """The documents of packed rows, without their special tokens."""
     found = []
@@ -72,8 +117,8 @@ def test_packing_keeps_every_token_of_every_document(tokenizer):
 
 def test_little_is_wasted(tokenizer):
     rows = TextRows(tokenizer, 128)(block(make_texts(2000, low=3, high=80)))
-    assert rows.num_tokens.sum() / rows.columns["input_ids"].size > 0.98
-    assert (rows.num_tokens == (rows.columns["sequence_ids"] > 0).sum(1)).all()
+    assert rows.num_units.sum() / rows.columns["input_ids"].size > 0.98
+    assert (rows.num_units == (rows.columns["sequence_ids"] > 0).sum(1)).all()
 
 
 def test_masks_are_the_same_however_documents_are_packed(tokenizer):

@@ -16,6 +16,7 @@ from hfssl.data.text.sentence_pairs import SentencePairRows, require_unpacked, s
 from hfssl.data.text.tokenizer import train_tokenizer
 from hfssl.errors import UserError
 from hfssl.functional import keyed
+from hfssl.functional.keyed import Use
 
 
 NUM_DOCUMENTS, WORDS_A_DOCUMENT = 60, 150
@@ -143,7 +144,7 @@ def test_the_pairs_are_those_of_the_reference(words, max_length):
     assert max(len(s) for document in sentences for s in document) <= (max_length - 3) // 2  # none has to be cut
     expected = []
     for d, key in enumerate(block(texts).keys):
-        rng = random.Random(int(key))
+        rng = random.Random(int(keyed.key(Use.SENTENCE_PAIRS, key)))
         expected += create_instances_from_document(sentences, d, max_length - 3, 0.3, rng)
     assert sorted(segments(rows, words)) == sorted((a, b, int(label)) for a, b, label in expected)
     assert len(rows) > 100
@@ -189,10 +190,10 @@ def test_lengths_and_shares_of_short_rows(words):
     for max_length in (5, 8, 33, 64):
         rows = SentencePairRows(words, max_length, short_ratio=0.5)(block(texts))
         lengths = np.array([len(ids) for ids in rows.columns["input_ids"]])
-        assert lengths.max() <= max_length and (lengths == rows.num_tokens).all() and lengths.min() >= 5
+        assert lengths.max() <= max_length and (lengths == rows.num_units).all() and lengths.min() >= 5
         assert all(len(types) == n for types, n in zip(rows.columns["token_type_ids"], lengths, strict=True))
-    full = SentencePairRows(words, 64, short_ratio=0.0)(block(texts)).num_tokens.mean()
-    assert SentencePairRows(words, 64, short_ratio=1.0)(block(texts)).num_tokens.mean() < 0.8 * full
+    full = SentencePairRows(words, 64, short_ratio=0.0)(block(texts)).num_units.mean()
+    assert SentencePairRows(words, 64, short_ratio=1.0)(block(texts)).num_units.mean() < 0.8 * full
 
 
 def test_masks(words):
@@ -252,7 +253,7 @@ def test_the_stream_is_the_same_for_any_workers_and_after_a_resume(words):
 
     first = stream()
     batches = [batch for batch, _ in zip(first, range(30), strict=False)]
-    assert first.state_dict()["position"]["pass"] > 0
+    assert min(at["pass"] for at in first.positions.values()) > 0
     assert all(equal(a, b) for a, b in zip(batches, stream(2), strict=False))
     cut = stream()
     for _ in zip(range(13), cut, strict=False):

@@ -1,0 +1,120 @@
+"""What travels between source, transform and batch: blocks of samples, and the rows that are made of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..functional import keyed
+from ..functional.keyed import Use
+from .sources import DataError
+
+
+@dataclass
+class Block:
+    """What one block is made of: samples as the source gives them, in their final order.
+
+    Args:
+        columns (`dict[str, list]`):
+            The samples, column by column.
+        keys (`np.ndarray` of dtype `uint64` and shape `(num_samples,)`):
+            Key of each sample for this pass: everything random about a sample is drawn from it.
+        key (`int`):
+            Key of the block, for what is random about the block as a whole (the order of packed rows).
+        places (`np.ndarray` of dtype `int64` and shape `(num_samples, 4)`, *optional*):
+            Where each sample is, the same in every pass: source (of a mixture, else 0), file, row (its number, or the
+            byte at which it begins) and window, 0 for a whole sample. Left out, the samples are numbered.
+    """
+
+    columns: dict[str, list]
+    keys: np.ndarray
+    key: int
+    places: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.places is None:
+            self.places = np.zeros((len(self.keys), 4), np.int64)
+            self.places[:, 2] = np.arange(len(self.keys))
+
+
+@dataclass
+class Rows:
+    """What a transform makes of a block: training rows, column by column.
+
+    Args:
+        columns (`dict[str, np.ndarray | list]`):
+            Equally long columns; row `i` of the block is entry `i` of each.
+        num_units (`np.ndarray` of shape `(num_rows,)`):
+            What each row counts as in the length of a run and in the speed that is shown: of text, positions that are
+            not padding; 1 for an image.
+        bad (`list[tuple[int, str]]`):
+            `(index of the sample in the block, reason)` of samples that the transform had to leave out.
+        places (`np.ndarray` of dtype `int64` and shape `(num_rows, 4)`, *optional*):
+            The place of each row as in [`Block`], with the number of the window where a sample gives several rows.
+            Left out where a row is made of several samples.
+        costs (`np.ndarray` of shape `(num_rows,)`, *optional*):
+            What each row costs in a batch of at most `batch_cost`: a number that grows with the length to which the
+            others are padded. Left out, `num_units`.
+    """
+
+    columns: dict[str, Any]
+    num_units: np.ndarray
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    places: np.ndarray | None = None
+    costs: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.num_units)
+
+
+def batches_of_cost(rows: Rows, batch_cost: int, key: int) -> tuple[Rows, np.ndarray]:
+    """Put rows of about the same cost together, so that little is spent on padding.
+
+    Args:
+        rows (`Rows`):
+            Of one block.
+        batch_cost (`int`):
+            Most that a batch may cost: its most costly row times the number of its rows.
+        key (`int`):
+            Key of the block: the batches come in an order drawn from it.
+
+    Returns:
+        `tuple[Rows, np.ndarray]`: the rows, batch after batch, and where each batch begins, with the end of the last.
+
+    Raises:
+        DataError: if one row alone costs more than `batch_cost`.
+    """
+    costs = rows.num_units if rows.costs is None else rows.costs
+    order = np.argsort(-costs, kind="stable")
+    edges = [0]
+    while edges[-1] < len(rows):
+        most_costly = costs[order[edges[-1]]]
+        if most_costly > batch_cost:
+            raise DataError(f"A row costs {most_costly}, more than the {batch_cost} of a whole batch.")
+        edges.append(min(edges[-1] + int(batch_cost // max(most_costly, 1)), len(rows)))
+    batches = [order[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    batches = [batches[i] for i in keyed.permutation(len(batches), Use.ORDER_OF_BATCHES, key)]
+    order = np.concatenate([np.zeros(0, np.int64), *batches])
+    columns = {
+        name: values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
+        for name, values in rows.columns.items()
+    }
+    return Rows(columns, rows.num_units[order]), np.cumsum([0, *map(len, batches)])
+
+
+def interleaved(parts: list[tuple[slice, list[tuple[Rows, int, int]]]], size: int) -> dict[str, Any]:
+    """The columns of a batch of which each lane fills every n-th row."""
+    columns = {}
+    for name, example in parts[0][1][0][0].columns.items():
+        pieces = [(where, [rows.columns[name][begin:end] for rows, begin, end in taken]) for where, taken in parts]
+        if len(pieces) == len(pieces[0][1]) == 1:
+            columns[name] = pieces[0][1][0]
+        elif isinstance(example, np.ndarray):
+            columns[name] = np.empty((size, *example.shape[1:]), example.dtype)
+            for where, values in pieces:
+                columns[name][where] = values[0] if len(values) == 1 else np.concatenate(values)
+        else:
+            columns[name] = [None] * size
+            for where, values in pieces:
+                columns[name][where] = [value for part in values for value in part]
+    return columns
