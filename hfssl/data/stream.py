@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
-from .blocks import Block, Rows, batches_of_cost, interleaved
+from .blocks import Block, Rows, batches_of_cost, interleaved, shuffled_units
 from .modality import modality
-from .sources import DataError, Source, identity
+from .sources import DataError, Source
 from .workers import init_worker, signals_held_back
 
 
@@ -64,6 +64,7 @@ class _Made:
     rows: Rows
     bounds: np.ndarray | None  # with `batch_cost`: where each batch begins, and the end of the last
     num_read: int
+    num_empty: int
     num_bad: int
     first_bad: dict[int, tuple[int, str]]  # file -> (row, reason), one example a file
 
@@ -127,7 +128,7 @@ class ExactStream(torch.utils.data.IterableDataset):
     Attributes:
         counts (`dict[str, int]`):
             What this process has seen since the number of processes last changed: `batches`, `rows`, `units` (of
-            [`~ExactStream.unit`]), `samples_read` and `samples_bad`.
+            [`~ExactStream.unit`]), `samples_read`, `samples_bad` and `samples_empty`.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.exclude, self.max_bad_fraction, self.with_places = exclude, max_bad_fraction, with_places
         self.stated_lanes = lanes
         self.turn = 0  # of the run: how many rows, or batches of `batch_cost`, all processes have handed out
-        self.counts = dict.fromkeys(("batches", "rows", "units", "samples_read", "samples_bad"), 0)
+        self.counts = dict.fromkeys(("batches", "rows", "units", "samples_read", "samples_bad", "samples_empty"), 0)
         self.counts_before = dict(self.counts)  # of all processes, before their number last changed
         self._reported: set[int] = set()
         self._orders: dict[int, Any] = {}
@@ -240,7 +241,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         """Read and transform one block: a pure function of its arguments. Blocks are numbered over all lanes."""
         columns: dict[str, list] = {name: [] for name in self.source.columns}
         files, rows, passes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        bad, num_read = [], 0
+        bad, num_read, num_empty = [], 0, 0
         for pass_of_unit, piece, share in self._units(pass_index, block):
             file = int(self.source.pieces[piece, 0])
             read, mine = self.source.read(piece), slice(share, None, self.plan.get("shares", 1))
@@ -251,12 +252,12 @@ class ExactStream(torch.utils.data.IterableDataset):
             passes.append(np.full(len(files[-1]), pass_of_unit))
             bad += [(file, row, reason) for row, reason in read.bad[mine]]
             num_read += len(read.rows[mine]) + len(read.bad[mine])
+            num_empty += read.num_empty if share == 0 else 0  # of the piece, which several may share
         files, rows, passes = np.concatenate(files), np.concatenate(rows), np.concatenate(passes)
         keys = keyed.key(Use.SAMPLE, self.seed, passes, files, rows)
         order = np.argsort(keys, kind="stable")  # the keys are random: to sort by them is to shuffle
         if self.exclude:
-            first = columns[self.source.columns[0]]
-            order = np.array([i for i in order if identity(first[i]) not in self.exclude], dtype=np.int64)
+            order = np.array([i for i in order if self.source.content(columns, i) not in self.exclude], dtype=np.int64)
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
         places = np.stack([*self.source.place(files), rows, np.zeros_like(rows)], axis=1)[order]
         key_of_block = int(keyed.key(Use.BLOCK, self.seed, pass_index, block))
@@ -270,7 +271,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         bounds = None
         if self.batch_cost is not None:
             made, bounds = batches_of_cost(made, self.batch_cost, key_of_block)
-        return _Made(made, bounds, num_read, len(bad), first_bad)
+        return _Made(made, bounds, num_read, num_empty, len(bad), first_bad)
 
     # -- the stream -----------------------------------------------------------------------------------------------
 
@@ -357,6 +358,7 @@ class ExactStream(torch.utils.data.IterableDataset):
                 logger.info("Pass %d over %s begins.", number + 1, what)
         self.counts["samples_read"] += made.num_read
         self.counts["samples_bad"] += made.num_bad
+        self.counts["samples_empty"] += made.num_empty
         for file, (row, reason) in made.first_bad.items():
             if file not in self._reported and len(self._reported) < MOST_FILES_NAMED:
                 self._reported.add(file)
@@ -465,20 +467,6 @@ _LAYOUT_WORDS = {
     "excluded": "the held-out part differs. Use the same --held_out_fraction and --max_held_out",
     "batch_cost": "the size of the batches differs. Use the same --batch_tokens",
 }
-
-
-def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
-    """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
-
-    Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
-    is read once, and a block still comes from several places of the source.
-    """
-    groups = source.pieces[:, 3]
-    shuffled = keyed.permutation(len(groups) * shares, use, *parts)
-    if len(np.unique(groups)) < len(groups):
-        handful = keyed.permutation(int(groups.max()) + 1, Use.HANDFULS, use, *parts) // source.groups_at_once
-        shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
-    return shuffled
 
 
 class _Blocks(Dataset):
