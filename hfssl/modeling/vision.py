@@ -137,12 +137,13 @@ def with_image_size(encoder: PreTrainedModel, image_size: int | None) -> PreTrai
     config = encoder.config
     if image_size is None or not hasattr(config, "image_size") or side(config.image_size) == image_size:
         return encoder
+    refusal = UserError(
+        f"The positions of this {config.model_type} are those of {side(config.image_size)} pixels and cannot be "
+        f"interpolated to {image_size}. Pass `--image_size {side(config.image_size)}`."
+    )
     if _positions(encoder) is None:
         if any("embeddings.position" in name for name, _ in encoder.named_parameters()):
-            raise UserError(
-                f"The positions of this {config.model_type} are those of {side(config.image_size)} pixels and cannot "
-                f"be interpolated to {image_size}. Pass `--image_size {side(config.image_size)}`."
-            )
+            raise refusal
         return encoder
     fitted = copy.deepcopy(config)
     fitted.image_size = image_size
@@ -156,7 +157,10 @@ def with_image_size(encoder: PreTrainedModel, image_size: int | None) -> PreTrai
     grid = F.interpolate(grid, (after, after), mode="bicubic", align_corners=False, antialias=antialias)
     state["embeddings.position_embeddings"] = torch.cat([positions[:, :num_own], grid.flatten(2).mT], dim=1)
     resized = build_vision_encoder(fitted)
-    resized.load_state_dict(state)
+    try:
+        resized.load_state_dict(state)
+    except RuntimeError as error:  # other tables depend on the grid too
+        raise refusal from error
     return resized
 
 

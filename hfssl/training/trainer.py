@@ -53,6 +53,7 @@ from .callbacks import (
 )
 from .health import HealthMonitor
 from .hub import check_push, push
+from .loss_terms import LossTerms
 from .optim import Lars, lars_options
 from .record import RunRecord
 from .result_folder import write_result
@@ -107,9 +108,7 @@ class SSLTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
-        # sums of the terms of the loss since they were last logged, and after which step that was
-        self._terms: dict[str, torch.Tensor] = {}
-        self._terms_since = 0
+        self._terms = LossTerms()
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
@@ -261,31 +260,13 @@ class SSLTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and (terms := getattr(outputs, "loss_terms", None)):
-            self._add_terms(terms, is_counted=self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+            # as Trainer scales the whole loss
+            if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
+                scale = 1 / self.current_gradient_accumulation_steps
+            else:
+                scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            self._terms.add(terms, scale, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
-
-    def _add_terms(self, terms: dict[str, torch.Tensor], is_counted: bool) -> None:
-        # as Trainer scales the whole loss; the sums stay on the device, so that no step waits for it
-        if not is_counted:
-            scale = 1 / self.current_gradient_accumulation_steps
-        else:
-            scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        if not self._terms:
-            self._terms_since = self.state.global_step
-        for name, term in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + scale * term.detach().float()
-
-    def _take_terms(self) -> dict[str, float]:
-        """Each term of the loss, as its mean over the steps since the last call and over all processes."""
-        if not self._terms:
-            return {}
-        means = torch.stack(list(self._terms.values())) / (self.state.global_step - self._terms_since)
-        if self.args.world_size > 1:
-            dist.all_reduce(means)
-            means /= self.args.world_size
-        names = [f"loss_{name}" for name in self._terms]
-        self._terms = {}
-        return dict(zip(names, means.tolist(), strict=True))
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: SSLTrainingArguments, model=None) -> tuple[Any, dict[str, Any]]:
@@ -311,7 +292,7 @@ class SSLTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._take_terms()
+            logs |= self._terms.take(self.state.global_step, self.args.world_size)
         super().log(logs, start_time)
         if self.stream is not None:  # a stream has passes and tokens, and no epochs
             for entry in (logs, self.state.log_history[-1]):

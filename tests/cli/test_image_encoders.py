@@ -113,15 +113,26 @@ def test_other_encoders_take_another_size_as_they_are(name):
 
 
 def test_positions_that_cannot_be_interpolated_are_explained():
-    from transformers import AutoModel, SwinConfig
+    from transformers import AutoModel, BeitConfig, CLIPVisionConfig, SwinConfig
 
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    size = {"image_size": 16, "patch_size": 4}
+    # one names them differently, the other has a second table of them
+    beit = BeitConfig(**small, **size, use_absolute_position_embeddings=True, use_relative_position_bias=True)
+    for config in (CLIPVisionConfig(**small, **size), beit):
+        with pytest.raises(
+            UserError, match="are those of 16 pixels and cannot be interpolated to 32. Pass `--image_size 16`"
+        ):
+            with_image_size(AutoModel.from_config(config), 32)
     swin = AutoModel.from_config(SwinConfig(
-        embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2, image_size=16, patch_size=4, use_absolute_embeddings=True
+        embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2, use_absolute_embeddings=True, **size
     ))  # fmt: skip
-    with pytest.raises(
-        UserError, match="are those of 16 pixels and cannot be interpolated to 32. Pass `--image_size 16`"
-    ):
-        with_image_size(swin, 32)
+    torch.nn.init.normal_(swin.embeddings.position_embeddings)
+    larger = with_image_size(swin, 32)
+    assert larger.embeddings.position_embeddings.shape == (1, 64, 16)
+    before, after = swin.embeddings.position_embeddings, larger.embeddings.position_embeddings
+    torch.testing.assert_close(after.mean(1), before.mean(1), rtol=0, atol=0.2)
+    assert larger(torch.randn(1, 3, 32, 32)).last_hidden_state.shape == (1, 16, 32)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_mistakes_end_in_one_sentence(tmp_path):
         ({"image_size": 18}, "`--image_size 18` is no multiple of the encoder's patches of 4 pixels"),
         ({"encoder": "vit-mini", "encoder_config": None}, "`--encoder vit-mini` is neither a preset (vit-mini-patch4"),
         ({"encoder": tmp_path / "bert", "encoder_config": None}, "A bert is no encoder of images alone"),
-        ({"encoder_config": json.dumps(RESNET), "pooling": "cls"}, "needs a CLS token, which resnet has not"),
+        ({"encoder_config": json.dumps(RESNET), "pooling": "cls"}, "needs a CLS token, and a resnet has none"),
         ({"optim": "larz"}, "`--optim larz` is unknown"),
         ({"learning_rate": 1, "base_learning_rate": 1}, "Pass one of them"),
         ({"contrastive_temperature": 0}, "`contrastive_temperature` must be above 0"),

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.text.rows import TextCollator
+from ...modeling.pooling import masked_mean
 
 
 # Of a text: its beginning says what it is about.
@@ -52,5 +53,4 @@ class TextEmbedder:
         device = next(encoder.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.batches[index].items()}
         hidden = encoder.base_model(**batch).last_hidden_state  # (batch_size, sequence_length, hidden_size)
-        there = batch["attention_mask"][..., None].to(hidden.dtype)
-        return (hidden * there).sum(1) / there.sum(1)
+        return masked_mean(hidden, batch["attention_mask"])

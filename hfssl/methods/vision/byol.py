@@ -127,7 +127,8 @@ class ByolPreTrainingConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     def validate_pooling(self):
-        check_pooling(self.encoder_config, self.pooling)
+        if self.pooling is not None:
+            check_pooling(self.encoder_config, self.pooling)
 
 
 @dataclass

@@ -136,7 +136,8 @@ class MocoPreTrainingConfig(PreTrainedConfig):
             raise ValueError(f"`queue_size` is a number of keys, got {self.queue_size}. 0 is none.")
 
     def validate_pooling(self):
-        check_pooling(self.encoder_config, self.pooling)
+        if self.pooling is not None:
+            check_pooling(self.encoder_config, self.pooling)
 
 
 @dataclass

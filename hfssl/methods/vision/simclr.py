@@ -104,7 +104,8 @@ class SimclrPreTrainingConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
     def validate_pooling(self):
-        check_pooling(self.encoder_config, self.pooling)
+        if self.pooling is not None:
+            check_pooling(self.encoder_config, self.pooling)
 
 
 @dataclass

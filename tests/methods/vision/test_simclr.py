@@ -164,7 +164,7 @@ def test_other_numbers_of_views_are_explained(shape):
     [
         ({"contrastive_temperature": 0.0}, "contrastive_temperature.*above 0, got 0"),
         ({"projector_num_layers": 0}, "projector_num_layers.*at least 1, got 0"),
-        ({"pooling": "cls"}, "needs a CLS token, which resnet has not"),
+        ({"pooling": "cls"}, "needs a CLS token, and a resnet has none"),
     ],
 )
 def test_bad_settings_are_named(config, words):
