@@ -28,8 +28,8 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .blocks import Block, Rows, batches_of_cost, interleaved, shuffled_units
 from .modality import modality
-from .sources import DataError, Source
-from .workers import init_worker, signals_held_back
+from .sources import DataError, Source, digest_of
+from .workers import as_it_is, init_worker, signals_held_back
 
 
 logger = logging.getLogger(__name__)
@@ -345,7 +345,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             _Blocks(self),
             sampler=_NextBlocks(self, lanes),
             batch_size=None,
-            collate_fn=_identity,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             worker_init_fn=init_worker,
             prefetch_factor=ahead if self.num_workers else None,
@@ -451,7 +451,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         return {
             "data": self.source.fingerprint,
             "seed": self.seed,
-            "excluded": len(self.exclude),
+            "excluded": f"{len(self.exclude)} samples, {digest_of(self.exclude)}",
             "batch_cost": self.batch_cost,
         }
 
@@ -497,7 +497,3 @@ class _NextBlocks(Sampler):
             lane.next = (pass_index + 1, 0) if is_last else (pass_index, block + 1)
             lane.asked += 1
             yield number, pass_index, block
-
-
-def _identity(item: Any) -> Any:
-    return item

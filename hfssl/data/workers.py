@@ -7,8 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+
+def as_it_is(item: Any) -> Any:
+    """For a loader whose items are not to be collated; a worker that is spawned needs its name."""
+    return item
 
 
 def init_worker(worker_id: int) -> None:

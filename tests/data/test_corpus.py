@@ -5,6 +5,8 @@ import logging
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hfssl.data.corpus import CorpusPass, CorpusResults, ResultRows, deal
@@ -228,10 +230,9 @@ def test_damaged_samples_are_left_out_counted_and_named_once_a_file(tmp_path, ca
 
 
 def test_too_many_damaged_samples_stop_the_pass_also_when_it_goes_on(tmp_path):
-    data = MemorySource(TEXTS + ["", ""] + TEXTS[:5], name="memory", piece_bytes=300)
-    with pytest.raises(
-        DataError, match=r"2 of 70\d samples of memory.*--max_bad_fraction.*memory, row 700: 'text' is empty"
-    ):
+    pq.write_table(pa.table({"text": [*TEXTS, None, None, *TEXTS[:5]]}), tmp_path / "holes.parquet")
+    data = open_source(tmp_path / "holes.parquet", piece_bytes=300)
+    with pytest.raises(DataError, match=r"2 of 70\d samples of .*--max_bad_fraction.*row 700: 'text' is null"):
         run(begin(tmp_path, data, max_bad_fraction=0.001))
     corpus = begin(tmp_path, data, max_bad_fraction=0.003)
     assert run(corpus).num_bad == 2 and corpus.counts == {"read": 707, "bad": 2}

@@ -29,7 +29,7 @@ import datasets
 from ...errors import DataError
 from ..modality import Input, Modality, leading_input
 from ..modality import modality as find_modality
-from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, identity, third_party
+from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, digest_of, identity, third_party
 from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
 from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
@@ -46,6 +46,7 @@ __all__ = [
     "PieceRows",
     "Source",
     "available_splits",
+    "digest_of",
     "find_column",
     "identity",
     "open_source",

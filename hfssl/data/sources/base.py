@@ -5,7 +5,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -286,6 +286,16 @@ class Cache:
 def identity(sample) -> str | bytes:
     """What is equal for samples of equal content, and cheap to keep: a text itself, the digest of all else."""
     return sample if isinstance(sample, str) else hashlib.blake2b(content_bytes(sample), digest_size=16).digest()
+
+
+def digest_of(identities: Iterable[str | bytes]) -> str:
+    """16 characters that depend on a set of identities, in whatever order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for each in sorted(
+        value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value for value in identities
+    ):
+        digest.update(len(each).to_bytes(8) + each)
+    return digest.hexdigest()
 
 
 def content_bytes(sample) -> bytes:
