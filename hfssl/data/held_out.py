@@ -10,10 +10,10 @@ import numpy as np
 from ..errors import DataError
 from ..functional import keyed
 from ..functional.keyed import Use
+from .blocks import shuffled_units
 from .mixtures import parse_mixture, parts_of
 from .modality import modality
 from .sources import Source, available_splits, identity, open_source
-from .stream import shuffled_units
 
 
 logger = logging.getLogger(__name__)

@@ -25,10 +25,11 @@ import numpy as np
 from ..errors import DataError
 from ..functional import keyed
 from ..functional.keyed import Use
+from .blocks import shuffled_units
 from .modality import Modality, modality
 from .sources import PieceRows, Source, open_source
 from .sources.base import PIECE_BYTES, content_bytes, new_digest
-from .stream import BLOCK_BYTES, ExactStream, shuffled_units
+from .stream import BLOCK_BYTES, ExactStream
 
 
 # Quotas are counted in such fractions of a piece: integers, so that no position depends on rounding.

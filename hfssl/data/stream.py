@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
-from .blocks import Block, Rows, batches_of_cost, interleaved
+from .blocks import Block, Rows, batches_of_cost, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, identity
 from .workers import init_worker, signals_held_back
@@ -465,20 +465,6 @@ _LAYOUT_WORDS = {
     "excluded": "the held-out part differs. Use the same --held_out_fraction and --max_held_out",
     "batch_cost": "the size of the batches differs. Use the same --batch_tokens",
 }
-
-
-def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
-    """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
-
-    Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
-    is read once, and a block still comes from several places of the source.
-    """
-    groups = source.pieces[:, 3]
-    shuffled = keyed.permutation(len(groups) * shares, use, *parts)
-    if len(np.unique(groups)) < len(groups):
-        handful = keyed.permutation(int(groups.max()) + 1, Use.HANDFULS, use, *parts) // source.groups_at_once
-        shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
-    return shuffled
 
 
 class _Blocks(Dataset):
