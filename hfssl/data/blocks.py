@@ -1,4 +1,4 @@
-"""What travels between source, transform and batch: blocks of samples, and the rows that are made of them."""
+"""What a stream goes through: the order of pieces, blocks of samples, the rows made of them, and batches of rows."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +65,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.num_units)
+
+
+def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
+    """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
+
+    Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
+    is read once, and a block still comes from several places of the source.
+    """
+    groups = source.pieces[:, 3]
+    shuffled = keyed.permutation(len(groups) * shares, use, *parts)
+    if len(np.unique(groups)) < len(groups):
+        handful = keyed.permutation(int(groups.max()) + 1, Use.HANDFULS, use, *parts) // source.groups_at_once
+        shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
+    return shuffled
 
 
 def batches_of_cost(rows: Rows, batch_cost: int, key: int) -> tuple[Rows, np.ndarray]:

@@ -140,10 +140,6 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.lanes is not None and (self.lanes < 1 or self.lanes % self.world_size):
-            raise UserError(
-                f"`--lanes` must be a multiple of the number of processes, {self.world_size}, got {self.lanes}."
-            )
         if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
             raise UserError(
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
@@ -169,6 +165,10 @@ class SSLTrainingArguments(TrainingArguments):
             )
         self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer
         super().__post_init__()
+        if self.lanes is not None and (self.lanes < 1 or self.lanes % self.world_size):
+            raise UserError(
+                f"`--lanes` must be a multiple of the number of processes, {self.world_size}, got {self.lanes}."
+            )
         if optimizer == LARS:
             self.optim = LARS
         if self.base_learning_rate is not None:
@@ -240,7 +240,7 @@ class SSLTrainingArguments(TrainingArguments):
             )
         self.gradient_accumulation_steps = rows // (size * now)
         logger.info(
-            "The run goes on with %d processes instead of %d: %d accumulation step(s) of %d rows each keep the %d "
+            "The run goes on with %d process(es) instead of %d: %d accumulation step(s) of %d rows each keep the %d "
             "rows of a step. Methods that compare the rows of a micro-batch see another number of them at once.",
             now, processes, self.gradient_accumulation_steps, size, rows,
         )  # fmt: skip

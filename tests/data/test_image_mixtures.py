@@ -76,10 +76,10 @@ def test_shares_are_of_images_however_large_they_are(mixed):
     assert isinstance(made, MixtureStream) and made.unit == "images"
     sides = Counter(side for b in itertools.islice(iter(made), 120) for side in b["side"].tolist())
     assert sides[LARGE] / sides.total() == pytest.approx(0.2, abs=0.02) and set(sides) == {LARGE, SMALL}
-    # a block is about a batch, as of one source
+    # a block holds a piece of 8 images of the smaller part, a fifth of it
     assert sum(q * size for q, size in zip(made.quotas, mixed.source.size_per_piece, strict=True)) / (
         1 << 20
-    ) == pytest.approx(16, rel=0.1)
+    ) == pytest.approx(40, rel=0.1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -124,7 +124,7 @@ def test_statistics_are_those_of_the_shares(mixed, two):
 def test_without_weights_all_images_count_the_same(two):
     data = ImageData(ImageDataArguments(dataset=",".join(two)))
     assert [round(part.share, 4) for part in data.source.parts] == [round(300 / 420, 4), round(120 / 420, 4)]
-    seen = Counter(image for _, images in take(stream(data), 23) for image in images)
+    seen = Counter(image for _, images in take(stream(data, lanes=1), 23) for image in images)
     assert max(seen.values()) == 1 and len(seen) == 23 * 16
 
 

@@ -179,9 +179,8 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, rows_a_process
         run = recipe_server().run(tmp_path / f"with-{ranks}-{begin}", *flags(output_dir=out, **settings), ranks=ranks)
         assert run.poll() == 0, run.stderr
         assert (f"Continuing from {out}/checkpoint-{begin}" in run.stderr) == (begin > 0)
-        if begin:
-            steps = 1 if ranks == 2 else 2
-            assert f"goes on with {ranks} processes instead of {3 - ranks}: {steps} accumulation" in run.stderr
+        if ranks == 1:
+            assert "goes on with 1 process(es) instead of 2: 2 accumulation step(s)" in run.stderr
     settings["gradient_accumulation_steps"] = 2
     run = recipe_server().run(tmp_path / "one", *flags(output_dir=alone, **settings), ranks=1)
     assert run.poll() == 0, run.stderr

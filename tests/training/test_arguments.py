@@ -131,3 +131,13 @@ def test_what_cannot_be_pushed_is_known_at_the_claim(tmp_path):
     args = SSLTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, push_to_hub=True)
     with pytest.raises(UserError, match="pass `--hub_model_id your-name/your-model`"):
         args.claim_output_dir()
+
+
+def test_lanes_are_a_multiple_of_the_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 2)
+    assert SSLTrainingArguments(str(tmp_path), report_to="none", lanes=6).lanes == 6
+    for lanes in (3, 0):
+        with pytest.raises(
+            UserError, match=f"`--lanes` must be a multiple of the number of processes, 2, got {lanes}"
+        ):
+            SSLTrainingArguments(str(tmp_path), report_to="none", lanes=lanes)

@@ -208,7 +208,7 @@ def test_accumulation_follows_the_number_of_processes(tmp_path, monkeypatch, cap
         now = arguments(tmp_path, **then)
         now.keep_global_batch(tmp_path / "checkpoint-1")
         assert (now.gradient_accumulation_steps, now.global_batch_size) == (steps, 24)
-        assert now.learning_rate == args.learning_rate and f"with {processes} processes instead of 4" in caplog.text
+        assert now.learning_rate == args.learning_rate and f"with {processes} process(es) instead of 4" in caplog.text
     monkeypatch.setattr(SSLTrainingArguments, "world_size", 6)
     with pytest.raises(UserError, match="24 rows a step, which 6 processes .* cannot share.* Pass .*size` of 1, 2, 4"):
         arguments(tmp_path, **then).keep_global_batch(tmp_path / "checkpoint-1")
