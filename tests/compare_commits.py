@@ -121,8 +121,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--generated", action="store_true", help="train on made-up files, not on the embedded data")
     options = parser.parse_args()
-    with TemporaryDirectory() as name, checked_out(options.checkouts[0], Path(name, "a")) as a, \
-            checked_out(options.checkouts[1], Path(name, "b")) as b:  # fmt: skip
+    a, b = options.checkouts
+    with TemporaryDirectory() as name, checked_out(a, Path(name, "a")) as a, checked_out(b, Path(name, "b")) as b:
         write_data(Path(name))
         different = False
         environment = {"HF_HOME": name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads)}
@@ -138,8 +138,7 @@ def main() -> int:
                     [sys.executable, recipe, *words], cwd=checkout, capture_output=True, text=True,
                     env=os.environ | environment | {"PYTHONPATH": str(checkout), "MPLBACKEND": "Agg"},
                 )  # fmt: skip
-                if done.returncode:
-                    found.append(f"failed in {letter}: {done.stderr.strip().splitlines()[-1]}")
+                found += [f"failed in {letter}: {done.stderr.strip()[-300:]}"] if done.returncode else []
             found = found or differences(*outs)
             different |= bool(found)
             print(f"{method}: {'; '.join(found) or 'identical'}", flush=True)

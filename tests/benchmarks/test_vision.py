@@ -108,7 +108,7 @@ def test_each_side_at_its_own_precision(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("against", ["lightly", "transformers"])
 def test_their_mae_is_one_of_vits(files, tmp_path, against):
-    with pytest.raises(UserError, match=f"MAE of {against} has a ViT.*not a dinov2"):
+    with pytest.raises(UserError, match="masked autoencoder of .* has a ViT.*not a dinov2"):
         sides(files, tmp_path, against=against, encoder=str(files / "dinov2.json"))
 
 
