@@ -20,6 +20,7 @@ class Labelled:
     class_names: list[str]
     name: str = "digits"
     fingerprint: str = field(default="")
+    modality: str = "image"
 
     def __post_init__(self):
         self.labels = np.asarray(self.labels, dtype=np.int64)

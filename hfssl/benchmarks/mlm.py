@@ -23,7 +23,8 @@ from typing import Any, Literal
 import torch
 
 from ..cli.text.data import TOKENIZER_SAMPLE, TextDataArguments
-from ..cli.text.encoders import TEXT_PRESETS, is_checkpoint, text_encoder_config
+from ..cli.text.encoders import is_checkpoint, text_encoder_config
+from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
 from ..machine import choose_precision, num_cores, use_all_cores

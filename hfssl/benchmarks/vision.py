@@ -23,7 +23,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..cli.image.data import ImageData, ImageDataArguments
-from ..cli.image.encoders import VISION_PRESETS, is_checkpoint
+from ..cli.image.encoders import is_checkpoint
+from ..cli.image.presets import VISION_PRESETS
 from ..data.image.decode import DamagedImage, image_header
 from ..data.image.views import Views
 from ..data.sources import Source, open_source

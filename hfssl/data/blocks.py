@@ -132,17 +132,3 @@ def interleaved(parts: list[tuple[slice, list[tuple[Rows, int, int]]]], size: in
             for where, values in pieces:
                 columns[name][where] = [value for part in values for value in part]
     return columns
-
-
-def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
-    """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
-
-    Groups are drawn by the handful (`source.groups_at_once`) and their pieces mixed: what the pieces of a group share
-    is read once, and a block still comes from several places of the source.
-    """
-    groups = source.pieces[:, 3]
-    shuffled = keyed.permutation(len(groups) * shares, use, *parts)
-    if len(np.unique(groups)) < len(groups):
-        handful = keyed.permutation(int(groups.max()) + 1, Use.HANDFULS, use, *parts) // source.groups_at_once
-        shuffled = shuffled[np.argsort(handful[groups[shuffled // shares]], kind="stable")]
-    return shuffled

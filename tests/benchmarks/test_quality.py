@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hfssl.benchmarks.quality import cells as benchmark_quality_cells
 from hfssl.benchmarks.quality import plan as benchmark_quality
+from hfssl.benchmarks.quality import run as quality_run
 from hfssl.benchmarks.quality.cells import Curve, build_ours
 from hfssl.benchmarks.quality.plan import QualityBenchmark, read_cell
 from hfssl.benchmarks.quality.report import at_time_of, report
@@ -45,9 +46,9 @@ def in_this_process(monkeypatch):
 
     def run(arguments, cell):
         ran.append(cell.name)
-        benchmark_quality.run_cell(arguments, cell)
+        quality_run.run_cell(arguments, cell)
 
-    monkeypatch.setattr(benchmark_quality, "_run_in_a_process", run)
+    monkeypatch.setattr(quality_run, "_run_in_a_process", run)
     return ran
 
 
@@ -86,10 +87,10 @@ def test_a_half_done_table_goes_on_and_ends_with_the_table(arguments, in_this_pr
 
 
 def test_both_sides_see_all_images_and_start_alike(arguments, tmp_path):
-    images = benchmark_quality.prepare_images(arguments)
+    images = quality_run.prepare_images(arguments)
     assert len(list(images.iterdir())) == 40
     # another cell that begins later finds them, and leaves nothing beside them
-    assert benchmark_quality.prepare_images(arguments) == images
+    assert quality_run.prepare_images(arguments) == images
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     simclr, dino = (build_ours(arguments, method, 0, images) for method in ("simclr", "dino"))
     assert simclr.data.exclude == frozenset() and simclr.args.max_steps == 4
@@ -101,7 +102,7 @@ def test_both_sides_see_all_images_and_start_alike(arguments, tmp_path):
 
 def test_the_other_side_trains_with_our_weights_schedules_and_clipping(arguments, monkeypatch):
     pytest.importorskip("lightly")
-    images = benchmark_quality.prepare_images(arguments)
+    images = quality_run.prepare_images(arguments)
     parts = build_ours(arguments, "dino", 0, images)
     rates, decays = [], []
 
@@ -185,7 +186,7 @@ def test_a_point_counts_that_was_reached_in_the_time():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"methods": "simclr,simsiam"}, "--methods.*'simsiam'.*simclr, moco, byol, dino, mae"),
+        ({"methods": "simclr,simsiam"}, "--methods.*'simsiam'.*byol, dino, mae, moco, simclr"),
         ({"methods": ""}, "a method and a seed"),
         ({"seeds": "0;1"}, "--seeds.*'0;1'"),
         ({"passes": 0}, "--passes.*at least 1, got 0"),
@@ -202,7 +203,7 @@ def test_bad_settings_are_named(fields, words):
 
 def test_a_cell_needs_a_batch_of_images_and_the_other_side(arguments, monkeypatch):
     with pytest.raises(UserError, match=r"fewer than `--batch_size 1000000`"):
-        benchmark_quality.prepare_images(replace(arguments, batch_size=10**6, max_images=10**6))
+        quality_run.prepare_images(replace(arguments, batch_size=10**6, max_images=10**6))
     for name in ("lightly", "lightly.transforms"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"lightly, which is not installed.*--against none"):
@@ -214,4 +215,4 @@ def test_a_cell_needs_a_batch_of_images_and_the_other_side(arguments, monkeypatc
 def test_a_cell_of_its_own_process_hands_its_error_over(arguments, tmp_path):
     (tmp_path / "images").mkdir()  # a folder without any
     with pytest.raises(UserError, match="images"):
-        benchmark_quality._run_in_a_process(arguments, arguments.cells[0])
+        quality_run._run_in_a_process(arguments, arguments.cells[0])

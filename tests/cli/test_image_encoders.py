@@ -10,7 +10,8 @@ from transformers import AutoImageProcessor, BertConfig, BertModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hfssl import methods
-from hfssl.cli.image.encoders import VISION_PRESETS, is_checkpoint, vision_encoder_config
+from hfssl.cli.image.encoders import is_checkpoint, vision_encoder_config
+from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError

@@ -20,7 +20,7 @@ from hfssl.data.sources import MemorySource, open_source
 
 
 TEXTS = [f"Text number {i}, naïve." for i in range(40)]
-IMAGES, LABELS = (values[:12] for values in embedded_images("test"))  # the same bytes on every machine
+IMAGES, LABELS = (values[:12] for values in embedded_images())  # the same bytes on every machine
 
 
 def write_texts(folder):
@@ -55,23 +55,23 @@ PINNED = {
     ("text/a.txt", "False"): "a94ece272d9ed354",
     ("text/a.jsonl",): "dd27495126519e78",
     ("text/a.csv",): "76d2f895276cd0f5",
-    ("image/classes", "image"): "f165f27edfac0243",
-    ("image/classes", "image", "('label',)"): "f165f27edfac0243",
-    ("image/a.tar", "image"): "6af59818c20ca121",
-    ("image/a.tar", "image", "('cls',)"): "6af59818c20ca121",
+    ("image/classes", "image"): "842b9aefa77c9991",
+    ("image/classes", "image", "('label',)"): "842b9aefa77c9991",
+    ("image/a.tar", "image"): "c1be4c7d29a74282",
+    ("image/a.tar", "image", "('cls',)"): "c1be4c7d29a74282",
     ("text/a.parquet",): "05dece9e78e6d12b",
     ("text/a.parquet", "False"): "820542aa46db0457",
     ("text/a.arrow",): "4388e346a1933c9f",
     ("text/saved",): "4388e346a1933c9f",
-    ("image/a.parquet", "image"): "d9105bf0c2a1c545",
-    ("image/a.parquet", "image", "('label',)"): "d9105bf0c2a1c545",
+    ("image/a.parquet", "image"): "0ac8f2f6e85e3063",
+    ("image/a.parquet", "image", "('label',)"): "0ac8f2f6e85e3063",
     "texts": "49f00daf56e89552",
-    "images": "549217206612b058",
-    "digits": "7e3bf1fab163b1b3",
-    "mixture": "c71b4f31a600b3df",
-    "images mixed": "0d09bf8b09e23fbc",
-    "labelled": "3164fddb67e1094f",
-    "labelled digits": "449932189486ed76",
+    "images": "87b174eb76f6e8bb",
+    "digits": "ccb8ddc75e292577",
+    "mixture": "640062357591faed",
+    "images mixed": "a2c2bda2c76e589c",
+    "labelled": "312c30d23d2e7bcd",
+    "labelled digits": "ac956717cf90e2d7",
 }
 
 

@@ -607,17 +607,17 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(small_disk, corpus, tmp_path):
 
 
 FILL_THE_DISK = """
-import hfssl.training.result_folder as export
-write_result = export.write_result
-def fill_and_write(trainer, output_dir, *args, **kwargs):
+import hfssl.training.trainer as trainer
+write_result = trainer.write_result
+def fill_and_write(run, output_dir, *args, **kwargs):
     with open(output_dir / "ballast", "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
         except OSError:
             pass
-    return write_result(trainer, output_dir, *args, **kwargs)
-export.write_result = fill_and_write
+    return write_result(run, output_dir, *args, **kwargs)
+trainer.write_result = fill_and_write
 """
 
 

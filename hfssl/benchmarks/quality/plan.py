@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import methods
-from ...cli.image.encoders import VISION_PRESETS, is_checkpoint
+from ...cli.image.encoders import is_checkpoint
+from ...cli.image.presets import VISION_PRESETS
 from ...errors import UserError
 from ...evaluation.results import read_json
 

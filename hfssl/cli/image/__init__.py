@@ -2,7 +2,8 @@
 
 from ..modality import CliModality
 from .data import ImageDataArguments
-from .encoders import VISION_PRESETS, VisionEncoderArguments, build
+from .encoders import VisionEncoderArguments, build
+from .presets import VISION_PRESETS
 
 
 MODALITY = CliModality("image", ImageDataArguments, VisionEncoderArguments, VISION_PRESETS, build)

@@ -18,6 +18,7 @@ from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_
 from ...errors import UserError
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
+from .presets import CAUSAL_PRESETS, TEXT_PRESETS
 
 
 logger = logging.getLogger(__name__)
@@ -179,11 +180,12 @@ class TextData:
             yield from sample_texts(part.source, max(int(part.share * max_characters), 1), self.exclude)
 
     def _tokenizer_of(self, encoder: str) -> PreTrainedTokenizerBase:
+        presets = CAUSAL_PRESETS if self.causal else TEXT_PRESETS
         try:
             return load_tokenizer(encoder)
         except UserError as error:
             raise UserError(
-                f"`--encoder {encoder}` is no preset (`--help` lists them) and no checkpoint with a tokenizer: {error}"
+                f"`--encoder {encoder}` is no preset ({', '.join(presets)}) and no checkpoint with a tokenizer: {error}"
             ) from error
 
     def _extended_tokenizer(self, encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:

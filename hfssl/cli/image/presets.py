@@ -1,0 +1,35 @@
+"""Encoders of images to train from scratch, by name."""
+
+from transformers import ConvNextV2Config, ResNetConfig, ViTConfig
+
+
+def _vit(layers: int, width: int, heads: int, patch: int, image: int) -> ViTConfig:
+    return ViTConfig(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width,
+        patch_size=patch, image_size=image,
+        layer_norm_eps=1e-6,  # of every paper that trains one; transformers has 1e-12
+    )  # fmt: skip
+
+
+def _resnet(layer_type: str, depths: tuple[int, ...], widths: tuple[int, ...]) -> ResNetConfig:
+    return ResNetConfig(layer_type=layer_type, depths=list(depths), hidden_sizes=list(widths))
+
+
+def _convnext(depths: tuple[int, ...], widths: tuple[int, ...], patch: int, image: int) -> ConvNextV2Config:
+    return ConvNextV2Config(depths=list(depths), hidden_sizes=list(widths), patch_size=patch, image_size=image)
+
+
+# Sizes are those of the papers: tiny and small ViTs of DeiT (2012.12877), the ConvNeXt V2 named atto (2301.00808). The
+# stem of a ResNet in transformers reduces images to a quarter: small ones want the others.
+VISION_PRESETS = {
+    "vit-mini-patch4": lambda: _vit(4, 192, 3, 4, 32),
+    "vit-tiny-patch4": lambda: _vit(12, 192, 3, 4, 32),
+    "vit-tiny-patch16": lambda: _vit(12, 192, 3, 16, 224),
+    "vit-small-patch16": lambda: _vit(12, 384, 6, 16, 224),
+    "vit-base-patch16": lambda: _vit(12, 768, 12, 16, 224),
+    "resnet-18": lambda: _resnet("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet-50": lambda: _resnet("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
+    "convnextv2-atto-patch2": lambda: _convnext((2, 2, 6, 2), (40, 80, 160, 320), 2, 32),
+    "convnextv2-tiny-patch2": lambda: _convnext((3, 3, 9, 3), (96, 192, 384, 768), 2, 32),
+    "convnextv2-tiny-patch4": lambda: _convnext((3, 3, 9, 3), (96, 192, 384, 768), 4, 224),
+}
