@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,8 +37,7 @@ IMAGES = COMMON | {
 }  # fmt: skip
 # With Adam, batch norm over so few images makes rounding grow; bytes resized by the bilinear rule depend on the CPU.
 CALM = {"optim": "sgd", "learning_rate": 1e-2, "pooling": "mean", "interpolation": "bicubic"}
-# Name -> recipe and its settings.
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+METHODS: dict[str, tuple[str, dict]] = {  # name -> recipe and its settings
     "mlm": ("mlm", TEXT | {"encoder": "bert-tiny", "dropout": 0.1, "gradient_accumulation_steps": 2}),
     "mlm_sentence_pairs": ("mlm", TEXT | {"encoder": "bert-tiny", "next_sentence_objective": "true"}),
     "clm": ("clm", TEXT | {"encoder": "gpt2-tiny"}),
@@ -83,20 +81,23 @@ def losses(output_dir: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
 
 
-def differences(a: Path, b: Path) -> list[str]:
-    """What differs between the weights and the losses of two runs."""
-    found = []
+def differences(a: Path, b: Path) -> str:
+    """What differs between the weights and the losses of two runs, nothing where all is the same."""
+    gaps, count = {}, 0
     for file in ("model.safetensors", "pretraining/model.safetensors"):
         ours, theirs = load_file(a / file), load_file(b / file)
-        found += [f"{file}: {name} is in one of them only" for name in sorted(ours.keys() ^ theirs.keys())]
-        for name in sorted(ours.keys() & theirs.keys()):
-            x, y = ours[name], theirs[name]
-            if (x.shape, x.dtype) != (y.shape, y.dtype):
-                found.append(f"{file}: {name} has another shape or type")
+        count += len(ours.keys() | theirs.keys())
+        for name in sorted(ours.keys() | theirs.keys()):
+            x, y = ours.get(name), theirs.get(name)
+            if x is None or y is None or (x.shape, x.dtype) != (y.shape, y.dtype):
+                gaps[f"{name} in {file}, of another shape or type or in one of them only,"] = np.inf
             elif x.tobytes() != y.tobytes():
-                found.append(f"{file}: {name} by up to {np.abs(x.astype(float) - y.astype(float)).max():.2g}")
-    gaps = [abs(x - y) for x, y in zip(losses(a), losses(b), strict=True)]
-    return found + ([f"losses of {np.count_nonzero(gaps)} steps by up to {max(gaps):.2g}"] if any(gaps) else [])
+                gaps[f"{name} in {file}"] = np.abs(x.astype(float) - y.astype(float)).max()
+    found = [f"{len(gaps)} of {count} tensors differ, most of all"] if gaps else []
+    found += [f"  {name} by up to {gaps[name]:.2g}" for name in sorted(gaps, key=gaps.get, reverse=True)[:4]]
+    steps = [abs(x - y) for x, y in zip(losses(a), losses(b), strict=True)]
+    found += [f"  losses of {np.count_nonzero(steps)} steps by up to {max(steps):.2g}"] if any(steps) else []
+    return "\n".join(found)
 
 
 @contextmanager
@@ -123,25 +124,24 @@ def main() -> int:
     options = parser.parse_args()
     a, b = options.checkouts
     with TemporaryDirectory() as name, checked_out(a, Path(name, "a")) as a, checked_out(b, Path(name, "b")) as b:
-        write_data(Path(name))
+        write_data(folder := Path(name))
         different = False
         environment = {"HF_HOME": name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads)}
         for method in options.methods.split(","):
-            recipe, outs, found = f"recipes/{METHODS[method][0]}.py", [], []
+            recipe, failed = f"recipes/{METHODS[method][0]}.py", ""
             if not all((checkout / recipe).is_file() for checkout in (a, b)):
                 print(f"{method}: left out, no {recipe} in both")
                 continue
             for letter, checkout in {"A": a, "B": b}.items():
-                outs.append(Path(name, f"{method}-{letter}"))
-                words = flags(method, outs[-1], Path(name) if options.generated else None, options.steps)
+                words = flags(method, folder / letter / method, folder if options.generated else None, options.steps)
                 done = subprocess.run(
                     [sys.executable, recipe, *words], cwd=checkout, capture_output=True, text=True,
                     env=os.environ | environment | {"PYTHONPATH": str(checkout), "MPLBACKEND": "Agg"},
                 )  # fmt: skip
-                found += [f"failed in {letter}: {done.stderr.strip()[-300:]}"] if done.returncode else []
-            found = found or differences(*outs)
+                failed += f"failed in {letter}: {done.stderr.strip()[-300:]}" if done.returncode else ""
+            found = failed or differences(folder / "A" / method, folder / "B" / method)
             different |= bool(found)
-            print(f"{method}: {'; '.join(found) or 'identical'}", flush=True)
+            print(f"{method}: {found or 'identical'}", flush=True)
     return int(different)
 
 

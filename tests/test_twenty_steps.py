@@ -48,6 +48,8 @@ def test_the_losses_are_the_recorded_ones(method, data, tmp_path):
     found = losses(tmp_path / "out")
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     if os.environ.get("RECORD_LOSSES"):
-        RECORDED.write_text(json.dumps(recorded | {method: [round(loss, 5) for loss in found]}) + "\n")
+        recorded[method] = [round(loss, 5) for loss in found]
+        lines = (f"{json.dumps(name)}: {json.dumps(values)}" for name, values in recorded.items())
+        RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     assert found == pytest.approx(recorded[method], rel=TOLERANCE)
