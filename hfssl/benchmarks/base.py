@@ -4,7 +4,7 @@ Each contender trains in a process of its own, from its data to its optimizer st
 step to the last. After each block of steps it pauses and the next one goes on (A B C A B C …): no two ever run at the
 same time, and what disturbs the machine for a while disturbs them all. Medians over the blocks are compared.
 
-`benchmark_mlm` and `benchmark_vision` have the contenders, `recipes/benchmark.py` runs them.
+`mlm.py` and `vision.py` have the contenders, `recipes/benchmark.py` runs them.
 """
 
 import json

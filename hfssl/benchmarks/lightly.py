@@ -242,7 +242,7 @@ def lightly_side(method: str, settings: dict[str, Any]) -> LightlySide:
         method (`str`):
             simclr, mae, byol or dino.
         settings (`dict[str, Any]`):
-            Of [`benchmark_vision.contenders`]: `model` is the config of our method, `views`, `local_view`,
+            Of [`~hfssl.benchmarks.vision.contenders`]: `model` is the config of our method, `views`, `local_view`,
             `num_local`, `mean` and `std` are our views.
     """
     return {"simclr": _simclr, "mae": _mae, "byol": _byol, "dino": _dino}[method](settings)
@@ -373,7 +373,7 @@ def _encoder(settings: dict[str, Any]) -> PreTrainedModel:
 
 
 def train(pace: Pace, settings: dict[str, Any]) -> float:
-    """The loop of lightly's examples, and the FLOPs of an image. `settings`: see [`benchmark_vision.contenders`]."""
+    """The loop of lightly's examples, and the FLOPs of an image. `settings`: of `hfssl.benchmarks.vision`."""
     torch.manual_seed(settings["seed"])
     pace.data_is_readable()
     theirs = lightly_side(settings["method"], settings)

@@ -1,4 +1,4 @@
-"""Masked language modelling, measured against `transformers`: the contenders of [`benchmark.measure`].
+"""Masked language modelling, measured against `transformers`: the contenders of [`~hfssl.benchmarks.base.measure`].
 
 - ours: what `recipes/mlm.py` builds, [`SSLTrainer`] on an [`ExactStream`];
 - theirs: what `run_mlm.py` of transformers builds, `Trainer` with `DataCollatorForLanguageModeling` on a mapped data

@@ -1,8 +1,8 @@
-"""Methods for images, measured against `lightly` and `transformers`: the contenders of [`benchmark.measure`].
+"""Methods for images, measured against `lightly` and `transformers`: contenders of [`~.base.measure`].
 
 - ours: what `recipes/{simclr,mae,byol,dino}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
-- theirs: what lightly's examples build (`benchmark_lightly`), or for MAE `run_mae.py` of transformers: `Trainer` with
-  `ViTMAEForPreTraining`;
+- theirs: what lightly's examples build (`hfssl.benchmarks.lightly`), or for MAE `run_mae.py` of transformers:
+  `Trainer` with `ViTMAEForPreTraining`;
 - ours in their configuration: the attention implementation that theirs has;
 - a bare loop around our model and stream, without any trainer.
 

@@ -1,7 +1,7 @@
 """How the sides of the benchmarks for images train: our recipes, the shortest loop around their parts, `run_mae.py`.
 
-lightly's are in `benchmark_lightly`. Each function runs in a process of its own, on plain `settings`; see
-[`benchmark_vision.contenders`].
+lightly's are in `hfssl.benchmarks.lightly`. Each function runs in a process of its own, on plain `settings`; see
+[`~hfssl.benchmarks.vision.contenders`].
 """
 
 import tempfile

@@ -56,6 +56,6 @@ class WholeDataArguments:
                     f"or pass an encoder of {other}s."
                 )
         return open_mixture(
-            self.dataset, modality=modality, column=columns[modality], config=self.dataset_config, split=self.split,
-            sample_by=self.sample_by, streaming=self.streaming,
+            self.dataset, modality=modality, column=columns.get(modality), config=self.dataset_config,
+            split=self.split, sample_by=self.sample_by, streaming=self.streaming,
         )  # fmt: skip

@@ -132,3 +132,39 @@ def interleaved(parts: list[tuple[slice, list[tuple[Rows, int, int]]]], size: in
             for where, values in pieces:
                 columns[name][where] = [value for part in values for value in part]
     return columns
+
+
+@dataclass
+class MadeBlock:
+    """A made block on its way from a worker to the main process."""
+
+    rows: Rows
+    bounds: np.ndarray | None  # with `batch_cost`: where each batch begins, and the end of the last
+    num_read: int
+    num_empty: int
+    num_bad: int
+    first_bad: dict[int, tuple[int, str]]  # file -> (row, reason), one example a file
+
+    def __len__(self) -> int:
+        """How many turns the block lasts: rows, or batches with `batch_cost`."""
+        return len(self.rows) if self.bounds is None else len(self.bounds) - 1
+
+
+def dealt(num_units: int, turn: int, lane: int, lanes: int, turns: int, pass_index: int) -> slice:
+    """Which units of a pass, in their order, a lane gets in one of its `turns`.
+
+    If a turn cannot give all lanes equally many, those that get one more take turns, over passes too: no lane gets
+    ahead of another by more than a unit.
+
+    Example:
+
+    ```python
+    >>> [dealt(10, 0, lane, lanes=4, turns=1, pass_index=0) for lane in range(4)]
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None), slice(8, 10, None)]
+    ```
+    """
+    begin, end = (num_units * t // turns for t in (turn, turn + 1))
+    each, more = divmod(end - begin, lanes)
+    has_more = (np.arange(lane + 1) - (pass_index * num_units + begin)) % lanes < more
+    first = begin + lane * each + int(has_more[:-1].sum())
+    return slice(first, first + each + int(has_more[-1]))

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
-from .blocks import Block, Rows, batches_of_cost, interleaved, shuffled_units
+from .blocks import Block, MadeBlock, Rows, batches_of_cost, dealt, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, digest_of
 from .workers import as_it_is, init_worker, signals_held_back
@@ -58,28 +58,12 @@ MOST_EMPTY_BLOCKS = 100
 
 
 @dataclass
-class _Made:
-    """A made block on its way from a worker to the main process."""
-
-    rows: Rows
-    bounds: np.ndarray | None  # with `batch_cost`: where each batch begins, and the end of the last
-    num_read: int
-    num_empty: int
-    num_bad: int
-    first_bad: dict[int, tuple[int, str]]  # file -> (row, reason), one example a file
-
-    def __len__(self) -> int:
-        """How often it is this block's turn."""
-        return len(self.rows) if self.bounds is None else len(self.bounds) - 1
-
-
-@dataclass
 class _Lane:
     """The blocks of a lane that are made or asked for."""
 
     next: tuple[int, int]  # pass and block to ask for next
     used: int  # turns of the first block that were taken
-    made: deque[tuple[tuple[int, int], _Made]] = field(default_factory=deque)
+    made: deque[tuple[tuple[int, int], MadeBlock]] = field(default_factory=deque)
     asked: int = 0  # blocks in `made` and those on their way
     is_new: bool = True  # whether the first block has not been looked at yet
 
@@ -193,7 +177,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         lanes = self.stated_lanes or self._choose_lanes(min(num_pieces, num_blocks))
         # Fewer pieces than lanes: several lanes read the same piece and each keeps its share of the rows.
         shares = -(-lanes // num_pieces)
-        # all lanes have equally many blocks: else the samples of a short lane would come more often
+        # all lanes have equally many blocks
         most = num_pieces * shares // lanes
         return {"lanes": lanes, "shares": shares, "blocks_per_lane": int(np.clip(round(num_blocks / lanes), 1, most))}
 
@@ -210,6 +194,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.own_lanes = list(range(self.rank, self.lanes, self.world_size))
         self.positions = {lane: {"pass": 0, "block": 0, "row": 0} for lane in self.own_lanes}
         self.blocks_per_lane = plan.get("blocks_per_lane")
+        self.most_empty_blocks = self.blocks_per_lane or 0
         self._orders.clear()
 
     def _order(self, pass_index: int) -> np.ndarray:
@@ -223,8 +208,8 @@ class ExactStream(torch.utils.data.IterableDataset):
 
     def _units(self, pass_index: int, block: int) -> list[tuple[int, int, int]]:
         """What a block is made of: `(pass, piece, share of its rows)` of each unit. Blocks are numbered over lanes."""
-        order, num_blocks = self._order(pass_index), self.lanes * self.blocks_per_lane
-        units = order[block * len(order) // num_blocks : (block + 1) * len(order) // num_blocks]
+        order, (turn, lane) = self._order(pass_index), divmod(block, self.lanes)
+        units = order[dealt(len(order), turn, lane, self.lanes, self.blocks_per_lane, pass_index)]
         return [(pass_index, *divmod(int(unit), self.plan["shares"])) for unit in units]
 
     def _passes_begun(self, pass_index: int, block: int) -> dict[str, int]:
@@ -237,7 +222,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         read = [at["pass"] + at["block"] / self.blocks_per_lane for at in self.positions.values()]
         return {"": sum(read) / len(read)}
 
-    def make(self, pass_index: int, block: int) -> _Made:
+    def make(self, pass_index: int, block: int) -> MadeBlock:
         """Read and transform one block: a pure function of its arguments. Blocks are numbered over all lanes."""
         columns: dict[str, list] = {name: [] for name in self.source.columns}
         files, rows, passes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -271,13 +256,13 @@ class ExactStream(torch.utils.data.IterableDataset):
         bounds = None
         if self.batch_cost is not None:
             made, bounds = batches_of_cost(made, self.batch_cost, key_of_block)
-        return _Made(made, bounds, num_read, num_empty, len(bad), first_bad)
+        return MadeBlock(made, bounds, num_read, num_empty, len(bad), first_bad)
 
     # -- the stream -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         lanes = {lane: _Lane((at["pass"], at["block"]), at["row"]) for lane, at in self.positions.items()}
-        with signals_held_back():  # a worker is to be born deaf to them, see `hfssl.data.workers`
+        with signals_held_back():  # workers ignore them, see `hfssl.data.workers`
             blocks = iter(self._loader(lanes))
         while True:
             yield self._batch(lanes, blocks)
@@ -329,7 +314,7 @@ class ExactStream(torch.utils.data.IterableDataset):
                 self.positions[number] = {"pass": pass_index, "block": block, "row": last}
             if turns:
                 empty += not len(made)
-                if empty > max(self.blocks_per_lane or self.most_empty_blocks, MOST_EMPTY_BLOCKS):
+                if empty > max(self.most_empty_blocks, MOST_EMPTY_BLOCKS):
                     raise DataError(
                         f"A whole pass over {self.source.description} gave no row to train on: every sample is held "
                         "out or empty. Pass more data."
@@ -351,7 +336,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             prefetch_factor=ahead if self.num_workers else None,
         )
 
-    def _count(self, pass_index: int, lane: int, block: int, made: _Made) -> None:
+    def _count(self, pass_index: int, lane: int, block: int, made: MadeBlock) -> None:
         begun = self._passes_begun(pass_index, lane + block * self.lanes) if lane == self.own_lanes[0] else {}
         for what, number in begun.items():
             if number and (number + 1).bit_count() == 1:  # the 2nd, 4th, 8th …: small sources pass often
@@ -401,6 +386,11 @@ class ExactStream(torch.utils.data.IterableDataset):
             DataError: if the states were made with other data, with settings that give other batches, or by a version
             of hfssl without lanes.
         """
+        if not states:
+            raise DataError(
+                "This stream cannot go on: the checkpoint holds no state of a stream. Start a run in another "
+                "`--output_dir`."
+            )
         for state in states:
             if state.get("version") != STATE_VERSION:
                 raise DataError(
@@ -473,7 +463,7 @@ class _Blocks(Dataset):
     def __init__(self, stream: ExactStream):
         self.stream = stream
 
-    def __getitem__(self, index: tuple[int, int, int]) -> tuple[tuple[int, int, int], _Made]:
+    def __getitem__(self, index: tuple[int, int, int]) -> tuple[tuple[int, int, int], MadeBlock]:
         lane, pass_index, block = index
         return index, self.stream.make(pass_index, lane + block * self.stream.lanes)
 
@@ -481,7 +471,7 @@ class _Blocks(Dataset):
 class _NextBlocks(Sampler):
     """Which block to make next, decided when it is asked: one of the lane that has the fewest, made or asked for.
 
-    Of several such lanes the one whose turn comes first. What is handed out does not depend on it.
+    Of several such lanes, that whose turn comes first. Only the time of waiting depends on this choice, not the rows.
     """
 
     def __init__(self, stream: ExactStream, lanes: dict[int, _Lane]):

@@ -45,8 +45,8 @@ class SSLPreTrainedModel(PreTrainedModel):
     paper: dict[str, str] = {}
 
     # Of a loss with several terms: the unit of each, such as nats, by its name. Terms of one unit are drawn together.
-    # Such a method counts the items of each in `loss_items`, where they have any, and makes its output of
-    # `sum_terms`. Each term is logged as `loss_<name>`.
+    # Such a method makes its output of `sum_terms`; if it counts the items of one term in `loss_items`, it counts
+    # those of all (the rows of the batch, for a mean over samples). Each term is logged as `loss_<name>`.
     loss_units: dict[str, str] = {}
 
     # One of `EXPORT_KINDS`. Only "stock" can be written so far; the others are refused.

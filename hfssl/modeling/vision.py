@@ -40,7 +40,7 @@ class SSLVisionModel(SSLPreTrainedModel):
 
     def post_init(self):
         trained = getattr(self, "student", self).encoder
-        self._unused = unused_parameters(trained.config, self.uses_mask_token)
+        self._unused = unused_parameters(trained.config, self.uses_mask_token, getattr(self.config, "pooling", None))
         super().post_init()
         for block in self.modules():
             for name in ("layernorm_before", "norm1"):
@@ -254,7 +254,9 @@ def image_features(
 
 
 @once_per_config
-def unused_parameters(config: PreTrainedConfig, uses_mask_token: bool = False) -> frozenset[str]:
+def unused_parameters(
+    config: PreTrainedConfig, uses_mask_token: bool = False, pooling: str | None = None
+) -> frozenset[str]:
     """The parameters of an encoder that have no part in its feature of an image, by a backward pass from there.
 
     Such as a mask token that nothing masks with, a norm that only a pooler applies, or the pooler itself.
@@ -264,6 +266,8 @@ def unused_parameters(config: PreTrainedConfig, uses_mask_token: bool = False) -
             Of the encoder.
         uses_mask_token (`bool`, *optional*, defaults to `False`):
             Whether some of its patches are masked (`bool_masked_pos`).
+        pooling (`str`, *optional*):
+            How the feature is made, see [`~hfssl.modeling.pooling.pool_features`].
 
     Returns:
         `frozenset[str]`: their names within the encoder.
@@ -274,8 +278,8 @@ def unused_parameters(config: PreTrainedConfig, uses_mask_token: bool = False) -
             encoder, masked = blank_copy(config), {}
             if uses_mask_token:
                 masked["bool_masked_pos"] = torch.ones(1, patches_a_side(config) ** 2, dtype=torch.bool, device="meta")
-            outputs = encoder(blank_image(config, size), **masked)
-            pool_features(outputs, config).sum().backward()
+            outputs = encoder(blank_image(config, size), **masked, **outputs_for(pooling))
+            pool_features(outputs, config, pooling).sum().backward()
         except FAILURES as error:
             reason = reason or error
             continue

@@ -227,6 +227,15 @@ class SSLTrainingArguments(TrainingArguments):
         if rows is None or processes in (None, self.world_size) or rows == self.global_batch_size:
             return
         size, now = self.per_device_train_batch_size, self.world_size
+        batches = then["settings"].get("batches_per_step")  # of a run whose batches are as large as their cost says
+        if batches is not None and batches % now == 0:
+            rows = batches * size
+        elif batches is not None:
+            numbers = ", ".join(str(number) for number in range(1, batches + 1) if batches % number == 0)
+            raise UserError(
+                f"The run in {checkpoint.parent} has {batches} batches a step, which {now} processes cannot share "
+                f"evenly. Launch one of {numbers} processes."
+            )
         if rows % (size * now):
             fitting = [number for number in range(1, rows // now + 1) if rows % (number * now) == 0]
             if fitting:

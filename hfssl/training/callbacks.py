@@ -172,7 +172,7 @@ class ProgressBar(TrainerCallback):
             + "[{elapsed}<{remaining}{postfix}]",
         )
         self.begin = self.last_line = time.monotonic()
-        self.tokens_before = self._tokens()
+        self.units_before = self._units()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is None:
@@ -188,7 +188,7 @@ class ProgressBar(TrainerCallback):
         if self.bar is None:
             return
         now = time.monotonic()
-        rate = (self._tokens() - self.tokens_before) * args.world_size / max(now - self.begin, 1e-9)
+        rate = (self._units() - self.units_before) * args.world_size / max(now - self.begin, 1e-9)
         words = "" if self.loss is None else f", loss {self.loss:.3f}"
         if self.stream is not None:
             words += f", {rate:,.0f} {self.stream.unit}/s"
@@ -213,7 +213,7 @@ class ProgressBar(TrainerCallback):
     def _done(self, state) -> float:
         return min(self.clock.seconds, self.clock.budget) if self.clock else state.global_step
 
-    def _tokens(self) -> int:
+    def _units(self) -> int:
         return self.stream.counts["units"] if self.stream is not None else 0
 
     def _line(self, text: str) -> None:

@@ -159,6 +159,7 @@ def set_damaged_aside(output_dir: str | Path, checkpoint: Path | None) -> None:
 
 _WORDS = {
     "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
+    "batches_per_step": "the batches of a step (gradient_accumulation_steps × processes)",
 }
 
 

@@ -184,7 +184,7 @@ class HealthMonitor:
         figures["health_verdict"] = verdict
         if symptom is not None:
             hints = {VIEWS_APART: _VIEWS_APART_HINT, **model.method.collapse_hints(model.config)}
-            figures["health_cause"] = hints[symptom]
+            figures["health_cause"] = hints.get(symptom, hints["constant"])
         is_news = not past or past[-1]["health_verdict"] != verdict
         said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
         logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))

@@ -1,5 +1,7 @@
 """The terms of a loss between two entries of the log."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 
@@ -7,7 +9,8 @@ import torch.distributed as dist
 class LossTerms:
     """Sums of the terms of a loss. They stay on the device, so that no step waits for it."""
 
-    def __init__(self):
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(names)  # in the same order in all processes
         self.sums: dict[str, torch.Tensor] = {}
         self.since = 0
 
@@ -22,10 +25,10 @@ class LossTerms:
         """Each term as its mean over the steps since the last call and over all processes, as `loss_<name>`."""
         if not self.sums:
             return {}
-        means = torch.stack(list(self.sums.values())) / (step - self.since)
+        nothing = torch.zeros_like(next(iter(self.sums.values())))  # a term that no batch of this process had
+        means = torch.stack([self.sums.get(name, nothing) for name in self.names]) / (step - self.since)
         if world_size > 1:
             dist.all_reduce(means)
             means /= world_size
-        names = [f"loss_{name}" for name in self.sums]
         self.sums = {}
-        return dict(zip(names, means.tolist(), strict=True))
+        return {f"loss_{name}": mean for name, mean in zip(self.names, means.tolist(), strict=True)}

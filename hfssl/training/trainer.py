@@ -1,7 +1,7 @@
 """`transformers.Trainer` for pre-training: exact streams, right gradients, whole checkpoints, a stock result.
 
 The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
-contract test in `tests/test_trainer.py` that fails when a new transformers breaks it:
+contract test in `tests/training/test_trainer.py` that fails when a new transformers breaks it:
 
 - `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
@@ -108,7 +108,7 @@ class SSLTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
-        self._terms = LossTerms()
+        self._terms = LossTerms(getattr(model, "loss_units", ()))
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
@@ -240,6 +240,13 @@ class SSLTrainer(Trainer):
                 else super()._get_num_items_in_batch(batch_samples, device)
             )
         if isinstance(counts[0], dict):
+            uncounted = set(method.loss_units) - set(counts[0])
+            if uncounted:
+                raise ValueError(
+                    f"`loss_items` of {type(method).__name__} counts {', '.join(counts[0])}, but not "
+                    f"{', '.join(sorted(uncounted))}: where one term is counted all are. A mean over samples counts "
+                    "the rows of the batch, and its sum is divided by them."
+                )
             return {name: self._sum_over_processes([count[name] for count in counts], device) for name in counts[0]}
         return self._sum_over_processes(counts, device)
 

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from hfssl.data.blocks import dealt
 from hfssl.data.sources import DataError, MemorySource, PieceRows, open_source
 from hfssl.data.stream import Block, ExactStream, Rows
 from hfssl.functional import keyed
@@ -448,3 +449,23 @@ def test_batches_of_equal_cost_resume_with_another_number_of_processes():
 def test_a_row_that_costs_more_than_a_batch_is_refused():
     with pytest.raises(DataError, match="A row costs 97, more than the 50 of a whole batch"):
         take_costs(cost_stream(batch_cost=50), 200)
+
+
+@pytest.mark.parametrize("num_units, lanes, turns", [(10, 4, 1), (12, 4, 2), (30, 8, 3), (100, 8, 7), (8, 8, 1)])
+def test_no_lane_gets_ahead_of_another(num_units, lanes, turns):
+    """Each unit comes once in a pass, and after any turn of any pass all lanes have had as many, but for one."""
+    had = np.zeros(lanes, int)
+    for pass_index in range(2 * lanes):
+        seen = np.zeros(num_units, int)
+        for turn in range(turns):
+            for lane in range(lanes):
+                units = dealt(num_units, turn, lane, lanes, turns, pass_index)
+                seen[units] += 1
+                had[lane] += units.stop - units.start
+            assert had.max() - had.min() <= 1
+        assert (seen == 1).all()
+
+
+def test_a_checkpoint_without_a_state_is_refused():
+    with pytest.raises(DataError, match="holds no state of a stream"):
+        tiny.stream().load_state_dict()

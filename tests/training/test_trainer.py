@@ -396,3 +396,15 @@ def test_threads_and_time_are_not_touched_by_signals_from_other_threads(tmp_path
     thread.start()
     thread.join()
     assert done
+
+
+def test_where_one_term_is_counted_all_are(tmp_path):
+    """A mean over samples beside a sum over items would be scaled as the sum is."""
+    model = tiny.mlm(next_sentence_objective=True)
+    model.loss_items = lambda batch: {"mlm": torch.tensor(3)}
+    args = SSLTrainingArguments(
+        str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, eval_strategy="no"
+    )
+    trainer = SSLTrainer(model, args, tiny.stream())
+    with pytest.raises(ValueError, match="counts mlm, but not nsp: where one term is counted all are"):
+        trainer._get_num_items_in_batch([{}], torch.device("cpu"))

@@ -3,12 +3,13 @@
 A cell is one training: a method, a side and a seed. Both sides start from the same weights of the encoder and train on
 the same files with views of the same parameters, the same batches in size and number, AdamW with the same groups,
 learning rate, warm-up and cosine, the same clipping and the same precision. Ours is what the recipe builds
-([`SSLTrainer`] on an [`ExactStream`]); theirs is lightly's model, loss and views (`benchmark_lightly`) in a plain loop
-over its data set. What remains different is what the libraries are: order of the images, pixels of the views, heads.
+([`SSLTrainer`] on an [`ExactStream`]); theirs is lightly's model, loss and views
+(`hfssl.benchmarks.lightly`) in a plain loop over its data set. What remains different is what the libraries are: order
+of the images, pixels of the views, heads.
 
 After each pass the clock stands still while the encoder is measured: k-NN, and at the end the linear probe, both as in
-`hfssl.evaluation`. Each cell writes one JSON file when it has finished and is not run again; `benchmark_quality_cells`
-trains and measures, `benchmark_quality_report` makes the table of the cells that are there.
+`hfssl.evaluation`. Each cell writes one JSON file when it has finished and is not run again; `cells.py` beside this
+trains and measures, `report.py` makes the table of the cells that are there.
 """
 
 import logging
@@ -33,7 +34,7 @@ OURS, BASELINES = "hfssl", "baselines"
 METHODS = {
     name: model_class.method
     for name, model_class in methods.METHODS.items()
-    if model_class.method.modality == "image" and model_class.method.benchmark is not None
+    if model_class.method.views is not None and model_class.method.benchmark is not None
 }
 # Of both sides, where the method says nothing else.
 _TRAINING = {

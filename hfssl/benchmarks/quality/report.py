@@ -8,7 +8,6 @@ from typing import Any
 from .plan import BASELINES, METHODS, OURS, Cell, QualityBenchmark, read_cell
 
 
-_NAMES = {"simclr": "SimCLR", "moco": "MoCo v3", "byol": "BYOL", "dino": "DINO", "mae": "MAE"}
 # What a method is judged by: the first number of neighbours of the protocol.
 MAIN = "knn_20"
 
@@ -49,7 +48,7 @@ def _text(
         ours, theirs = by_side.get((method, OURS), []), by_side.get((method, arguments.against), [])
         for side, own, other in ((OURS, ours, theirs), (arguments.against, theirs, ours)):
             if own:
-                rows.append(_row(f"{_NAMES[method]}, {side}", own, _paired(own, other)))
+                rows.append(_row(f"{METHODS[method].title}, {side}", own, _paired(own, other)))
         verdicts += _verdicts(method, arguments.against, ours, theirs, baselines)
     if baselines is not None:
         rows += _baseline_rows(baselines)
@@ -132,7 +131,7 @@ def _verdicts(
         at_equal_time = statistics.fmean(at_time) - statistics.fmean(other)
         speed = statistics.fmean(b["seconds"] / a["seconds"] for a, b in pairs)
         found.append(
-            f"{_NAMES[method]}: {word} {against} at equal steps "
+            f"{METHODS[method].title}: {word} {against} at equal steps "
             f"({100 * difference:+.1f} points, {spread}); "
             f"{100 * at_equal_time:+.1f} points at its wall time; {speed:.2f} × its speed."
         )
@@ -142,7 +141,7 @@ def _verdicts(
         at_random = statistics.fmean(f["linear"] for f in baselines["random_init"].values())
         linear = statistics.fmean(r["linear"] for r in ours)
         found.append(
-            f"{_NAMES[method]}: k-NN {100 * (knn - pixels):+.1f} points beside raw pixels, linear probe "
+            f"{METHODS[method].title}: k-NN {100 * (knn - pixels):+.1f} points beside raw pixels, linear probe "
             f"{100 * (linear - at_random):+.1f} points beside random initialisation."
         )
     return found
@@ -188,7 +187,7 @@ def plot_curves(
                 axes.plot(seconds, accuracy, marker="o", markersize=3, linewidth=1.2, label=label, **style)
         if baselines is not None:
             axes.axhline(100 * baselines["raw_input"][MAIN], color="0.6", linewidth=1, label="raw pixels")
-        axes.set(title=_NAMES[method], xlabel="seconds of training", ylabel="k-NN accuracy in %, k = 20")
+        axes.set(title=METHODS[method].title, xlabel="seconds of training", ylabel="k-NN accuracy in %, k = 20")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)

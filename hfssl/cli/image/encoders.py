@@ -194,7 +194,7 @@ def _try_small_crops(model: SSLVisionModel, local_size: int) -> None:
     try:
         with torch.no_grad(), pixels_required(model.encoder):
             image_features(
-                model.encoder, torch.zeros(2, 3, local_size, local_size),
+                model.encoder, torch.zeros(2, 3, local_size, local_size), getattr(model.config, "pooling", None),
                 **size_arguments(model.encoder, local_size, local_size),
             )  # fmt: skip
     except (RuntimeError, ValueError, TypeError) as error:

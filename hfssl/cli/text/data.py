@@ -185,7 +185,8 @@ class TextData:
             return load_tokenizer(encoder)
         except UserError as error:
             raise UserError(
-                f"`--encoder {encoder}` is no preset ({', '.join(presets)}) and no checkpoint with a tokenizer: {error}"
+                f"`--encoder {encoder}` is no preset ({', '.join(presets)}) and no checkpoint with a tokenizer: "
+                f"{error}"
             ) from error
 
     def _extended_tokenizer(self, encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:

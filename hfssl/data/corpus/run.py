@@ -161,6 +161,7 @@ class CorpusPass:
                 missing.append(part)
             except (OSError, pa.ArrowException, KeyError, TypeError, IndexError) as error:
                 logger.warning("%s is damaged and is made again (%s).", path, str(error).split("\n")[0])
+                path.unlink(missing_ok=True)  # other processes go by what is there
                 missing.append(part)
         return missing
 
@@ -220,7 +221,7 @@ class CorpusPass:
                 read, file = source.read(piece), int(source.pieces[piece, 0])
                 batch.bad += [(number, file, row, reason) for row, reason in read.bad]
                 batch.num_read += len(read.bad)
-                for row, sample in zip(read.rows.tolist(), read.columns[source.columns[0]], strict=True):
+                for row, sample in zip(read.rows.tolist(), source.samples(read), strict=True):
                     if batch.samples and (len(batch.samples) == self.batch_size or size + len(sample) > BATCH_BYTES):
                         yield batch
                         batch, size = _Batch(part), 0

@@ -54,7 +54,7 @@ class Crops:
 
     def read(self, block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[int, str]]]:
         """Columns, the indices of the samples that are left, and `(index, reason)` of the others."""
-        return self.pixels(next(iter(block.columns.values())), block.keys)
+        return self.pixels(block.columns["image"], block.keys)
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
         finish = _finish(self.mean, self.std, device)

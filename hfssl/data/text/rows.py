@@ -90,7 +90,7 @@ class TextRows:
         self.masking = masking
 
     def __call__(self, block: Block) -> Rows:
-        texts = next(iter(block.columns.values()))
+        texts = block.columns["text"]
         tokens, lengths, words = self._tokenize(texts)
         empty = [(int(i), "the tokenizer makes no token of this text") for i in np.flatnonzero(lengths == 0)]
         columns = {"input_ids": tokens}
@@ -259,7 +259,7 @@ def sample_texts(source: Any, max_characters: int, exclude: frozenset[str] = fro
     """Texts from all over a source, up to `max_characters` of them: pieces are visited in a fixed shuffled order."""
     seen = 0
     for piece in keyed.permutation(len(source.pieces), Use.TOKENIZER_SAMPLE):
-        for text in source.read(int(piece)).columns[source.columns[0]]:
+        for text in source.samples(source.read(int(piece))):
             if text in exclude:
                 continue
             yield text

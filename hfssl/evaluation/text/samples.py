@@ -10,6 +10,7 @@ import torch
 from ...data.corpus import ResultRows
 from ...data.sources.base import Damage
 from ...machine import choose_precision, process_state
+from ...modeling.pooling import masked_mean
 from ..evaluator import EvaluationError
 from ..sample_features import EmbedSettings
 from .encoder import TextEncoder
@@ -115,7 +116,7 @@ class TextSampleFeatures:
             inputs = {"input_ids": torch.from_numpy(ids).to(self.device), "attention_mask": mask.long()}
             hidden = self.model(**inputs).last_hidden_state.float()
         if self.pooling == "mean":
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            pooled = masked_mean(hidden, mask)
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
         else:
