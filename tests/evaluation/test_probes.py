@@ -8,6 +8,7 @@ import sklearn.metrics
 import torch
 from labelled import Labelled, digits, processor, resnet, save, vit
 
+from hfssl import RecipeParser
 from hfssl.cli.image.probes import ProbeArguments, load_splits
 from hfssl.evaluation import EvaluationError, metrics, read_results
 from hfssl.evaluation.frozen import aligned_labels, classification_scores
@@ -179,6 +180,8 @@ def test_arguments_choose_what_is_probed(monkeypatch):
     ProbeArguments(probe_dataset="my_images").load(dataset=None)
     ProbeArguments(probe_dataset="embedded").load(dataset="my_images")
     assert ProbeArguments().load(dataset="my_images") is None
+    (typed,) = RecipeParser(ProbeArguments).parse(["--probe_dataset", "none"])  # a word, and not a missing value
+    assert typed.load(dataset=None) is None
     assert ProbeArguments(probe_dataset="none").load(dataset=None) is None
     assert asked == ["embedded", "my_images", "embedded"]
 

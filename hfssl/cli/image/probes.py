@@ -34,9 +34,9 @@ class ProbeArguments:
     > Probes
 
     Args:
-        probe_dataset (`str`, *optional*):
+        probe_dataset (`str`, *optional*, defaults to `"auto"`):
             Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; embedded
-            for the digits that come with hfssl, none for no probes. Left out, it is the embedded set in runs on it.
+            for the digits that come with hfssl, none for no probes. auto is the embedded set in runs on it, else none.
         probe_split (`str`, *optional*, defaults to `"train"`):
             Split that probes learn from.
         probe_test_split (`str`, *optional*, defaults to `"auto"`):
@@ -51,7 +51,7 @@ class ProbeArguments:
             encoder.
     """
 
-    probe_dataset: str | None = None
+    probe_dataset: str = "auto"
     probe_split: str = "train"
     probe_test_split: str = "auto"
     probe_label_column: str | None = None
@@ -60,7 +60,9 @@ class ProbeArguments:
 
     def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
         """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
-        name = self.probe_dataset or (EMBEDDED if dataset is None else "none")
+        name = self.probe_dataset
+        if name == "auto":
+            name = EMBEDDED if dataset is None else "none"
         if name == "none":
             return None
         flags = ("dataset", "split", "test_split", "label_column")
