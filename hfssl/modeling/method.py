@@ -108,7 +108,8 @@ class Method:
         learning_rates ([`LearningRates`]):
             Where the user gives none.
         inputs (`tuple[str, ...]`, *optional*):
-            Names of what a sample is made of; the modality's own when left out.
+            Names of what a sample is made of, as `open_source(inputs=…)` takes them; the modality's own when left out.
+            The recipes of today open one; a method of several says here which.
         views ([`~hfssl.functional.views.ViewPreset`], *optional*):
             Of a method for images.
         causal (`bool`, *optional*, defaults to `False`):
