@@ -182,6 +182,8 @@ def _serve() -> dict | None:
 
 def _run(job: dict) -> None:
     os.setpgid(0, 0)
+    # a shell lets what it starts in the background ignore Ctrl-C, and so would the recipe
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, target, mode in (
         ("/dev/null", 0, os.O_RDONLY),
         (f"{job['folder']}/stdout", 1, os.O_WRONLY | os.O_APPEND),
