@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..evaluation.evaluator import Evaluator
 from ..evaluation.facts import write_facts
 from ..evaluation.results import Result
 from ..training.trainer import SSLTrainer
@@ -22,7 +23,7 @@ def measured_during(trainer: SSLTrainer) -> list[dict[str, Any]]:
     return measured
 
 
-def results_of(trainer: SSLTrainer, evaluator: Any, metrics: tuple[str, ...]) -> list[Result]:
+def results_of(trainer: SSLTrainer, evaluator: Evaluator, metrics: tuple[str, ...]) -> list[Result]:
     """The records of an evaluator of the run: at its end, beside the state before training where that was measured."""
     measured = measured_during(trainer)
     figures = [{name: entry[f"eval_{name}"] for name in metrics} for entry in measured]

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import UserError
+from ..modeling.base import SSLPreTrainedModel
+from ..training.arguments import SSLTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class CliModality:
     data_arguments: type
     encoder_arguments: type
     presets: dict[str, Callable]
-    build: Callable[..., Any]
+    build: Callable[..., SSLPreTrainedModel]
 
 
 def cli_modality(name: str) -> CliModality:
@@ -42,14 +44,28 @@ def cli_modality(name: str) -> CliModality:
         raise UserError(f"Nothing is known of the modality {name!r}: hfssl/cli/{name}/ declares none.") from error
 
 
-def build_method(method: type, recipe: Any, config: dict[str, Any], fit: Any, args: Any, given: set[str]) -> Any:
+class EncoderArguments(Protocol):
+    """What all flags about the encoder have."""
+
+    encoder: str
+    attention: str
+
+
+def build_method(
+    method: type[SSLPreTrainedModel],
+    recipe: EncoderArguments,
+    config: dict[str, Any],
+    fit: Any,
+    args: SSLTrainingArguments,
+    given: set[str],
+) -> SSLPreTrainedModel:
     """A method around a fresh encoder or a checkpoint, as its record and the user's flags say.
 
     Args:
         method (`type`):
             [`SimclrForPreTraining`] and the like.
-        recipe:
-            The flags about the encoder: has `encoder` and `attention`.
+        recipe ([`EncoderArguments`]):
+            The flags about the encoder.
         config (`dict[str, Any]`):
             Fields of the method's config as given; `encoder_config` are overrides of the encoder's.
         fit:

@@ -12,14 +12,15 @@ import torch
 
 from ...data.held_out import held_out_parts, pieces_all_over
 from ...data.image.decode import DamagedImage, decode_image, image_header
+from ...data.image.views import Views
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.sources import DataError, Source, identity
 from ...data.stream import LANES, ExactStream
-from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
+from ..data import DataArguments
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ STATISTICS_SIDE = 224
 
 
 @dataclass
-class ImageDataArguments:
+class ImageDataArguments(DataArguments):
     r"""
     > Data
 
@@ -40,41 +41,11 @@ class ImageDataArguments:
             Hub id, folder, file or glob (image files with or without class folders, webdataset tars, parquet, arrow,
             `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3. Left out:
             scikit-learn's handwritten digits.
-        dataset_config (`str`, *optional*):
-            Configuration of a Hub data set.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to train on.
-        eval_split (`str`, *optional*, defaults to `"auto"`):
-            Split to measure on. auto takes validation where there is one, else holds out images of the training split.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
-        streaming (`bool`, *optional*, defaults to `True`):
-            Read in place. false converts the data to Arrow first.
-        held_out_fraction (`float`, *optional*, defaults to `0.01`):
-            Share of the images held out where there is no split for it (more of small data sets, up to 10 %).
-        max_held_out (`int`, *optional*, defaults to `1000`):
-            Most images to measure on.
-        max_bad_fraction (`float`, *optional*, defaults to `0.01`):
-            Share of damaged images above which the run stops.
     """
 
-    dataset: str | None = None
-    dataset_config: str | None = None
-    split: str = "train"
-    eval_split: str = "auto"
     image_column: str | None = None
-    streaming: bool = True
-    held_out_fraction: float = 0.01
-    max_held_out: int = 1000
-    max_bad_fraction: float = 0.01
-
-    def __post_init__(self):
-        if not 0.0 < self.held_out_fraction < 1.0:
-            raise UserError(f"`--held_out_fraction` is a share between 0 and 1, got {self.held_out_fraction}.")
-        if not 0.0 <= self.max_bad_fraction <= 1.0:
-            raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
-        if self.max_held_out < 1:
-            raise UserError(f"`--max_held_out` must be at least 1, got {self.max_held_out}.")
 
 
 class ImageData:
@@ -149,7 +120,7 @@ class ImageData:
             sample += decoded
         return sample
 
-    def stream(self, args: SSLTrainingArguments, views: Any) -> ExactStream:
+    def stream(self, args: SSLTrainingArguments, views: Views) -> ExactStream:
         """The stream of this process.
 
         Args:

@@ -18,6 +18,7 @@ from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_
 from ...errors import UserError
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
+from ..data import DataArguments
 from .presets import CAUSAL_PRESETS, TEXT_PRESETS
 
 
@@ -34,7 +35,7 @@ VOCABULARY_SAMPLE = 20_000_000
 
 
 @dataclass
-class TextDataArguments:
+class TextDataArguments(DataArguments):
     r"""
     > Data
 
@@ -44,24 +45,10 @@ class TextDataArguments:
             them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes through each
             again and again on its own; without weights they are read as one. Left out: docstrings and language
             reference of this Python.
-        dataset_config (`str`, *optional*):
-            Configuration of a Hub data set.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to train on.
-        eval_split (`str`, *optional*, defaults to `"auto"`):
-            Split to measure on. auto takes validation where there is one, else holds out texts of the training split.
         text_column (`str`, *optional*):
             Column with the text. Left out, it is found by its type.
         sample_by (`str`, *optional*, defaults to `"line"`):
             What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
-        streaming (`bool`, *optional*, defaults to `True`):
-            Read in place. false converts the data to Arrow first.
-        held_out_fraction (`float`, *optional*, defaults to `0.01`):
-            Share of the texts held out where there is no split for it (more of small data sets, up to 10 %).
-        max_held_out (`int`, *optional*, defaults to `1000`):
-            Most texts to measure on.
-        max_bad_fraction (`float`, *optional*, defaults to `0.01`):
-            Share of damaged samples above which the run stops.
 
     > Text
 
@@ -86,16 +73,8 @@ class TextDataArguments:
             padding, instead of `--per_device_train_batch_size` documents.
     """
 
-    dataset: str | None = None
-    dataset_config: str | None = None
-    split: str = "train"
-    eval_split: str = "auto"
     text_column: str | None = None
     sample_by: str = "line"
-    streaming: bool = True
-    held_out_fraction: float = 0.01
-    max_held_out: int = 1000
-    max_bad_fraction: float = 0.01
     tokenizer: str | None = None
     extend_vocab: int = 0
     vocab_size: int | None = None
@@ -105,15 +84,11 @@ class TextDataArguments:
     batch_tokens: int | None = None
 
     def __post_init__(self):
-        if not 0.0 < self.held_out_fraction < 1.0:
-            raise UserError(f"`--held_out_fraction` is a share between 0 and 1, got {self.held_out_fraction}.")
-        if not 0.0 <= self.max_bad_fraction <= 1.0:
-            raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
+        super().__post_init__()
         if self.extend_vocab < 0:
             raise UserError(f"`--extend_vocab` is a number of words, got {self.extend_vocab}.")
-        for name in ("max_held_out", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.max_length < 1:
+            raise UserError(f"`--max_length` must be at least 1, got {self.max_length}.")
         if self.batch_tokens is not None:
             self._check_batch_tokens()
 

@@ -1,0 +1,47 @@
+"""The flags about data that all modalities have."""
+
+from dataclasses import dataclass
+
+from ..errors import UserError
+
+
+@dataclass
+class DataArguments:
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            Hub id, folder, file or glob; several with commas between them are mixed.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub data set.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        eval_split (`str`, *optional*, defaults to `"auto"`):
+            Split to measure on. auto takes validation where there is one, else holds out some of the training split.
+        streaming (`bool`, *optional*, defaults to `True`):
+            Read in place. false converts the data to Arrow first.
+        held_out_fraction (`float`, *optional*, defaults to `0.01`):
+            Share of the samples held out where there is no split for it (more of small data sets, up to 10 %).
+        max_held_out (`int`, *optional*, defaults to `1000`):
+            Most samples to measure on.
+        max_bad_fraction (`float`, *optional*, defaults to `0.01`):
+            Share of damaged samples above which the run stops.
+    """
+
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    eval_split: str = "auto"
+    streaming: bool = True
+    held_out_fraction: float = 0.01
+    max_held_out: int = 1000
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self):
+        if not 0.0 < self.held_out_fraction < 1.0:
+            raise UserError(f"`--held_out_fraction` is a share between 0 and 1, got {self.held_out_fraction}.")
+        if not 0.0 <= self.max_bad_fraction <= 1.0:
+            raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
+        if self.max_held_out < 1:
+            raise UserError(f"`--max_held_out` must be at least 1, got {self.max_held_out}.")
