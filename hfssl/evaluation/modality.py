@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
@@ -67,7 +66,7 @@ def evaluation_modality(name: str) -> EvaluationModality:
 
 def modality_of_input(main_input: str) -> EvaluationModality | None:
     """The modality of which stock encoders call their input so; `None` where none of the folders here declares it."""
-    for folder in iter_modules([str(Path(__file__).parent)]):
+    for folder in iter_modules(import_module(__package__).__path__):
         if folder.ispkg:
             modality = getattr(import_module(f"{__package__}.{folder.name}"), "MODALITY", None)
             if modality is not None and modality.main_input == main_input:
