@@ -1,5 +1,6 @@
 """The arguments of a pre-training run: `TrainingArguments` with the defaults of pre-training."""
 
+import json
 import logging
 import math
 from dataclasses import dataclass, field
@@ -231,7 +232,7 @@ class SSLTrainingArguments(TrainingArguments):
         if batches is not None and batches % now == 0:
             rows = batches * size
         elif batches is not None:
-            numbers = ", ".join(str(number) for number in range(1, batches + 1) if batches % number == 0)
+            numbers = ", ".join(map(str, _processes_that_share(batches, checkpoint)))
             raise UserError(
                 f"The run in {checkpoint.parent} has {batches} batches a step, which {now} processes cannot share "
                 f"evenly. Launch one of {numbers} processes."
@@ -241,7 +242,7 @@ class SSLTrainingArguments(TrainingArguments):
             if fitting:
                 remedy = f"Pass a `--per_device_train_batch_size` of {', '.join(map(str, fitting))}."
             else:
-                numbers = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
+                numbers = ", ".join(map(str, _processes_that_share(rows, checkpoint)))
                 remedy = f"Launch one of {numbers} processes."
             raise UserError(
                 f"The run in {checkpoint.parent} has {rows} rows a step, which {now} processes with "
@@ -276,6 +277,13 @@ class SSLTrainingArguments(TrainingArguments):
         if checkpoint is not None:
             self.keep_global_batch(checkpoint)
         return checkpoint
+
+
+def _processes_that_share(number: int, checkpoint: Path) -> list[int]:
+    """How many processes can share so many rows or batches evenly, and the lanes of the run in `checkpoint` too."""
+    state = checkpoint / "stream_0.json"
+    lanes = json.loads(state.read_text())["plan"]["lanes"] if state.is_file() else number
+    return [processes for processes in range(1, number + 1) if number % processes == 0 == lanes % processes]
 
 
 def _check_tracker(name: str) -> None:
