@@ -232,18 +232,16 @@ class SSLTrainingArguments(TrainingArguments):
         if batches is not None and batches % now == 0:
             rows = batches * size
         elif batches is not None:
-            numbers = ", ".join(map(str, _processes_that_share(batches, checkpoint)))
             raise UserError(
                 f"The run in {checkpoint.parent} has {batches} batches a step, which {now} processes cannot share "
-                f"evenly. Launch one of {numbers} processes."
+                f"evenly. {_launch(_processes_that_share(batches, checkpoint))}"
             )
         if rows % (size * now):
             fitting = [number for number in range(1, rows // now + 1) if rows % (number * now) == 0]
             if fitting:
                 remedy = f"Pass a `--per_device_train_batch_size` of {', '.join(map(str, fitting))}."
             else:
-                numbers = ", ".join(map(str, _processes_that_share(rows, checkpoint)))
-                remedy = f"Launch one of {numbers} processes."
+                remedy = _launch(_processes_that_share(rows, checkpoint))
             raise UserError(
                 f"The run in {checkpoint.parent} has {rows} rows a step, which {now} processes with "
                 f"`--per_device_train_batch_size {size}` cannot share evenly. {remedy}"
@@ -284,6 +282,12 @@ def _processes_that_share(number: int, checkpoint: Path) -> list[int]:
     state = checkpoint / "stream_0.json"
     lanes = json.loads(state.read_text())["plan"]["lanes"] if state.is_file() else number
     return [processes for processes in range(1, number + 1) if number % processes == 0 == lanes % processes]
+
+
+def _launch(numbers: list[int]) -> str:
+    if numbers == [1]:
+        return "Launch one process."
+    return f"Launch one of {', '.join(map(str, numbers))} processes."
 
 
 def _check_tracker(name: str) -> None:
