@@ -49,6 +49,9 @@ class Contract:
         variants (`dict[str, tuple]`, *optional*):
             `(encoder, settings)` of further models that two processes train, by a name: settings with state that
             processes share, encoders with batch norm. `settings` holds for them too, unless they say otherwise.
+        collapse (`Callable[[Callable], dict[str, Any]]`, *optional*):
+            Makes the method collapse on purpose, for tests and calibration of the verdict (`tests/calibration`): changes
+            what it has to by its argument, which is `setattr` or pytest's, and returns flags of the recipe.
     """
 
     encoder: Callable[[], PreTrainedConfig]
@@ -59,6 +62,7 @@ class Contract:
     processes: bool = True
     why_not: str = ""
     variants: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = field(default_factory=dict)
+    collapse: Callable[[Callable[[Any, str, Any], None]], dict[str, Any]] | None = None
 
     def __post_init__(self):
         if not (self.accumulation and self.processes or self.why_not):

@@ -9,6 +9,8 @@ from torch import nn
 
 from hfssl import ByolForPreTraining, ByolPreTrainingConfig
 from hfssl.errors import UserError
+from hfssl.losses import byol_loss
+from hfssl.methods.vision.byol import ByolOutput
 from hfssl.modeling.distributed import GlobalBatchNorm
 
 
@@ -17,12 +19,26 @@ FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
 
 
 HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+
+
+def without_stop_gradient(change):
+    """Without the predictor as well: equal views are all that counts."""
+
+    def forward(self, pixel_values, return_loss=True):
+        z = torch.stack([self.student(view) for view in pixel_values.unbind(1)], dim=1)
+        return ByolOutput(loss=byol_loss(z, z))
+
+    change(ByolForPreTraining, "forward", forward)
+    return {}
+
+
 CONTRACT = Contract(
     encoder=resnet,
     batch=two_views,
     settings=HEAD,
     accumulation=False,
     why_not="Batch norm, in the heads too, sees an accumulation step alone.",
+    collapse=without_stop_gradient,
 )
 
 

@@ -22,10 +22,16 @@ DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_n
 TAKES = ["vit", "vit_msn", "deit", "ijepa", "dinov2", "dinov2_with_registers"]
 
 
+def at_a_rate_too_high(change):
+    """One answer to everything."""
+    return {"learning_rate": 0.1, "warmup_steps": 0}
+
+
 CONTRACT = Contract(
     encoder=two_layers,
     batch=images_with_noise,
     settings={"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
+    collapse=at_a_rate_too_high,
 )
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForPreTraining
 from hfssl import MocoForPreTraining, MocoPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import moco_v3_loss
+from hfssl.methods.vision.moco import MocoOutput
 from hfssl.modeling.distributed import GlobalBatchNorm
 
 
@@ -18,6 +19,19 @@ FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
 
 
 HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+
+
+def without_negatives(change):
+    """Without predictor and stop-gradient as well: equal views are all that counts."""
+
+    def forward(self, pixel_values, return_loss=True):
+        z1, z2 = (self.student(view) for view in pixel_values.unbind(1))
+        return MocoOutput(loss=2 - 2 * F.cosine_similarity(z1, z2).mean())
+
+    change(MocoForPreTraining, "forward", forward)
+    return {}
+
+
 CONTRACT = Contract(
     encoder=two_layers,
     batch=two_views,
@@ -25,6 +39,7 @@ CONTRACT = Contract(
     accumulation=False,
     why_not="Negatives are those of an accumulation step, and batch norm in the heads sees no other images either.",
     variants={"resnet-queue": (resnet, {"queue_size": 50})},
+    collapse=without_negatives,
 )
 
 

@@ -11,12 +11,20 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import nt_xent_loss
+from hfssl.methods.vision import simclr as simclr_module
 from hfssl.modeling.distributed import GlobalBatchNorm, convert_batch_norm
 from hfssl.modeling.pooling import pool_features
 
 
 # DINOv3's convolutions halve small images to nothing
 FITTING = [name for name in ENCODERS if name != "dinov3_convnext"]
+
+
+def without_negatives(change):
+    """Equal views are all that counts."""
+    loss = lambda z1, z2, *_, **__: 1 - F.cosine_similarity(z1, z2).mean()  # noqa: E731
+    change(simclr_module, "nt_xent_loss", loss)
+    return {}
 
 
 CONTRACT = Contract(
@@ -26,6 +34,7 @@ CONTRACT = Contract(
     accumulation=False,
     why_not="An image is contrasted with those of its accumulation step, and batch norm sees no others either.",
     variants={"vit": (two_layers, {})},
+    collapse=without_negatives,
 )
 
 
