@@ -24,10 +24,12 @@ def measured_during(trainer: SSLTrainer) -> list[dict[str, Any]]:
 
 
 def results_of(trainer: SSLTrainer, evaluator: Evaluator, metrics: tuple[str, ...]) -> list[Result]:
-    """The records of an evaluator of the run: at its end, beside the state before training where that was measured."""
+    """The records of an evaluator of the run: at its end, beside the state before training, and chance."""
     measured = measured_during(trainer)
     figures = [{name: entry[f"eval_{name}"] for name in metrics} for entry in measured]
     before = {"before": figures[0]} if measured[0]["step"] == 0 else {}
+    if metrics == ("loss",) and "eval_chance_loss" in measured[-1]:
+        before["chance"] = {"loss": measured[-1]["eval_chance_loss"]}
     return evaluator.results(figures[-1], str(trainer.args.output_dir), **before)
 
 

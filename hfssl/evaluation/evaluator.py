@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedModel
 
 from ..errors import UserError
+from ..modeling.method import LossContext
 from .results import Result
 
 
@@ -70,6 +72,10 @@ class Evaluator(ABC):
         Returns:
             `list[Result]`
         """
+
+    def loss_context(self, model: torch.nn.Module) -> LossContext | None:
+        """What the level of chance of a held-out `loss` depends on; `None` where none is measured."""
+        return None
 
     def score(self, results: list[Result]) -> float:
         """The figure that stands for the whole evaluation: the mean of `primary_metric`."""

@@ -13,6 +13,7 @@ from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
+from ..modeling.method import LossContext
 from .evaluator import Evaluator
 from .results import Result
 
@@ -55,6 +56,7 @@ class HeldOutLossEvaluator(Evaluator):
         cuts = np.array_split(np.arange(len(rows)), num_batches)[rank::world_size]
         self.batches = [{name: column[cut] for name, column in rows.columns.items()} for cut in cuts]
         self.world_size = world_size
+        self._target_variance: float | None = None
 
     def batch(self, device: torch.device | str, index: int = 0) -> dict[str, torch.Tensor]:
         """What the model gets of one batch of this process."""
@@ -73,6 +75,25 @@ class HeldOutLossEvaluator(Evaluator):
             dist.all_reduce(sums)
         loss, count = sums.tolist()
         return {"loss": loss / count}
+
+    def loss_context(self, model: torch.nn.Module) -> LossContext:
+        """With the variance of what a model reconstructs (`targets`) around its mean over all patches."""
+        if hasattr(model, "targets") and self._target_variance is None:
+            self._target_variance = self._variance(model)
+        return LossContext(self.batch_size, target_variance=self._target_variance)
+
+    def _variance(self, model: torch.nn.Module) -> float:
+        device = next(model.parameters()).device
+        count, total, squares = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
+        with torch.no_grad():
+            for index in range(len(self.batches)):
+                targets = model.targets(self.batch(device, index)["pixel_values"])[0].double().flatten(0, 1)
+                count, total, squares = count + len(targets), total + targets.sum(0), squares + targets.square().sum(0)
+        sums = torch.cat([count[None], total.flatten(), squares.flatten()])
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        mean, mean_square = (sums[1:] / sums[0]).chunk(2)
+        return (mean_square - mean.square()).mean().item()
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The record of a pre-training model."""

@@ -17,6 +17,7 @@ from ..data.text.rows import TextCollator
 from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
+from ..modeling.method import LossContext
 from .evaluator import Evaluator
 from .results import Result
 
@@ -135,6 +136,13 @@ class TokenPredictionEvaluator(Evaluator):
         loss, right, predicted = sums.sum(0).tolist()
         losses = (sums[:, 0] / sums[:, 2]).tolist()
         return self._figures(loss / predicted, right / predicted) | self._by_source(losses)
+
+    def loss_context(self, model: torch.nn.Module) -> LossContext:
+        """With the entropy of the held-out tokens, given how frequent each is in training where that is known."""
+        if self.baselines:
+            return LossContext(self.batch_size, target_entropy=self.baselines["loss"])
+        shares = self.labels.unique(return_counts=True)[1].double() / len(self.labels)
+        return LossContext(self.batch_size, target_entropy=-torch.special.xlogy(shares, shares).sum().item())
 
     def _by_source(self, losses: Sequence[float]) -> dict[str, float]:
         names = [f"loss_{group}" for group in self.labels_of]

@@ -10,30 +10,39 @@ directions only (*few directions*). What is looked at depends on what a method c
 | margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
 | target margin | by what share of chance the targets of other samples raise the loss | | targets say nothing |
 
-The first measurement, before training, is never called collapsed: random transformers give nearly the same vector for
-every input. After it, the first rule that holds decides:
+The first rule that holds decides:
 
-| verdict | if | for |
+| verdict | if |
+|---|---|
+| diverged | loss or embeddings are no numbers, or the held-out loss is 10 times that before training |
+| untrained | before training; and while nothing was ever learned and it is too early to call that collapsed |
+| collapsed since step N | nothing is left of what there was before step N; N is 0 where nothing was ever learned |
+| narrowing | nothing is left, and it is too early to call that collapsed; or much less than there was. It may pass |
+| learning | otherwise |
+
+*Too early* is in the first third of a run, in its first 100 steps, and at the first evaluation that finds nothing
+unless it is the last of the run. Nothing is left, or was ever learned, if
+
+| | figure | of methods |
 |---|---|---|
-| collapsed, constant | `std` of embeddings below 1/100 of the most that this run had | all methods |
-| collapsed, constant | `std` of projections below 1/10 of the most | methods that compare samples |
-| collapsed, few directions | rank of projections below 1/10 of the most | the same |
-| collapsed, few directions | rank below half of the most, and a third of the entropy of random directions | the same |
-| narrowing | `std` or rank of projections below 1/3 of the most | the same |
-| collapsed, late | `std` of embeddings below what bfloat16 rounds away | all |
-| collapsed, late | margin below 3 times that of random vectors; or target margin below 1/500 | the same |
-| healthy | otherwise | all |
+| constant | `std` of embeddings below 1/100 of the most that this run had, or below what bfloat16 rounds away | all |
+| constant | `std` of projections below 1/10 of the most | that compare samples |
+| few directions | rank of projections below 1/10 of the most | the same |
+| few directions | rank below half of the most, and a third of the entropy of random directions | the same |
+| views apart | margin below 3 times its standard error over the samples; or target margin below 1/500 | the same |
 
-*Late* is after a third of the run and 100 steps. "The most" of the rank is also that of the encoder before training,
-which shows how many directions there are in the data, and never more than `n` random vectors of size `d` have
-([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5 directions can hold a
-handful of groups apart, not samples. The margin of random vectors is 1/√(n·d), 0.004 for 256 samples and dimensions;
-runs that learn lie several times above. A run without a margin has collapsed since the first of its measurements
-without one: since step 0 if it never learned anything.
+and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
+of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
+vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5
+directions can hold a handful of groups apart, not samples. How large a margin is says little: views that differ much
+leave a small one, in a network that has learned as in one that has not.
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass
 through less than a twentieth of their first `std` and recover, hence 1/100.
+
+A verdict is a function of figures that are in the log: `tests/calibration` replays it over runs that learned and runs
+that were made to collapse.
 """
 
 import math
@@ -44,8 +53,8 @@ from typing import Any
 from ..errors import UserError
 
 
-HEALTHY, NARROWING, COLLAPSED = "healthy", "narrowing", "collapsed"
-CONSTANT, FEW_DIRECTIONS, VIEWS_APART = "constant", "few directions", "views apart"
+UNTRAINED, LEARNING, NARROWING, COLLAPSED, DIVERGED = "untrained", "learning", "narrowing", "collapsed", "diverged"
+CONSTANT, FEW_DIRECTIONS, VIEWS_APART, NO_NUMBERS = "constant", "few directions", "views apart", "no numbers"
 
 
 # What is left of a figure, relative to the most that there was: half a decade and a decade.
@@ -61,16 +70,29 @@ INPUTS_TOLD_APART = 1 / 100
 LEAST_ENTROPY = 1 / 3
 
 
-# When a run must have something to show. A run of fewer steps may have learned nothing and be none the worse for it:
-# Adam moves a weight by about its learning rate in each.
-FAIR_SHARE, FAIR_STEPS = 1 / 3, 100
+# When a run must have something to show, and by how many evaluations in a row. A run of fewer steps may have learned
+# nothing and be none the worse for it: Adam moves a weight by about its learning rate in each. And some that end well
+# lose nearly everything on the way.
+FAIR_SHARE, FAIR_STEPS, IN_A_ROW = 1 / 3, 100, 2
 
 
 # Of the loss of chance.
 TARGETS_TOLD_APART = 1 / 500
 
 
+# Of the held-out loss before training.
+TOO_MUCH_LOSS = 10
+
+
 BFLOAT16_STEP = 2**-8
+
+
+MEANING = (
+    "What verdicts mean: untrained, nothing is learned yet; learning, samples are told apart; narrowing, by less or "
+    "in fewer directions than before, which may pass; collapsed, nothing is left or was ever learned (said after "
+    f"{FAIR_SHARE:.0%} of the run and {FAIR_STEPS} steps, by {IN_A_ROW} evaluations in a row or the last); diverged, "
+    "loss or embeddings are no numbers, or the loss is many times what it was."
+)
 
 
 def judge(
@@ -80,39 +102,56 @@ def judge(
 
     Args:
         figures (`dict[str, float]`):
-            What was measured at `step`.
+            What was measured at `step`: those of health, and `eval_loss` where there is one.
         past (`Sequence[dict[str, Any]]`):
-            What was measured before, each with its `health_verdict`; the first is the state before training.
+            What was measured before, each with its `step`; the first is the state before training.
         step (`int`):
             Steps that are done.
         progress (`float`, *optional*, defaults to `0.0`):
             Share of the run that is done, in [0, 1].
 
     Returns:
-        `tuple[str, str | None]`: `healthy`, `narrowing` or `collapsed since step N`; and what the embeddings have
-        become (`constant`, `few directions` or `views apart`), `None` while they are healthy. N is 0 for a run that
-        never told samples apart.
+        `tuple[str, str | None]`: `untrained`, `learning`, `narrowing`, `collapsed since step N` or `diverged`; and
+        what the embeddings have become (`constant`, `few directions`, `views apart` or `no numbers`), `None` while a
+        run learns. N is 0 for a run that never told samples apart.
     """
+    if _diverged(figures, past):
+        return DIVERGED, NO_NUMBERS
     if not past:
-        return HEALTHY, None
-    verdict, symptom = _compared(figures, past)
-    since = step
-    if _says_nothing(figures):
-        if verdict != COLLAPSED and step >= FAIR_STEPS and progress >= FAIR_SHARE:
-            verdict, symptom = COLLAPSED, CONSTANT
-            differs = figures["health_std"] >= BFLOAT16_STEP and figures.get("health_projection_std", 0.0) >= NARROW
-            if differs and "health_target_margin" not in figures:
-                symptom = VIEWS_APART
-            for entry in reversed(past):
-                if not _says_nothing(entry):
-                    break
-                since = entry["step"]
-        elif symptom == FEW_DIRECTIONS and "health_target_margin" in figures:
-            symptom = CONSTANT  # to the loss, whatever it is that projections differ in
-    if verdict == COLLAPSED:
-        before = past[-1]["health_verdict"]
-        verdict = before if before.startswith(COLLAPSED) else f"{COLLAPSED} since step {since}"
-    return verdict, symptom
+        return UNTRAINED, None
+    state, symptom = _state(figures, past)
+    if state != COLLAPSED:
+        return state, symptom
+    since, in_a_row = step, 1
+    for i in reversed(range(len(past))):
+        if _state(past[i], past[:i])[0] != COLLAPSED:
+            break
+        since, in_a_row = past[i]["step"], in_a_row + 1
+    if step >= FAIR_STEPS and progress >= FAIR_SHARE and (in_a_row >= IN_A_ROW or progress >= 1):
+        return f"{COLLAPSED} since step {since}", symptom
+    if in_a_row > len(past):
+        return UNTRAINED, None
+    return NARROWING, symptom
+
+
+def _diverged(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> bool:
+    loss = figures.get("eval_loss", 0.0)
+    if figures.get("health_not_finite", 0.0) > 0 or not math.isfinite(loss):
+        return True
+    before = past[0].get("eval_loss", math.inf) if past else math.inf
+    return loss > TOO_MUCH_LOSS * before > 0
+
+
+def _state(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    """What is left, as if it were never too early to say so."""
+    state, symptom = _compared(figures, past) if past else (LEARNING, None)
+    if not _says_nothing(figures):
+        return state, symptom
+    if state != COLLAPSED:
+        differs = figures["health_std"] >= BFLOAT16_STEP and figures.get("health_projection_std", 0.0) >= NARROW
+        return COLLAPSED, VIEWS_APART if differs and "health_target_margin" not in figures else CONSTANT
+    # to the loss, whatever it is that projections differ in
+    return COLLAPSED, CONSTANT if "health_target_margin" in figures else symptom
 
 
 def _says_nothing(figures: dict[str, Any]) -> bool:
@@ -134,7 +173,7 @@ def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[
     if left("health_std") < INPUTS_TOLD_APART:
         return COLLAPSED, CONSTANT
     if "health_projection_std" not in figures:
-        return HEALTHY, None
+        return LEARNING, None
     std, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
     most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
     most = min(most, figures["health_random_rank"])
@@ -147,7 +186,12 @@ def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[
         return NARROWING, CONSTANT
     if directions < NARROW * most:
         return NARROWING, FEW_DIRECTIONS
-    return HEALTHY, None
+    return LEARNING, None
+
+
+def has_ended(verdict: str) -> bool:
+    """Whether a verdict is one that `--stop_on_collapse` ends a run by."""
+    return verdict.startswith((COLLAPSED, DIVERGED))
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -164,21 +208,25 @@ def describe(entry: dict[str, Any]) -> str:
         figures = (
             f"embeddings: effective rank {entry['health_effective_rank']:.1f}, std {entry['health_std']:.2g} of 1"
         )
-    cause = f". Likely cause: {entry['health_cause']}" if "health_cause" in entry else ""
-    return f"{entry['health_verdict']} ({figures}){cause}"
+    cause, taken_back = "", entry.get("health_taken_back", "")
+    if "health_cause" in entry:
+        certain = has_ended(entry["health_verdict"])
+        cause = f". {'Likely cause' if certain else 'If it stays so, the likely cause'}: {entry['health_cause']}"
+    taken_back = f", no longer {taken_back}" if taken_back else ""
+    return f"{entry['health_verdict']}{taken_back} ({figures}){cause}"
 
 
-def last_healthy_step(history: Iterable[dict[str, Any]]) -> int | None:
-    """The last step at which a run was healthy, so far as is known by now; `None` where there is none."""
+def last_learning_step(history: Iterable[dict[str, Any]]) -> int | None:
+    """The last step at which a run was learning, so far as is known by now; `None` where there is none."""
     entries = [entry for entry in history if "health_verdict" in entry]
     since = math.inf
     if entries and entries[-1]["health_verdict"].startswith(COLLAPSED):
         since = int(entries[-1]["health_verdict"].rpartition(" ")[2])
-    steps = [entry["step"] for entry in entries if entry["health_verdict"] == HEALTHY and entry["step"] < since]
+    steps = [entry["step"] for entry in entries if entry["health_verdict"] == LEARNING and entry["step"] < since]
     return max(steps, default=None)
 
 
-def collapse_error(entry: dict[str, Any], step: int, healthy_checkpoint: Path | None) -> UserError:
+def collapse_error(entry: dict[str, Any], step: int, good_checkpoint: Path | None) -> UserError:
     """The error of a run that `--stop_on_collapse` ends.
 
     Args:
@@ -186,12 +234,12 @@ def collapse_error(entry: dict[str, Any], step: int, healthy_checkpoint: Path | 
             What [`~hfssl.training.health.HealthMonitor.check`] returned.
         step (`int`):
             Steps that are done.
-        healthy_checkpoint (`Path`, *optional*):
-            The newest one up to the last healthy evaluation.
+        good_checkpoint (`Path`, *optional*):
+            The newest one up to the last evaluation at which the run was learning.
     """
     return UserError(
         f"Stopped at step {step}, {entry['health_verdict']}, likely because {entry['health_cause']}; "
-        f"last healthy checkpoint: {healthy_checkpoint or 'none'}."
+        f"last checkpoint from when it was learning: {good_checkpoint or 'none'}."
     )
 
 

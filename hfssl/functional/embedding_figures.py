@@ -96,15 +96,25 @@ def margin(z1: torch.Tensor, z2: torch.Tensor) -> float:
         `float`: 0 where embeddings say nothing of the sample, whatever else they are; 1 where views are equal and
         samples orthogonal.
     """
+    return _margins(z1, z2).mean().item()
+
+
+def margin_of_chance(z1: torch.Tensor, z2: torch.Tensor) -> float:
+    """The most that can be expected of the [`margin`] of embeddings that say nothing of the sample.
+
+    Three times its standard error over the samples: 3/√(n·d) for random vectors, less where all samples have much in
+    common, more where they differ in a few directions only.
+    """
+    margins = _margins(z1, z2)
+    return 3 * (margins.std() / len(margins) ** 0.5).item()
+
+
+def _margins(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+    """Of each sample, `(num_samples,)`: cosine of its views, less the mean of that with the views of others."""
     u1, u2 = (F.normalize(z.double(), dim=-1) for z in (z1, z2))
-    same = (u1 * u2).sum()
-    different = u1.sum(0) @ u2.sum(0) - same
-    return (same / len(u1) - different / (len(u1) * (len(u1) - 1))).item()
-
-
-def margin_of_chance(num_samples: int, dim: int) -> float:
-    """The most that can be expected of the [`margin`] of random vectors: three standard deviations of 1/√(n·d)."""
-    return 3 / math.sqrt(num_samples * dim)
+    same = (u1 * u2).sum(-1)
+    both = u1 @ u2.sum(0) + u2 @ u1.sum(0)
+    return same - (both / 2 - same) / (len(u1) - 1)
 
 
 def teacher_distance(model: torch.nn.Module) -> float | None:

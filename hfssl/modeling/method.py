@@ -91,8 +91,32 @@ def _diverged_hint(config: PreTrainedConfig) -> dict[str, str]:
     }
 
 
-def _unknown_chance(config: PreTrainedConfig, num_samples: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class LossContext:
+    """What the level of chance of a loss depends on, beside the method's config.
+
+    Args:
+        num_samples (`int`):
+            Samples that are compared at once: the batch of all processes.
+        target_entropy (`float`, *optional*):
+            Entropy (nats) of the tokens that are predicted: the loss of who knows how frequent each is.
+        target_variance (`float`, *optional*):
+            Variance of what is reconstructed: the mean squared error of who knows its mean.
+    """
+
+    num_samples: int
+    target_entropy: float | None = None
+    target_variance: float | None = None
+
+
+def no_chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    """Of a loss that is as low for outputs that say nothing: there is no level to compare it with."""
     return {}
+
+
+def token_chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    """Of the prediction of tokens: their entropy."""
+    return {} if context.target_entropy is None else {"loss": context.target_entropy}
 
 
 @dataclass(frozen=True)
@@ -125,9 +149,9 @@ class Method:
         collapse_hints (`Callable[[PreTrainedConfig], dict[str, str]]`, *optional*):
             Likely causes of a collapse and what to change, for each way in which embeddings collapse ("constant", "few
             directions"; see `hfssl.evaluation.verdict`).
-        chance (`Callable[[PreTrainedConfig, int], dict[str, float]]`, *optional*):
-            What each term of the loss is when the outputs say nothing of the inputs, for a number of samples that are
-            compared at once (the batch of all processes). A term that has no such level is left out.
+        chance (`Callable[[PreTrainedConfig, LossContext], dict[str, float]]`, *optional*, defaults to `no_chance`):
+            What the loss (`loss`) and each of its terms (`loss_<name>`) are when outputs say nothing of the inputs.
+            What has no such level is left out.
         benchmark ([`BenchmarkSettings`], *optional*):
             `None` where nobody else has it.
     """
@@ -143,7 +167,7 @@ class Method:
     embedded_views: Fields = field(default_factory=dict)
     contrasts_batch: bool = False
     collapse_hints: Callable[[PreTrainedConfig], Mapping[str, str]] = _diverged_hint
-    chance: Callable[[PreTrainedConfig, int], Mapping[str, float]] = _unknown_chance
+    chance: Callable[[PreTrainedConfig, LossContext], Mapping[str, float]] = no_chance
     benchmark: BenchmarkSettings | None = None
 
     def __post_init__(self):

@@ -57,9 +57,9 @@ class SSLTrainingArguments(TrainingArguments):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
         stop_on_collapse (`bool`, *optional*, defaults to `False`):
-            End the run when its embeddings have collapsed (see `hfssl/evaluation/verdict.py`), instead of only saying
-            so. Either way the newest checkpoint up to the last evaluation that found it healthy stays, beside those
-            that `save_total_limit` keeps.
+            End the run when its embeddings have collapsed or it has diverged (see `hfssl/evaluation/verdict.py`),
+            instead of only saying so. Either way the newest checkpoint up to the last evaluation that found it
+            learning stays, beside those that `save_total_limit` keeps.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):

@@ -182,7 +182,8 @@ class ProgressBar(TrainerCallback):
         elif "eval_loss" in logs:
             kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
             words = ", ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs)
-            self._line(f"step {state.global_step}: held-out {words}")
+            chance = f" (chance {logs['eval_chance_loss']:.4f})" if "eval_chance_loss" in logs else ""
+            self._line(f"step {state.global_step}: held-out {words}{chance}")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is None:

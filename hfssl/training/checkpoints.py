@@ -214,7 +214,7 @@ def seal(folder: Path, settings: dict[str, Any], world_size: int = 1) -> None:
     _sync(folder / MANIFEST)
 
 
-def rotate(output_dir: str | Path, keep: int | None, healthy_step: int | None = None) -> None:
+def rotate(output_dir: str | Path, keep: int | None, good_step: int | None = None) -> None:
     """Delete all but the newest `keep` checkpoints, renamed first: a kill leaves no half-deleted checkpoint.
 
     Args:
@@ -222,12 +222,12 @@ def rotate(output_dir: str | Path, keep: int | None, healthy_step: int | None = 
             Folder of the run.
         keep (`int`, *optional*):
             Left out or 0: all.
-        healthy_step (`int`, *optional*):
-            Last step at which the run is known to be healthy. The newest checkpoint up to there stays as well, since
-            of later ones nobody knows whether they are worth going back to.
+        good_step (`int`, *optional*):
+            Last step at which the run is known to have been learning. The newest checkpoint up to there stays as
+            well, since of later ones nobody knows whether they are worth going back to.
     """
     there = list_checkpoints(output_dir)
-    spared = None if healthy_step is None else newest_up_to(there, healthy_step)
+    spared = None if good_step is None else newest_up_to(there, good_step)
     for old in there[max(keep, 1) :] if keep else []:
         if old == spared:
             continue

@@ -1,8 +1,9 @@
 """Measures the embeddings of held-out samples while a run trains, for the verdict of `hfssl.evaluation.verdict`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from ..data.held_out import content_keys
 from ..data.stream import Block, ExactStream
 from ..evaluation.modality import evaluation_modality
-from ..evaluation.verdict import VIEWS_APART, describe, judge
+from ..evaluation.verdict import COLLAPSED, MEANING, NO_NUMBERS, VIEWS_APART, describe, has_ended, judge
 from ..functional import keyed
 from ..functional.embedding_figures import (
     alignment,
@@ -40,11 +41,15 @@ _VIEWS_APART_HINT = (
     "two views of an image are no nearer to each other than to other images: make them milder "
     "(`recipes/show_views.py` shows them), raise `--learning_rate`, or train for longer"
 )
+_NO_NUMBERS_HINT = (
+    "the learning rate is too high for this model: lower `--learning_rate`, raise `--warmup_steps`, or pass "
+    "`--precision fp32`"
+)
 
 
 class HealthMonitor:
     r"""
-    Measures the embeddings of held-out samples during a run and says whether it is healthy. See the top of the module.
+    Measures the embeddings of held-out samples during a run and says whether it learns. See the top of the module.
 
     [`SSLTrainer`] makes one when it is given held-out samples, and calls it at each evaluation.
 
@@ -104,16 +109,24 @@ class HealthMonitor:
         with evaluating(model):
             embeddings, projections = self._embeddings(model), self._of_views(model, "compared_embeddings")
             target_margins = self._of_views(model, "target_margin")
+        measured = [each for each in (embeddings, projections, target_margins) if each is not None]
+        finite = (each.reshape(len(each), -1).isfinite().all(1).double().mean().item() for each in measured)
+        not_finite = 1 - min(finite)
+        embeddings, projections, target_margins = (
+            None if each is None else each.nan_to_num() for each in (embeddings, projections, target_margins)
+        )
         figures = {"rankme": effective_rank(embeddings), **spread(embeddings)}
         if projections is not None:
             z1, z2 = projections[:, 0], projections[:, 1]
             figures |= {f"projection_{name}": value for name, value in spread(z1).items()}
             figures["random_rank"] = random_rank(*z1.shape)
-            figures["margin"], figures["margin_of_chance"] = margin(z1, z2), margin_of_chance(*z1.shape)
+            figures["margin"], figures["margin_of_chance"] = margin(z1, z2), margin_of_chance(z1, z2)
             figures["alignment"] = alignment(z1, z2)
             figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
         if target_margins is not None:
             figures["target_margin"] = target_margins.mean().item()
+        if not_finite > 0:
+            figures["not_finite"] = not_finite
         distance = teacher_distance(model)
         if distance is not None:
             figures["teacher_distance"] = distance
@@ -144,8 +157,7 @@ class HealthMonitor:
         return self._gather(len(cuts), measured)
 
     def _gather(self, num_batches: int, embed: Callable[[int], torch.Tensor]) -> torch.Tensor:
-        # a run that diverges is stopped by its loss, not here
-        parts = {i: embed(i).float().cpu().nan_to_num() for i in range(rank(), num_batches, world_size())}
+        parts = {i: embed(i).float().cpu() for i in range(rank(), num_batches, world_size())}
         if world_size() > 1:
             shares: list[Any] = [None] * world_size()
             dist.all_gather_object(shares, parts)
@@ -155,7 +167,12 @@ class HealthMonitor:
     # -- the verdict ----------------------------------------------------------------------------------------------
 
     def check(
-        self, model: SSLPreTrainedModel, step: int, history: Sequence[dict[str, Any]], progress: float = 0.0
+        self,
+        model: SSLPreTrainedModel,
+        step: int,
+        history: Sequence[dict[str, Any]],
+        progress: float = 0.0,
+        measured: Mapping[str, float] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Measure and judge.
 
@@ -169,9 +186,12 @@ class HealthMonitor:
                 resume.
             progress (`float`, *optional*, defaults to `0.0`):
                 Share of the run that is done, in [0, 1].
+            measured (`Mapping[str, float]`, *optional*):
+                What else was measured of the model as it is: `eval_loss` counts.
 
         Returns:
-            `dict[str, float | str]`: the figures, `health_verdict`, and `health_cause` unless it is healthy.
+            `dict[str, float | str]`: the figures, `health_verdict`, `health_cause` unless it learns, and
+            `health_taken_back` where it had been called collapsed and is not any more.
         """
         figures: dict[str, Any] = self.measure(model)
         if not figures:
@@ -180,12 +200,19 @@ class HealthMonitor:
         if gradients:
             figures["health_grad_norm"] = float(gradients[-1])
         past = [entry for entry in history if "health_verdict" in entry and entry["step"] < step]
-        verdict, symptom = judge(figures, past, step, progress)
+        verdict, symptom = judge({**measured, **figures}, past, step, progress)
+        before = past[-1]["health_verdict"] if past else ""
+        if before.startswith(COLLAPSED) and not has_ended(verdict):
+            figures["health_taken_back"] = before
         figures["health_verdict"] = verdict
         if symptom is not None:
             hints = {VIEWS_APART: _VIEWS_APART_HINT, **model.method.collapse_hints(model.config)}
+            hints[NO_NUMBERS] = _NO_NUMBERS_HINT
             figures["health_cause"] = hints.get(symptom, hints["constant"])
-        is_news = not past or past[-1]["health_verdict"] != verdict
+        if not past:
+            logger.info(MEANING)
+        is_news = before != verdict
         said = figures if is_news else {name: value for name, value in figures.items() if name != "health_cause"}
-        logger.log(logging.INFO if symptom is None else logging.WARNING, "step %d: %s", step, describe(said))
+        is_warning = has_ended(verdict) or "health_taken_back" in figures
+        logger.log(logging.WARNING if is_warning else logging.INFO, "step %d: %s", step, describe(said))
         return figures

@@ -250,8 +250,21 @@ def history_figure(
                 color = f"C{i if units else j}"
                 axes.plot(*zip(*points, strict=True), "o-" if prefix else "-", label=label, color=color, markersize=4,
                           linewidth=1)  # fmt: skip
+            for level, label in _chance_lines(history, loss, kinds).items():
+                axes.axhline(level, linestyle="--", color=f"C{i}" if units else "grey", linewidth=1, label=label)
         axes.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
     return figure
+
+
+def _chance_lines(history: list[dict[str, Any]], loss: str, kinds: dict[str, str]) -> dict[float, str]:
+    """The levels of chance of a loss, with what they are called; one where it is the same in training and held out."""
+    levels: dict[float, str] = {}
+    for prefix, kind in kinds.items():
+        found = [entry[f"{prefix}chance_{loss}"] for entry in history if f"{prefix}chance_{loss}" in entry]
+        if found:
+            name = "chance" if loss == "loss" else f"{loss.removeprefix('loss_')}, chance"
+            levels[found[-1]] = name if found[-1] in levels else f"{name}, {kind}"
+    return levels

@@ -33,9 +33,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from ..data.stream import ExactStream
 from ..errors import UserError
+from ..evaluation.chance import chance_levels
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import command_line
-from ..evaluation.verdict import COLLAPSED, collapse_error, last_healthy_step
+from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..functional.schedules import budget_schedule
@@ -323,19 +324,21 @@ class SSLTrainer(Trainer):
             if term in getattr(self.accelerator.unwrap_model(self.model), "loss_units", ()):
                 measured = {**measured, f"loss_{term}": measured["loss"]}
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        compared = self.args.per_device_train_batch_size * self.args.world_size
+        metrics |= chance_levels(unwrapped, self.evaluators, compared, metric_key_prefix)
         if self.health is not None:
             with self.compute_loss_context_manager():
-                unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
                 metrics |= self.health.check(
-                    unwrapped, self.state.global_step, self.state.log_history, self._progress()
+                    unwrapped, self.state.global_step, self.state.log_history, self._progress(), metrics
                 )
         model.train(was_training)
         self.log(metrics)
-        if self.args.stop_on_collapse and metrics.get("health_verdict", "").startswith(COLLAPSED):
-            healthy_step = last_healthy_step(self.state.log_history)
+        if self.args.stop_on_collapse and has_ended(metrics.get("health_verdict", "")):
+            good_step = last_learning_step(self.state.log_history)
             there = checkpoints.list_checkpoints(self.args.output_dir)
-            healthy = None if healthy_step is None else checkpoints.newest_up_to(there, healthy_step)
-            raise collapse_error(metrics, self.state.global_step, healthy)
+            good = None if good_step is None else checkpoints.newest_up_to(there, good_step)
+            raise collapse_error(metrics, self.state.global_step, good)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -374,8 +377,8 @@ class SSLTrainer(Trainer):
             if self.args.should_save:
                 checkpoints.seal(staging / name, self.settings, self.args.world_size)
                 (staging / name).rename(output_dir / name)
-                healthy_step = last_healthy_step(self.state.log_history)
-                checkpoints.rotate(output_dir, self.args.save_total_limit, healthy_step)
+                good_step = last_learning_step(self.state.log_history)
+                checkpoints.rotate(output_dir, self.args.save_total_limit, good_step)
         except Exception as error:
             shutil.rmtree(staging / name, ignore_errors=True)
             self._explain_full_disk(name, error)

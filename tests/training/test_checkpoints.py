@@ -243,7 +243,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "healthy_step, kept",
+    "good_step, kept",
     [
         (None, [20, 15]),
         (4, [20, 15]),  # there is none from then
@@ -253,10 +253,10 @@ def test_the_newest_are_kept(tmp_path):
         (100, [20, 15]),
     ],
 )
-def test_the_last_healthy_one_is_kept_as_well(tmp_path, healthy_step, kept):
+def test_the_last_one_from_when_it_was_learning_is_kept_as_well(tmp_path, good_step, kept):
     for step in (5, 10, 15, 20):
         make(tmp_path, step)
-    checkpoints.rotate(tmp_path, 2, healthy_step)
+    checkpoints.rotate(tmp_path, 2, good_step)
     assert [checkpoints.step_of(c) for c in list_checkpoints(tmp_path)] == kept
 
 

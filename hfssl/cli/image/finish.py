@@ -86,8 +86,16 @@ def _loss_line(trainer: SSLTrainer, result: Result) -> str:
     line = f"Held-out loss ({result.num_eval:,} images): {result.value:.4f}"
     if "before" in result.baselines:
         line += f", before training {result.baselines['before']:.4f}"
-    chance = model.method.chance(model.config, held_out).get("loss")
-    line += f", chance {chance:.4f}" if chance is not None else ""
+    if "chance" in result.baselines:
+        chance = result.baselines["chance"]
+        line += f", chance {chance:.4f}"
+        line += (
+            ": not below it, the loss shows nothing that was learned"
+            if result.value >= result.baselines["chance"]
+            else ""
+        )
+    else:
+        line += f"; {model.method.title} has no level of chance, outputs that say nothing have as low a loss"
     if model.method.contrasts_batch:
         queue = getattr(model.config, "queue_size", 0)
         line += f" ({held_out:,} images contrasted at once, in training {in_training:,}"

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
-from ...modeling.method import LearningRates, Method
+from ...modeling.method import LearningRates, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import head_inputs_at
 
@@ -37,6 +37,7 @@ METHOD = Method(
     modality="text",
     causal=True,
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=5e-5, per_256_samples=False),
+    chance=token_chance,
 )
 
 
@@ -70,7 +71,7 @@ class ClmOutput(ModelOutput):
     r"""
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean cross-entropy (nats) over the predicted tokens. log(vocabulary) is chance, 0 is perfect.
+            Mean cross-entropy (nats) over the predicted tokens. The entropy of the tokens is chance, 0 is perfect.
         logits (`torch.FloatTensor` of shape `(num_targets, vocab_size)`):
             Predictions of the targets, in the order of the flattened batch; without labels
             `(batch_size, sequence_length, vocab_size)`. Left out in training mode.

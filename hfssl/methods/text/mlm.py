@@ -12,6 +12,7 @@ normalised by the number of masked tokens of the whole batch, over processes and
 sentence by the number of pairs).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +26,24 @@ from transformers.utils import ModelOutput
 
 from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
-from ...modeling.method import BenchmarkSettings, LearningRates, Method
+from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import hidden_states_at
+
+
+def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    levels = token_chance(config, context)
+    if config.next_sentence_objective:
+        pairs = math.log(2)
+        levels = {"loss_nsp": pairs} | ({"loss": levels["loss"] + pairs, "loss_mlm": levels["loss"]} if levels else {})
+    return levels
 
 
 METHOD = Method(
     title="MLM",
     modality="text",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=5e-5, per_256_samples=False),
+    chance=_chance,
     benchmark=BenchmarkSettings(against=("transformers",)),
 )
 
@@ -117,7 +127,7 @@ class MlmOutput(ModelOutput):
     r"""
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean cross-entropy (nats) over the masked tokens. log(vocabulary) is chance, 0 is perfect. With labels for
+            Mean cross-entropy (nats) over the masked tokens. Their entropy is chance, 0 is perfect. With labels for
             the next sentence, plus that of the pairs (chance is log 2).
         loss_terms (`dict[str, torch.FloatTensor]` of shape `()`):
             With labels for the next sentence: both summands, `mlm` and `nsp`, without gradient.

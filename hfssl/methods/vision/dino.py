@@ -79,7 +79,7 @@ METHOD = Method(
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
     embedded_views={"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0},
     collapse_hints=_collapse_hints,
-    chance=lambda config, num_samples: {"loss": math.log(config.num_prototypes)},
+    chance=lambda config, context: {"loss": math.log(config.num_prototypes)},
     benchmark=BenchmarkSettings(
         views={"local_crops": 6},  # as many as the transform of lightly makes by default
         short_config={

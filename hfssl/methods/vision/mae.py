@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from ...functional.views import View, ViewPreset
 from ...losses import mae_loss
-from ...modeling.method import BenchmarkSettings, LearningRates, Method
+from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import num_own_tokens
 from ...modeling.vision import (
     SSLVisionModel,
@@ -41,6 +41,10 @@ from ...modeling.vision import (
 )
 
 
+def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    return {} if context.target_variance is None else {"loss": context.target_variance}
+
+
 METHOD = Method(
     title="MAE",
     modality="image",
@@ -49,8 +53,7 @@ METHOD = Method(
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=1.5e-4, checkpoint=1.5e-4),
     # the paper's decoder has 2/3 of the width of its encoder
     narrow_heads={"decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 2},
-    # the mean of each patch, for normalised ones
-    chance=lambda config, num_samples: {"loss": 1.0} if config.norm_pix_loss else {},
+    chance=_chance,
     benchmark=BenchmarkSettings(
         encoder="vit-tiny-patch4",
         short_training={"adam_beta2": 0.95},

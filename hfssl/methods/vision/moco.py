@@ -30,7 +30,7 @@ from ...losses import moco_v3_loss
 from ...modeling.branch import VisionBranch, check_two_views
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
-from ...modeling.method import BenchmarkSettings, LearningRates, Method
+from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size, is_convolutional
 from ...modeling.teacher import TeacherMixin, check_momentum
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, frozen_patch_embed
@@ -53,8 +53,8 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
     }
 
 
-def _chance(config: PreTrainedConfig, num_samples: int) -> dict[str, float]:
-    return {"loss": 4 * config.contrastive_temperature * math.log(num_samples + config.queue_size)}
+def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    return {"loss": 4 * config.contrastive_temperature * math.log(context.num_samples + config.queue_size)}
 
 
 METHOD = Method(

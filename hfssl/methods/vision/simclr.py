@@ -56,7 +56,8 @@ METHOD = Method(
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=5e-4, checkpoint=1e-4),
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
-    chance=lambda config, num_samples: {"loss": math.log(max(2 * num_samples - 1, 1))},
+    # of equal projections; random ones of size d lie about 1 / (2 d τ²) above
+    chance=lambda config, context: {"loss": math.log(max(2 * context.num_samples - 1, 1))},
     # the paper's temperature for CIFAR-10 (appendix B.9)
     benchmark=BenchmarkSettings(short_config={"contrastive_temperature": 0.5}),
 )
