@@ -7,11 +7,14 @@ import numpy as np
 
 
 ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY = "encoder", "random_init", "raw_input", "majority"
+# a few numbers about a sample that need no network: of images mean and deviation of each channel
+STATISTICS = "simple_statistics"
 
 
 @dataclass
 class ProbeFeatures:
-    """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"`.
+    """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"` and
+    `"simple_statistics"`.
 
     Args:
         model (`str`):

@@ -19,6 +19,7 @@ from .label_efficiency import LabelEfficiencyEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
 from .results import Result, format_table, write_results
+from .usefulness import usefulness_line
 
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None) -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
     head = f"Probes on {results[0].task}, {results[0].num_eval:,} images"
     rows = [replace(result, task=_title(result)) for result in results]
-    return head + (f", pooling {pooling}" if pooling else "") + "\n\n" + format_table(rows)
+    table = head + (f", pooling {pooling}" if pooling else "") + "\n\n" + format_table(rows)
+    said = usefulness_line(results)
+    return f"{table}\n\n{said}" if said else table
 
 
 def _title(result: Result) -> str:

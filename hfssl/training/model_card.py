@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.results import Result, commit, versions
+from ..evaluation.usefulness import usefulness_line
 from ..evaluation.verdict import health_table
 from .record import RunRecord
 
@@ -119,6 +120,8 @@ def write_card(
     sections = ""
     if results:
         sections += "## What was measured\n\n" + _table(results) + "\n\n"
+        said = usefulness_line(results)
+        sections += f"{said}\n\n" if said else ""
     if examples:
         sections += "## What it says\n\nOn held-out text:\n\n"
         for example in examples:

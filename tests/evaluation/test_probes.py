@@ -35,7 +35,7 @@ def test_a_table_with_baselines_records_and_pictures(encoder, tmp_path, capsys):
         assert line in printed
     assert [result.protocol for result in results] == ["knn", "knn", "linear", "few_shot", "few_shot", "few_shot"]
     for result in results:
-        assert set(result.baselines) == {"random_init", "raw_input", "majority"}
+        assert set(result.baselines) == {"random_init", "raw_input", "simple_statistics", "majority"}
         assert result.version == (2 if result.protocol == "linear" else 1)
         assert result.hyperparameters["pooling"] == "cls"
     assert results[2].details["strength"] > 0
@@ -48,7 +48,7 @@ def test_a_table_with_baselines_records_and_pictures(encoder, tmp_path, capsys):
     again = probe_table(encoder, None, train, test, "knn", output_dir=tmp_path, precision="fp32", pictures=False)
     assert [result.value for result in again] == [result.value for result in results[:2]]
     assert len(read_results(tmp_path / "results.json")) == 6
-    assert len(list((tmp_path / "features").iterdir())) == 6
+    assert len(list((tmp_path / "features").iterdir())) == 8
 
 
 def test_baselines_are_what_their_names_say(encoder):

@@ -28,7 +28,7 @@ from ...modeling.base import evaluating
 from ...modeling.pooling import check_pooling
 from ...modeling.vision import image_features
 from ..evaluator import EvaluationError
-from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
+from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
 from .encoder import VisionEncoder, size_arguments
 
 
@@ -50,6 +50,10 @@ class Extractor(Protocol):
 
     def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
         """Images, uint8 of shape `(3, height, width)` each, to features of shape `(len(images), dim)`."""
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 class EncoderFeatures:
@@ -127,6 +131,16 @@ class PixelFeatures:
         return small.flatten(1).div_(255).numpy()
 
 
+class ChannelStatistics:
+    """Mean and standard deviation of each channel, in [0, 1]: what is known of an image without its shapes."""
+
+    digest = _digest("channel statistics")
+
+    def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
+        channels = (image.flatten(1).float() / 255 for image in images)
+        return torch.stack([torch.cat([each.mean(1), each.std(1, correction=0)]) for each in channels]).numpy()
+
+
 def probe_features(
     encoder: str | Path | PreTrainedModel,
     processor: Any,
@@ -138,16 +152,23 @@ def probe_features(
     precision: str = "fp32",
     cache_dir: str | Path | None = None,
 ) -> ProbeFeatures:
-    """Features of both splits by the encoder, by its random initialisation (seed 0), and the raw pixels."""
+    """Features of both splits by the encoder, by its random initialisation (seed 0), raw pixels, and statistics."""
     vision = VisionEncoder(encoder, processor)
     trained = EncoderFeatures(vision, vision.load(), pooling, precision)
     untrained = EncoderFeatures(vision, vision.random_init(seed=0), trained.pooling, precision)
-    extractors = {ENCODER: trained, RANDOM_INIT: untrained, RAW_INPUT: PixelFeatures(vision.processor, train)}
+    extractors = {
+        ENCODER: trained, RANDOM_INIT: untrained, RAW_INPUT: PixelFeatures(vision.processor, train),
+        STATISTICS: ChannelStatistics(),
+    }  # fmt: skip
     with evaluating(trained.model), evaluating(untrained.model):
         train_x, test_x = (
             extract(split, extractors, batch_size=batch_size, cache_dir=cache_dir, title=name)
             for name, split in {"train": train, "test": test}.items()
         )
+    # as they are all are positive, and the cosine that k-NN goes by hardly tells them apart
+    mean, deviation = train_x[STATISTICS].mean(0), train_x[STATISTICS].std(0) + 1e-6
+    for x in (train_x, test_x):
+        x[STATISTICS] = (x[STATISTICS] - mean) / deviation
     settings = {
         "pooling": trained.pooling,
         "dim": train_x[ENCODER].shape[1],
@@ -375,10 +396,6 @@ def processed_size(processor: Any) -> dict[str, int]:
 def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pooled features, of shape `(batch_size, dim)`, of preprocessed images."""
     return image_features(model, pixel_values, pooling, **size_arguments(model, *pixel_values.shape[-2:]))
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def _cache_path(cache_dir: str | Path | None, data: "LabelledImages", extractor: Extractor) -> Path | None:

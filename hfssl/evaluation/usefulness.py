@@ -1,0 +1,67 @@
+"""Whether an encoder is of use for some labels: its probes against those of what needs no training."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from .probe_features import RANDOM_INIT, RAW_INPUT, STATISTICS
+from .results import Result
+
+
+USEFUL, NO_BETTER, WORSE = "useful", "no better than", "worse than"
+
+# Of each of them the figure that tables show first.
+_PROBES, _K = ("knn", "linear"), 20
+
+_TITLES = {RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics"}
+
+_WHAT_TO_TRY = {
+    RANDOM_INIT: "train for longer (`--max_steps`), and see whether its loss falls below chance: if not, raise "
+    "`--learning_rate`, or make the views milder (`recipes/show_views.py` shows them)",
+    RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
+    "train for longer (`--max_steps`) on more images, and pass larger crops (`--crop_scale 0.5 1.0`)",
+    STATISTICS: "these labels go by colour and brightness, which views change: pass milder ones (`--jitter 0 0 0 0 "
+    "--grey_probability 0`), or a method that changes no colours (`recipes/mae.py`)",
+}
+
+
+def usefulness(results: Sequence[Result]) -> tuple[str, str]:
+    """What an encoder's k-NN and linear probe say of it together.
+
+    Args:
+        results (`Sequence[Result]`):
+            Of one table; other protocols among them do not count.
+
+    Returns:
+        `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input and simple
+        statistics; else `no better than untrained`, `worse than raw input` or `worse than simple statistics`, and what
+        to try. Both empty where no such probe is among the results. A difference counts from two standard errors on.
+    """
+    probes = [
+        each
+        for each in results
+        if each.protocol in _PROBES and each.metric == "accuracy" and each.hyperparameters.get("k", _K) == _K
+    ]
+    if not probes:
+        return "", ""
+    value = fmean(each.value for each in probes)
+    certain = 2 * math.sqrt(2 * max(value * (1 - value), 1e-4) / probes[0].num_eval)
+    gains = {
+        kind: value - fmean(each.baselines[kind] for each in probes)
+        for kind in (RANDOM_INIT, RAW_INPUT, STATISTICS)
+        if all(kind in each.baselines for each in probes)
+    }
+    if gains[RANDOM_INIT] < certain:
+        return f"{NO_BETTER} {_TITLES[RANDOM_INIT]}", _WHAT_TO_TRY[RANDOM_INIT]
+    worst = min(gains, key=gains.get)
+    if gains[worst] < -certain:
+        return f"{WORSE} {_TITLES[worst]}", _WHAT_TO_TRY[worst]
+    return USEFUL, ""
+
+
+def usefulness_line(results: Sequence[Result]) -> str:
+    """The same as a sentence, with the figures; empty where there are none."""
+    verdict, what_to_try = usefulness(results)
+    return (
+        f"For these labels: {verdict}." + (f" What to try: {what_to_try}." if what_to_try else "") if verdict else ""
+    )

@@ -1,0 +1,83 @@
+"""Whether an encoder is of use for some labels, and what is advised where it is not."""
+
+import re
+
+import numpy as np
+import pytest
+from labelled import digits, processor
+from tiny_vision import vit
+
+from hfssl import RecipeParser
+from hfssl.data.image.views import ViewArguments
+from hfssl.evaluation.image.features import ChannelStatistics, extract, probe_features
+from hfssl.evaluation.probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
+from hfssl.evaluation.results import Result
+from hfssl.evaluation.usefulness import _WHAT_TO_TRY, usefulness, usefulness_line
+from hfssl.training.arguments import SSLTrainingArguments
+
+
+def result(value, random_init, raw_input, statistics=0.1, protocol="linear", num_eval=1000, **more):
+    baselines = {RANDOM_INIT: random_init, RAW_INPUT: raw_input, STATISTICS: statistics}
+    fields = {
+        "protocol": protocol, "version": 1, "model": "m", "task": "t", "split": "test", "metric": "accuracy",
+        "num_train": 1000, "num_eval": num_eval, "hyperparameters": {"k": 20} if protocol == "knn" else {},
+    }  # fmt: skip
+    return Result.from_scores({0: value}, baselines, **{**fields, **more})
+
+
+def test_it_is_useful_where_it_beats_what_needs_no_training():
+    assert usefulness([result(0.9, 0.8, 0.7)]) == ("useful", "")
+    assert usefulness([result(0.9, 0.8, 0.91)]) == ("useful", "")  # within two standard errors of raw input
+    assert usefulness([result(0.81, 0.8, 0.7)])[0] == "no better than untrained"
+    assert usefulness([result(0.7, 0.8, 0.7)])[0] == "no better than untrained"
+    assert usefulness([result(0.9, 0.8, 0.99)])[0] == "worse than raw input"
+    # k-NN of six numbers on tiles of a landscape
+    assert usefulness([result(0.64, 0.5, 0.24, 0.68, num_eval=5000)])[0] == "worse than simple statistics"
+    # the fewer are measured, the less is certain
+    assert usefulness([result(0.9, 0.8, 0.7, num_eval=50)])[0] == "no better than untrained"
+
+
+def test_two_probes_count_together_and_others_not_at_all():
+    knn = result(0.9, 0.4, 0.5, protocol="knn")
+    assert usefulness([knn, result(0.9, 0.91, 0.5)]) == ("useful", "")
+    others = [
+        result(0.1, 0.9, 0.9, protocol="few_shot"), result(0.1, 0.9, 0.9, metric="macro_f1"),
+        result(0.1, 0.9, 0.9, protocol="knn", hyperparameters={"k": 200}),
+    ]  # fmt: skip
+    assert usefulness([knn, *others]) == ("useful", "")
+    assert usefulness(others) == ("", "") and usefulness_line(others) == ""
+
+
+@pytest.mark.parametrize("kind", [RANDOM_INIT, RAW_INPUT, STATISTICS])
+def test_the_sentence_says_what_to_try_with_flags_that_there_are(kind):
+    baselines = {"random_init": 0.5, "raw_input": 0.5, "statistics": 0.5}
+    baselines[{STATISTICS: "statistics"}.get(kind, kind)] = 0.95
+    line = usefulness_line([result(0.8, **baselines)])
+    assert line.startswith("For these labels: ") and "What to try: " in line
+    words = [word for flags in re.findall(r"`(--[^`]*)`", _WHAT_TO_TRY[kind]) for word in flags.split()]
+    with_values = {"--max_steps": ["10"], "--learning_rate": ["0.1"]}
+    given = [each for word in words for each in (word, *with_values.get(word, []))]
+    parser = RecipeParser(ViewArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
+    parser.parse([*given, "--max_steps", "10"] if "--max_steps" not in given else given)
+    assert set(parser.given) >= {word[2:] for word in words if word.startswith("--")}
+
+
+def test_statistics_are_mean_and_deviation_of_each_channel():
+    train, test = digits()
+    features = probe_features(vit_model(), processor(), train, test)
+    assert isinstance(features, ProbeFeatures) and set(features.train) == {ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS}
+    found = features.train[STATISTICS]
+    assert found.shape == (len(train.images), 6)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
+    plain = extract(test, {"x": ChannelStatistics()})["x"]
+    assert plain.min() >= 0 and plain.max() <= 1
+    of_train = extract(train, {"x": ChannelStatistics()})["x"]
+    expected = (plain - of_train.mean(0)) / (of_train.std(0) + 1e-6)  # scaled by what is known of train
+    np.testing.assert_allclose(features.test[STATISTICS], expected, rtol=1e-4, atol=1e-4)
+
+
+def vit_model():
+    from transformers import AutoModel
+
+    return AutoModel.from_config(vit()).eval()
