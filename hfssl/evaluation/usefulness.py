@@ -60,8 +60,7 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
 
 
 def usefulness_line(results: Sequence[Result]) -> str:
-    """The same as a sentence, with the figures; empty where there are none."""
+    """The same as a sentence or two, or empty."""
     verdict, what_to_try = usefulness(results)
-    return (
-        f"For these labels: {verdict}." + (f" What to try: {what_to_try}." if what_to_try else "") if verdict else ""
-    )
+    advice = f" What to try: {what_to_try}." if what_to_try else ""
+    return f"For these labels: {verdict}.{advice}" if verdict else ""

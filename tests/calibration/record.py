@@ -24,16 +24,22 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RUNS = HERE / "runs.jsonl"
-METHODS = ("simclr", "moco", "byol", "dino", "mae")
 SOUND, COLLAPSED = "sound", "collapsed"
 
 # About a minute of one core.
-STEPS = {"simclr": 200, "moco": 200, "byol": 200, "dino": 150, "mae": 300}
+STEPS, MOST_STEPS = {"dino": 150, "mae": 300}, 200
 BATCH = 64
 FLAGS = {
     "per_device_train_batch_size": BATCH, "encoder": "vit-mini-patch4", "image_size": 16, "eval_steps": 0.1,
     "save_strategy": "no", "report_to": "none", "precision": "fp32", "seed": 0, "probe_max_samples": 2000,
 }  # fmt: skip
+
+
+def image_methods() -> list[str]:
+    """By the names of their recipes."""
+    from hfssl.methods import METHODS
+
+    return [name for name, model in METHODS.items() if model.method.modality == "image"]
 
 
 def digits_folder(folder: Path) -> Path:
@@ -53,9 +59,10 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
     """Flags of a run of a recipe, without what makes it collapse."""
     from hfssl.methods import METHODS as RECORDS
 
+    steps = max_steps or STEPS.get(method, MOST_STEPS)
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rate = RECORDS[method].method.learning_rates.narrow * (BATCH / 256) ** 0.5
-    flags = FLAGS | {"max_steps": max_steps or STEPS[method], "learning_rate": rate}
+    flags = FLAGS | {"max_steps": steps, "learning_rate": rate}
     if dataset != "embedded":
         folder, _, label = data[dataset].partition(":")
         flags |= {"dataset": folder, "probe_dataset": folder, "max_held_out": 256}
@@ -140,7 +147,7 @@ def main() -> None:
     only = set(filter(None, args.only.split(",")))
     with tempfile.TemporaryDirectory() as folder:
         data["digits"] = str(digits_folder(Path(folder)))
-        names = [(d, m, v) for d in ("embedded", *data) for m in METHODS for v in (SOUND, COLLAPSED)]
+        names = [(d, m, v) for d in ("embedded", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
         for name in names:
             if name in there or not only <= set(name):
                 continue
