@@ -8,6 +8,7 @@ directions only (*few directions*). What is looked at depends on what a method c
 | `std` | embeddings; projections | as spread as random directions | all the same |
 | effective rank | embeddings; projections | (the number of directions in use) | |
 | margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
+| recognition | how often a view is nearer to that of its own sample than to others | always | (1/2 is chance) |
 | target margin | by what share of chance the targets of other samples raise the loss | | targets say nothing |
 
 The first rule that holds decides:
@@ -29,13 +30,13 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 | constant | `std` of projections below 1/10 of the most | that compare samples |
 | few directions | rank of projections below 1/10 of the most | the same |
 | few directions | rank below half of the most, and a third of the entropy of random directions | the same |
-| views apart | margin below 3 times its standard error over the samples; or target margin below 1/500 | the same |
+| views apart | recognition no higher than by chance; or target margin below 1/500 | the same |
 
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
 vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5
-directions can hold a handful of groups apart, not samples. How large a margin is says little: views that differ much
-leave a small one, in a network that has learned as in one that has not.
+directions can hold a handful of groups apart, not samples. Recognition by chance is 1/2 and three standard errors,
+0.55 for 256 samples. How large the margin is says little: views that differ much leave a small one.
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass
@@ -160,7 +161,7 @@ def _says_nothing(figures: dict[str, Any]) -> bool:
         return True
     if "health_target_margin" in figures:
         return figures["health_target_margin"] < TARGETS_TOLD_APART
-    return "health_margin" in figures and figures["health_margin"] < figures["health_margin_of_chance"]
+    return "health_recognition" in figures and figures["health_recognition"] < figures["health_recognition_of_chance"]
 
 
 def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
@@ -197,11 +198,12 @@ def has_ended(verdict: str) -> bool:
 def describe(entry: dict[str, Any]) -> str:
     """Verdict, cause and the figures behind it, in one line."""
     if "health_projection_std" in entry:
-        found = entry.get("health_target_margin", entry.get("health_margin"))
+        told = (("margin", "health_target_margin"), ("recognition", "health_recognition"))
+        found = next((f"{title} {entry[name]:.2g}, " for title, name in told if name in entry), "")
         figures = (
             f"projections: effective rank {entry['health_projection_effective_rank']:.1f} of "
             f"{entry['health_random_rank']:.0f}, std {entry['health_projection_std']:.2g} of 1; "
-            + (f"margin {found:.2g}, " if found is not None else "")
+            + found
             + f"alignment {entry['health_alignment']:.2f}, uniformity {entry['health_uniformity']:.2f}"
         )
     else:
@@ -252,6 +254,7 @@ def health_table(history: Iterable[dict[str, Any]]) -> str:
         "health_projection_effective_rank": "effective rank of projections",
         "health_projection_std": "std of projections",
         "health_margin": "margin of views",
+        "health_recognition": "recognition of views",
         "health_target_margin": "margin of targets",
         "health_alignment": "alignment",
         "health_uniformity": "uniformity",

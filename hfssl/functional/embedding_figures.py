@@ -96,25 +96,36 @@ def margin(z1: torch.Tensor, z2: torch.Tensor) -> float:
         `float`: 0 where embeddings say nothing of the sample, whatever else they are; 1 where views are equal and
         samples orthogonal.
     """
-    return _margins(z1, z2).mean().item()
-
-
-def margin_of_chance(z1: torch.Tensor, z2: torch.Tensor) -> float:
-    """The most that can be expected of the [`margin`] of embeddings that say nothing of the sample.
-
-    Three times its standard error over the samples: 3/√(n·d) for random vectors, less where all samples have much in
-    common, more where they differ in a few directions only.
-    """
-    margins = _margins(z1, z2)
-    return 3 * (margins.std() / len(margins) ** 0.5).item()
-
-
-def _margins(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """Of each sample, `(num_samples,)`: cosine of its views, less the mean of that with the views of others."""
     u1, u2 = (F.normalize(z.double(), dim=-1) for z in (z1, z2))
-    same = (u1 * u2).sum(-1)
-    both = u1 @ u2.sum(0) + u2 @ u1.sum(0)
-    return same - (both / 2 - same) / (len(u1) - 1)
+    same = (u1 * u2).sum()
+    different = u1.sum(0) @ u2.sum(0) - same
+    return (same / len(u1) - different / (len(u1) * (len(u1) - 1))).item()
+
+
+def recognition(z1: torch.Tensor, z2: torch.Tensor) -> float:
+    """How often a view is nearer to the other view of its sample than to a view of another sample.
+
+    Unlike the [`margin`] it asks in which order cosines are, not how far apart: what all samples have in common, and a
+    few samples that lie far from all others, do not count.
+
+    Args:
+        z1, z2 (`torch.Tensor` of shape `(num_samples, dim)`):
+            Embeddings of the first and of the second view of each sample, at least 2, not normalised.
+
+    Returns:
+        `float`: 1 where each view finds its sample, 1/2 where embeddings say nothing of the sample.
+    """
+    u1, u2 = (F.normalize(z.double(), dim=-1) for z in (z1, z2))
+    cosines = u1 @ u2.T
+    same, n = cosines.diagonal(), len(cosines)
+    # each is equal to itself once, which is half a win
+    wins = [(own - cosines).sign().add(1).div(2).sum() - n / 2 for own in (same[:, None], same[None])]
+    return (sum(wins) / (2 * n * (n - 1))).item()
+
+
+def recognition_of_chance(num_samples: int) -> float:
+    """The most that can be expected of [`recognition`] by chance: 1/2 and three standard errors of an even rank."""
+    return 0.5 + 3 / math.sqrt(12 * num_samples)
 
 
 def teacher_distance(model: torch.nn.Module) -> float | None:

@@ -19,8 +19,9 @@ from ..functional.embedding_figures import (
     alignment,
     effective_rank,
     margin,
-    margin_of_chance,
     random_rank,
+    recognition,
+    recognition_of_chance,
     spread,
     teacher_distance,
     uniformity,
@@ -120,7 +121,8 @@ class HealthMonitor:
             z1, z2 = projections[:, 0], projections[:, 1]
             figures |= {f"projection_{name}": value for name, value in spread(z1).items()}
             figures["random_rank"] = random_rank(*z1.shape)
-            figures["margin"], figures["margin_of_chance"] = margin(z1, z2), margin_of_chance(z1, z2)
+            figures["margin"], figures["recognition"] = margin(z1, z2), recognition(z1, z2)
+            figures["recognition_of_chance"] = recognition_of_chance(len(z1))
             figures["alignment"] = alignment(z1, z2)
             figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
         if target_margins is not None:

@@ -31,7 +31,7 @@ STEPS, MOST_STEPS = {"dino": 150, "mae": 300}, 200
 BATCH = 64
 FLAGS = {
     "per_device_train_batch_size": BATCH, "encoder": "vit-mini-patch4", "image_size": 16, "eval_steps": 0.1,
-    "save_strategy": "no", "report_to": "none", "precision": "fp32", "seed": 0, "probe_max_samples": 2000,
+    "save_strategy": "no", "report_to": "none", "precision": "fp32", "seed": 0, "probe_max_samples": 800,
 }  # fmt: skip
 
 

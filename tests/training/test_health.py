@@ -41,9 +41,10 @@ from hfssl.functional.embedding_figures import (
     effective_rank,
     embedding_std,
     margin,
-    margin_of_chance,
     mean_cosine,
     random_rank,
+    recognition,
+    recognition_of_chance,
     teacher_distance,
     uniformity,
 )
@@ -98,14 +99,23 @@ def test_the_margin_is_what_two_views_of_a_sample_have_more_in_common_than_two_s
     assert margin(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(-1)
     assert margin(torch.ones(9, 4), torch.ones(9, 4)) == pytest.approx(0)
     assert margin(torch.zeros(9, 4), torch.zeros(9, 4)) == 0
-    pairs = [(torch.randn(64, 16), torch.randn(64, 16)) for _ in range(300)]
-    found = torch.tensor([margin(*pair) for pair in pairs])
-    of_chance = torch.tensor([margin_of_chance(*pair) for pair in pairs]).mean().item()
-    assert of_chance == pytest.approx(3 / (64 * 16) ** 0.5, rel=0.05)
-    assert of_chance == pytest.approx(3 * found.std().item(), rel=0.15)
-    # what all samples have in common tells none apart, and a small margin is as certain as a large one
-    cone = [(z + 0.2 * torch.randn(64, 16) + 50, z + 0.2 * torch.randn(64, 16) + 50) for z, _ in pairs[:20]]
-    assert all(1e-3 > margin(*pair) > 2 * margin_of_chance(*pair) for pair in cone)
+
+
+def test_recognition_is_how_often_a_view_is_nearest_to_its_own_sample():
+    z1, z2 = torch.randn(20, 8), torch.randn(20, 8)
+    cosines = F.cosine_similarity(z1[:, None], z2[None], dim=-1)
+    others = [(i, j) for i, j in itertools.product(range(20), repeat=2) if i != j]
+    wins = [(cosines[i, i] > cosines[i, j]).item() + (cosines[i, i] > cosines[j, i]).item() for i, j in others]
+    assert recognition(z1, z2) == pytest.approx(sum(wins) / (2 * len(others)))
+    assert recognition(torch.eye(5), 2 * torch.eye(5)) == 1 and recognition(torch.eye(2), torch.eye(2).flip(0)) == 0
+    assert recognition(torch.zeros(9, 4), torch.zeros(9, 4)) == 0.5
+    of_chance = recognition_of_chance(64)
+    found = torch.tensor([recognition(torch.randn(64, 16), torch.randn(64, 16)) for _ in range(300)])
+    assert found.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert 3 * found.std().item() == pytest.approx(of_chance - 0.5, rel=0.15)
+    # what all samples have in common tells none apart, and hides none
+    z = torch.randn(64, 16)
+    assert recognition(z + 0.1 * torch.randn(64, 16) + 50, z + 0.1 * torch.randn(64, 16) + 50) > 0.95
 
 
 def test_random_directions_are_bounded_by_samples_and_dimensions():
@@ -180,7 +190,7 @@ def test_what_is_too_early_to_say():
 def test_what_was_never_trained_is_not_called_collapsed():
     nearly_constant = 1.0 + 1e-3 * torch.randn(128, 64)
     start = figures(nearly_constant)
-    start |= {"health_margin": 1e-6, "health_margin_of_chance": 3 / (128 * 64) ** 0.5}
+    start |= {"health_recognition": 0.52, "health_recognition_of_chance": 0.55}
     # nor is a warm-up that has changed nothing yet, or a run too short to change anything
     assert judged({0: start, 5: start, FAIR_STEPS: start}, 4 * FAIR_STEPS) == [("untrained", None)] * 3
     assert judged({0: start, FAIR_STEPS - 1: start}) == [("untrained", None)] * 2
@@ -196,36 +206,35 @@ def test_a_run_whose_loss_is_no_number_or_many_times_what_it_was_has_diverged():
     assert judged({0: z, 10: z | {"health_not_finite": 0.1}})[-1] == ("diverged", NO_NUMBERS)
 
 
-def with_margin(z, of_views, of_targets=None):
+def with_views(z, recognized, of_targets=None):
     targets = {} if of_targets is None else {"health_target_margin": of_targets}
-    return figures(z, health_margin=of_views, health_margin_of_chance=3 / z.numel() ** 0.5, **targets)
+    return figures(z, health_recognition=recognized, health_recognition_of_chance=0.55, **targets)
 
 
 def test_a_run_that_has_learned_nothing_in_a_fair_share_of_its_steps_has_collapsed():
     z = torch.randn(128, 64)
-    least = 3 / z.numel() ** 0.5
-    start = with_margin(z, 0.5 * least)
+    start = with_views(z, 0.5)
 
     def verdict(now, past=None):
         return judged({**(past or {0: start}), 500: now})[-1]
 
-    assert verdict(with_margin(z, 1.1 * least)) == ("learning", None)
+    assert verdict(with_views(z, 0.56)) == ("learning", None)
     # spread, but not by what is in the images
-    assert verdict(with_margin(z, 0.9 * least)) == ("collapsed since step 0", VIEWS_APART)
+    assert verdict(with_views(z, 0.54)) == ("collapsed since step 0", VIEWS_APART)
     # the prototypes of DINO say more than its projections, either way
-    for of_views in (0.5, 0.0):
-        assert verdict(with_margin(z, of_views, 3e-3)) == ("learning", None)
-        assert verdict(with_margin(z, of_views, 1e-3)) == ("collapsed since step 0", CONSTANT)
-        few = with_margin(rank_deficient(128, 64, 2), of_views, 1e-3)  # and only its projections tell anything apart
+    for recognized in (0.9, 0.5):
+        assert verdict(with_views(z, recognized, 3e-3)) == ("learning", None)
+        assert verdict(with_views(z, recognized, 1e-3)) == ("collapsed since step 0", CONSTANT)
+        few = with_views(rank_deficient(128, 64, 2), recognized, 1e-3)  # and only its projections tell anything apart
         assert verdict(few) == ("collapsed since step 0", CONSTANT)
-    few = with_margin(rank_deficient(128, 64, 2), 0.5, 3e-3)
+    few = with_views(rank_deficient(128, 64, 2), 0.9, 3e-3)
     assert verdict(few) == ("collapsed since step 0", FEW_DIRECTIONS)
     # since it was lost, where there was one
-    past = {0: start, 100: with_margin(z, 0.5), 200: with_margin(z, 0.0), 300: with_margin(z, 0.0)}
-    assert verdict(with_margin(z, 0.0), past)[0] == "collapsed since step 200"
-    assert verdict(with_margin(z, 0.5), past) == ("learning", None)
+    past = {0: start, 100: with_views(z, 0.9), 200: with_views(z, 0.5), 300: with_views(z, 0.5)}
+    assert verdict(with_views(z, 0.5), past)[0] == "collapsed since step 200"
+    assert verdict(with_views(z, 0.9), past) == ("learning", None)
     # a log of a version that did not measure it
-    assert verdict(with_margin(z, 0.0), {0: figures(z)})[0] == "collapsed since step 500"
+    assert verdict(with_views(z, 0.5), {0: figures(z)})[0] == "collapsed since step 500"
 
 
 def test_the_last_step_at_which_it_was_learning():
@@ -663,7 +672,7 @@ def test_dino_with_one_prototype_for_all_images_collapses_and_its_twin_does_not(
     last = health(collapsing)[-1]
     assert "lower `center_momentum=1`" in last["health_cause"]
     # nothing that it had is lost
-    without = {name: value for name, value in last.items() if "margin" not in name}
+    without = {name: value for name, value in last.items() if "margin" not in name and "recognition" not in name}
     assert judge(without, health(collapsing)[:-1], 100, 1.0) == ("learning", None)
     assert abs(last["health_target_margin"]) < 1e-3 < 0.1 < health(sound)[-1]["health_target_margin"]
 
@@ -693,7 +702,7 @@ def test_dino_whose_targets_are_uniform_has_collapsed_though_its_projections_are
     trainer.train()
     last = health(trainer)[-1]
     assert verdicts(trainer)[-1].startswith("collapsed since step") and "log(16)" in last["health_cause"]
-    assert last["health_margin"] > last["health_margin_of_chance"] and last["health_projection_std"] > 0.3
+    assert last["health_recognition"] > last["health_recognition_of_chance"] and last["health_projection_std"] > 0.3
 
 
 @pytest.mark.slow
