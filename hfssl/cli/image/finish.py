@@ -86,16 +86,11 @@ def _loss_line(trainer: SSLTrainer, result: Result) -> str:
     line = f"Held-out loss ({result.num_eval:,} images): {result.value:.4f}"
     if "before" in result.baselines:
         line += f", before training {result.baselines['before']:.4f}"
-    if "chance" in result.baselines:
-        chance = result.baselines["chance"]
-        line += f", chance {chance:.4f}"
-        line += (
-            ": not below it, the loss shows nothing that was learned"
-            if result.value >= result.baselines["chance"]
-            else ""
-        )
+    chance = result.baselines.get("chance")
+    if chance is not None:
+        line += f", chance {chance:.4f}" + (", which it is not below" if result.value >= chance else "")
     else:
-        line += f"; {model.method.title} has no level of chance, outputs that say nothing have as low a loss"
+        line += f"; that of {model.method.title} has no level of chance"
     if model.method.contrasts_batch:
         queue = getattr(model.config, "queue_size", 0)
         line += f" ({held_out:,} images contrasted at once, in training {in_training:,}"
