@@ -181,9 +181,10 @@ class ProgressBar(TrainerCallback):
             self.loss = logs["loss"]
         elif "eval_loss" in logs:
             kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
-            words = ", ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs)
-            chance = f" (chance {logs['eval_chance_loss']:.4f})" if "eval_chance_loss" in logs else ""
-            self._line(f"step {state.global_step}: held-out {words}{chance}")
+            words = [f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs]
+            if "eval_chance_loss" in logs:
+                words[0] += f" (chance {logs['eval_chance_loss']:.4f})"
+            self._line(f"step {state.global_step}: held-out {', '.join(words)}")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is None:

@@ -47,7 +47,8 @@ def drive(tmp_path, monkeypatch, terminal, seconds_a_step=1.0, steps=100, start=
             bar.on_log(args, state, control, logs={"loss": 5.0 - step / 100})
         bar.on_step_end(args, state, control)
         if step % 50 == 0:
-            bar.on_log(args, state, control, logs={"eval_loss": 4.5, "eval_accuracy": 0.25})
+            logs = {"eval_loss": 4.5, "eval_accuracy": 0.25, "eval_chance_loss": 5.25}
+            bar.on_log(args, state, control, logs=logs)
     bar.on_train_end(args, state, control)
     return shown.getvalue()
 
@@ -57,7 +58,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
     progress = [line for line in lines if "tokens/s" in line]
     assert len(progress) == 3  # of 100 seconds
     assert re.fullmatch(r"step 31/100, loss 4\.700, 500 tokens/s, 01:09 left", progress[0])
-    assert "step 50: held-out loss 4.5000, accuracy 0.2500" in lines
+    assert "step 50: held-out loss 4.5000 (chance 5.2500), accuracy 0.2500" in lines
     assert "\r" not in "".join(lines) and "|" not in "".join(lines)
 
 

@@ -301,6 +301,9 @@ def test_evaluators_run_before_and_during_training(tmp_path):
     assert [step for step, _ in measured] == [0, 3, 6]
     assert measured[-1][1] < measured[0][1]
     assert t.evaluate()["eval_loss"] == pytest.approx(measured[-1][1])
+    # beside chance, from the first on
+    chance = [entry["eval_chance_loss"] for entry in t.state.log_history if "eval_loss" in entry]
+    assert set(chance) == {evaluator.baselines["loss"]} and t.state.log_history[0]["chance_loss"] == chance[0]
     # the measurement itself changes nothing
     plain = trainer(tmp_path / "plain")
     plain.train()
