@@ -245,15 +245,17 @@ def history_figure(
     FigureCanvasAgg(figure)
     for axes, (unit, losses) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         for i, loss in enumerate(losses):
+            drawn = {}
             for j, (prefix, kind) in enumerate(kinds.items()):
                 points = [(entry["step"], entry[prefix + loss]) for entry in history if prefix + loss in entry]
                 if not points or prefix + loss == "eval_loss" and repeated:
                     continue
+                drawn[prefix] = kind
                 label = kind if loss == "loss" else f"{loss.removeprefix('loss_')}, {kind}"
                 color = f"C{i if units else j}"
                 axes.plot(*zip(*points, strict=True), "o-" if prefix else "-", label=label, color=color, markersize=4,
                           linewidth=1)  # fmt: skip
-            for level, label in _chance_lines(history, loss, kinds).items():
+            for level, label in _chance_lines(history, loss, drawn).items():
                 axes.axhline(level, linestyle="--", color=f"C{i}" if units else "grey", linewidth=1, label=label)
         axes.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
         axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Next-sentence prediction beside masked tokens: the loss of `BertForPreTraining`, and stock checkpoints."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -228,7 +229,11 @@ def test_terms_are_logged_as_means_over_the_steps_since_the_last_log(tmp_path):
     [axes] = figure.axes  # all in nats
     assert axes.get_ylabel() == "loss (nats)"
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert list(lines) == ["training", "mlm, training", "mlm, held out", "nsp, training", "nsp, held out"]
+    assert list(lines) == [
+        "training", "chance, training", "mlm, training", "mlm, held out", "mlm, chance", "nsp, training",
+        "nsp, held out", "nsp, chance",
+    ]  # fmt: skip
+    assert {y for _, y in lines["nsp, chance"]} == {math.log(2)}
     assert lines["nsp, training"] == [[step, logged[step]["loss_nsp"]] for step in (2, 4)]
     assert lines["mlm, held out"] == [[entry["step"], entry["eval_loss"]] for entry in measured]
     t.finish()
