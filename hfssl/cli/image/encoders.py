@@ -12,8 +12,8 @@ from ...errors import UserError
 from ...evaluation.image.encoder import size_arguments
 from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.method import width_of
-from ...modeling.pooling import is_convolutional
 from ...modeling.packing import recommended_attention
+from ...modeling.pooling import is_convolutional
 from ...modeling.vision import (
     SSLVisionModel,
     image_features,
