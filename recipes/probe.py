@@ -5,7 +5,7 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
 
-Without --dataset: scikit-learn's digits, which come with hfssl. Ends with a table, results.json, and pictures in
+Without --dataset: the embedded letters. Ends with a table, results.json, and pictures in
 assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
 hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
 """

@@ -42,19 +42,6 @@ def image_methods() -> list[str]:
     return [name for name, model in METHODS.items() if model.method.modality == "image"]
 
 
-def digits_folder(folder: Path) -> Path:
-    """scikit-learn's digits as a folder for each class."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    for i, (image, label) in enumerate(zip(pixels.reshape(-1, 8, 8), labels, strict=True)):
-        there = folder / ("test" if i % 5 == 0 else "train") / str(label)
-        there.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * (255 / 16)).round().astype("uint8")).save(there / f"{i}.png")
-    return folder
-
-
 def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | None) -> dict[str, Any]:
     """Flags of a run of a recipe, without what makes it collapse."""
     from hfssl.methods import METHODS as RECORDS
@@ -63,11 +50,11 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rate = RECORDS[method].method.learning_rates.narrow * (BATCH / 256) ** 0.5
     flags = FLAGS | {"max_steps": steps, "learning_rate": rate}
-    if dataset != "embedded":
-        folder, _, label = data[dataset].partition(":")
-        flags |= {"dataset": folder, "probe_dataset": folder, "max_held_out": 256}
-        flags |= {"probe_label_column": label} if label else {}
-    return flags
+    if dataset == "embedded":  # as whoever gives no flags has it
+        return {name: value for name, value in flags.items() if name not in ("encoder", "image_size")}
+    folder, _, label = data[dataset].partition(":")
+    flags |= {"dataset": folder, "probe_dataset": folder, "max_held_out": 256}
+    return flags | ({"probe_label_column": label} if label else {})
 
 
 def run_cell(cell: dict[str, Any], history_file: Path) -> None:
@@ -141,22 +128,20 @@ def main() -> None:
     if args.cell:
         run_cell(json.loads(args.cell), args.history)
         return
-    data = dict(pair.split("=", 1) for pair in args.data)
+    data = {"digits": "digits"} | dict(pair.split("=", 1) for pair in args.data)
     lines = args.runs.read_text().splitlines() if args.runs.exists() else []
     there = {tuple(json.loads(line)[name] for name in ("dataset", "method", "variant")) for line in lines}
     only = set(filter(None, args.only.split(",")))
-    with tempfile.TemporaryDirectory() as folder:
-        data["digits"] = str(digits_folder(Path(folder)))
-        names = [(d, m, v) for d in ("embedded", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
-        for name in names:
-            if name in there or not only <= set(name):
-                continue
-            dataset, method, variant = name
-            cell = {"dataset": dataset, "method": method, "variant": variant}
-            line = record(cell | {"flags": flags_of(dataset, method, data, args.max_steps)})
-            with args.runs.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(*name, line["probes"], line["ended"], flush=True)
+    names = [(d, m, v) for d in ("embedded", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
+    for name in names:
+        if name in there or not only <= set(name):
+            continue
+        dataset, method, variant = name
+        cell = {"dataset": dataset, "method": method, "variant": variant}
+        line = record(cell | {"flags": flags_of(dataset, method, data, args.max_steps)})
+        with args.runs.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(*name, line["probes"], line["ended"], flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contract import METHODS, build, contract
 from tiny_vision import preset_of
 
 import hfssl
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.evaluation.chance import chance_levels
 from hfssl.evaluation.held_out_loss import HeldOutLossEvaluator
@@ -60,7 +60,7 @@ def test_the_mean_of_what_is_reconstructed_has_the_loss_of_chance(norm_pix_loss)
     model = without_input(build("MaeForPreTraining", norm_pix_loss=norm_pix_loss))
     size = model.config.encoder_config.image_size
     views = Views(preset_of("mae"), ViewArguments(image_size=size, flip_probability=0.0), is_grey=True, patch_size=4)
-    evaluator = HeldOutLossEvaluator(embedded_images("test")[0][:200], views)
+    evaluator = HeldOutLossEvaluator(digits("test")["image"][:200], views)
     targets = [model.targets(evaluator.batch("cpu", i)["pixel_values"])[0] for i in range(len(evaluator.batches))]
     with torch.no_grad():
         model.decoder_pred.bias.copy_(torch.cat(targets).flatten(0, 1).mean(0))
@@ -92,7 +92,7 @@ def test_terms_of_a_loss_have_their_own_levels():
 def test_batches_of_all_processes_are_compared_in_training():
     model = build("SimclrForPreTraining")
     views = Views(preset_of("simclr"), ViewArguments(image_size=16), is_grey=True, patch_size=4)
-    evaluator = HeldOutLossEvaluator(embedded_images("test")[0][:32], views)
+    evaluator = HeldOutLossEvaluator(digits("test")["image"][:32], views)
     levels = chance_levels(model, [evaluator], 2 * 256)
     assert levels == {"chance_loss": math.log(1023), "eval_chance_loss": math.log(63)}
     history = [{"step": step, "loss": 5.0, "eval_loss": 5.0, **levels} for step in (0, 10)]
@@ -105,5 +105,5 @@ def test_batches_of_all_processes_are_compared_in_training():
 
 def test_without_a_level_nothing_is_said():
     views = Views(preset_of("byol"), ViewArguments(image_size=16), is_grey=True, patch_size=4)
-    evaluator = HeldOutLossEvaluator(embedded_images("test")[0][:32], views)
+    evaluator = HeldOutLossEvaluator(digits("test")["image"][:32], views)
     assert chance_levels(build("ByolForPreTraining"), [evaluator], 64) == {}

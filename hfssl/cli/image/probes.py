@@ -11,6 +11,7 @@ import torch
 
 from ...data.image.views import Views
 from ...data.labelled import LabelledImages, hold_out, open_labelled
+from ...data.modality import modality
 from ...data.sources import available_splits
 from ...errors import UserError
 from ...evaluation.evaluator import EvaluationError, Evaluator
@@ -24,10 +25,6 @@ from .data import ImageData
 logger = logging.getLogger(__name__)
 
 
-# What `--probe_dataset` calls the images that come with hfssl.
-EMBEDDED = "embedded"
-
-
 @dataclass
 class ProbeArguments:
     r"""
@@ -35,8 +32,8 @@ class ProbeArguments:
 
     Args:
         probe_dataset (`str`, *optional*, defaults to `"auto"`):
-            Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; embedded
-            for the digits that come with hfssl, none for no probes. auto is the embedded set in runs on it, else none.
+            Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; none for
+            no probes. auto is the embedded set in runs on one, else none.
         probe_split (`str`, *optional*, defaults to `"train"`):
             Split that probes learn from.
         probe_test_split (`str`, *optional*, defaults to `"auto"`):
@@ -44,8 +41,8 @@ class ProbeArguments:
             of each class.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
-        probe_max_samples (`int`, *optional*, defaults to `20000`):
-            Use so many images of each split at most.
+        probe_max_samples (`int`, *optional*, defaults to `5000`):
+            Use so many images of each split at most. `recipes/probe.py` takes all.
         probe_pooling (`str`, *optional*):
             cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
             encoder.
@@ -55,14 +52,15 @@ class ProbeArguments:
     probe_split: str = "train"
     probe_test_split: str = "auto"
     probe_label_column: str | None = None
-    probe_max_samples: int | None = 20_000
+    probe_max_samples: int | None = 5_000
     probe_pooling: str | None = None
 
     def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
         """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
         name = self.probe_dataset
         if name == "auto":
-            name = EMBEDDED if dataset is None else "none"
+            embedded = modality("image").embedded_set(dataset)
+            name = embedded.name if embedded else "none"
         if name == "none":
             return None
         flags = ("dataset", "split", "test_split", "label_column")
@@ -79,9 +77,9 @@ class LabelledDataArguments:
     > Data
 
     Args:
-        dataset (`str`, *optional*, defaults to `"embedded"`):
-            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; embedded for
-            scikit-learn's digits.
+        dataset (`str`, *optional*, defaults to `"letters"`):
+            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; letters or
+            digits, which come with hfssl.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -99,7 +97,7 @@ class LabelledDataArguments:
             Measure on so many images at most.
     """
 
-    dataset: str = EMBEDDED
+    dataset: str = "letters"
     dataset_config: str | None = None
     split: str = "train"
     test_split: str = "auto"
@@ -129,13 +127,12 @@ def load_splits(
     max_test_samples: int | None = None,
 ) -> tuple[LabelledImages, LabelledImages]:
     """The labelled images to learn from and those to measure on, checked to be of the same classes."""
-    name = None if dataset == EMBEDDED else dataset
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     columns = {"image_column": image_column, "label_column": label_column, "config": config}
-    train = open_labelled(name, split, max_samples=max_train_samples, **columns)
+    train = open_labelled(dataset, split, max_samples=max_train_samples, **columns)
     if test_split == "auto":
-        splits = available_splits(name, modality="image", config=config)
+        splits = available_splits(dataset, modality="image", config=config)
         usual = ("test", "validation", "dev", "valid", "val")
         test_split = next((other for other in usual if other in splits and other != split), None)
     if test_split is None:
@@ -143,7 +140,7 @@ def load_splits(
         logger.info("There is no split to measure on: %s images of %s are held out.", f"{len(test):,}", train.name)
     else:
         with _named_flags({"split": "test_split"}):
-            test = open_labelled(name, test_split, max_samples=max_test_samples, **columns)
+            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **columns)
     aligned_labels(train, test)
     return train, test
 
