@@ -1,10 +1,11 @@
-"""Is an image encoder any good? Probes of its frozen features, beside random weights, raw pixels and the majority.
+"""Is an image encoder any good? Probes of its frozen features, beside those of what needs no training.
 
     accelerate launch recipes/probe.py --encoder outputs/simclr
     accelerate launch recipes/probe.py --encoder outputs/simclr --dataset my_images/ --protocol knn,linear,few_shot
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
 
+What needs no training: random weights, raw pixels, mean and deviation of each channel, the most frequent class.
 Without --dataset: the embedded letters. Ends with a table, results.json, and pictures in
 assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
 hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.

@@ -25,7 +25,11 @@ def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
     records = check_result(tmp_path / "out")
     protocols = {record["protocol"]: record for record in records}
     assert {"held_out_loss", "knn"} < set(protocols)
-    assert "before" in protocols["held_out_loss"]["baselines"]
+    assert {"before", "chance"} == set(protocols["held_out_loss"]["baselines"])
+    assert "For these labels: " in done.stdout
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "For these labels: " in card and "| simple statistics |" in card and "| chance |" in card
+    assert done.stderr.count("What verdicts mean: ") == 1 and " (chance " in done.stderr
     assert {"random_init", "raw_input", "majority"} <= set(protocols["knn"]["baselines"])
     assets = {path.name for path in (tmp_path / "out" / "assets").iterdir()}
     assert {"loss.png", "views.png", "neighbours.png", "feature_map.png", "patches.png"} <= assets
