@@ -11,6 +11,8 @@ from PIL import Image
 from recipe_process import recipe_server
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+import hfssl.methods  # noqa: F401 - what the result folders hold is registered
+
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
