@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from contract import contract, load
 
 from hfssl.evaluation.verdict import LEARNING, UNTRAINED, has_ended, judge
@@ -24,7 +25,9 @@ def replayed(run):
 
 def runs(variant):
     lines = [json.loads(line) for line in record.RUNS.read_text().splitlines()]
-    return {(run["dataset"], run["method"]): replayed(run) for run in lines if run["variant"] == variant}
+    found = {(run["dataset"], run["method"]): replayed(run) for run in lines if run["variant"] == variant}
+    assert found, "python tests/calibration/record.py"
+    return found
 
 
 def test_no_run_that_learns_is_ever_called_collapsed():
@@ -43,3 +46,21 @@ def test_every_collapse_is_seen_by_the_end():
 def test_every_method_for_images_can_be_made_to_collapse():
     for name in record.image_methods():
         assert contract(METHODS[name].__name__).collapse is not None, f"`collapse=` in the CONTRACT of {name}"
+
+
+@pytest.mark.slow
+def test_a_run_is_recorded_with_what_the_verdict_goes_by(tmp_path, monkeypatch):
+    runs_file = tmp_path / "runs.jsonl"
+    words = ["record.py", "--runs", str(runs_file), "--max_steps", "2", "--only", "digits,mae"]
+    monkeypatch.setattr("sys.argv", words)
+    record.main()
+    lines = [json.loads(line) for line in runs_file.read_text().splitlines()]
+    assert [(line["dataset"], line["method"], line["variant"]) for line in lines] == [
+        ("digits", "mae", record.SOUND), ("digits", "mae", record.COLLAPSED),
+    ]  # fmt: skip
+    for line in lines:
+        assert [entry["step"] for entry in line["evaluations"]] == [0, 1, 2]
+        assert replayed(line)[0] == UNTRAINED and line["evaluations"][-1]["progress"] == 1.0
+        assert {"encoder", "random_init", "simple_statistics"} <= set(line["probes"]["linear"])
+    record.main()  # those that are there are not made again
+    assert len(runs_file.read_text().splitlines()) == 2
