@@ -31,6 +31,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from ..data.sources import identity
 from ..data.stream import ExactStream
 from ..errors import UserError
 from ..evaluation.evaluator import Evaluator
@@ -85,11 +86,13 @@ class SSLTrainer(Trainer):
         train_dataset ([`ExactStream`]):
             The stream of this process. Any other data set goes the way that Trainer gives it, without exact resumes.
         evaluators (`Sequence[Evaluator]`, *optional*):
-            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`.
+            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`. What they are
+            `measured_on` is never trained on.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run (data set, tokenizer …), in words that an error message can use.
         held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
             Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
+            Never trained on either.
     """
 
     def __init__(
@@ -104,6 +107,9 @@ class SSLTrainer(Trainer):
     ):
         self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
         self.evaluators = list(evaluators)
+        if self.stream is not None:
+            measured_on = (getattr(evaluator, "measured_on", ()) for evaluator in self.evaluators)
+            self.stream.leave_out(frozenset(map(identity, held_out)).union(*measured_on))
         self.extra_settings = dict(settings or {})
         self.resumed_from: Path | None = None
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
