@@ -52,7 +52,9 @@ class SSLTrainingArguments(TrainingArguments):
             steps, and so its weights, depend on the machine.
         resume (`str`, *optional*, defaults to `"auto"`):
             auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue
-            from.
+            from, of this run or of one in another folder. A run may go on with more `max_steps`, `max_tokens` or
+            `budget_minutes` than it had. Its warm-up stays as many steps; a learning rate that is constant until its
+            decay goes on as it was; what follows the share of the run that is done is stretched to the new length.
         cpu_threads (`int`, *optional*):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
@@ -84,6 +86,8 @@ class SSLTrainingArguments(TrainingArguments):
         "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
         "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
     )  # fmt: skip
+
+    kept_warmup_steps: ClassVar[int | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_tokens: int | None = None
@@ -176,6 +180,11 @@ class SSLTrainingArguments(TrainingArguments):
             self.scale_learning_rate()
         for tracker in self.report_to:
             _check_tracker(tracker)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        # those of a run that goes on for longer stay as many as they were
+        kept = self.kept_warmup_steps
+        return super().get_warmup_steps(num_training_steps) if kept is None else kept
 
     def set_learning_rate(self, rate: float, per_256_samples: bool = False) -> None:
         """Take a default learning rate; one that is meant for 256 samples a step grows with the batch."""
