@@ -1,7 +1,9 @@
 """What this machine and this process are: cores, threads, precision, device, place among the processes, folders."""
 
+import logging
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,10 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from transformers import TrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def num_cores() -> int:
@@ -83,6 +89,21 @@ def process_state() -> "PartialState":
 def compute_device() -> torch.device:
     """The device of this process."""
     return process_state().device
+
+
+def use_one_gpu(args: "TrainingArguments") -> None:
+    """Let a process that sees several GPUs train on the first.
+
+    Trainer would take all of them by `nn.DataParallel`: it cuts tensors in two that do not go by rows, forgets what
+    the copies of a model keep (teacher, centre, queue), and makes the batch larger than was said.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible, and this one process trains on the first. For all of them: torchrun "
+            "--nproc_per_node %d %s with the same flags.",
+            args.n_gpu, args.n_gpu, last_part(sys.argv[0]),
+        )  # fmt: skip
+        args._n_gpu = 1
 
 
 # An absolute path in quotes, where it may hold spaces, or without: not the path of a URL, not "and/or".

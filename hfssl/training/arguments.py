@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..errors import UserError
-from ..machine import choose_precision, local_world_size, num_cores, use_all_cores
+from ..machine import choose_precision, local_world_size, num_cores, use_all_cores, use_one_gpu
 from . import checkpoints
 from .hub import check_push
 
@@ -170,6 +170,13 @@ class SSLTrainingArguments(TrainingArguments):
             )
         self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer
         super().__post_init__()
+        use_one_gpu(self)
+        if not self.average_tokens_across_devices and self.world_size > 1:
+            raise UserError(
+                f"`--average_tokens_across_devices false` would divide the gradient by the {self.world_size} "
+                "processes once too often: the loss of a step is one mean over what all of them predict. Leave the "
+                "flag out."
+            )
         if self.lanes is not None and (self.lanes < 1 or self.lanes % self.world_size):
             raise UserError(
                 f"`--lanes` must be a multiple of the number of processes, {self.world_size}, got {self.lanes}."

@@ -265,7 +265,7 @@ class SSLTrainer(Trainer):
             if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
                 scale = 1 / self.current_gradient_accumulation_steps
             else:
-                scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                scale = self.accelerator.num_processes
             self._terms.add(terms, scale, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 

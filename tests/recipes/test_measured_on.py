@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_recipes import TINY
+from image_recipes import TINY, flags
 from PIL import Image
 from recipe_process import ROOT, recipe_server
+
+from hfssl.cli.image.probes import LabelledDataArguments
+from hfssl.evaluation.probes import probe_table
 
 
 WITH_PROBES = [path.stem for path in sorted((ROOT / "recipes").glob("*.py")) if "image_evaluators" in path.read_text()]
@@ -55,6 +58,26 @@ def test_a_labelled_set_may_be_trained_on_and_probed(classes, tmp_path, method):
     assert test == 24 and both == 0
     # what a probe learns from is trained on without its labels, but for the images held out for the loss
     assert 70 < probes == seen < 96
+
+
+@pytest.mark.slow
+def test_the_table_of_a_run_is_that_of_probe(classes, tmp_path):
+    """Whatever the run was trained in, features are made in one precision."""
+    out = tmp_path / "out"
+    words = flags(dataset=classes, probe_dataset=classes, output_dir=out, max_steps=2, precision="bf16")
+    done = recipe_server().run(tmp_path / "log", *words, script="recipes/simclr.py")
+    assert done.poll() == 0, done.stderr
+    train, test = LabelledDataArguments(dataset=str(classes)).load()
+    pooling = json.loads((out / "hfssl.json").read_text())["pooling"]
+    found = probe_table(out, None, train, test, ("knn", "linear"), pooling=pooling, pictures=False)
+    of_the_run = {(each["protocol"], each["metric"], each["hyperparameters"].get("k")): each for each in json.loads(
+        (out / "results.json").read_text()
+    )}  # fmt: skip
+    assert len(found) > 2
+    for result in found:
+        record = of_the_run[result.protocol, result.metric, result.hyperparameters.get("k")]
+        assert record["hyperparameters"] == result.hyperparameters and record["version"] == result.version
+        assert (record["value"], record["baselines"]) == (result.value, pytest.approx(result.baselines))
 
 
 def test_there_are_recipes_with_probes():
