@@ -138,7 +138,10 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None) -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
     head = f"Probes on {results[0].task}, {results[0].num_eval:,} images"
     rows = [replace(result, task=_title(result)) for result in results]
-    return head + (f", pooling {pooling}" if pooling else "") + "\n\n" + format_table(rows)
+    precision = results[0].hyperparameters.get("precision", "fp32")
+    if pooling:
+        head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
+    return head + "\n\n" + format_table(rows)
 
 
 def _title(result: Result) -> str:

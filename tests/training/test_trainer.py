@@ -381,6 +381,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="not finite at step 4"):
         trainer(tmp_path / "b", model, callbacks=[Poison()], logging_steps=100).train()
     assert [c.name for c in list_checkpoints(tmp_path / "b")] == ["checkpoint-2"]
+    # what it says helps
+    trainer(tmp_path / "another", max_steps=1, learning_rate=1e-3, warmup_steps=0.5).train()
 
 
 def test_evaluators_run_before_and_during_training(tmp_path):
