@@ -127,11 +127,14 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
     if resume != "auto":
         problem = _damage(Path(resume)) if Path(resume).is_dir() else "there is no such folder"
         if problem:
-            there = ", ".join(str(checkpoint) for checkpoint in list_checkpoints(output_dir))
+            meant = ", ".join(map(str, list_checkpoints(resume)))  # of a run whose folder was named
+            there = ", ".join(map(str, list_checkpoints(output_dir)))
             raise UserError(
                 f"`--resume {resume}` is no checkpoint to continue from: {problem}. "
-                + (f"Those of this run are {there}." if there else f"{output_dir} holds none either.")
-                + " Pass `--resume auto` to continue from the newest one, if there is any."
+                + (f"Those in it are {meant}. " if meant else "")
+                + (f"Those of this run are {there}. " if there else f"{output_dir} holds none either. ")
+                + ("Pass one of them" if meant or there else "Leave it out for a new run")
+                + ", or pass `--resume auto` to continue from the newest of this run, if there is any."
             )
         _check_version(Path(resume))
         is_elsewhere = Path(resume).resolve().parent != Path(output_dir).resolve()

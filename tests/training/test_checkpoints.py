@@ -219,6 +219,15 @@ def test_a_checkpoint_that_is_named(tmp_path):
         find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
 
 
+def test_a_checkpoint_of_another_folder_until_there_is_one_here(tmp_path):
+    begun, other = make(tmp_path / "a", 5), tmp_path / "b"
+    assert find_checkpoint(other, str(begun)) == begun
+    newer = make(other, 7)
+    assert find_checkpoint(other, str(begun)) == newer
+    with pytest.raises(UserError, match=f"it has no manifest.json. Those in it are {begun}"):
+        find_checkpoint(other, str(tmp_path / "a"))
+
+
 def test_settings_of_another_run_are_named_one_by_one(tmp_path):
     checkpoint = make(tmp_path, 5, {"learning_rate": 0.1, "seed": 0, "global_batch_size": 2, "gone": 1})
     assert checkpoints.read_settings(checkpoint)["global_batch_size"] == 2
