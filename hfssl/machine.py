@@ -1,8 +1,12 @@
-"""What this machine and this process are: cores, threads, precision, device, place among the processes."""
+"""What this machine and this process are: cores, threads, precision, device, place among the processes, folders."""
 
+import logging
 import os
+import re
+import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +15,10 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from transformers import TrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def num_cores() -> int:
@@ -81,3 +89,55 @@ def process_state() -> "PartialState":
 def compute_device() -> torch.device:
     """The device of this process."""
     return process_state().device
+
+
+def use_one_gpu(args: "TrainingArguments") -> None:
+    """Let a process that sees several GPUs train on the first.
+
+    Trainer would take all of them by `nn.DataParallel`: it cuts tensors in two that do not go by rows, forgets what
+    the copies of a model keep (teacher, centre, queue), and makes the batch larger than was said.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible, and this one process trains on the first. For all of them: torchrun "
+            "--nproc_per_node %d %s with the same flags.",
+            args.n_gpu, args.n_gpu, last_part(sys.argv[0]),
+        )  # fmt: skip
+        args._n_gpu = 1
+
+
+# An absolute path in quotes, where it may hold spaces, or without: not the path of a URL, not "and/or".
+_PATHS = re.compile(
+    r"""(?<=(?P<quote>['"`]))/[^'"`\n]*(?=(?P=quote))"""
+    r"""|(?<![\w.:/~*?\])-])/[^\s'"`,;:|()]+/[^\s'"`,;:|()]*"""
+)
+
+
+def fit_to_leave(content: Any) -> Any:
+    """What may leave this machine of a text, or of the texts in a record: no path of a folder of its own.
+
+    Of an absolute path below the working directory stays what is below it, of another one its last part. So a command
+    can still be read, and says nothing of who ran it where.
+    """
+    if isinstance(content, dict):
+        return {fit_to_leave(name): fit_to_leave(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(map(fit_to_leave, content))
+    if not isinstance(content, str):
+        return content
+    if os.path.isabs(content) and os.path.lexists(content):  # whatever characters it has
+        return last_part(content)
+    text = _PATHS.sub(lambda path: ",".join(map(last_part, path[0].split(","))), content)
+    # what no pattern knows for a path, such as that of a file:// URL
+    for folder in sorted({os.getcwd(), os.path.expanduser("~"), tempfile.gettempdir()}, key=len, reverse=True):
+        if len(folder) > 1:
+            text = re.sub(re.escape(folder) + r"(/|(?![\w-]))", "", text)
+    return text
+
+
+def last_part(path: str) -> str:
+    """Of an absolute path what may leave this machine; anything else as it is."""
+    here = os.getcwd().rstrip("/") + "/"
+    if path.startswith(here) or not path.startswith("/"):
+        return path.removeprefix(here)
+    return path.rstrip("/").rpartition("/")[2]

@@ -27,7 +27,7 @@ from ..cli.text.encoders import is_checkpoint, text_encoder_config
 from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
-from ..machine import choose_precision, num_cores, use_all_cores
+from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
 from .base import Contender, Pace, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed, train_bare_loop
 
@@ -304,6 +304,7 @@ def train_theirs(pace: Pace, settings: dict[str, Any]) -> float:
         use_cpu=arguments.use_cpu or accelerator is None, per_device_train_batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate, bf16=settings["precision"] == "bf16", **_TRAINING,
     )  # fmt: skip
+    use_one_gpu(args)  # as our side
     set_seed(args.seed)
     pace.data_is_readable()
     file = {"train": str(folder / "corpus.parquet")}

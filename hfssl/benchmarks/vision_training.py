@@ -13,6 +13,7 @@ from ..cli.image.data import ImageData, ImageDataArguments
 from ..cli.image.encoders import VisionEncoderArguments, make_views
 from ..cli.modality import build_method
 from ..data.image.views import ViewArguments, Views
+from ..machine import use_one_gpu
 from ..methods import METHODS
 from ..modeling.vision import SSLVisionModel
 from .base import Pace
@@ -99,6 +100,7 @@ def train_run_mae(pace: Pace, settings: dict[str, Any]) -> float:
 
     bf16 = settings["precision"] == "bf16"
     args = TrainingArguments(**_run(pace, settings), bf16=bf16, remove_unused_columns=False)
+    use_one_gpu(args)  # as our side
     set_seed(args.seed)
     pace.data_is_readable()
     # a cache of its own: as on the first run on these data

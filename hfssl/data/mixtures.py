@@ -25,6 +25,7 @@ import numpy as np
 from ..errors import DataError
 from ..functional import keyed
 from ..functional.keyed import Use
+from ..machine import last_part
 from .blocks import shuffled_units
 from .modality import Modality, modality
 from .sources import PieceRows, Source, open_source
@@ -105,7 +106,7 @@ class Mixture(Source):
         self.num_rows = sum(source.num_rows for source in sources)
         self.num_rows_exact = all(source.num_rows_exact for source in sources)
         self.description = "mixture of " + ", ".join(
-            f"{part.share:.1%} {name} ({_size(size, kind)}; {part.source.description})"
+            f"{part.share:.1%} {last_part(str(name))} ({_size(size, kind)}; {part.source.description})"
             for name, part, size in zip(names, self.parts, sizes, strict=True)
         )
 

@@ -360,6 +360,10 @@ class ExactStream(torch.utils.data.IterableDataset):
                 f"{self.source.where(file, row)}: {reason}. Mend the data, or allow more with `--max_bad_fraction`."
             )
 
+    def leave_out(self, identities: frozenset[str | bytes]) -> None:
+        """Never yield these samples either: `exclude` of what is known after the stream was made."""
+        self.exclude |= identities
+
     # -- the state ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -454,7 +458,7 @@ _LAYOUT_WORDS = {
     "data": "the data set has changed since, and other data have other samples. Start a run in another --output_dir",
     "shares": "the shares of the mixture differ. Use the same --dataset",
     "seed": "the seed differs. Use the same --seed",
-    "excluded": "the held-out part differs. Use the same --held_out_fraction and --max_held_out",
+    "excluded": "what is held out or measured on differs. Use the same flags about held-out data and probes",
     "batch_cost": "the size of the batches differs. Use the same --batch_tokens",
 }
 

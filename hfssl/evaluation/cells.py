@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..machine import process_state
+from ..machine import process_state, use_one_gpu
 from .results import read_json, write_json
 
 
@@ -89,6 +89,7 @@ def training_arguments(scratch: str, precision: str, **settings: Any) -> Trainin
         disable_tqdm=True,
         **settings,
     )
+    use_one_gpu(args)
     if precision == "fp32":
         # the launcher's own setting would win
         args.mixed_precision = "no"

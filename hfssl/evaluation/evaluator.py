@@ -39,6 +39,8 @@ class Evaluator(ABC):
             Whether more of `primary_metric` is better.
         loss_term (`str`, *optional*):
             Of a method whose loss has several terms, the one that the figure `loss` is on held-out data.
+        measured_on (`frozenset[str | bytes]`):
+            The [`~hfssl.data.sources.identity`] of each sample that the figures are of. Who trains leaves these out.
     """
 
     protocol: ClassVar[str]
@@ -46,6 +48,7 @@ class Evaluator(ABC):
     primary_metric: str
     greater_is_better: ClassVar[bool] = True
     loss_term: ClassVar[str | None] = None
+    measured_on: frozenset[str | bytes] = frozenset()
 
     @abstractmethod
     def __call__(

@@ -209,8 +209,7 @@ class FinetuneRun:
         settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.encoder.classifier(names, seed, random_init=kind == RANDOM_INIT)
-        # a batch of whole rows for each process
-        batch_size = max(1, min(settings.train_batch_size, len(rows)) // num_processes)
+        batch_size = images_a_process(min(settings.train_batch_size, len(rows)), num_processes)
         if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise EvaluationError(
                 f"The batch norm of {self.name} needs more than one image in each process, but a step has "
@@ -248,6 +247,23 @@ class FinetuneRun:
             trainer.train()
             logits, labels = trainer.logits_and_labels(_TestRows(self._pixels("test"), self.test_y))
         return classification_scores(logits.argmax(-1), labels)
+
+
+def images_a_process(images: int, num_processes: int) -> int:
+    """The images of a step that each process gets.
+
+    Raises:
+        EvaluationError: if they cannot be shared evenly: the figure would be that of another batch than is recorded.
+    """
+    if images % num_processes:
+        fitting = ", ".join(str(number) for number in range(1, images + 1) if images % number == 0)
+        fewer = images // num_processes * num_processes
+        raise EvaluationError(
+            f"A step has {images} images (`--train_batch_size`, or all where there are fewer), which {num_processes} "
+            f"processes cannot share evenly. Launch one of {fitting} processes"
+            + (f", or pass `--train_batch_size {fewer}`." if fewer else ".")
+        )
+    return images // num_processes
 
 
 def layer_groups(

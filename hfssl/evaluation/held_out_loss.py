@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from ..data.held_out import content_keys
 from ..data.image.views import Views
+from ..data.sources import identity
 from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
@@ -46,6 +47,7 @@ class HeldOutLossEvaluator(Evaluator):
         self, images: Sequence[bytes], views: Views, *, batch_size: int = 64, rank: int = 0, world_size: int = 1
     ):
         images = list(images)[:MOST_IMAGES]
+        self.measured_on = frozenset(map(identity, images))
         keys = content_keys(images)
         rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
         if not len(rows):

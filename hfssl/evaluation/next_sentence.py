@@ -56,6 +56,7 @@ class NextSentenceEvaluator(Evaluator):
         world_size: int = 1,
     ):
         self.num_texts, self.max_length, self.vocab_size = len(texts), max_length, len(tokenizer)
+        self.measured_on = frozenset(texts)
         contents = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64)
         keys = keyed.key(Use.HELD_OUT_SAMPLE, contents)
         transform = SentencePairRows(tokenizer, max_length, masking={"mask_ratio": 0.15})

@@ -1,5 +1,6 @@
 """k-NN of the encoder while it trains."""
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ..data.labelled import LabelledImages
+from ..data.sources import identity
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import evaluating
@@ -69,6 +71,11 @@ class OnlineKnn(Evaluator):
             resized_images(processor, test.images, test_rows),
         ]
         self.pixels = torch.cat(pixels)
+
+    @cached_property
+    def measured_on(self) -> frozenset[bytes]:
+        # all test images: the table at the end of a run is measured on them as well
+        return frozenset(map(identity, self.test.images))
 
     @property
     def baselines(self) -> dict[str, float]:

@@ -139,8 +139,10 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None) -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
     head = f"Probes on {results[0].task}, {results[0].num_eval:,} images"
     rows = [replace(result, task=_title(result)) for result in results]
-    table = head + (f", pooling {pooling}" if pooling else "") + "\n\n" + format_table(rows)
-    said = usefulness_line(results)
+    precision = results[0].hyperparameters.get("precision", "fp32")
+    if pooling:
+        head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
+    table, said = head + "\n\n" + format_table(rows), usefulness_line(results)
     return f"{table}\n\n{said}" if said else table
 
 

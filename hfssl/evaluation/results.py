@@ -1,5 +1,6 @@
 """What an evaluation found: one record per figure, kept in `results.json` with all that is needed to get it again."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..machine import fit_to_leave
 
 
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}")
@@ -55,11 +57,8 @@ def commit() -> str | None:
 
 
 def command_line() -> str:
-    """The command of this process, without secrets; a script inside the working directory by its relative path."""
-    script, *words = sys.argv or [""]
-    if Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd()):
-        script = str(Path(script).relative_to(Path.cwd()))
-    return _SECRETS.sub("***", shlex.join(["python", script, *words]))
+    """The command of this process, without secrets and without the folders of this machine."""
+    return fit_to_leave(_SECRETS.sub("***", shlex.join(["python", *(sys.argv or [""])])))
 
 
 @dataclass
@@ -164,13 +163,13 @@ def write_results(path: str | Path, results: Iterable[Result]) -> list[dict]:
     """Merge results into a `results.json`, a list of records, and return the whole list.
 
     A record of the same experiment (protocol, model, task, data, hyper-parameters) is replaced, all others are kept.
-    The file is replaced in one step, so that an interruption leaves the old one or the new one.
+    The file is replaced in one step, so that an interruption leaves the old one or the new one. It may leave this
+    machine: of models in other folders it keeps the last part of the path, and tells them apart by `experiment`.
     """
-    records = read_results(path)
+    records = [_marked(record) for record in read_results(path)]
     for result in results:
-        new = asdict(result)
-        identity = _identity(new)
-        records = [record for record in records if _identity(record) != identity] + [new]
+        new = _marked(asdict(result))
+        records = [record for record in records if record["experiment"] != new["experiment"]] + [new]
     write_json(path, records)
     return records
 
@@ -232,8 +231,11 @@ def _mean_and_std(values: Iterable[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _identity(record: dict) -> str:
-    return json.dumps([record.get(name) for name in _IDENTITY], sort_keys=True, default=str)
+def _marked(record: dict) -> dict:
+    """A record that may leave this machine, with a digest of what makes its experiment this one."""
+    identity = json.dumps([record.get(name) for name in _IDENTITY], sort_keys=True, default=str)
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+    return {"experiment": digest} | fit_to_leave(record)
 
 
 def _without_nan(content: Any) -> Any:

@@ -71,6 +71,7 @@ class TokenPredictionEvaluator(Evaluator):
         world_size: int = 1,
     ):
         groups = texts if isinstance(texts, dict) else {"": texts}
+        self.measured_on = frozenset().union(*groups.values())
         self.tokenizer, self.num_texts = tokenizer, sum(map(len, groups.values()))
         self.max_length, self.packing, self.batch_size = max_length, packing, batch_size
         collate = TextCollator(tokenizer.pad_token_id, positions=self.positions)

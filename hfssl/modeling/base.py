@@ -84,6 +84,9 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     def post_init(self):
         super().post_init()
+        for name in self.encoders:
+            # transformers would save the folder of this machine it came from: it leaves out that of the whole only
+            getattr(self.config, f"{name}_config")._name_or_path = ""
         self.freeze()
 
     def train(self, mode: bool = True):

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..errors import UserError
-from ..machine import choose_precision, local_world_size, num_cores, use_all_cores
+from ..machine import choose_precision, local_world_size, num_cores, use_all_cores, use_one_gpu
 from . import checkpoints
 from .hub import check_push
 
@@ -52,7 +52,9 @@ class SSLTrainingArguments(TrainingArguments):
             steps, and so its weights, depend on the machine.
         resume (`str`, *optional*, defaults to `"auto"`):
             auto continues the run that lies in `output_dir`, never refuses to, a folder is a checkpoint to continue
-            from.
+            from, of this run or of one in another folder. A run may go on with more `max_steps`, `max_tokens` or
+            `budget_minutes` than it had. Its warm-up stays as many steps; a learning rate that is constant until its
+            decay goes on as it was; what follows the share of the run that is done is stretched to the new length.
         cpu_threads (`int`, *optional*):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
@@ -84,6 +86,8 @@ class SSLTrainingArguments(TrainingArguments):
         "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
         "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
     )  # fmt: skip
+
+    kept_warmup_steps: ClassVar[int | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_tokens: int | None = None
@@ -167,6 +171,13 @@ class SSLTrainingArguments(TrainingArguments):
             )
         self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer
         super().__post_init__()
+        use_one_gpu(self)
+        if not self.average_tokens_across_devices and self.world_size > 1:
+            raise UserError(
+                f"`--average_tokens_across_devices false` would divide the gradient by the {self.world_size} "
+                "processes once too often: the loss of a step is one mean over what all of them predict. Leave the "
+                "flag out."
+            )
         if self.lanes is not None and (self.lanes < 1 or self.lanes % self.world_size):
             raise UserError(
                 f"`--lanes` must be a multiple of the number of processes, {self.world_size}, got {self.lanes}."
@@ -182,6 +193,11 @@ class SSLTrainingArguments(TrainingArguments):
         """Train in fp32 unless the user stated a precision: for a model that this hardware trains faster so."""
         if self._may_choose_precision:
             self.bf16, self.fp16, self.mixed_precision = False, False, "no"
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        # those of a run that goes on for longer stay as many as they were
+        kept = self.kept_warmup_steps
+        return super().get_warmup_steps(num_training_steps) if kept is None else kept
 
     def set_learning_rate(self, rate: float, per_256_samples: bool = False) -> None:
         """Take a default learning rate; one that is meant for 256 samples a step grows with the batch."""

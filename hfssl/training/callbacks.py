@@ -290,6 +290,6 @@ def non_finite_loss(step: int, learning_rate: float | None, checkpoint) -> UserE
     """The error of a run whose loss is no number any more."""
     return UserError(
         f"The loss is not finite at step {step}, at a learning rate of {learning_rate:g}. "
-        f"Last good checkpoint: {checkpoint or 'none yet'}. Lower `--learning_rate`, raise `--warmup_steps`, or use "
-        "`--precision fp32`."
+        f"Last good checkpoint: {checkpoint or 'none yet'}. Begin a run in another `--output_dir` with a lower "
+        "`--learning_rate`, more `--warmup_steps` or `--precision fp32`."
     )

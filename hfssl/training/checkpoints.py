@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 # Written last into a checkpoint: size and checksum of every file in it, the settings of the run, its number of
-# processes and the version of what is in the checkpoint.
+# processes and of warm-up steps, and the version of what is in the checkpoint.
 MANIFEST = "manifest.json"
 # 2: streams have lanes.
 VERSION = 2
@@ -115,7 +116,8 @@ def newest_up_to(checkpoints: Iterable[Path], step: int) -> Path | None:
 def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None:
     """The checkpoint to continue from: the newest whole one in `output_dir`, or the one that `resume` names.
 
-    A damaged checkpoint is passed over with a warning.
+    A damaged checkpoint is passed over with a warning. Where `resume` names a checkpoint of another folder and
+    `output_dir` holds some already, the run goes on from its own: the same command continues what was stopped.
 
     Raises:
         UserError: if `resume` names a folder that is no whole checkpoint, or another version of hfssl wrote it.
@@ -125,14 +127,18 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
     if resume != "auto":
         problem = _damage(Path(resume)) if Path(resume).is_dir() else "there is no such folder"
         if problem:
-            there = ", ".join(str(checkpoint) for checkpoint in list_checkpoints(output_dir))
+            meant = ", ".join(map(str, list_checkpoints(resume)))  # of a run whose folder was named
+            there = ", ".join(map(str, list_checkpoints(output_dir)))
             raise UserError(
                 f"`--resume {resume}` is no checkpoint to continue from: {problem}. "
-                + (f"Those of this run are {there}." if there else f"{output_dir} holds none either.")
-                + " Pass `--resume auto` to continue from the newest one, if there is any."
+                + (f"Those in it are {meant}. " if meant else "")
+                + (f"Those of this run are {there}. " if there else f"{output_dir} holds none either. ")
+                + ("Pass one of them" if meant or there else "Leave it out for a new run")
+                + ", or pass `--resume auto` to continue from the newest of this run, if there is any."
             )
         _check_version(Path(resume))
-        return Path(resume)
+        is_elsewhere = Path(resume).resolve().parent != Path(output_dir).resolve()
+        return find_checkpoint(output_dir) if is_elsewhere and list_checkpoints(output_dir) else Path(resume)
     for checkpoint in list_checkpoints(output_dir):
         problem = _damage(checkpoint)
         if not problem:
@@ -146,17 +152,29 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
     return None
 
 
-def set_damaged_aside(output_dir: str | Path, checkpoint: Path | None) -> None:
-    """Rename the damaged checkpoints that are newer than the one to continue from: their steps will be saved anew."""
+def set_aside(output_dir: str | Path, checkpoint: Path | None, all_newer: bool = False) -> None:
+    """Rename checkpoints that are newer than the one to continue from, whose steps will be saved anew.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        checkpoint (`Path`, *optional*):
+            The one to continue from.
+        all_newer (`bool`, *optional*, defaults to `False`):
+            Whole ones too: those of a run that is shorter than it is to be now. Else only the damaged ones.
+    """
     for newer in list_checkpoints(output_dir):
-        if newer == checkpoint:
+        if checkpoint is not None and newer.resolve() == checkpoint.resolve():
             return
-        if _damage(newer):
-            aside = newer.with_name(f"damaged-{newer.name}")
+        is_damaged = _damage(newer) is not None
+        if is_damaged or all_newer:
+            aside = newer.with_name(f"{'damaged' if is_damaged else 'replaced'}-{newer.name}")
             shutil.rmtree(aside, ignore_errors=True)
             newer.rename(aside)
 
 
+# Settings that may grow on a resume.
+_LENGTHS = ("max_steps", "budget_minutes")
 _WORDS = {
     "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
     "batches_per_step": "the batches of a step (gradient_accumulation_steps × processes)",
@@ -164,7 +182,7 @@ _WORDS = {
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """What was sealed into a checkpoint: `files`, `settings`, `version`, `world_size`."""
+    """What was sealed into a checkpoint: `files`, `settings`, `version`, `world_size`, `warmup_steps`."""
     return json.loads((checkpoint / MANIFEST).read_text())
 
 
@@ -182,8 +200,16 @@ def _check_version(checkpoint: Path) -> None:
         )
 
 
-def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Refuse to continue a run with settings that would make it another run.
+def check_settings(checkpoint: Path, settings: dict[str, Any], is_named: bool = False) -> None:
+    """Refuse to continue a run with settings that would make it another run. It may be longer than it was.
+
+    Args:
+        checkpoint (`Path`):
+            What to continue from.
+        settings (`dict[str, Any]`):
+            Those of this run.
+        is_named (`bool`, *optional*, defaults to `False`):
+            Whether the user named the checkpoint.
 
     Raises:
         UserError: naming each setting that differs.
@@ -194,22 +220,26 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     changed = [
         f"{_WORDS.get(name, name)} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
+        if then.get(name) != now.get(name) and not (name in _LENGTHS and then.get(name, math.inf) < now.get(name, 0))
     ]
     if changed:
+        new_run = "another `--output_dir`" + (" and no `--resume`" if is_named else "")
         raise UserError(
-            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass another `--output_dir` for a new run, "
-            "or the same settings to continue this one."
+            f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass {new_run} for a new run, or the same "
+            "settings to continue this one (only `--max_steps` and `--budget_minutes` may be larger than they were)."
         )
 
 
-def seal(folder: Path, settings: dict[str, Any], world_size: int = 1) -> None:
+def seal(folder: Path, settings: dict[str, Any], world_size: int = 1, warmup_steps: int = 0) -> None:
     """Write the manifest of a finished checkpoint and put everything on the disk itself."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
         _sync(path)
-    manifest = {"version": VERSION, "files": files, "settings": settings, "world_size": world_size}
+    manifest = {
+        "version": VERSION, "files": files, "settings": settings, "world_size": world_size,
+        "warmup_steps": warmup_steps,
+    }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _sync(folder / MANIFEST)
 

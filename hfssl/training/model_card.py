@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.results import Result, commit, versions
 from ..evaluation.usefulness import usefulness_line
 from ..evaluation.verdict import health_table
+from ..machine import fit_to_leave
 from .record import RunRecord
 
 
@@ -95,6 +96,8 @@ def write_card(
             Pictures that lie in `assets/` under the names of these files, with what they show.
     """
     args, model, name = run.args, run.model, run.name
+    is_local = base_model is not None and Path(base_model).exists()
+    data, base_model, usage = map(fit_to_leave, (data, base_model, usage))
     facts = {
         "Method": type(model).__name__,
         "Data": data or "not recorded",
@@ -138,7 +141,8 @@ def write_card(
         _CARD.format(
             tag=model.config.model_type.removeprefix("hfssl_"),
             pipeline=f"pipeline_tag: {pipeline_tag}\n" if pipeline_tag else "",
-            base_model=f"base_model: {base_model}\n" if base_model else "",
+            # a folder of this machine is no model that the Hub could link to
+            base_model=f"base_model: {base_model}\n" if base_model and not is_local else "",
             name=name,
             architecture=type(model.encoder).__name__,
             parameters=model.encoder.num_parameters() / 1e6,
@@ -148,7 +152,7 @@ def write_card(
             usage=usage.format(name=name),
             sections=sections,
             facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value != ""),
-            command=run.command,
+            command=fit_to_leave(run.command),
             versions=", ".join(f"{package} {version}" for package, version in versions().items()),
             citation=model.paper["citation"],
         ),
@@ -174,7 +178,7 @@ def _seen(run: RunRecord) -> str:
 
 
 def _passes(run: RunRecord) -> str:
-    return ", ".join(f"{name} {number:.2f}".lstrip() for name, number in run.passes.items())
+    return ", ".join(f"{fit_to_leave(name)} {number:.2f}".lstrip() for name, number in run.passes.items())
 
 
 def _table(results: list[Result]) -> str:
@@ -188,7 +192,7 @@ def _table(results: list[Result]) -> str:
         ]
         variant = "".join(f", {name} = {value}" for name, value in result.hyperparameters.items() if name in _VARIANTS)
         protocol = f"{result.protocol} v{result.version}{variant}"
-        lines.append("| " + " | ".join([protocol, result.task, result.metric, *figures]) + " |")
+        lines.append("| " + " | ".join([protocol, fit_to_leave(result.task), result.metric, *figures]) + " |")
     return "\n".join(lines)
 
 

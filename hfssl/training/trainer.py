@@ -10,6 +10,7 @@ contract test in `tests/training/test_trainer.py` that fails when a new transfor
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
 - `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `_load_optimizer_and_scheduler`: a run may go on for longer;
 - `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
 - `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
   continue;
@@ -31,6 +32,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from ..data.sources import identity
 from ..data.stream import ExactStream
 from ..errors import UserError
 from ..evaluation.chance import chance_levels
@@ -58,17 +60,10 @@ from .loss_terms import LossTerms
 from .optim import Lars, lars_options
 from .record import RunRecord
 from .result_folder import write_result
+from .settings import is_longer, settings_of_run, take_new_rates
 
 
 logger = logging.getLogger(__name__)
-
-# What makes a run this run: changed on a resume, the result would be neither the old run's nor the new one's.
-_IDENTITY = (
-    "global_batch_size", "max_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
-    "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
-)  # fmt: skip
-
 
 # The seconds trained so far, in the checkpoints of a run with a budget of time.
 _CLOCK = "clock.json"
@@ -86,11 +81,13 @@ class SSLTrainer(Trainer):
         train_dataset ([`ExactStream`]):
             The stream of this process. Any other data set goes the way that Trainer gives it, without exact resumes.
         evaluators (`Sequence[Evaluator]`, *optional*):
-            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`.
+            What to measure on the model during training. Each has `measure(model) -> dict[str, float]`. What they are
+            `measured_on` is never trained on.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run (data set, tokenizer …), in words that an error message can use.
         held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
             Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
+            Never trained on either.
     """
 
     def __init__(
@@ -105,8 +102,12 @@ class SSLTrainer(Trainer):
     ):
         self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
         self.evaluators = list(evaluators)
+        if self.stream is not None:
+            measured_on = (getattr(evaluator, "measured_on", ()) for evaluator in self.evaluators)
+            self.stream.leave_out(frozenset(map(identity, held_out)).union(*measured_on))
         self.extra_settings = dict(settings or {})
         self.resumed_from: Path | None = None
+        self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
         self._terms = LossTerms(getattr(model, "loss_units", ()))
@@ -148,19 +149,8 @@ class SSLTrainer(Trainer):
     @property
     def settings(self) -> dict[str, Any]:
         """What makes this run this run; kept in each checkpoint and compared on a resume."""
-        arguments = {name: getattr(self.args, name) for name in _IDENTITY}
-        if self.stream is None:  # whoever reads the data then may deal them out otherwise
-            arguments["world_size"] = self.args.world_size
-        elif self.stream.batch_cost is not None:
-            arguments["batches_per_step"] = self.args.gradient_accumulation_steps * self.args.world_size
-        if self.clock is not None:
-            arguments["budget_minutes"] = self.args.budget_minutes
-            del arguments["max_steps"]
-        method = _flat(self.accelerator.unwrap_model(self.model).config.to_dict())
-        for name in ("transformers_version", "dtype", "architectures"):
-            method.pop(name, None)
-        settings = {**self.extra_settings, **arguments, **method}
-        return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+        config = self.accelerator.unwrap_model(self.model).config
+        return settings_of_run(self.args, config, self.stream, **self.extra_settings)
 
     def last_checkpoint(self) -> Path | None:
         return next(iter(checkpoints.list_checkpoints(self.args.output_dir)), None)
@@ -180,10 +170,11 @@ class SSLTrainer(Trainer):
         if resume_from_checkpoint:
             self.resumed_from = Path(resume_from_checkpoint)
             self.args.keep_global_batch(self.resumed_from)
-            checkpoints.check_settings(self.resumed_from, self.settings)
+            checkpoints.check_settings(self.resumed_from, self.settings, is_named=self.args.resume != "auto")
+            self.is_longer = is_longer(self.args, self.resumed_from)
             self.accelerator.wait_for_everyone()  # until all have looked for it
             if self.args.should_save:
-                checkpoints.set_damaged_aside(self.args.output_dir, self.resumed_from)
+                checkpoints.set_aside(self.args.output_dir, self.resumed_from, all_newer=self.is_longer)
             logger.info("Continuing from %s.", self.resumed_from)
         elif self.args.should_save:
             self._check_disk_space()
@@ -193,7 +184,10 @@ class SSLTrainer(Trainer):
         # the state before training is measured once, not again after each resume
         self.args.eval_on_start = bool(self.evaluators or self.health) and self.resumed_from is None
         if self.resumed_from is not None and self._is_finished(self.resumed_from):
-            logger.info("The run is finished: %s is its last step.", self.resumed_from)
+            flag = "--max_steps" if self.clock is None else "--budget_minutes"
+            logger.info(
+                "The run is finished: %s is its last step. A larger `%s` continues it.", self.resumed_from, flag
+            )
             return None
         result = super().train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None, **kwargs)
         if self.stop.stopped:
@@ -272,7 +266,7 @@ class SSLTrainer(Trainer):
             if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
                 scale = 1 / self.current_gradient_accumulation_steps
             else:
-                scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                scale = self.accelerator.num_processes
             self._terms.add(terms, scale, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
@@ -297,6 +291,20 @@ class SSLTrainer(Trainer):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self.is_longer:
+            return
+        self.state.compute_steps(self.args, self.state.max_steps)  # how often to log, evaluate and save
+        then, now = take_new_rates(self.lr_scheduler, self.optimizer)
+        stretched = f"is stretched: at step {self.state.global_step} it was {then:g}, and is {now:g} now"
+        logger.info(
+            "The run is longer than it was. Its learning rate (%s) %s. What else follows the share of the run that is "
+            "done, such as the momentum of a teacher, is stretched to the new length as well.",
+            getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type),
+            "goes on as it was" if then == now else stretched,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -375,7 +383,8 @@ class SSLTrainer(Trainer):
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.seal(staging / name, self.settings, self.args.world_size)
+                warmup = self.args.get_warmup_steps(self.state.max_steps)
+                checkpoints.seal(staging / name, self.settings, self.args.world_size, warmup)
                 (staging / name).rename(output_dir / name)
                 good_step = last_learning_step(self.state.log_history)
                 checkpoints.rotate(output_dir, self.args.save_total_limit, good_step)
@@ -486,10 +495,3 @@ class SSLTrainer(Trainer):
 
     def _finish_current_push(self) -> None:
         """Nothing is pushed in the background."""
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -311,7 +311,7 @@ def test_columns_may_differ_and_damage_is_named_with_its_source(tmp_path, caplog
     source = open_mixture(f"{tmp_path}/a.jsonl:0.5,{tmp_path}/b.jsonl:0.5")
     take(stream(source, block_bytes=50_000), 20)
     assert "b.jsonl: b.jsonl" in caplog.text and "null" in caplog.text
-    assert source.description.startswith(f"mixture of 50.0% {tmp_path}/a.jsonl (12.0 kB of text; 1 ")
+    assert source.description.startswith("mixture of 50.0% a.jsonl (12.0 kB of text; 1 ")
 
 
 def test_missing_parts_and_configurations_are_explained(tmp_path):

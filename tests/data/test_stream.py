@@ -172,7 +172,7 @@ def test_a_stream_pickles():
         ({"n": 501}, "data set has changed"),
         ({"world_size": 3}, "began with 4 lanes, which 3 processes cannot share evenly. Launch one of 1, 2, 4"),
         ({"lanes": 2}, "began with 4 lanes, `--lanes` says 2. Leave `--lanes` out"),
-        ({"exclude": frozenset(["text 1 x"])}, "held-out part differs"),
+        ({"exclude": frozenset(["text 1 x"])}, "what is held out or measured on differs"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(changed, words):

@@ -16,6 +16,7 @@ from hfssl.evaluation.finetune import (
     FinetuneSettings,
     _Images,
     _TrainingRows,
+    images_a_process,
     layer_groups,
 )
 
@@ -52,6 +53,15 @@ def test_learns_and_reports_beside_scratch_and_majority(encoder, tmp_path):
     assert result.hyperparameters["layer_decay"] == 0.75
     (record,) = read_results(tmp_path / "results.json")
     assert record["per_seed"] == result.per_seed
+
+
+def test_what_is_recorded_is_what_was_trained_with():
+    assert [images_a_process(64, number) for number in (1, 2, 64)] == [64, 32, 1]
+    with pytest.raises(EvaluationError, match="has 64 images .* 3 processes cannot.*`--train_batch_size 63`"):
+        images_a_process(64, 3)
+    assert images_a_process(63, 3) == 21  # which it says
+    with pytest.raises(EvaluationError, match=r"Launch one of 1, 2 processes\.$"):
+        images_a_process(2, 4)
 
 
 def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from hfssl.evaluation import Result, format_table, read_results, write_results
 from hfssl.evaluation.results import command_line, commit, versions, write_json
+from hfssl.machine import fit_to_leave
 
 
 def make_result(scores=None, **overrides):
@@ -89,6 +90,31 @@ def test_table():
     assert lines[0].split() == ["task", "metric", "encoder", "random", "init", "majority", "seeds", "train", "eval"]
     assert "0.600 ± 0.141" in lines[2] and "0.150 ± 0.071" in lines[2]
     assert "matthews_correlation (validation_matched)  0.250 " in lines[3]
+
+
+def test_models_in_folders_of_one_name_are_told_apart_though_their_folders_stay_here(tmp_path):
+    path = tmp_path / "results.json"
+    models = [tmp_path / "a" / "out", tmp_path / "b" / "out"]
+    write_results(path, [make_result(model=str(model)) for model in models])
+    write_results(path, [make_result({0: 0.9}, model=str(models[0]))])
+    records = read_results(path)
+    assert [(record["model"], record["value"]) for record in records] == [("out", pytest.approx(0.6)), ("out", 0.9)]
+    assert str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("python x.py --dataset /a/b c/d.txt:0.7,/e/f:0.3 -o=/g/h/", "python x.py --dataset b c/d.txt:0.7,f:0.3 -o=h"),
+        ("python x.py --dataset '/a/my b/c [1].txt'", "python x.py --dataset 'c [1].txt'"),
+        (f"{os.getcwd()}/recipes/mlm.py", "recipes/mlm.py"),
+        ("file://" + os.path.expanduser("~") + "/a.txt", "file://a.txt"),
+        ("https://huggingface.co/papers/1 and/or 1/2, org/name, outputs/mlm", None),
+        ({"model": "/a/b", "k": [1, "/c/d/e.png"]}, {"model": "b", "k": [1, "e.png"]}),
+    ],
+)
+def test_what_may_leave_the_machine(text, expected):
+    assert fit_to_leave(text) == (text if expected is None else expected)
 
 
 def test_command_line_hides_tokens(monkeypatch):

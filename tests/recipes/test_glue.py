@@ -73,7 +73,7 @@ def test_ends_with_a_table_and_a_file(encoder, dataset, tmp_path):
     lines = result.stdout.splitlines()
     assert any(line.startswith("task  metric                encoder  random init  majority") for line in lines), lines
     (record,) = read(tmp_path / "results.json")
-    assert record["command"].startswith(f"python recipes/glue.py --encoder {encoder} --task cola")
+    assert record["command"].startswith(f"python recipes/glue.py --encoder {encoder.name} --task cola")
     assert (record["num_train"], record["num_eval"]) == (16, 32)
 
 

@@ -33,7 +33,7 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
     assert [record["protocol"] for record in records] == ["knn", "knn", "linear"]
     assert set(records[0]["baselines"]) == {"random_init", "raw_input", "simple_statistics", "majority"}
     assert records[0]["num_train"] == 300
-    assert records[0]["command"].startswith(f"python recipes/probe.py --encoder {encoder} --protocol knn,linear")
+    assert records[0]["command"].startswith(f"python recipes/probe.py --encoder {encoder.name} --protocol knn,linear")
     assert (tmp_path / "assets" / "neighbours.png").is_file()
 
 

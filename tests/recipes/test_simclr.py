@@ -60,7 +60,7 @@ def test_a_checkpoint_is_continued_at_its_size(tmp_path):
     done = run("simclr", tmp_path / "b", encoder=source, encoder_config=None, max_steps=1, learning_rate=0)
     assert done.poll() == 0, done.stderr
     check_result(tmp_path / "b" / "out")
-    assert f"base_model: {source}" in (tmp_path / "b" / "out" / "README.md").read_text()
+    assert f"further from `{source.name}`" in (tmp_path / "b" / "out" / "README.md").read_text()
     preprocessor = json.loads((tmp_path / "b" / "out" / "preprocessor_config.json").read_text())
     assert preprocessor["image_mean"] == [0.5, 0.5, 0.5]  # that of the checkpoint
     old, new = (AutoModel.from_pretrained(folder).state_dict() for folder in (source, tmp_path / "b" / "out"))

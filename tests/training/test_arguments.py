@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from transformers import TrainingArguments
 
-from hfssl import SSLTrainingArguments, machine
+from hfssl import SSLTrainer, SSLTrainingArguments, machine
 from hfssl.errors import UserError
+from hfssl.evaluation.cells import training_arguments
 from hfssl.machine import choose_precision, num_cores, use_all_cores
 
 
@@ -141,3 +144,35 @@ def test_lanes_are_a_multiple_of_the_number_of_processes(tmp_path, monkeypatch):
             UserError, match=f"`--lanes` must be a multiple of the number of processes, 2, got {lanes}"
         ):
             SSLTrainingArguments(str(tmp_path), report_to="none", lanes=lanes)
+
+
+def test_the_loss_of_a_step_is_one_mean_over_all_processes(tmp_path, monkeypatch):
+    fields = {"use_cpu": True, "report_to": "none", "average_tokens_across_devices": False}
+    assert SSLTrainingArguments(str(tmp_path), **fields).world_size == 1  # where it makes no difference
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 2)
+    with pytest.raises(UserError, match="divide the gradient by the 2 processes once too often.*Leave the flag out"):
+        SSLTrainingArguments(str(tmp_path), **fields)
+
+
+@pytest.mark.parametrize("make", [SSLTrainingArguments, lambda folder, **_: training_arguments(folder, "fp32")])
+def test_one_process_trains_on_one_gpu_of_several(tmp_path, monkeypatch, caplog, make):
+    """As if there were two: nothing is wrapped in `nn.DataParallel`, and the batch is what was said."""
+
+    set_up = TrainingArguments.__dict__["_setup_devices"].func
+
+    def two_gpus(args):
+        if not hasattr(args, "distributed_state"):
+            set_up(args)
+            args._n_gpu = 2
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(two_gpus))
+    monkeypatch.setattr("sys.argv", ["/somewhere/mlm.py", "--seed", "1"])
+    args = make(str(tmp_path), report_to="none", per_device_train_batch_size=8)
+    assert args.n_gpu == 1 and args.train_batch_size == 8
+    assert "2 GPUs are visible" in caplog.text
+    assert "torchrun --nproc_per_node 2 mlm.py with the same flags" in caplog.text
+    if make is SSLTrainingArguments:
+        args.eval_strategy = "no"
+        trainer = SSLTrainer(tiny.mlm(), args)
+        assert trainer._wrap_model(trainer.model) is trainer.model

@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_passed_over_named_once_and_set_aside(tmp_path, 
     )
     with pytest.raises(UserError, match="is no checkpoint to continue from: .*checkpoint-10, .*checkpoint-5"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-15"))
-    checkpoints.set_damaged_aside(tmp_path, tmp_path / "checkpoint-10")
+    checkpoints.set_aside(tmp_path, tmp_path / "checkpoint-10")
     assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-5"]
     assert (tmp_path / "damaged-checkpoint-15").is_dir()
 
@@ -200,7 +200,7 @@ def test_only_what_is_newer_and_damaged_is_set_aside(tmp_path):
         make(tmp_path, step)
     flip(tmp_path / "checkpoint-5")
     flip(tmp_path / "checkpoint-15")
-    checkpoints.set_damaged_aside(tmp_path, tmp_path / "checkpoint-10")
+    checkpoints.set_aside(tmp_path, tmp_path / "checkpoint-10")
     assert [c.name for c in list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-10", "checkpoint-5"]
 
 
@@ -217,6 +217,15 @@ def test_a_checkpoint_that_is_named(tmp_path):
     assert find_checkpoint(tmp_path, str(first)) == first
     with pytest.raises(UserError, match="nowhere` is no checkpoint .*: there is no such folder.*`--resume auto`"):
         find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_of_another_folder_until_there_is_one_here(tmp_path):
+    begun, other = make(tmp_path / "a", 5), tmp_path / "b"
+    assert find_checkpoint(other, str(begun)) == begun
+    newer = make(other, 7)
+    assert find_checkpoint(other, str(begun)) == newer
+    with pytest.raises(UserError, match=f"it has no manifest.json. Those in it are {begun}"):
+        find_checkpoint(other, str(tmp_path / "a"))
 
 
 def test_settings_of_another_run_are_named_one_by_one(tmp_path):

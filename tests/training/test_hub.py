@@ -4,14 +4,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
 import tiny
+from image_recipes import few_images, flags
 from recipe_process import ROOT, TINY_ENCODER, RecipeServer
 
 from local_hub import LocalHub, User
@@ -61,7 +64,7 @@ def push(server, corpus, tmp_path):
             "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4,
             "precision": "fp32", "push_to_hub": "true", "hub_model_id": repo, **settings,
         }  # fmt: skip
-        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        words = [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
         environment = {"HF_TOKEN": token} if token else {}
         return server.run(tmp_path / "log", *words, ranks=ranks, before=before, **environment)
 
@@ -115,6 +118,46 @@ def test_the_result_arrives_and_nothing_else(hub, push, tmp_path):
         tmp_path,
     )
     assert answer == ["[[], [], []]", "(1, 6, 32)", "MlmForPreTraining"]
+
+
+def test_no_folder_of_this_machine_arrives(hub, push, server, tmp_path):
+    """Whatever was recorded: neither of data, nor of a checkpoint that is continued, nor of the result."""
+    home = tmp_path / "home of" / "jdoe"
+    home.mkdir(parents=True)
+    texts = home / "my texts [2024].txt"
+    texts.write_text("\n".join(tiny.texts(600)))
+    before = f"import os; os.environ['HOME'] = {str(home)!r}"
+    first = push("alice/first", dataset=texts, output_dir=home / "runs" / "first", before=before)
+    assert first.poll() == 0, first.stderr
+    continued = {"encoder": home / "runs" / "first", "encoder_config": None, "vocab_size": None}
+    others = texts.with_name("others.txt")
+    others.write_text("\n".join(tiny.texts(300, seed=1)))
+    mixture = f"{texts}:0.7,{others}:0.3"
+    second = push("alice/second", dataset=mixture, output_dir=home / "runs" / "x", before=before, **continued)
+    assert second.poll() == 0, second.stderr
+    classes = home / "classes"
+    for i, image in enumerate(Path(few_images().name).iterdir()):
+        (classes / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, classes / str(i % 2))
+    words = flags(
+        dataset=classes, probe_dataset=classes, output_dir=home / "pictures", push_to_hub="true",
+        hub_model_id="alice/pictures", max_steps=1,
+    )  # fmt: skip
+    third = server.run(tmp_path / "log", *words, script="recipes/simclr.py", before=before, HF_TOKEN=TOKEN)
+    assert third.poll() == 0, third.stderr
+    for repo in ("alice/first", "alice/second", "alice/pictures"):
+        arrived = hub.files(repo)
+        assert {"README.md", "results.json"} < set(arrived)
+        for name, content in arrived.items():
+            for word in (str(tmp_path), "jdoe", "home of", str(ROOT), tempfile.gettempdir()):
+                assert word.encode() not in content, (repo, name, word)
+            if name.endswith((".md", ".json")):
+                assert socket.gethostname() not in content.decode(), (repo, name)
+    card = hub.files("alice/second")["README.md"].decode()
+    # what is left says what it was
+    assert "--dataset 'my texts [2024].txt:0.7,others.txt:0.3'" in card
+    assert "further from `first`" in card and "base_model:" not in card
+    assert "--output_dir 'x'" in card
 
 
 def test_a_private_repository_of_an_organization_and_two_processes(hub, push):

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
@@ -107,17 +108,21 @@ def test_every_micro_step_has_a_seed_of_its_own(tmp_path):
     assert len(drawn) == len(set(drawn)) == 6
 
 
+class Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path, accumulation):
     whole = trainer(tmp_path / "whole", gradient_accumulation_steps=accumulation)
     whole.train()
 
-    class Kill(MethodCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise KeyboardInterrupt
-
-    first = trainer(tmp_path / "cut", gradient_accumulation_steps=accumulation, callbacks=[Kill()])
+    first = trainer(tmp_path / "cut", gradient_accumulation_steps=accumulation, callbacks=[Kill(3)])
     with pytest.raises(KeyboardInterrupt):
         first.train()
     again = trainer(tmp_path / "cut", tiny.mlm(dropout=0.1, seed=99), gradient_accumulation_steps=accumulation)
@@ -169,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
         ({"learning_rate": 5e-3}, "learning_rate was 0.01, is 0.005"),
         ({"per_device_train_batch_size": 4}, r"the rows of a step \(.*\) was 8, is 4"),
         ({"seed": 6}, "seed was 5, is 6"),
-        ({"max_steps": 12}, "max_steps was 6, is 12"),
+        ({"max_steps": 4}, "max_steps was 6, is 4"),
     ],
 )
 def test_another_run_is_not_continued(tmp_path, changed, words):
@@ -178,6 +183,93 @@ def test_another_run_is_not_continued(tmp_path, changed, words):
         trainer(tmp_path, **changed).train()
     with pytest.raises(UserError, match="mask_ratio was 0.15, is 0.3"):
         trainer(tmp_path, tiny.mlm(dropout=0.1, mask_ratio=0.3)).train()
+
+
+class Rates(TrainerCallback):
+    """The learning rate of each step."""
+
+    def __init__(self):
+        self.rates = {}
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates[state.global_step] = optimizer.param_groups[0]["lr"] / args.learning_rate
+
+
+STABLE = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}}
+
+
+def test_a_run_goes_on_for_longer_as_if_it_had_been_that_long(tmp_path, caplog):
+    """Of a rate that is constant until its decay; in another folder, and from there with the same command."""
+    caplog.set_level("INFO", logger="hfssl")
+    whole = trainer(tmp_path / "whole", max_steps=12, warmup_steps=2, **STABLE)
+    whole.train()
+    # 0.3 of 6 steps, and not of 12
+    trainer(tmp_path / "short", warmup_steps=0.3, save_total_limit=None, **STABLE).train()
+    begun = tmp_path / "short" / "checkpoint-4"
+    longer = {"max_steps": 12, "warmup_steps": 0.3, "resume": str(begun), **STABLE}
+    first = trainer(tmp_path / "long", callbacks=[Kill(9)], **longer)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert first.resumed_from == begun and "(warmup_stable_decay) goes on as it was" in caplog.text
+    again = trainer(tmp_path / "long", tiny.mlm(dropout=0.1, seed=99), **longer)
+    again.train()
+    assert again.resumed_from == tmp_path / "long" / "checkpoint-8"
+    assert_same(weights(again.model), weights(whole.model))
+    assert again.stream.state_dict() == whole.stream.state_dict()
+    assert {c.name for c in list_checkpoints(tmp_path / "short")} == {f"checkpoint-{step}" for step in (2, 4, 6)}
+
+
+@pytest.mark.parametrize(
+    "kind, rates",
+    # with the warm-up of the first run, 1 step
+    [("linear", {0: 0, 1: 1, 5: 0.2, 6: 6 / 11, 11: 1 / 11}), ("constant_with_warmup", {0: 0, 1: 1, 6: 1, 11: 1})],
+)
+def test_the_same_command_with_more_steps_stretches_the_schedule(tmp_path, caplog, kind, rates):
+    caplog.set_level("INFO", logger="hfssl")
+    seen = Rates()
+    for steps in (6, 12):
+        run = trainer(tmp_path, max_steps=steps, warmup_steps=1 / 6, lr_scheduler_type=kind, callbacks=[seen])
+        run.args.eval_steps, run.args.save_steps = 0.5, 1 / 3
+        run.train()
+    assert {step: seen.rates[step] for step in rates} == pytest.approx(rates)
+    assert run.state.global_step == 12 and [c.name for c in list_checkpoints(tmp_path)] == [
+        "checkpoint-12",
+        "checkpoint-8",
+    ]
+    said = "is stretched: at step 6 it was 0, and is 0.00545455 now" if kind == "linear" else "goes on as it was"
+    assert f"({kind}) {said}" in caplog.text
+
+
+def test_going_back_to_go_on_for_longer_replaces_what_came_after(tmp_path):
+    trainer(tmp_path, save_total_limit=None).train()
+    run = trainer(tmp_path, max_steps=8, save_total_limit=None, resume=str(tmp_path / "checkpoint-2"))
+    run.train()
+    assert [c.name for c in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (8, 6, 4, 2)]
+    assert (tmp_path / "replaced-checkpoint-6").is_dir()
+    assert json.loads((tmp_path / "checkpoint-4" / "manifest.json").read_text())["settings"]["max_steps"] == 8
+
+
+def test_a_named_checkpoint_of_another_run_is_refused_with_a_remedy_that_helps(tmp_path):
+    trainer(tmp_path / "a").train()
+    named = {"resume": str(tmp_path / "a" / "checkpoint-4")}
+    with pytest.raises(UserError, match="seed was 5, is 6. Pass another `--output_dir` and no `--resume` for a new"):
+        trainer(tmp_path / "b", seed=6, **named).train()
+    trainer(tmp_path / "c", seed=6, max_steps=1).train()
+
+
+def test_a_budget_of_time_may_grow(tmp_path, monkeypatch):
+    seconds = iter(range(1000))
+    for minutes, steps in ((0.1, 6), (0.2, 12)):
+        run = trainer(tmp_path, budget_minutes=minutes, save_strategy="steps", save_steps=0.5, warmup_steps=0.0)
+        run.clock.now = lambda: next(seconds)
+        seen = Rates()
+        run.add_callback(seen)
+        run.train()
+        assert run.state.global_step >= steps - 2 and run.clock.progress == 1.0
+        if minutes == 0.2:
+            assert max(seen.rates.values()) == seen.rates[min(seen.rates)] == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(UserError, match="budget_minutes was 0.2, is 0.15"):
+        trainer(tmp_path, budget_minutes=0.15, warmup_steps=0.0).train()
 
 
 def test_the_batch_may_be_cut_in_another_way(tmp_path):
@@ -289,6 +381,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="not finite at step 4"):
         trainer(tmp_path / "b", model, callbacks=[Poison()], logging_steps=100).train()
     assert [c.name for c in list_checkpoints(tmp_path / "b")] == ["checkpoint-2"]
+    # what it says helps
+    trainer(tmp_path / "another", max_steps=1, learning_rate=1e-3, warmup_steps=0.5).train()
 
 
 def test_evaluators_run_before_and_during_training(tmp_path):

@@ -41,7 +41,6 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     if knn is not None:
         results += probe_table(
             model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
-            precision="bf16" if args.bf16 else "fp32",
         )  # fmt: skip
     pictures, shape = [], ""
     if trainer.is_world_process_zero():

@@ -98,6 +98,8 @@ class ClmForPreTraining(SSLPreTrainedModel):
 
     def __init__(self, config: ClmPreTrainingConfig):
         super().__init__(config)
+        # by this a plain `Trainer` knows that the first label of a row is not a target, and counts the others
+        self.loss_type = "ForCausalLM"
         self.encoder = AutoModelForCausalLM.from_config(with_dropout(config.encoder_config, config.dropout))
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # where Trainer and tokenizers look for them
             setattr(config, name, getattr(config.encoder_config, name, None))
@@ -137,7 +139,8 @@ class ClmForPreTraining(SSLPreTrainedModel):
                 1 = token, 0 = padding. For rows of one document each.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 As in transformers: the tokens themselves (the shift is made here), -100 where a token is not to be
-                predicted. The first token of a document and padding are never predicted.
+                predicted. The first token of a document and padding are never predicted; a plain `Trainer`, which
+                counts the labels, needs -100 there too, but for the first token of a row.
             sequence_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 For packed rows: 1, 2, 3 … = the document of each token, 0 = padding. Documents do not see each other.
             target_positions (`torch.LongTensor` of shape `(num_targets,)`, *optional*):

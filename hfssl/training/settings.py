@@ -1,0 +1,75 @@
+"""What makes a run this run, and what becomes of one that goes on for longer than it was meant to."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from ..data.stream import ExactStream
+from . import checkpoints
+from .arguments import SSLTrainingArguments
+
+
+# Changed on a resume, the result would be neither the old run's nor the new one's. The length may grow.
+_IDENTITY = (
+    "global_batch_size", "max_steps", "learning_rate",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+def settings_of_run(
+    args: SSLTrainingArguments, config: PreTrainedConfig, stream: ExactStream | None, **more: Any
+) -> dict[str, Any]:
+    """What is kept in each checkpoint and compared on a resume, in words and numbers that a message can use."""
+    arguments = {name: getattr(args, name) for name in _IDENTITY}
+    if stream is None:  # whoever reads the data then may deal them out otherwise
+        arguments["world_size"] = args.world_size
+    elif stream.batch_cost is not None:
+        arguments["batches_per_step"] = args.gradient_accumulation_steps * args.world_size
+    if args.budget_minutes is not None:
+        arguments["budget_minutes"] = args.budget_minutes
+        del arguments["max_steps"]
+    method = _flat(config.to_dict())
+    for name in ("transformers_version", "dtype", "architectures"):
+        method.pop(name, None)
+    settings = {**more, **arguments, **method}
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+
+def is_longer(args: SSLTrainingArguments, checkpoint: Path) -> bool:
+    """Whether the run that wrote a checkpoint was shorter; its warm-up, a number of steps, stays what it was.
+
+    So a rate that is constant after its warm-up, and one that is constant until its decay, are what they would have
+    been if the run had been that long from the beginning. Schedules that follow the length are stretched to the new
+    one. Of a budget of time the warm-up is a share.
+    """
+    manifest = checkpoints.read_manifest(checkpoint)
+    then = manifest["settings"]
+    if args.budget_minutes is not None:
+        return then["budget_minutes"] < args.budget_minutes
+    share = then["warmup_steps"]
+    steps = int(share) if share >= 1 else math.ceil(then["max_steps"] * share)
+    args.kept_warmup_steps = manifest.get("warmup_steps", steps)
+    return then["max_steps"] < args.max_steps
+
+
+def take_new_rates(scheduler: Any, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """Set the rates of an optimizer to those of its schedule now; returns the largest then and now.
+
+    What was loaded has the rates that the schedule of the shorter run gave to its next step.
+    """
+    then = max(group["lr"] for group in optimizer.param_groups)
+    curves = getattr(scheduler, "lr_lambdas", ())  # none of those that follow a metric
+    for group, base, curve in zip(optimizer.param_groups, scheduler.base_lrs if curves else (), curves, strict=False):
+        group["lr"] = base * curve(scheduler.last_epoch)
+    return then, max(group["lr"] for group in optimizer.param_groups)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
