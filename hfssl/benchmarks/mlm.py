@@ -28,6 +28,7 @@ from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
 from ..machine import choose_precision, num_cores, use_all_cores
+from ..modeling.tokenizer import table_size
 from .base import Contender, Pace, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed, train_bare_loop
 
@@ -187,7 +188,7 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         "corpus": source.description,
         "num_texts": len(texts),
         "num_characters": sum(map(len, texts)),
-        "vocab_size": len(tokenizer),
+        "vocab_size": table_size(tokenizer),
         "vocab_learned": learned,
         "tokenizer_s": round(time.perf_counter() - begin, 1),
     }

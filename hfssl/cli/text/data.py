@@ -16,6 +16,7 @@ from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
 from ...errors import UserError
+from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
 from ..data import DataArguments
@@ -174,8 +175,8 @@ class TextData:
         given = self.arguments.tokenizer
         tokenizer = load_tokenizer(given) if given else self._tokenizer_of(encoder)
         if checkpoint is not None:
-            added = load_tokenizer(str(checkpoint)).get_added_vocab()
-            words = sorted((word for word, i in added.items() if i >= len(tokenizer)), key=added.get)
+            added, known = load_tokenizer(str(checkpoint)).get_added_vocab(), table_size(tokenizer)
+            words = sorted((word for word, i in added.items() if i >= known), key=added.get)
         else:
             words = find_words(self._sample(VOCABULARY_SAMPLE), tokenizer, number)
             listed = ", ".join(word.strip() for word in words[:8]) + (" …" if len(words) > 8 else "")
@@ -241,7 +242,7 @@ class TextData:
         a = self.arguments
         return {
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
-            "vocabulary": len(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
+            "vocabulary": table_size(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
             "lowercase": a.lowercase,
             "extend_vocab": a.extend_vocab, "batch_tokens": a.batch_tokens,
         }  # fmt: skip

@@ -13,6 +13,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
 from ...modeling.packing import pack
+from ...modeling.tokenizer import table_size, token_ids, working_copy
 from ..stream import Block, Rows
 from .tokenizer import require_prompt_tokenizer
 
@@ -61,9 +62,8 @@ class TextRows:
     ):
         if masking and next_tokens:
             raise ValueError("Tokens are masked (`masking`) or predicted from those before (`next_tokens`), got both.")
+        tokenizer = working_copy(tokenizer)
         self.tokenizer = tokenizer.backend_tokenizer
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         # around each piece, or around the whole document
         self.prefix, self.suffix = _special_tokens_around(tokenizer)
         self.begin, self.end, self.overlap = [], [], 0
@@ -82,8 +82,8 @@ class TextRows:
             )
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.mask_token_id = tokenizer.mask_token_id
-        self.vocab_size = len(tokenizer)
-        self.is_special = np.zeros(self.vocab_size, dtype=bool)
+        self.token_ids = token_ids(tokenizer)
+        self.is_special = np.zeros(table_size(tokenizer), dtype=bool)
         self.is_special[tokenizer.all_special_ids] = True
         masking = dict(masking or {})
         self.whole_word_masking = masking.pop("whole_word_masking", False)
@@ -105,7 +105,7 @@ class TextRows:
                 tokens,
                 keys,
                 mask_token_id=self.mask_token_id,
-                vocab_size=self.vocab_size,
+                token_ids=self.token_ids,
                 is_special=self.is_special,
                 unit_keys=unit_keys,
                 **self.masking,

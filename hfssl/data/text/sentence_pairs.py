@@ -22,6 +22,7 @@ from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
+from ...modeling.tokenizer import working_copy
 from ..stream import Block, Rows
 from .rows import TextRows, _arange_within
 
@@ -108,7 +109,7 @@ class SentencePairRows(TextRows):
         short_ratio: float = 0.1,
     ):
         super().__init__(tokenizer, max_length, packing=False, masking=masking)
-        self.middle = self._special_tokens_between(tokenizer)
+        self.middle = self._special_tokens_between(working_copy(tokenizer))
         num_special = len(self.prefix) + len(self.middle) + len(self.suffix)
         self.capacity = max_length - num_special
         if self.capacity < 2:
@@ -220,7 +221,7 @@ class SentencePairRows(TextRows):
                 columns["input_ids"],
                 keyed.key(Use.MASK, token_pair_keys, _arange_within(a_length + b_length)),
                 mask_token_id=self.mask_token_id,
-                vocab_size=self.vocab_size,
+                token_ids=self.token_ids,
                 is_special=self.is_special,
                 unit_keys=unit_keys,
                 **self.masking,

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from ...errors import UserError, first_line
+from ...modeling.tokenizer import working_copy
 
 
 logger = logging.getLogger(__name__)
@@ -251,7 +252,8 @@ def require_prompt_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"Causal language modelling learns where a text ends, and {source[0].lower()}{source[1:]} "
             f"({type(tokenizer).__name__}) has no `eos_token`. {remedy}"
         )
-    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    backend = working_copy(tokenizer).backend_tokenizer
+    bare, full = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
     if full[-1] != bare[-1]:
         raise UserError(
             f"{source} ({type(tokenizer).__name__}) ends every text with "
