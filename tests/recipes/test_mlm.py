@@ -174,6 +174,11 @@ def test_without_a_data_set_it_takes_the_embedded_corpus(tmp_path):
 
 
 def test_it_continues_its_own_result_with_its_tokenizer_and_figures(finished, corpus, tmp_path):
+    finished = shutil.copytree(finished, tmp_path / "finished")
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    tokenizer.backend_tokenizer.enable_truncation(8, stride=2)
+    tokenizer.backend_tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=8)
+    tokenizer.save_pretrained(finished)
     run = recipe_server().run(
         tmp_path,
         *flags(dataset=corpus, output_dir=tmp_path / "out", encoder=finished, encoder_config=None, vocab_size=None),
@@ -182,7 +187,9 @@ def test_it_continues_its_own_result_with_its_tokenizer_and_figures(finished, co
     records = check_result(tmp_path / "out")
     first = {record["metric"]: record for record in json.loads((finished / "results.json").read_text())}
     assert records["loss"]["baselines"]["before"] == pytest.approx(first["loss"]["value"], rel=1e-5)
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == (finished / "tokenizer.json").read_text()
+    # also that it truncates and pads, which rows of hfssl do not
+    written = (tmp_path / "out" / "tokenizer.json").read_text()
+    assert '"stride": 2' in written and written == (finished / "tokenizer.json").read_text()
     assert f"base_model: {finished}" in (tmp_path / "out" / "README.md").read_text()
 
 
