@@ -172,8 +172,9 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         logger.info("Training a tokenizer on %s characters …", f"{characters:,}")
         vocab_size = data.vocab_size or choose_vocab_size(characters)
         tokenizer = train_tokenizer(
-            texts, vocab_size, lowercase=data.lowercase, model_max_length=max(512, data.max_length)
-        )
+            texts, vocab_size, lowercase=data.lowercase, strip_accents=data.strip_accents,
+            model_max_length=max(512, data.max_length),
+        )  # fmt: skip
     learned = len(tokenizer)
     if not data.tokenizer and learned < vocab_size:
         # speed depends on the size of the vocabulary, which a small corpus does not fill
@@ -181,6 +182,7 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         tokenizer = BertTokenizer(
             vocab=tokenizer.get_vocab() | unused,
             do_lower_case=data.lowercase,
+            strip_accents=data.strip_accents,
             model_max_length=tokenizer.model_max_length,
         )
     tokenizer.save_pretrained(folder / "tokenizer")

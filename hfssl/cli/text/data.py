@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.held_out import held_out_parts
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.stream import BLOCK_BYTES, ExactStream
+from ...data.text.fit import check_fit_to_corpus, tokenizer_fit
 from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
@@ -63,8 +64,12 @@ class TextDataArguments(DataArguments):
         vocab_size (`int`, *optional*):
             Entries of a tokenizer that is trained. Left out, it follows the size of the corpus.
         lowercase (`bool`, *optional*, defaults to `True`):
-            Whether a WordPiece tokenizer that is trained ignores case and accents. Byte-level BPE, for causal language
-            models, keeps them.
+            Whether a WordPiece tokenizer that is trained ignores case. Byte-level BPE, for causal language models,
+            keeps it.
+        strip_accents (`bool`, *optional*, defaults to `False`):
+            Whether it also takes accents off letters, as BERT does. All marks go: also those that are vowels.
+        max_lost_fraction (`float`, *optional*, defaults to `0.05`):
+            Share of the letters of held-out text that the tokenizer may lose. Above it the run does not start.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
@@ -80,6 +85,8 @@ class TextDataArguments(DataArguments):
     extend_vocab: int = 0
     vocab_size: int | None = None
     lowercase: bool = True
+    strip_accents: bool = False
+    max_lost_fraction: float = 0.05
     max_length: int = 128
     packing: bool = True
     batch_tokens: int | None = None
@@ -88,6 +95,8 @@ class TextDataArguments(DataArguments):
         super().__post_init__()
         if self.extend_vocab < 0:
             raise UserError(f"`--extend_vocab` is a number of words, got {self.extend_vocab}.")
+        if not 0.0 <= self.max_lost_fraction <= 1.0:
+            raise UserError(f"`--max_lost_fraction` is a share between 0 and 1, got {self.max_lost_fraction}.")
         if self.max_length < 1:
             raise UserError(f"`--max_length` must be at least 1, got {self.max_length}.")
         if self.batch_tokens is not None:
@@ -139,6 +148,7 @@ class TextData:
         self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
         self.exclude = frozenset(self.held_out)
         self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
+        planned = None
         if arguments.extend_vocab:
             self.tokenizer = self._extended_tokenizer(encoder, checkpoint)
         elif checkpoint is not None:
@@ -148,7 +158,10 @@ class TextData:
         elif encoder:
             self.tokenizer = self._tokenizer_of(encoder)
         else:
-            self.tokenizer = self._train_tokenizer()
+            self.tokenizer, planned = self._train_tokenizer()
+        fit = tokenizer_fit(self.tokenizer, self.held_out, planned)
+        logger.info("Tokenizer: %s.", fit)
+        check_fit_to_corpus(fit, arguments.max_lost_fraction, self._remedies(encoder))
 
     def _sample(self, max_characters: int) -> Iterable[str]:
         """Training texts from all over the data, in the shares of a mixture as far as its sources reach."""
@@ -186,16 +199,33 @@ class TextData:
         self.new_tokens = add_words(tokenizer, words)
         return tokenizer
 
-    def _train_tokenizer(self) -> PreTrainedTokenizerBase:
+    def _train_tokenizer(self) -> tuple[PreTrainedTokenizerBase, int]:
+        """A tokenizer of this corpus, and the number of entries that it was to have."""
         texts = list(self._sample(TOKENIZER_SAMPLE))
-        vocab_size = self.arguments.vocab_size or choose_vocab_size(sum(map(len, texts)))
-        logger.info("Training a tokenizer of %s entries on %s texts.", f"{vocab_size:,}", f"{len(texts):,}")
-        longest = self.arguments.max_length
+        a, vocab_size = self.arguments, self.arguments.vocab_size
+        planned = vocab_size or choose_vocab_size(sum(map(len, texts)))
+        logger.info("Training a tokenizer of %s entries on %s texts.", f"{planned:,}", f"{len(texts):,}")
         if self.causal:
-            return train_bpe_tokenizer(texts, vocab_size, model_max_length=max(1024, longest))
-        return train_tokenizer(
-            texts, vocab_size, lowercase=self.arguments.lowercase, model_max_length=max(512, longest)
-        )
+            return train_bpe_tokenizer(texts, planned, model_max_length=max(1024, a.max_length)), planned
+        tokenizer = train_tokenizer(
+            texts, vocab_size, lowercase=a.lowercase, strip_accents=a.strip_accents,
+            model_max_length=max(512, a.max_length),
+        )  # fmt: skip
+        return tokenizer, planned
+
+    def _remedies(self, encoder: str | None) -> list[str]:
+        """What can be done about a tokenizer that does not fit the corpus."""
+        a = self.arguments
+        if a.tokenizer:
+            other = "that of the encoder is taken" if encoder else "one is trained on the corpus"
+            return [f"Pass another `--tokenizer`, or leave it out and {other}."]
+        if encoder:
+            return [
+                "Continue a checkpoint whose tokenizer knows these letters, or train from scratch (`--encoder "
+                f"{next(iter(CAUSAL_PRESETS if self.causal else TEXT_PRESETS))}`), and one is trained on the corpus."
+            ]
+        remedies = ["Leave out `--strip_accents`."] if a.strip_accents else []
+        return remedies + (["Pass a larger `--vocab_size`, or leave it out."] if a.vocab_size else [])
 
     def stream(
         self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None, sentence_pairs: bool = False
@@ -243,7 +273,7 @@ class TextData:
         return {
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
             "vocabulary": table_size(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
-            "lowercase": a.lowercase,
+            "lowercase": a.lowercase, "strip_accents": a.strip_accents,
             "extend_vocab": a.extend_vocab, "batch_tokens": a.batch_tokens,
         }  # fmt: skip
 
