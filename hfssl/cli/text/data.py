@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from ...data.held_out import held_out_parts
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.stream import BLOCK_BYTES, ExactStream
-from ...data.text.fit import check_fit_to_corpus, tokenizer_fit
+from ...data.text.fit import check_fit_to_corpus, check_words, tokenizer_fit
 from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
+from ...data.text.words import WordSegmenter
 from ...errors import UserError
 from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import add_words, find_words
@@ -147,6 +148,7 @@ class TextData:
         self.held_out_of = held_out_parts(self.source, arguments, options)
         self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
         self.exclude = frozenset(self.held_out)
+        self.segmenter: WordSegmenter | None = None  # where whole words are masked
         self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
         planned = None
         if arguments.extend_vocab:
@@ -231,13 +233,20 @@ class TextData:
         self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None, sentence_pairs: bool = False
     ) -> ExactStream:
         """The stream of this process. `masking`: see [`~hfssl.data.text.rows.TextRows`]."""
+        whole_words = bool(masking and masking.get("whole_word_masking"))
+        if whole_words:
+            self.segmenter = WordSegmenter.for_texts(self.held_out)
         if sentence_pairs:
-            transform = SentencePairRows(self.tokenizer, self.arguments.max_length, masking=masking)
+            transform = SentencePairRows(
+                self.tokenizer, self.arguments.max_length, masking=masking, segmenter=self.segmenter
+            )
         else:
             transform = TextRows(
                 self.tokenizer, self.arguments.max_length, packing=self.arguments.packing, masking=masking,
-                next_tokens=self.causal,
+                segmenter=self.segmenter, next_tokens=self.causal,
             )  # fmt: skip
+        if whole_words:
+            logger.info("Whole words: %s.", check_words(transform, self.held_out))
         return stream_class(self.source)(
             self.source,
             transform,
@@ -270,7 +279,9 @@ class TextData:
     def settings(self) -> dict[str, Any]:
         """What of the data makes a run this run."""
         a = self.arguments
-        return {
+        # others would hide other words
+        words = {"words": str(self.segmenter)} if self.segmenter is not None and str(self.segmenter) else {}
+        return words | {
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
             "vocabulary": table_size(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
             "lowercase": a.lowercase, "strip_accents": a.strip_accents,

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...modeling.tokenizer import table_size, working_copy
+from .rows import TextRows
 
 
 # Of held-out text; enough to see a share of one in ten thousand.
@@ -23,6 +24,9 @@ MAX_UNKNOWN = 0.5
 # What is lost of a script that is less of the text is not worth a word.
 MIN_SHARE_OF_A_SCRIPT = 0.001
 MIN_LOST_OF_A_SCRIPT = 0.001
+# Shorter texts may well be one word.
+MIN_TOKENS_TO_JUDGE = 8
+MAX_WITHOUT_WORDS = 0.1
 
 # Marks of no script in particular, such as the acute accent. Those of kana make another sound.
 _ACCENT = regex.compile(r"[\p{Inherited}--[\u3099\u309A]]", regex.V1)
@@ -145,6 +149,36 @@ def check_fit_to_corpus(fit: TokenizerFit, max_lost_fraction: float, remedies: S
         f"The tokenizer does not fit the corpus: {fit}; {limit} may be.{examples} {' '.join(remedies)} To train with "
         f"what is left of the text, pass `--max_lost_fraction {min(enough, 1.0)}`."
     )
+
+
+def check_words(rows: TextRows, texts: Sequence[str]) -> str:
+    """Refuse whole-word masking where the words are whole texts: they would be hidden or not, nothing to learn from.
+
+    Args:
+        rows ([`~hfssl.data.text.rows.TextRows`]):
+            With `whole_word_masking`.
+        texts (`Sequence[str]`):
+            Of the corpus.
+
+    Returns:
+        `str`: how many words a text has, and how they were found.
+
+    Raises:
+        UserError: where of more than `MAX_WITHOUT_WORDS` of the texts most tokens are one word.
+    """
+    lengths = rows.word_lengths([text[:MAX_CHARACTERS_OF_A_TEXT] for text in texts])
+    long = [of for of in lengths if of.sum() >= MIN_TOKENS_TO_JUDGE]
+    single = sum(2 * int(of.max()) > of.sum() for of in long)
+    if single > MAX_WITHOUT_WORDS * len(long):
+        raise UserError(
+            f"`--whole_word_masking` hides words, but in {single:,} of {len(long):,} held-out texts of "
+            f"{MIN_TOKENS_TO_JUDGE} tokens or more, most tokens are a single word to the tokenizer, which finds words "
+            "by spaces and punctuation. Leave it out, so that single tokens are hidden."
+        )
+    mean = sum(map(len, lengths)) / max(len(lengths), 1)
+    found = str(rows.segmenter)
+    hint = ' (for words, `pip install "hfssl[scripts]"`)' if rows.segmenter.more_can_be_installed else ""
+    return f"{mean:.1f} a text" + (f", {found}{hint}" if found else "")
 
 
 def _letters(texts: Iterable[str]) -> Counter:

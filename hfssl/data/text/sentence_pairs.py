@@ -25,6 +25,7 @@ from ...functional.masking import mask_tokens
 from ...modeling.tokenizer import working_copy
 from ..stream import Block, Rows
 from .rows import TextRows, _arange_within
+from .words import WordSegmenter
 
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class SentencePairRows(TextRows):
             A fast tokenizer that joins two texts with special tokens around and between.
         max_length (`int`):
             Tokens a row, special tokens included.
-        masking (`dict[str, float | bool]`, *optional*):
+        masking, segmenter (*optional*):
             As for [`TextRows`].
         short_ratio (`float`, *optional*, defaults to 0.1):
             Share of the documents that are cut into shorter pairs, of random length, as fine-tuning will bring
@@ -106,9 +107,10 @@ class SentencePairRows(TextRows):
         max_length: int,
         *,
         masking: dict[str, Any] | None = None,
+        segmenter: WordSegmenter | None = None,
         short_ratio: float = 0.1,
     ):
-        super().__init__(tokenizer, max_length, packing=False, masking=masking)
+        super().__init__(tokenizer, max_length, packing=False, masking=masking, segmenter=segmenter)
         self.middle = self._special_tokens_between(working_copy(tokenizer))
         num_special = len(self.prefix) + len(self.middle) + len(self.suffix)
         self.capacity = max_length - num_special
