@@ -383,7 +383,7 @@ def test_data_that_cannot_be_had(tmp_path, write, settings, words):
     ({"max_steps": "many"}, ["--max_steps expects a whole number", "'many'"]),
     ({"max_steps": 0}, ["--max_steps", "at least 1, got 0"]),
     ({"max_length": 65}, ["--max_length 65", "64 positions", "--max_length 64"]),
-    ({"max_length": 2}, ["--max_length 2", "no room for text", "Pass a larger one"]),
+    ({"max_length": 2}, ["--max_length 2", "no room for text", "Pass at least 3"]),
     ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size", "at least 1, got 0"]),
     ({"gradient_accumulation_steps": 0}, ["--gradient_accumulation_steps", "at least 1, got 0"]),
     ({"mask_ratio": 1.5}, ["mask_ratio", "between 0 and 1, got 1.5"]),

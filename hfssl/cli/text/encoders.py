@@ -120,9 +120,9 @@ def build(
     record, causal = method.method, method.method.causal
     kind = "causal" if causal else "masked"
     if causal:
-        require_prompt_tokenizer(data.tokenizer)
+        require_prompt_tokenizer(data.tokenizer, recipe.base_model)
     else:
-        require_mask_token(data.tokenizer, "Masked language modelling")
+        require_mask_token(data.tokenizer, base_model=recipe.base_model)
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     overrides = config.pop("encoder_config", None)
     fresh = text_encoder_config(recipe.encoder, data.tokenizer, overrides, causal)

@@ -82,10 +82,10 @@ class TextRows:
         self.capacity = max_length - len(self.prefix) - len(self.suffix)
         if self.capacity < 1 + self.overlap:
             if next_tokens:
-                raise UserError(f"`--max_length {max_length}` leaves no next token to predict. Pass a larger one.")
+                raise UserError(f"`--max_length {max_length}` leaves no next token to predict. Pass 2 at least.")
             raise UserError(
                 f"`--max_length {max_length}` leaves no room for text beside the {max_length - self.capacity} special "
-                "tokens that the tokenizer adds. Pass a larger one."
+                f"tokens that the tokenizer adds. Pass at least {max_length - self.capacity + 1}."
             )
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.mask_token_id = tokenizer.mask_token_id

@@ -299,7 +299,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def require_mask_token(tokenizer: PreTrainedTokenizerBase, purpose: str = "Masked language modelling") -> None:
+def require_mask_token(
+    tokenizer: PreTrainedTokenizerBase, purpose: str = "Masked language modelling", base_model: str | None = None
+) -> None:
     """Raise a [`UserError`] if the tokenizer has no mask token.
 
     Args:
@@ -307,19 +309,33 @@ def require_mask_token(tokenizer: PreTrainedTokenizerBase, purpose: str = "Maske
             Any tokenizer.
         purpose (`str`, *optional*, defaults to `"Masked language modelling"`):
             What needs it: the subject of the message.
+        base_model (`str`, *optional*):
+            The checkpoint that is continued, whose embeddings are for the tokens of its own tokenizer.
     """
     if tokenizer.mask_token_id is None:
         source = f"the tokenizer {tokenizer.name_or_path!r}" if tokenizer.name_or_path else "this tokenizer"
-        raise UserError(
-            f"{purpose} needs a mask token, and {source} ({type(tokenizer).__name__}) has none. Pass `--tokenizer` "
-            "with one that has, such as that of a BERT-family model, or leave it out to train one on the corpus."
+        remedy = (
+            "Pass `--tokenizer` with one that has, such as that of a BERT-family model, or leave it out to train one "
+            "on the corpus."
         )
+        if base_model:
+            remedy = f"Continue a model of the BERT family, or train from scratch: {base_model!r} knows no such token."
+        raise UserError(f"{purpose} needs a mask token, and {source} ({type(tokenizer).__name__}) has none. {remedy}")
 
 
-def require_prompt_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a [`UserError`] if a model cannot go on where a text of this tokenizer stops, or cannot end it."""
+def require_prompt_tokenizer(tokenizer: PreTrainedTokenizerBase, base_model: str | None = None) -> None:
+    """Raise a [`UserError`] if a model cannot go on where a text of this tokenizer stops, or cannot end it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Any tokenizer.
+        base_model (`str`, *optional*):
+            The checkpoint that is continued, whose embeddings are for the tokens of its own tokenizer.
+    """
     source = f"The tokenizer {tokenizer.name_or_path!r}" if tokenizer.name_or_path else "This tokenizer"
     remedy = "Pass `--tokenizer` with that of a GPT-2 or Llama model, or leave it out to train one on the corpus."
+    if base_model:
+        remedy = f"Continue a model of the kind of GPT-2 or Llama instead of {base_model!r}, or train from scratch."
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"Causal language modelling learns where a text ends, and {source[0].lower()}{source[1:]} "
