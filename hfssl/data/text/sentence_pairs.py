@@ -30,8 +30,9 @@ from .words import WordSegmenter
 
 logger = logging.getLogger(__name__)
 
-# . ! ? … and closing quotes or brackets before white space; their East Asian forms need none
-_SENTENCE_END = re.compile(r"""(?:[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’»）」』]*\s*)(?=\S)""")
+# . ! ? … (and those of Arabic, Indic, Ethiopic and Armenian) and closing quotes or brackets before white space; those of
+# East Asia, Burmese, Khmer and Tibetan need none
+_SENTENCE_END = re.compile(r"""(?:[.!?…؟۔।॥።։]+["'”’»)\]]*\s+|[。！？။។།]+[”’»）」』]*\s*)(?=\S)""")
 
 
 def split_sentences(text: str) -> list[str]:

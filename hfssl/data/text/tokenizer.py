@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ COVERAGE = 0.9999
 MIN_COVERAGE = 0.99
 # A word of more than 100 characters is one [UNK] to WordPiece. Of ordinary text such words are addresses and noise.
 _LONG_WORD = regex.compile(r"[[\p{L}\p{M}\p{N}\p{S}]--[\p{Han}]]{101,}", regex.V1)
+_WITHOUT_SPACE = re.compile(r"\S{101,}")  # ten times as fast
 MAX_IN_LONG_WORDS = 0.001
 # In letters with their marks, of which three characters are many.
 PIECE_OF_A_LONG_WORD = 32
@@ -201,8 +203,8 @@ def _rounded_up(number: int) -> int:
 
 def _share_in_long_words(texts: list[str]) -> float:
     """Share of the characters that lie in words of more than WordPiece takes."""
-    inside = sum(len(word) for text in texts for word in _LONG_WORD.findall(text))
-    return inside / sum(map(len, texts))
+    long = chain.from_iterable(_LONG_WORD.findall(part) for text in texts for part in _WITHOUT_SPACE.findall(text))
+    return sum(map(len, long)) / sum(map(len, texts))
 
 
 def _characters(texts: list[str], normalizer: normalizers.Normalizer) -> dict[str, int]:

@@ -6,6 +6,7 @@ one is installed (`pip install "hfssl[scripts]"`), as whole-word masking of Chin
 (https://huggingface.co/papers/1906.08101); else each letter with its marks counts as a word.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module, metadata
@@ -23,6 +24,8 @@ _OTHERS = (
 _STRETCH = regex.compile(
     rf"(?P<signs>[{_SIGNS}][{_SIGNS}\p{{M}}ー]{{0,999}})|(?P<thai>[\p{{Thai}}]{{1,1000}})|(?P<others>[{_OTHERS}]{{1,1000}})"
 )
+# All these scripts lie here, and little of others: ten times as fast to look for.
+_MAY_HAVE_STRETCHES = re.compile("[\u0e00-\u1fff\u2e80-\U0010ffff]")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CLUSTER = regex.compile(r"\X")
 
@@ -121,6 +124,8 @@ class WordSegmenter:
 
 def _stretches(text: str):
     """`(language, match)` of each stretch of a script without spaces."""
+    if _MAY_HAVE_STRETCHES.search(text) is None:
+        return
     japanese = None
     for stretch in _STRETCH.finditer(text):
         if stretch.lastgroup == "signs":
