@@ -143,10 +143,12 @@ def check_fit_to_corpus(fit: TokenizerFit, max_lost_fraction: float, remedies: S
         return
     # up to the next per cent, so that it is enough
     enough = -int(-100 * max(fit.lost if of_letters else 0.0, fit.unknown if of_tokens else 0.0) // 1) / 100
-    limit = f"at most {_percent(max_lost_fraction)} of the letters" if of_letters else "half of the tokens at most"
+    limit = f"{_percent(max_lost_fraction)} of the letters may be lost"
+    if not of_letters:
+        limit = f"{_percent(max(MAX_UNKNOWN, max_lost_fraction))} of the tokens may be unknown"
     examples = f" Lost letters are {fit.examples}." if fit.examples else ""
     raise UserError(
-        f"The tokenizer does not fit the corpus: {fit}; {limit} may be.{examples} {' '.join(remedies)} To train with "
+        f"The tokenizer does not fit the corpus: {fit}. At most {limit}.{examples} {' '.join(remedies)} To train with "
         f"what is left of the text, pass `--max_lost_fraction {min(enough, 1.0)}`."
     )
 

@@ -30,8 +30,8 @@ from .words import WordSegmenter
 
 logger = logging.getLogger(__name__)
 
-# . ! ? … (and those of Arabic, Indic, Ethiopic and Armenian) and closing quotes or brackets before white space; those of
-# East Asia, Burmese, Khmer and Tibetan need none
+# . ! ? … (and those of Arabic, Indic, Ethiopic and Armenian) and closing quotes or brackets before white space;
+# those of East Asia, Burmese, Khmer and Tibetan need none
 _SENTENCE_END = re.compile(r"""(?:[.!?…؟۔।॥።։]+["'”’»)\]]*\s+|[。！？။។།]+[”’»）」』]*\s*)(?=\S)""")
 
 
