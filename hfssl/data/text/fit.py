@@ -1,5 +1,6 @@
 """A tokenizer and a corpus held against each other: what the tokens say nothing of, and where that is too much."""
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -142,14 +143,14 @@ def check_fit_to_corpus(fit: TokenizerFit, max_lost_fraction: float, remedies: S
     if not of_letters and not of_tokens:
         return
     # up to the next per cent, so that it is enough
-    enough = -int(-100 * max(fit.lost if of_letters else 0.0, fit.unknown if of_tokens else 0.0) // 1) / 100
+    enough = math.ceil(100 * max(fit.lost * of_letters, fit.unknown * of_tokens)) / 100
     limit = f"{_percent(max_lost_fraction)} of the letters may be lost"
     if not of_letters:
         limit = f"{_percent(max(MAX_UNKNOWN, max_lost_fraction))} of the tokens may be unknown"
-    examples = f" Lost letters are {fit.examples}." if fit.examples else ""
+    said = [f"The tokenizer does not fit the corpus: {fit}.", f"At most {limit}."]
+    said += [f"Lost letters are {fit.examples}."] if fit.examples else []
     raise UserError(
-        f"The tokenizer does not fit the corpus: {fit}. At most {limit}.{examples} {' '.join(remedies)} To train with "
-        f"what is left of the text, pass `--max_lost_fraction {min(enough, 1.0)}`."
+        " ".join([*said, *remedies, f"To train with what is left of the text, pass `--max_lost_fraction {enough}`."])
     )
 
 
