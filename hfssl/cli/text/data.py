@@ -63,14 +63,16 @@ class TextDataArguments(DataArguments):
             When a checkpoint is continued: add up to so many words of the corpus that its tokenizer breaks into many
             pieces.
         vocab_size (`int`, *optional*):
-            Entries of a tokenizer that is trained. Left out, it follows the size of the corpus.
+            Entries of a tokenizer that is trained. Left out, they follow the size of the corpus; where its characters
+            alone fill them, as in a mixture of many scripts, they are more.
         lowercase (`bool`, *optional*, defaults to `True`):
             Whether a WordPiece tokenizer that is trained ignores case. Byte-level BPE, for causal language models,
             keeps it.
         strip_accents (`bool`, *optional*, defaults to `False`):
-            Whether it also takes accents off letters, as BERT does. All marks go: also those that are vowels.
+            Whether it also takes the marks off letters: accents, and vowels of some scripts.
         max_lost_fraction (`float`, *optional*, defaults to `0.05`):
-            Share of the letters of held-out text that the tokenizer may lose. Above it the run does not start.
+            Share of the letters that the tokenizer may lose. It is measured on held-out text before the run, which
+            does not start where more are lost; marks such as accents are not counted, other signs neither.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
