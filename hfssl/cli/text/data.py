@@ -72,7 +72,7 @@ class TextDataArguments(DataArguments):
             Whether it also takes the marks off letters: accents, and vowels of some scripts.
         max_lost_fraction (`float`, *optional*, defaults to `0.05`):
             Share of the letters that the tokenizer may lose. It is measured on held-out text before the run, which
-            does not start where more are lost; marks such as accents are not counted, other signs neither.
+            does not start where more are lost. Accents do not count, nor do signs that are no letters.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
