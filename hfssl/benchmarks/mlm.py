@@ -28,6 +28,7 @@ from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
 from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
+from ..modeling.tokenizer import table_size
 from .base import Contender, Pace, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed, train_bare_loop
 
@@ -171,8 +172,9 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         logger.info("Training a tokenizer on %s characters …", f"{characters:,}")
         vocab_size = data.vocab_size or choose_vocab_size(characters)
         tokenizer = train_tokenizer(
-            texts, vocab_size, lowercase=data.lowercase, model_max_length=max(512, data.max_length)
-        )
+            texts, vocab_size, lowercase=data.lowercase, strip_accents=data.strip_accents,
+            model_max_length=max(512, data.max_length),
+        )  # fmt: skip
     learned = len(tokenizer)
     if not data.tokenizer and learned < vocab_size:
         # speed depends on the size of the vocabulary, which a small corpus does not fill
@@ -180,6 +182,7 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         tokenizer = BertTokenizer(
             vocab=tokenizer.get_vocab() | unused,
             do_lower_case=data.lowercase,
+            strip_accents=data.strip_accents,
             model_max_length=tokenizer.model_max_length,
         )
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -187,7 +190,7 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
         "corpus": source.description,
         "num_texts": len(texts),
         "num_characters": sum(map(len, texts)),
-        "vocab_size": len(tokenizer),
+        "vocab_size": table_size(tokenizer),
         "vocab_learned": learned,
         "tokenizer_s": round(time.perf_counter() - begin, 1),
     }

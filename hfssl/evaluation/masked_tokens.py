@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.stream import Block, Rows
 from ..data.text.rows import TextRows
+from ..modeling.tokenizer import working_copy
 from .token_prediction import TokenPredictionEvaluator
 
 
@@ -58,7 +59,7 @@ def fill_mask_examples(
     Returns:
         `list[dict]` with `text` (with the mask token), `answer`, and `predictions`, a list of `(token, probability)`.
     """
-    examples = []
+    examples, tokenizer = [], working_copy(tokenizer)
     device = next(model.parameters()).device
     for text in texts:
         if len(examples) == num_examples:

@@ -16,6 +16,7 @@ from ..data.text.rows import TextCollator
 from ..data.text.sentence_pairs import SentencePairRows
 from ..functional import keyed
 from ..functional.keyed import Use
+from ..modeling.tokenizer import table_size
 from .evaluator import EvaluationError, Evaluator
 from .results import Result
 
@@ -55,7 +56,7 @@ class NextSentenceEvaluator(Evaluator):
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.num_texts, self.max_length, self.vocab_size = len(texts), max_length, len(tokenizer)
+        self.num_texts, self.max_length, self.vocab_size = len(texts), max_length, table_size(tokenizer)
         self.measured_on = frozenset(texts)
         contents = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64)
         keys = keyed.key(Use.HELD_OUT_SAMPLE, contents)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.stream import Block, Rows
 from ..data.text.rows import TextRows
+from ..modeling.tokenizer import working_copy
 from .token_prediction import TokenPredictionEvaluator
 
 
@@ -117,7 +118,7 @@ def continuations(
         `list[dict]` with `prompt`, `answer` (how the text goes on), and `greedy` and `sampled`, what the model makes
         of it: always the most probable token, and drawn from the 50 most probable ones.
     """
-    examples = []
+    examples, tokenizer = [], working_copy(tokenizer)
     device = next(model.parameters()).device
     for text in texts:
         words = text.split(" ")

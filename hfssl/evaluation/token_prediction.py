@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.method import LossContext
+from ..modeling.tokenizer import table_size, token_ids, working_copy
 from .evaluator import Evaluator
 from .results import Result
 
@@ -72,7 +73,7 @@ class TokenPredictionEvaluator(Evaluator):
     ):
         groups = texts if isinstance(texts, dict) else {"": texts}
         self.measured_on = frozenset().union(*groups.values())
-        self.tokenizer, self.num_texts = tokenizer, sum(map(len, groups.values()))
+        self.tokenizer, self.num_texts = working_copy(tokenizer), sum(map(len, groups.values()))
         self.max_length, self.packing, self.batch_size = max_length, packing, batch_size
         collate = TextCollator(tokenizer.pad_token_id, positions=self.positions)
         batches, num_tokens = [], 0
@@ -113,7 +114,7 @@ class TokenPredictionEvaluator(Evaluator):
     def _hyperparameters(self) -> dict[str, Any]:
         return {
             "texts": self.num_texts, "max_length": self.max_length, "packing": self.packing,
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": table_size(self.tokenizer),
         }  # fmt: skip
 
     def _labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -193,7 +194,8 @@ class TokenPredictionEvaluator(Evaluator):
         return counts
 
     def _unigram(self, training_texts: Iterable[str]) -> dict[str, float]:
-        frequency = torch.ones(len(self.tokenizer), dtype=torch.float64)
+        frequency = torch.zeros(table_size(self.tokenizer), dtype=torch.float64)
+        frequency[torch.from_numpy(token_ids(self.tokenizer)).long()] = 1  # each token that there is, once more
         for token, count in self._count(list(training_texts)).items():
             frequency[token] += count
         log_probability = (frequency / frequency.sum()).log()

@@ -11,7 +11,7 @@ def mask_tokens(
     keys: np.ndarray,
     *,
     mask_token_id: int,
-    vocab_size: int,
+    token_ids: np.ndarray,
     is_special: np.ndarray,
     mask_ratio: float = 0.15,
     mask_token_ratio: float = 0.8,
@@ -30,9 +30,11 @@ def mask_tokens(
             Tokens, documents one after another.
         keys (`np.ndarray` of dtype `uint64` and shape `(num_tokens,)`):
             Key of each token. The same key gives the same choice, whatever stands around the token.
-        mask_token_id, vocab_size (`int`):
+        mask_token_id (`int`):
             Of the tokenizer.
-        is_special (`np.ndarray` of dtype `bool` and shape `(vocab_size,)`):
+        token_ids (`np.ndarray` of shape `(vocab_size,)`):
+            What a random token may be: the ids of the tokenizer, which may have holes.
+        is_special (`np.ndarray` of dtype `bool` and shape `(highest id + 1,)`):
             Tokens that are never chosen.
         mask_ratio (`float`, *optional*, defaults to 0.15):
             Share of the tokens that are chosen.
@@ -50,7 +52,8 @@ def mask_tokens(
     chosen &= ~is_special[input_ids]
     at = np.flatnonzero(chosen)
     what = keyed.uniform(keyed.key(Use.MASKED_BECOMES, keys[at]))
-    random_tokens = (keyed.uniform(keyed.key(Use.RANDOM_TOKEN, keys[at])) * vocab_size).astype(input_ids.dtype)
+    random_tokens = keyed.uniform(keyed.key(Use.RANDOM_TOKEN, keys[at])) * len(token_ids)
+    random_tokens = token_ids[random_tokens.astype(np.int64)].astype(input_ids.dtype)
     becomes = np.where(what < mask_token_ratio, input_ids.dtype.type(mask_token_id), input_ids[at])
     is_random = (what >= mask_token_ratio) & (what < mask_token_ratio + random_token_ratio)
     corrupted = input_ids.copy()

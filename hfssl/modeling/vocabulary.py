@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .base import SSLPreTrainedModel
+from .tokenizer import table_size, working_copy
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def find_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, number:
     Raises:
         UserError: for tokenizers that new words would harm.
     """
-    backend = tokenizer.backend_tokenizer
+    backend = working_copy(tokenizer).backend_tokenizer
     with_space = _space_is_part_of_word(tokenizer)
     counts: Counter[str] = Counter()
     for text in texts:
@@ -82,14 +83,22 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[
         `dict[int, list[int]]`: of each new token, the pieces that the word had before.
     """
     with_space = _space_is_part_of_word(tokenizer)
-    pieces = _encode(tokenizer.backend_tokenizer, words)
-    known = len(tokenizer)
+    pieces = _encode(working_copy(tokenizer).backend_tokenizer, words)
+    known = table_size(tokenizer)
+    if words and known > len(tokenizer):
+        # new tokens would get the id after the number of entries, which another one has
+        raise UserError(
+            f"`--extend_vocab`: the ids of this {type(tokenizer).__name__} have holes ({len(tokenizer):,} entries, "
+            f"highest id {known - 1:,}), so that new words would get ids of others. Leave it out."
+        )
     tokenizer.add_tokens([AddedToken(word, single_word=not with_space, normalized=True) for word in words])
     ids = tokenizer.convert_tokens_to_ids(list(words))
-    for word, i in zip(words, ids, strict=True):
-        if i < known or tokenizer(f"a {word.strip()}", add_special_tokens=False)["input_ids"][-1] != i:
+    as_tokens = _encode(working_copy(tokenizer).backend_tokenizer, [f"a {word.strip()}" for word in words])
+    for word, i, tokens in zip(words, ids, as_tokens, strict=True):
+        if i < known or tokens[-1] != i:
             raise UserError(
-                f"`--extend_vocab`: {type(tokenizer).__name__} does not take the word {word!r} as a token."
+                f"`--extend_vocab`: {type(tokenizer).__name__} does not take the word {word!r} as a token. Leave it "
+                "out, or pass a smaller number of words."
             )
     return dict(zip(ids, pieces, strict=True))
 

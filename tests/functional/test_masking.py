@@ -11,7 +11,7 @@ VOCABULARY, MASK = 1000, 4
 def masked(ids, keys, **kwargs):
     special = np.zeros(VOCABULARY, bool)
     special[:5] = True
-    return mask_tokens(ids, keys, mask_token_id=MASK, vocab_size=VOCABULARY, is_special=special, **kwargs)
+    return mask_tokens(ids, keys, mask_token_id=MASK, token_ids=np.arange(VOCABULARY), is_special=special, **kwargs)
 
 
 @pytest.fixture(scope="module")

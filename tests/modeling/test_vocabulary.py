@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertConfig,
+    BertTokenizer,
     DistilBertConfig,
     GPT2Config,
     MobileBertConfig,
@@ -131,6 +132,28 @@ def test_tokenizers_that_new_words_would_harm_are_refused():
         find_words(CORPUS, unigram(), 3)
     with pytest.raises(UserError, match="does not take the word 'the' as a token"):
         add_words(word_piece(), ["the"])
+
+
+def test_words_would_get_ids_of_others_where_ids_have_holes():
+    vocab = tiny.tokenizer().get_vocab()
+    last = max(vocab, key=vocab.get)
+    holes = BertTokenizer(vocab={**vocab, last: vocab[last] + 1})
+    before = holes.get_vocab()
+    with pytest.raises(UserError, match="have holes.*new words would get ids of others. Leave it out"):
+        add_words(holes, ["zebra"])
+    assert holes.get_vocab() == before and add_words(holes, []) == {}
+
+
+def test_words_are_found_and_added_whatever_the_tokenizer_cuts_and_pads():
+    texts = ["the quick unbelievable fox"] * 20
+    plain, cutting = train_tokenizer(list(tiny.texts()), 120), train_tokenizer(list(tiny.texts()), 120)
+    cutting.backend_tokenizer.enable_truncation(3)
+    cutting.backend_tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=40)
+    words = find_words(texts, plain, 5)
+    assert "unbelievable" in words and find_words(texts, cutting, 5) == words
+    assert add_words(cutting, words) == add_words(plain, words)
+    backend = cutting.backend_tokenizer
+    assert backend.truncation["max_length"] == 3 and backend.padding["length"] == 40
 
 
 # -- the model

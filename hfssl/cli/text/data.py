@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from ...data.held_out import held_out_parts
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.stream import BLOCK_BYTES, ExactStream
+from ...data.text.fit import check_fit_to_corpus, check_words, tokenizer_fit
 from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
+from ...data.text.words import WordSegmenter
 from ...errors import UserError
+from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
 from ..data import DataArguments
@@ -60,10 +63,16 @@ class TextDataArguments(DataArguments):
             When a checkpoint is continued: add up to so many words of the corpus that its tokenizer breaks into many
             pieces.
         vocab_size (`int`, *optional*):
-            Entries of a tokenizer that is trained. Left out, it follows the size of the corpus.
+            Entries of a tokenizer that is trained. Left out, they follow the size of the corpus; where its characters
+            alone fill them, as in a mixture of many scripts, they are more.
         lowercase (`bool`, *optional*, defaults to `True`):
-            Whether a WordPiece tokenizer that is trained ignores case and accents. Byte-level BPE, for causal language
-            models, keeps them.
+            Whether a WordPiece tokenizer that is trained ignores case. Byte-level BPE, for causal language models,
+            keeps it.
+        strip_accents (`bool`, *optional*, defaults to `False`):
+            Whether it also takes the marks off letters: accents, and vowels of some scripts.
+        max_lost_fraction (`float`, *optional*, defaults to `0.05`):
+            Share of the letters that the tokenizer may lose. It is measured on held-out text before the run, which
+            does not start where more are lost. Accents do not count, nor do signs that are no letters.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens a row.
         packing (`bool`, *optional*, defaults to `True`):
@@ -79,6 +88,8 @@ class TextDataArguments(DataArguments):
     extend_vocab: int = 0
     vocab_size: int | None = None
     lowercase: bool = True
+    strip_accents: bool = False
+    max_lost_fraction: float = 0.05
     max_length: int = 128
     packing: bool = True
     batch_tokens: int | None = None
@@ -87,6 +98,8 @@ class TextDataArguments(DataArguments):
         super().__post_init__()
         if self.extend_vocab < 0:
             raise UserError(f"`--extend_vocab` is a number of words, got {self.extend_vocab}.")
+        if not 0.0 <= self.max_lost_fraction <= 1.0:
+            raise UserError(f"`--max_lost_fraction` is a share between 0 and 1, got {self.max_lost_fraction}.")
         if self.max_length < 1:
             raise UserError(f"`--max_length` must be at least 1, got {self.max_length}.")
         if self.batch_tokens is not None:
@@ -137,7 +150,9 @@ class TextData:
         self.held_out_of = held_out_parts(self.source, arguments, options)
         self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))
         self.exclude = frozenset(self.held_out)
+        self.segmenter: WordSegmenter | None = None  # where whole words are masked
         self.new_tokens: dict[int, list[int]] = {}  # with the pieces that they were before
+        planned = None
         if arguments.extend_vocab:
             self.tokenizer = self._extended_tokenizer(encoder, checkpoint)
         elif checkpoint is not None:
@@ -147,7 +162,10 @@ class TextData:
         elif encoder:
             self.tokenizer = self._tokenizer_of(encoder)
         else:
-            self.tokenizer = self._train_tokenizer()
+            self.tokenizer, planned = self._train_tokenizer()
+        fit = tokenizer_fit(self.tokenizer, self.held_out, planned)
+        logger.info("Tokenizer: %s.", fit)
+        check_fit_to_corpus(fit, arguments.max_lost_fraction, self._remedies(encoder))
 
     def _sample(self, max_characters: int) -> Iterable[str]:
         """Training texts from all over the data, in the shares of a mixture as far as its sources reach."""
@@ -174,8 +192,8 @@ class TextData:
         given = self.arguments.tokenizer
         tokenizer = load_tokenizer(given) if given else self._tokenizer_of(encoder)
         if checkpoint is not None:
-            added = load_tokenizer(str(checkpoint)).get_added_vocab()
-            words = sorted((word for word, i in added.items() if i >= len(tokenizer)), key=added.get)
+            added, known = load_tokenizer(str(checkpoint)).get_added_vocab(), table_size(tokenizer)
+            words = sorted((word for word, i in added.items() if i >= known), key=added.get)
         else:
             words = find_words(self._sample(VOCABULARY_SAMPLE), tokenizer, number)
             listed = ", ".join(word.strip() for word in words[:8]) + (" …" if len(words) > 8 else "")
@@ -185,28 +203,52 @@ class TextData:
         self.new_tokens = add_words(tokenizer, words)
         return tokenizer
 
-    def _train_tokenizer(self) -> PreTrainedTokenizerBase:
+    def _train_tokenizer(self) -> tuple[PreTrainedTokenizerBase, int]:
+        """A tokenizer of this corpus, and the number of entries that it was to have."""
         texts = list(self._sample(TOKENIZER_SAMPLE))
-        vocab_size = self.arguments.vocab_size or choose_vocab_size(sum(map(len, texts)))
-        logger.info("Training a tokenizer of %s entries on %s texts.", f"{vocab_size:,}", f"{len(texts):,}")
-        longest = self.arguments.max_length
+        a, vocab_size = self.arguments, self.arguments.vocab_size
+        planned = vocab_size or choose_vocab_size(sum(map(len, texts)))
+        logger.info("Training a tokenizer of %s entries on %s texts.", f"{planned:,}", f"{len(texts):,}")
         if self.causal:
-            return train_bpe_tokenizer(texts, vocab_size, model_max_length=max(1024, longest))
-        return train_tokenizer(
-            texts, vocab_size, lowercase=self.arguments.lowercase, model_max_length=max(512, longest)
-        )
+            return train_bpe_tokenizer(texts, planned, model_max_length=max(1024, a.max_length)), planned
+        tokenizer = train_tokenizer(
+            texts, vocab_size, lowercase=a.lowercase, strip_accents=a.strip_accents,
+            model_max_length=max(512, a.max_length),
+        )  # fmt: skip
+        return tokenizer, planned
+
+    def _remedies(self, encoder: str | None) -> list[str]:
+        """What can be done about a tokenizer that does not fit the corpus."""
+        a = self.arguments
+        if a.tokenizer:
+            other = "that of the encoder is taken" if encoder else "one is trained on the corpus"
+            return [f"Pass another `--tokenizer`, or leave it out and {other}."]
+        if encoder:
+            return [
+                "Continue a checkpoint whose tokenizer knows these letters, or train from scratch (`--encoder "
+                f"{next(iter(CAUSAL_PRESETS if self.causal else TEXT_PRESETS))}`), and one is trained on the corpus."
+            ]
+        remedies = ["Leave out `--strip_accents`."] if a.strip_accents else []
+        return remedies + (["Pass a larger `--vocab_size`, or leave it out."] if a.vocab_size else [])
 
     def stream(
         self, args: SSLTrainingArguments, masking: dict[str, Any] | None = None, sentence_pairs: bool = False
     ) -> ExactStream:
         """The stream of this process. `masking`: see [`~hfssl.data.text.rows.TextRows`]."""
+        whole_words = bool(masking and masking.get("whole_word_masking"))
+        if whole_words:
+            self.segmenter = WordSegmenter.for_texts(self.held_out)
         if sentence_pairs:
-            transform = SentencePairRows(self.tokenizer, self.arguments.max_length, masking=masking)
+            transform = SentencePairRows(
+                self.tokenizer, self.arguments.max_length, masking=masking, segmenter=self.segmenter
+            )
         else:
             transform = TextRows(
                 self.tokenizer, self.arguments.max_length, packing=self.arguments.packing, masking=masking,
-                next_tokens=self.causal,
+                segmenter=self.segmenter, next_tokens=self.causal,
             )  # fmt: skip
+        if whole_words:
+            logger.info("Whole words: %s.", check_words(transform, self.held_out))
         return stream_class(self.source)(
             self.source,
             transform,
@@ -239,10 +281,12 @@ class TextData:
     def settings(self) -> dict[str, Any]:
         """What of the data makes a run this run."""
         a = self.arguments
-        return {
+        # others would hide other words
+        words = {"words": str(self.segmenter)} if self.segmenter is not None and str(self.segmenter) else {}
+        return words | {
             "dataset": a.dataset or "embedded", "split": a.split, "max_length": a.max_length, "packing": a.packing,
-            "vocabulary": len(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
-            "lowercase": a.lowercase,
+            "vocabulary": table_size(self.tokenizer), "tokenizer": a.tokenizer, "vocab_size": a.vocab_size,
+            "lowercase": a.lowercase, "strip_accents": a.strip_accents,
             "extend_vocab": a.extend_vocab, "batch_tokens": a.batch_tokens,
         }  # fmt: skip
 

@@ -19,6 +19,7 @@ from ...modeling.base import SSLPreTrainedModel
 from ...modeling.method import width_of
 from ...modeling.packing import position_limit, recommended_attention
 from ...modeling.packing_checks import check_causal, check_packing
+from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import extend_model
 from ...training.arguments import SSLTrainingArguments
 from .. import encoders
@@ -89,7 +90,7 @@ def text_encoder_config(
     config = encoders.fresh_config(encoder, presets, overrides)
     if config is None:
         return None
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = table_size(tokenizer)
     for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
         if hasattr(config, f"{name}_token_id"):
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
@@ -119,9 +120,9 @@ def build(
     record, causal = method.method, method.method.causal
     kind = "causal" if causal else "masked"
     if causal:
-        require_prompt_tokenizer(data.tokenizer)
+        require_prompt_tokenizer(data.tokenizer, recipe.base_model)
     else:
-        require_mask_token(data.tokenizer, "Masked language modelling")
+        require_mask_token(data.tokenizer, base_model=recipe.base_model)
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     overrides = config.pop("encoder_config", None)
     fresh = text_encoder_config(recipe.encoder, data.tokenizer, overrides, causal)
@@ -154,7 +155,7 @@ def build(
     if args.learning_rate is None:
         rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
         args.set_learning_rate(rate, record.learning_rates.per_256_samples)
-    check_fit(model.encoder, data.tokenizer, data.arguments.max_length)
+    check_fit(model.encoder, data.tokenizer, data.arguments.max_length, from_scratch=fresh is not None)
     set_attention(model.encoder, recipe.attention, data.arguments.max_length, args)
     if causal:
         check_causal(model.encoder)
@@ -175,20 +176,24 @@ def _set_generation(decoder: PreTrainedModel, data: TextData, from_scratch: bool
         generation.pad_token_id = tokenizer.eos_token_id if pad is None else pad
 
 
-def check_fit(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_fit(
+    encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, from_scratch: bool
+) -> None:
     """Refuse a tokenizer or a row length that the encoder has no embeddings for."""
-    entries = encoder.get_input_embeddings().num_embeddings
-    if len(tokenizer) > entries:
+    entries, needed = encoder.get_input_embeddings().num_embeddings, table_size(tokenizer)
+    if needed > entries:
         raise UserError(
-            f"The tokenizer has {len(tokenizer):,} entries, the encoder has embeddings for {entries:,}. Pass the "
-            "encoder's own tokenizer with `--tokenizer`, or train an encoder from scratch."
+            f"The tokenizer has {needed:,} entries (its highest id is {needed - 1:,}), the encoder has embeddings for "
+            f"{entries:,}. Pass the encoder's own tokenizer with `--tokenizer`, or train an encoder from scratch."
         )
     limit = position_limit(encoder)
     if limit is not None and max_length > limit:
+        # RoBERTa and its kin keep some positions free
+        positions = encoder.config.max_position_embeddings + max_length - limit
+        more = f', or `"max_position_embeddings": {positions}` in `--encoder_config`' if from_scratch else ""
         raise UserError(
-            f"`--max_length {max_length}` is more than the {limit} positions that {type(encoder).__name__} has. Pass "
-            f"at most `--max_length {limit}`, or an encoder with more positions (`--encoder_config "
-            f"'{{\"max_position_embeddings\": {max_length}}}'` from scratch)."
+            f"`--max_length {max_length}` is more than the {limit} positions that {type(encoder).__name__} has for a "
+            f"text. Pass at most `--max_length {limit}`{more}."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
@@ -13,13 +14,17 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
 from ...modeling.packing import pack
+from ...modeling.tokenizer import table_size, token_ids, working_copy
 from ..stream import Block, Rows
 from .tokenizer import require_prompt_tokenizer
+from .words import WordSegmenter
 
 
 # A tokenizer's results are large objects: few at a time stay in the cache of the processor (a third faster than a
 # block at once for short texts).
 TEXTS_AT_ONCE = 1000
+# Words that a segmenter found have numbers from here on, those of the pre-tokenizer smaller ones.
+_SEGMENTED = 1 << 40
 
 
 class TextRows:
@@ -45,6 +50,8 @@ class TextRows:
         masking (`dict[str, float | bool]`, *optional*):
             `mask_ratio`, `mask_token_ratio`, `random_token_ratio` and `whole_word_masking`, for masked language
             modelling. Without it nothing is masked and there are no labels.
+        segmenter ([`~hfssl.data.text.words.WordSegmenter`], *optional*):
+            Finds the words of scripts without spaces, for `whole_word_masking`. Left out: with what is installed.
         next_tokens (`bool`, *optional*, defaults to `False`):
             Rows for causal language modelling. `labels` are the tokens themselves as transformers has them (the model
             shifts), -100 at the first token of a piece, which has nothing before it.
@@ -57,13 +64,13 @@ class TextRows:
         *,
         packing: bool = True,
         masking: dict[str, Any] | None = None,
+        segmenter: WordSegmenter | None = None,
         next_tokens: bool = False,
     ):
         if masking and next_tokens:
             raise ValueError("Tokens are masked (`masking`) or predicted from those before (`next_tokens`), got both.")
+        tokenizer = working_copy(tokenizer)
         self.tokenizer = tokenizer.backend_tokenizer
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         # around each piece, or around the whole document
         self.prefix, self.suffix = _special_tokens_around(tokenizer)
         self.begin, self.end, self.overlap = [], [], 0
@@ -75,19 +82,20 @@ class TextRows:
         self.capacity = max_length - len(self.prefix) - len(self.suffix)
         if self.capacity < 1 + self.overlap:
             if next_tokens:
-                raise UserError(f"`--max_length {max_length}` leaves no next token to predict. Pass a larger one.")
+                raise UserError(f"`--max_length {max_length}` leaves no next token to predict. Pass 2 at least.")
             raise UserError(
                 f"`--max_length {max_length}` leaves no room for text beside the {max_length - self.capacity} special "
-                "tokens that the tokenizer adds. Pass a larger one."
+                f"tokens that the tokenizer adds. Pass at least {max_length - self.capacity + 1}."
             )
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.mask_token_id = tokenizer.mask_token_id
-        self.vocab_size = len(tokenizer)
-        self.is_special = np.zeros(self.vocab_size, dtype=bool)
+        self.token_ids = token_ids(tokenizer)
+        self.is_special = np.zeros(table_size(tokenizer), dtype=bool)
         self.is_special[tokenizer.all_special_ids] = True
         masking = dict(masking or {})
         self.whole_word_masking = masking.pop("whole_word_masking", False)
         self.masking = masking
+        self.segmenter = segmenter or WordSegmenter()
 
     def __call__(self, block: Block) -> Rows:
         texts = block.columns["text"]
@@ -105,7 +113,7 @@ class TextRows:
                 tokens,
                 keys,
                 mask_token_id=self.mask_token_id,
-                vocab_size=self.vocab_size,
+                token_ids=self.token_ids,
                 is_special=self.is_special,
                 unit_keys=unit_keys,
                 **self.masking,
@@ -131,17 +139,29 @@ class TextRows:
         tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
         words = None
         if self.whole_word_masking:
-            # a token outside every word (None) is a word of its own
-            words = np.fromiter(
-                (
-                    word if word is not None else -1 - position
-                    for encoding in encodings
-                    for position, word in enumerate(encoding.word_ids)
-                ),
-                dtype=np.int64,
-                count=len(tokens),
+            words = np.concatenate(
+                [np.zeros(0, np.int64), *map(self._words_of, texts, encodings)],
             )
         return tokens, lengths, words
+
+    def _words_of(self, text: str, encoding: Encoding) -> np.ndarray:
+        """Of each token of a text the number of its word."""
+        # a token outside every word (None) is a word of its own
+        words = np.array(
+            [word if word is not None else -1 - position for position, word in enumerate(encoding.word_ids)], np.int64
+        )
+        numbers = self.segmenter(text)
+        if numbers is None or not len(words):
+            return words
+        # In a script without spaces, a token belongs to the word of its last character: before that may be a space.
+        begin, end = np.array(encoding.offsets).T
+        found = np.where(end > begin, numbers[np.maximum(end, 1) - 1], -1)
+        return np.where(found >= 0, _SEGMENTED + found, words)
+
+    def word_lengths(self, texts: list[str]) -> list[np.ndarray]:
+        """Of each text, the numbers of tokens of the words that are hidden together."""
+        _, lengths, words = self._tokenize(texts)
+        return [np.unique(of, return_counts=True)[1] for of in np.split(words, np.cumsum(lengths)[:-1])]
 
     def _with_ends(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of whole documents, from beginning to end. A text without tokens stays empty."""

@@ -22,14 +22,17 @@ from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.masking import mask_tokens
+from ...modeling.tokenizer import working_copy
 from ..stream import Block, Rows
 from .rows import TextRows, _arange_within
+from .words import WordSegmenter
 
 
 logger = logging.getLogger(__name__)
 
-# . ! ? … and closing quotes or brackets before white space; their East Asian forms need none
-_SENTENCE_END = re.compile(r"""(?:[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’»）」』]*\s*)(?=\S)""")
+# . ! ? … (and those of Arabic, Indic, Ethiopic and Armenian) and closing quotes or brackets before white space;
+# those of East Asia, Burmese, Khmer and Tibetan need none
+_SENTENCE_END = re.compile(r"""(?:[.!?…؟۔।॥።։]+["'”’»)\]]*\s+|[。！？။។།]+[”’»）」』]*\s*)(?=\S)""")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -92,7 +95,7 @@ class SentencePairRows(TextRows):
             A fast tokenizer that joins two texts with special tokens around and between.
         max_length (`int`):
             Tokens a row, special tokens included.
-        masking (`dict[str, float | bool]`, *optional*):
+        masking, segmenter (*optional*):
             As for [`TextRows`].
         short_ratio (`float`, *optional*, defaults to 0.1):
             Share of the documents that are cut into shorter pairs, of random length, as fine-tuning will bring
@@ -105,10 +108,11 @@ class SentencePairRows(TextRows):
         max_length: int,
         *,
         masking: dict[str, Any] | None = None,
+        segmenter: WordSegmenter | None = None,
         short_ratio: float = 0.1,
     ):
-        super().__init__(tokenizer, max_length, packing=False, masking=masking)
-        self.middle = self._special_tokens_between(tokenizer)
+        super().__init__(tokenizer, max_length, packing=False, masking=masking, segmenter=segmenter)
+        self.middle = self._special_tokens_between(working_copy(tokenizer))
         num_special = len(self.prefix) + len(self.middle) + len(self.suffix)
         self.capacity = max_length - num_special
         if self.capacity < 2:
@@ -220,7 +224,7 @@ class SentencePairRows(TextRows):
                 columns["input_ids"],
                 keyed.key(Use.MASK, token_pair_keys, _arange_within(a_length + b_length)),
                 mask_token_id=self.mask_token_id,
-                vocab_size=self.vocab_size,
+                token_ids=self.token_ids,
                 is_special=self.is_special,
                 unit_keys=unit_keys,
                 **self.masking,

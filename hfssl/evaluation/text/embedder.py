@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.text.rows import TextCollator
 from ...modeling.pooling import masked_mean
+from ...modeling.tokenizer import working_copy
 
 
 # Of a text: its beginning says what it is about.
@@ -34,9 +35,7 @@ class TextEmbedder:
     def __init__(
         self, samples: Sequence[str], processor: PreTrainedTokenizerBase, transform: Any = None, batch_size: int = 64
     ):
-        backend = processor.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        backend = working_copy(processor).backend_tokenizer
         longest = min(MAX_TOKENS, processor.model_max_length)
         if transform is not None:
             longest = min(longest, transform.max_length)

@@ -63,7 +63,8 @@ class MlmPreTrainingConfig(PreTrainedConfig):
         random_token_ratio (`float`, *optional*, defaults to `0.1`):
             Share of the predicted tokens that the encoder sees as a random token. The rest it sees unchanged.
         whole_word_masking (`bool`, *optional*, defaults to `False`):
-            Hide all tokens of a word or none.
+            Hide all tokens of a word or none. In scripts without spaces a segmenter finds the words where one is
+            installed (`pip install "hfssl[scripts]"`), else a letter with its marks counts as one.
         dropout (`float`, *optional*):
             Dropout during pre-training, everywhere in the encoder, in [0, 1). The exported encoder keeps its own
             configuration. Left out, the encoder's own values are used; `recipes/mlm.py` trains from scratch with 0.

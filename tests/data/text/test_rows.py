@@ -1,15 +1,21 @@
 """Rows of tokens: nothing lost, nothing leaked, little wasted."""
 
+import copy
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import BertTokenizer
 
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import Block, ExactStream
 from hfssl.data.text.rows import TextCollator, TextRows
+from hfssl.data.text.sentence_pairs import SentencePairRows
 from hfssl.data.text.tokenizer import train_bpe_tokenizer, train_tokenizer
+from hfssl.errors import UserError
 from hfssl.functional import keyed
+from hfssl.modeling.tokenizer import table_size
 
 
 WORDS = [
@@ -42,6 +48,14 @@ def make_texts(n, seed=0, low=1, high=60):
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(make_texts(300), 64)
+
+
+@pytest.fixture(scope="module")
+def with_holes():
+    """A vocabulary file with a word twice: 8 entries, of which the highest id is 8."""
+    return BertTokenizer(
+        vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "one": 6, "two": 7, "three": 8}
+    )
 
 
 def block(texts, key=1):
@@ -138,6 +152,32 @@ def test_masks_are_the_same_however_documents_are_packed(tokenizer):
     packed = labels(TextRows(tokenizer, 512, masking=masking))
     assert packed == labels(TextRows(tokenizer, 300, masking=masking))
     assert packed == labels(TextRows(tokenizer, 512, packing=False, masking=masking))
+
+
+@pytest.mark.parametrize("rows_of", [TextRows, SentencePairRows])
+def test_ids_with_holes(with_holes, rows_of):
+    assert table_size(with_holes) == 9 and len(with_holes) == 8
+    texts = ["one two three. Three two one. One three"] * 300
+    masking = {"mask_ratio": 0.5, "mask_token_ratio": 0.0, "random_token_ratio": 1.0}
+    rows = rows_of(with_holes, 16, masking=masking)(block(texts))
+    ids, labels = (np.concatenate(list(rows.columns[name])) for name in ("input_ids", "labels"))
+    assert set(labels) == {-100, 6, 7, 8}
+    # what a random token is, is one that there is
+    assert set(ids[labels != -100]) == {0, 1, 2, 3, 4, 6, 7, 8}
+
+
+def test_the_tokenizer_that_is_given_stays_as_it_is(tokenizer):
+    given = copy.deepcopy(tokenizer)
+    given.backend_tokenizer.enable_truncation(8, stride=2)
+    given.backend_tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=8)
+    before = given.backend_tokenizer.to_str()
+    texts = make_texts(40, low=20)
+    rows = TextRows(given, 32, masking={"mask_ratio": 0.15})(block(texts))
+    assert documents(rows) == documents(TextRows(tokenizer, 32, masking={"mask_ratio": 0.15})(block(texts)))
+    SentencePairRows(given, 32)(block(texts))
+    with pytest.raises(UserError, match="eos_token"):
+        TextRows(given, 32, next_tokens=True)
+    assert given.backend_tokenizer.to_str() == before
 
 
 def test_special_tokens_are_never_masked(tokenizer):

@@ -1,4 +1,7 @@
+import itertools
 import json
+import random
+import re
 import subprocess
 import sys
 
@@ -64,13 +67,13 @@ def test_special_tokens_and_template(tokenizer):
     assert tokenizer.decode(tokenizer("the masked fox")["input_ids"], skip_special_tokens=True) == "the masked fox"
 
 
-def test_normalisation_is_that_of_bert(tokenizer):
+def test_normalisation_is_that_of_bert_but_for_accents(tokenizer):
     vocab = tokenizer.get_vocab()
     # BERT's own class with the same vocabulary is the reference
-    reference = BertTokenizer(vocab=vocab, do_lower_case=True)
+    reference = BertTokenizer(vocab=vocab, do_lower_case=True, strip_accents=False)
     for text in TEXTS:
         assert tokenizer(text)["input_ids"] == reference(text)["input_ids"]
-    assert tokenizer.tokenize("NAÏVE Über") == tokenizer.tokenize("naive uber")
+    assert tokenizer.tokenize("NAÏVE Über") == tokenizer.tokenize("naïve über")
     cased = train_tokenizer(TEXTS, 256, lowercase=False)
     assert cased.tokenize("Über") != cased.tokenize("über")
     assert tokenizer.tokenize("語") == ["語"] and tokenizer.tokenize("☃") == ["[UNK]"]
@@ -248,3 +251,91 @@ def test_tokenizers_that_no_prompt_can_be_made_of(tokenizer):
     ends = BertTokenizer(vocab=tokenizer.get_vocab(), eos_token="[SEP]")
     with pytest.raises(UserError, match=r"ends every text with '\[SEP\]': a prompt would be over"):
         require_prompt_tokenizer(ends)
+
+
+# -- scripts ----------------------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "Hindi": "वह मेरे घर में किताबें पढ़ते हैं",
+    "Thai": "เด็กน้อยกินข้าวที่บ้าน",
+    "Japanese": "ガラスのバッグを買いました。",
+    "Korean": "우리는 한국어를 공부합니다",
+    "Arabic": "اَلْكِتَابُ عَلَى الطَّاوِلَةِ",
+    "Vietnamese": "Tiếng Việt có nhiều dấu thanh",
+    "Russian": "Мой ёжик ест йогурт",
+    "Tamil": "நான் புத்தகம் படிக்கிறேன்",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_no_letter_of_any_script_is_lost(script, lowercase):
+    text = SCRIPTS[script]
+    tokenizer = train_tokenizer([text] * 30, 400, lowercase=lowercase)
+    back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    expected = text.lower() if lowercase else text
+    assert back.replace(" ", "") == expected.replace(" ", "")
+
+
+def test_accents_are_stripped_where_asked_for(tmp_path):
+    train_tokenizer(TEXTS, 256, strip_accents=True).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.tokenize("NAÏVE Über") == loaded.tokenize("naive uber")
+    train_tokenizer(TEXTS, 256).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.tokenize("naïve") != loaded.tokenize("naive")
+
+
+def signs(number, first=0x4E00):
+    """Chinese-like text: 90 % of it are a thousand signs."""
+    rng = random.Random(0)
+    weights = [0.9 / 1000] * 1000 + [0.1 / (number - 1000)] * (number - 1000)
+    drawn = rng.choices([chr(first + i) for i in range(number)], weights, k=100_000)
+    return ["".join(drawn[i : i + 50]) for i in range(0, len(drawn), 50)]
+
+
+def test_the_alphabet_follows_the_corpus():
+    texts = signs(3000)
+    tokenizer = train_tokenizer(texts)
+    ids = list(itertools.chain.from_iterable(tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    assert len(ids) == 100_000 and ids.count(tokenizer.unk_token_id) < 20
+    assert 2900 < len(tokenizer) < 3006
+    # of a size that was asked for, as many as fit
+    small = train_tokenizer(texts, 2_900)
+    assert len(small) == 2_900
+    ids = list(itertools.chain.from_iterable(small(texts, add_special_tokens=False)["input_ids"]))
+    assert 0 < ids.count(small.unk_token_id) < 500
+
+
+def test_a_vocabulary_as_large_as_the_message_says():
+    with pytest.raises(UserError, match="A vocabulary of 2,000 entries is too small for this corpus") as error:
+        train_tokenizer(signs(3000), 2_000)
+    train_tokenizer(signs(3000), int(re.search(r"e\.g\. (\d+)", str(error.value))[1]))
+
+
+def test_a_vocabulary_grows_where_the_letters_alone_fill_it(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "choose_vocab_size", lambda characters: 1_024)
+    texts = [
+        " ".join(text[i : i + 5] for i in range(0, len(text), 5)) for text in signs(1_400, first=0xAC00)
+    ]  # Hangul
+    tokenizer = train_tokenizer(texts)
+    assert 2 * 1_300 < len(tokenizer) < 3 * 1_500
+    ids = list(itertools.chain.from_iterable(tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    assert ids.count(tokenizer.unk_token_id) < 20
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "กขคงจฉชซ"])
+def test_words_that_are_longer_than_wordpiece_takes(letters, tmp_path):
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(letters, k=400)) for _ in range(100)]
+    tokenizer = train_tokenizer(texts, 300, model_max_length=64)
+    tokenizer.save_pretrained(tmp_path)
+    BertConfig().save_pretrained(tmp_path)  # whose own tokenizer does not know of the pieces
+    tokenizer = load_tokenizer(tmp_path)
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.lower()
+    assert len(tokenizer.tokenize(texts[0])) < 200 and tokenizer.model_max_length == 64
+    assert (tokenizer.mask_token_id, tokenizer.pad_token_id) == (4, 0)
+    assert tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
