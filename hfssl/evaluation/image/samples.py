@@ -4,6 +4,7 @@ from typing import Any
 
 from ...data.corpus import ResultRows
 from ...data.image.decode import DamagedImage, decode_image
+from ...data.image.value_range import range_of
 from ...data.sources.base import Damage
 from ..sample_features import EmbedSettings
 from .encoder import VisionEncoder
@@ -26,14 +27,14 @@ class ImageSampleFeatures:
         vision = VisionEncoder(encoder)
         self.model, self.samples_at_once = vision.load(), settings.batch_size
         self._features = EncoderFeatures(vision, self.model, settings.pooling, settings.precision)
-        self.pooling = self._features.pooling
+        self.pooling, self.value_range = self._features.pooling, range_of(vision.processor)
         self.identity = {
             "encoder": vision.digest(self.model), "pooling": self.pooling, "precision": self._features.precision,
         }  # fmt: skip
 
     def prepare(self, image: bytes) -> Any:
         try:
-            return decode_image(image)
+            return decode_image(image, value_range=self.value_range)
         except DamagedImage as error:
             return Damage(str(error))
 
