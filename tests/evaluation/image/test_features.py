@@ -175,10 +175,10 @@ def test_the_range_of_values_is_that_of_the_encoder_or_of_the_set(tmp_path):
     assert np.abs(whole - values / 257).max() <= 1
     known = processor(8)
     known.value_range = [0.0, 2047.0]
-    assert np.abs(resized_images(known, images.images)[:, 0].numpy() - values.clip(0, 2047) * 255 / 2047).max() <= 1
+    assert np.abs(resized_images(known, images.images)[:, 0].numpy() - 255 / 2047 * values.clip(0, 2047)).max() <= 1
     images.images = Ranged(images.images)
     images.images.value_range = RangeOfSet(images.images)
-    assert np.abs(resized_images(processor(8), images.images)[:, 0].numpy() - values * 255 / 4095).max() <= 1
+    assert np.abs(resized_images(processor(8), images.images)[:, 0].numpy() - 255 / 4095 * values).max() <= 1
     known.save_pretrained(tmp_path)
     assert AutoImageProcessor.from_pretrained(tmp_path).value_range == [0.0, 2047.0]
 
