@@ -277,7 +277,7 @@ def test_images_among_captions(tmp_path):
     assert images_of(open_source(tmp_path, modality="image")) == IMAGES[:6]
 
 
-def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
+def test_splits_of_a_folder_are_those_of_datasets(tmp_path):
     def write(folder, *names):
         for name in names:
             path = tmp_path / folder / name
@@ -297,15 +297,22 @@ def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
             split: sorted(os.path.relpath(path, tmp_path / folder) for path in paths) for split, paths in found.items()
         }
 
-    quick = {folder: of(folder) for folder in ("plain", "splits", "names", "folders", "card")}
-    assert quick["plain"] == {"train": ["a/1.png", "b/2.PNG"]}
-    assert quick["splits"] == {
+    ours = {folder: of(folder) for folder in ("plain", "splits", "names", "folders", "card")}
+    assert ours["plain"] == {"train": ["a/1.png", "b/2.PNG"]}
+    assert ours["splits"] == {
         "train": ["train/a/1.png", "train/b/2.png"],
         "validation": ["val/a/3.png"],
         "test": ["testing/4.png"],
     }
-    monkeypatch.setattr(find, "_splits_of_files", lambda folder, kind: None)
-    assert {folder: of(folder) for folder in quick} == quick
+
+    def of_datasets(folder):
+        found = datasets.load_dataset_builder("imagefolder", data_dir=str(tmp_path / folder)).config.data_files
+        return {
+            str(split): sorted(os.path.relpath(path, tmp_path / folder) for path in paths)
+            for split, paths in found.items()
+        }
+
+    assert {folder: of_datasets(folder) for folder in ours} == ours
 
 
 def test_files_and_globs(everywhere, tmp_path):

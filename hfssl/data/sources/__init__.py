@@ -156,7 +156,8 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
     if not paths:
         return convert_once(found, split, sample_by, None, "it is not made of files", **options)
     paths = [path.removeprefix("file://") for path in paths]
-    check_readable(paths)
+    in_folder = found.module == found.kind.folder_module
+    check_readable(paths, may_miss=in_folder)
     names = relative_names(paths, found.root)
     sizes, ids = file_sizes(paths)
     if not sum(sizes):
@@ -165,7 +166,6 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
         )
     fingerprint = files_digest(paths, names, sizes, ids)
     # a copy of a folder of images would hold their paths
-    in_folder = found.module == found.kind.folder_module
     why = why_convert(found, paths, sizes) if streaming or in_folder else "streaming is off"
     if not why and len(options["inputs"]) > 1 and in_folder and any(map(is_metadata, paths)):
         why = "metadata hold columns beside the samples"
