@@ -3,12 +3,17 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import datasets
 
 from ...errors import DataError
 from ..modality import Input
 from ..modality import modality as find_modality
+
+
+# Columns that a message names.
+_MOST_LISTED = 40
 
 
 def find_column(
@@ -70,7 +75,9 @@ def check_column(features: dict, column: str, dataset: str) -> None:
 
 def list_columns(features: dict) -> str:
     """The columns of a data set and their types, for messages."""
-    return ", ".join(f"{name!r} ({_type_name(feature)})" for name, feature in features.items()) or "none"
+    listed = [f"{name!r} ({_type_name(feature)})" for name, feature in islice(features.items(), _MOST_LISTED)]
+    more = [f"and {len(features) - len(listed)} more"] if len(features) > len(listed) else []
+    return ", ".join([*listed, *more]) or "none"
 
 
 def find_inputs(features: dict, inputs: Mapping[str, Input], dataset: str = "The dataset") -> dict[str, Input]:

@@ -68,14 +68,15 @@ def each_once(paths: Sequence[str]) -> list[str]:
     names: dict[str, str] = {}
     real_folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, paths))}
     places = {path: os.path.join(real_folders[os.path.dirname(path)], os.path.basename(path)) for path in paths}
-    for path, place in sorted(places.items(), key=lambda item: (item[0] != item[1], item[0])):
+    for path, place in sorted(places.items(), key=lambda item: (item[0] != item[1], item[0].count("/"), item[0])):
         names.setdefault(place, path)
     kept = set(names.values())
-    return [
-        path
-        for path in dict.fromkeys(paths)
-        if path in kept and not (os.path.islink(path) and os.path.realpath(path) in names)
-    ]
+
+    def shown_elsewhere(path: str) -> bool:
+        real = os.path.realpath(path) if os.path.islink(path) else places[path]
+        return real != places[path] and real in names
+
+    return [path for path in dict.fromkeys(paths) if path in kept and not shown_elsewhere(path)]
 
 
 def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
