@@ -24,6 +24,7 @@ from hfssl.data.sources import (
     DataError,
     Input,
     available_splits,
+    delimited,
     base,
     files,
     find,
@@ -795,9 +796,14 @@ def test_no_space_for_the_copy(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (folder / "a.csv").write_text("text\nx\n")
+    (folder / "a.json").write_text('[{"text": "x"}]')
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"x"))
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with pytest.raises(DataError, match="No space left on device.*Free some space, or point HF_HOME to another disk"):
-        open_source("a.csv")
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr(delimited.pa, "OSFile", full)
+    for name in ("a.csv", "a.json", "a.txt.gz"):
+        with pytest.raises(DataError, match="No space left on device.*Free some space, or point HF_HOME to another"):
+            open_source(name)
 
 
 def test_wrong_arguments():

@@ -209,8 +209,8 @@ class TableSource(Source):
             Of what the table was made of. Left out, the table's own.
         piece_bytes (`int`, *optional*):
             About how large a piece of small samples is.
-        null_is_blank (`bool`, *optional*):
-            Whether a null is a text without a character: in a csv nothing tells them apart.
+        damage (`str`, *optional*):
+            Column that says why a row is damaged, null where it is not.
     """
 
     def __init__(
@@ -221,13 +221,15 @@ class TableSource(Source):
         inputs: dict[str, Input],
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
-        null_is_blank: bool = False,
+        damage: str | None = None,
     ):
-        features = dict(dataset.features)
+        features = {column: feature for column, feature in dataset.features.items() if column != damage}
         inputs = find_inputs(features, inputs, repr(name))
         leading = inputs[leading_input(inputs)]
         column = leading.column
-        self._table = dataset.select_columns([wanted.column for wanted in inputs.values()]).with_format("arrow")
+        columns = [wanted.column for wanted in inputs.values()]
+        self._damage = damage
+        self._table = dataset.select_columns([*columns, *filter(None, [damage])]).with_format("arrow")
         # Of a selection (an indices mapping) only its share of the table counts.
         size = self._table.data.column(column).nbytes * len(dataset) / max(len(dataset.data), 1)
         target = piece_target(leading.modality, size, len(dataset), piece_bytes)
@@ -242,7 +244,6 @@ class TableSource(Source):
                 fingerprint or dataset._fingerprint, "table", column, piece_bytes, len(dataset)
             ).hexdigest(),
         )
-        self._null_is_blank = null_is_blank
         self.num_rows = len(dataset)
         self.description = f"{name}, {describe(len(dataset), 'rows')}, column {column!r}"
 
@@ -250,12 +251,16 @@ class TableSource(Source):
         _, start, stop, _ = self.pieces[index].tolist()
         table = self._table[start:stop]
         columns = {name: _plain(table.column(name)) for name in table.column_names}
-        if self._null_is_blank:
-            for column in [wanted.column for wanted in self.inputs.values() if wanted.modality is not None]:
-                of = columns[column].type
-                if pa.types.is_string(of) or pa.types.is_large_string(of):
-                    columns[column] = columns[column].fill_null("")
-        return good_rows(np.arange(start, stop), _values(columns, self.inputs), self.inputs)
+        values = _values(columns, self.inputs)
+        if self._damage is not None and columns[self._damage].null_count < len(table):
+            reasons = columns[self._damage].to_pylist()
+            values = {
+                name: [
+                    value if reason is None else Damage(reason) for value, reason in zip(column, reasons, strict=True)
+                ]
+                for name, column in values.items()
+            }
+        return good_rows(np.arange(start, stop), values, self.inputs)
 
     def read_input(self, name: str) -> list:
         return self._table.select_columns([self.inputs[name].column])[:].column(0).to_pylist()
