@@ -173,7 +173,7 @@ def test_without_streaming_tables_and_tars_are_converted_and_folders_are_not(eve
         for name in ("typed.parquet", "tars", "classes"):
             source = open_source(everywhere[name], modality="image", streaming=False)
             assert sorted(images_of(source)) == sorted(IMAGES)
-    assert caplog.text.count("is converted once to a memory-mapped copy") == 2
+    assert caplog.text.count("is converted once to a copy") == 2
 
 
 def test_compressed_tars_are_converted(everywhere, tmp_path, caplog):

@@ -24,8 +24,8 @@ from hfssl.data.sources import (
     DataError,
     Input,
     available_splits,
-    delimited,
     base,
+    delimited,
     files,
     find,
     find_column,
@@ -111,7 +111,7 @@ def test_converting_is_announced_and_gives_the_same_rows(tmp_path, caplog):
     write_jsonl(tmp_path / "a.jsonl")
     with caplog.at_level(logging.INFO, "hfssl"):
         converted = open_source(tmp_path / "a.jsonl", streaming=False)
-    assert "is converted once to a memory-mapped copy" in caplog.text and "streaming is off" in caplog.text
+    assert "is converted once to a copy" in caplog.text and "streaming is off" in caplog.text
     assert texts_of(converted) == texts_of(open_source(tmp_path / "a.jsonl"))
 
 

@@ -2,7 +2,7 @@
 
 [`open_source`] turns a Hub id, a local file or folder, a glob, a folder of `save_to_disk` or nothing at all (the
 embedded corpus) into a `Source`. The `datasets` library finds files and splits, so its rules hold; the rows are read
-piece by piece:
+piece by piece. Local folders are gone through here, by the same rules:
 
 | format | how it is read | a piece is |
 | --- | --- | --- |
@@ -11,7 +11,9 @@ piece by piece:
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
 | image files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
-| all else (csv, a JSON array, compressed files) | converted once by `load_dataset` | a range of rows |
+| compressed jsonl and txt | unpacked once, then as above | about 64 KiB |
+| csv and tsv | converted once, with their damaged records | a range of rows |
+| all else (a JSON array, compressed tars) | converted once by `load_dataset` | a range of rows |
 
 Samples are texts, or encoded images (`bytes`): whoever needs pixels decodes them. Opening costs as much as there are
 files, however long they are (only tars are looked through, the first time), and no piece depends on another: a stream

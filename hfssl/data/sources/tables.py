@@ -24,7 +24,7 @@ from .base import (
     piece_target,
     row_pieces,
 )
-from .columns import find_inputs
+from .columns import column_of_table, find_inputs, with_fields
 from .files import is_remote, open_bytes, unreadable, with_retries
 
 
@@ -51,6 +51,7 @@ class ParquetSource(Source):
             footers = list(pool.map(lambda path: _parquet_footer(path, dataset), paths))
         known = dict(datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()))
         known |= {name: feature for name, feature in (features or {}).items() if name in known}
+        known = with_fields(known)
         inputs = find_inputs(known, inputs, dataset)
         leading = inputs[leading_input(inputs)]
         columns = [wanted.column for wanted in inputs.values()]
@@ -120,7 +121,7 @@ class ParquetSource(Source):
                 table = with_retries(lambda path=path: _read_column(path, column))
             except Exception as error:
                 raise unreadable(self.files[file], error) from error
-            values += table.column(0).to_pylist()
+            values += column_of_table(table, column).to_pylist()
         return values
 
     def _group(self, file: int, group: int) -> pa.Table | Damage:
@@ -143,7 +144,7 @@ class ParquetSource(Source):
         try:
             table = with_retries(read, again=lambda: self._cache.forget(file))
             # files of one data set may have their columns in different orders
-            table = pa.table({name: _plain(table.column(name)) for name in columns})
+            table = pa.table({name: _plain(column_of_table(table, name)) for name in columns})
         except Exception as error:
             if not _is_damage(error):
                 raise unreadable(self.files[file], error) from error
@@ -223,15 +224,16 @@ class TableSource(Source):
         piece_bytes: int = PIECE_BYTES,
         damage: str | None = None,
     ):
-        features = {column: feature for column, feature in dataset.features.items() if column != damage}
+        features = with_fields({name: feature for name, feature in dataset.features.items() if name != damage})
         inputs = find_inputs(features, inputs, repr(name))
         leading = inputs[leading_input(inputs)]
         column = leading.column
-        columns = [wanted.column for wanted in inputs.values()]
+        columns = [_column_with(wanted.column, dataset.features) for wanted in inputs.values()]
         self._damage = damage
-        self._table = dataset.select_columns([*columns, *filter(None, [damage])]).with_format("arrow")
+        self._table = dataset.select_columns(list(dict.fromkeys([*columns, *filter(None, [damage])])))
+        self._table = self._table.with_format("arrow")
         # Of a selection (an indices mapping) only its share of the table counts.
-        size = self._table.data.column(column).nbytes * len(dataset) / max(len(dataset.data), 1)
+        size = column_of_table(self._table.data.table, column).nbytes * len(dataset) / max(len(dataset.data), 1)
         target = piece_target(leading.modality, size, len(dataset), piece_bytes)
         pieces, weights = even_pieces(len(dataset), size, target)
         super().__init__(
@@ -250,7 +252,8 @@ class TableSource(Source):
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
         table = self._table[start:stop]
-        columns = {name: _plain(table.column(name)) for name in table.column_names}
+        wanted = [wanted.column for wanted in self.inputs.values()]
+        columns = {name: _plain(column_of_table(table, name)) for name in [*wanted, *filter(None, [self._damage])]}
         values = _values(columns, self.inputs)
         if self._damage is not None and columns[self._damage].null_count < len(table):
             reasons = columns[self._damage].to_pylist()
@@ -263,7 +266,14 @@ class TableSource(Source):
         return good_rows(np.arange(start, stop), values, self.inputs)
 
     def read_input(self, name: str) -> list:
-        return self._table.select_columns([self.inputs[name].column])[:].column(0).to_pylist()
+        column = self.inputs[name].column
+        of_column = self._table.select_columns([_column_with(column, self._table.features)])
+        return column_of_table(of_column[:], column).to_pylist()
+
+
+def _column_with(column: str, features: dict) -> str:
+    """The column of a table in which a field lies, or itself."""
+    return column if column in features else column.partition(".")[0]
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,14 +1,18 @@
 """Features of the images of a whole data set."""
 
+import logging
 from typing import Any
 
 from ...data.corpus import ResultRows
-from ...data.image.decode import DamagedImage, decode_image
-from ...data.image.value_range import range_of
+from ...data.image.decode import DamagedImage, decode_image, image_header
+from ...data.image.value_range import check_range, range_of
 from ...data.sources.base import Damage
 from ..sample_features import EmbedSettings
 from .encoder import VisionEncoder
 from .features import EncoderFeatures
+
+
+logger = logging.getLogger(__name__)
 
 
 class ImageSampleFeatures:
@@ -27,13 +31,25 @@ class ImageSampleFeatures:
         vision = VisionEncoder(encoder)
         self.model, self.samples_at_once = vision.load(), settings.batch_size
         self._features = EncoderFeatures(vision, self.model, settings.pooling, settings.precision)
-        self.pooling, self.value_range = self._features.pooling, range_of(vision.processor)
+        check_range(settings.value_range)
+        self.pooling = self._features.pooling
+        self.value_range = settings.value_range or range_of(vision.processor)
+        self._is_first = True
         self.identity = {
             "encoder": vision.digest(self.model), "pooling": self.pooling, "precision": self._features.precision,
         }  # fmt: skip
+        if settings.value_range is not None:
+            self.identity["value_range"] = list(settings.value_range)
 
     def prepare(self, image: bytes) -> Any:
         try:
+            if self._is_first and self.value_range is None:
+                self._is_first = False
+                if image_header(image).bits > 8:
+                    logger.warning(
+                        "These images have more than 8 bits a value, and nothing says which of them are in use: 0 to "
+                        "65535 becomes black to white. Pass `--value_range LOW HIGH` where that is wrong."
+                    )
             return decode_image(image, value_range=self.value_range)
         except DamagedImage as error:
             return Damage(str(error))
