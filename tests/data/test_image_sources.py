@@ -403,7 +403,7 @@ def test_numbered_frames_are_samples(tmp_path, caplog):
     assert images_of(source) == [
         (IMAGES[8 * clip + 2 * frame], f"{clip}-{frame}", clip) for clip in range(3) for frame in range(4)
     ]
-    assert "names such as '….frame1.png' count on behind their first dot" in caplog.text
+    assert "files count on, such as 'frame1.png'. Each number is a sample" in caplog.text
     assert {"png", "seg.png", "txt", "json", "clip"} == set(source.features)
     masks = open_source(tmp_path / "a.tar", modality="image", column="seg.png")
     assert images_of(masks) == [IMAGES[8 * clip + 2 * frame + 1] for clip in range(3) for frame in range(4)]

@@ -79,12 +79,7 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     """
     folder_of_copies = _writable(datasets.config.HF_DATASETS_CACHE)
     if found.module != "cache":
-        logger.info(
-            "%s is converted once to a copy in %s, since %s. Later runs use the copy.",
-            found.name,
-            folder_of_copies,
-            why,
-        )
+        logger.info("%s is converted once to a copy in %s, since %s.", found.name, folder_of_copies, why)
     paths = found.splits[split]
     if fingerprint and found.module == "csv" and _is_plain_csv(found):
         separator = found.load.get("sep", found.options.get("sep"))
@@ -111,14 +106,15 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
             _make_once(target, os.path.basename(path), partial(_unpack, path))
         plain = [str(path) for path in plain]
         sizes = file_sizes(plain)[0]
-        copy = replace(found, load={"path": found.module, "data_files": {split: as_patterns(plain)}})
+        load = {"path": found.module, "data_files": {split: as_patterns(plain)}}
+        copy = replace(found, splits={split: plain}, load=load)
         if not sum(sizes):
             raise DataError(f"{found.name!r} is empty: its files of split {split!r} hold nothing but compression.")
         if why_convert(copy, plain, sizes) is None:
             names = relative_names(paths, found.root)
             return found.kind.readers[found.module](
                 SplitFiles(
-                    found.name, plain, names, sizes, fingerprint, features=found.features, splits=found.splits,
+                    found.name, plain, names, sizes, fingerprint, features=found.features, splits=copy.splits,
                     sample_by=sample_by, **options,
                 )
             )  # fmt: skip

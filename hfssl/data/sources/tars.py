@@ -76,8 +76,10 @@ class TarSource(Source):
             names_in = _NamesInFields(())
         elif names_in:
             logger.info(
-                "%s: names such as %r count on behind their first dot. Each of them is a sample of its own; to have "
-                "them as columns of one, state one of these.", dataset, names_in.example,
+                "%s: behind the first dot of their names, files count on, such as %r. Each number is a sample of its "
+                "own. To have them as columns of one, name one of them: `%s %s`.",
+                dataset, names_in.example, modality(inputs[leading_input(inputs)].modality).column_flag,
+                names_in.example,
             )  # fmt: skip
         tars = [_index(of_tar, names_in) for of_tar in members]
         fields = sorted({field for tar in tars for field in tar.fields})
@@ -237,10 +239,10 @@ class _NamesInFields:
                     continue
                 if first.setdefault(form, part) != part and form not in self._counted:
                     self._counted.add(form)
-                    self.example = self.example or f"….{field}"
+                    self.example = self.example or field
         self._all = len(first) > _MOST_COLUMNS
         if self._all:
-            self.example = self.example or f"….{next(iter(first.values()))}.…"
+            self.example = self.example or next(iter(first.values()))
 
     def __bool__(self) -> bool:
         return self._all or bool(self._counted)
