@@ -138,6 +138,18 @@ def test_files_with_other_columns_are_named(tmp_path):
         open_source(tmp_path)
 
 
+def test_files_without_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("\ntext\nx\n")
+    with pytest.raises(DataError, match="The first line of 'a.csv' is blank, but names of columns are needed there"):
+        open_source(tmp_path / "a.csv")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match="'b.csv.gz' holds nothing"):
+        open_source(tmp_path / "b.csv.gz")
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    (tmp_path / "c.csv").write_text("")
+    assert all_of(open_source(str(tmp_path / "[ac].csv")))[0] == ["x"]
+
+
 def test_a_damaged_line_in_a_compressed_file(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n{"text": broken\n{"text": "two"}\n'))
     source = open_source(tmp_path / "a.jsonl.gz")

@@ -1,6 +1,7 @@
 """The walk over a local folder: links once, no cache, the splits of `datasets`."""
 
 import os
+import zipfile
 
 import datasets
 import pytest
@@ -104,6 +105,14 @@ def test_local_data_need_no_cache(tmp_path, monkeypatch, what):
     path = {"glob": str(tmp_path / "a" / "*.txt"), "file": str(tmp_path / "a" / "a.txt")}.get(what, tmp_path / "a")
     source = open_source(path, modality="image" if what == "images" else "text")
     assert source.num_rows == {"file": 2, "images": 1}.get(what, 4)
+
+
+def test_an_archive_of_texts_is_refused_by_its_ending(tmp_path):
+    (tmp_path / "a").mkdir()
+    with zipfile.ZipFile(tmp_path / "a" / "texts.zip", "w") as archive:
+        archive.writestr("1.txt", "one")
+    with pytest.raises(DataError, match="holds a file .zip, none of which can be read. Supported are txt"):
+        open_source(tmp_path / "a")
 
 
 def test_texts_among_more_pictures(tmp_path, caplog):

@@ -11,9 +11,9 @@ piece by piece. Local folders are gone through here, by the same rules:
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
 | image files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
-| compressed jsonl and txt | unpacked once, then as above | about 64 KiB |
+| compressed jsonl, txt and tars | unpacked once, then as above | as above |
 | csv and tsv | converted once, with their damaged records | a range of rows |
-| all else (a JSON array, compressed tars) | converted once by `load_dataset` | a range of rows |
+| all else (a JSON array) | converted once by `load_dataset` | a range of rows |
 
 Samples are texts, or encoded images (`bytes`): whoever needs pixels decodes them. Opening costs as much as there are
 files, however long they are (only tars are looked through, the first time), and no piece depends on another: a stream

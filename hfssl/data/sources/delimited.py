@@ -65,9 +65,13 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
             try:
                 with opener() as file:
                     head = file.read(_SAMPLE_BYTES)
+                if not head:
+                    continue
                 encoding = options.get("encoding") or _encoding(head, name)
                 separator = options.get("sep") or _separator(head.decode(encoding, "replace"))
                 header = _header(head.decode(encoding, "replace"), separator)
+                if not header:
+                    raise DataError(f"The first line of {name!r} is blank, but names of columns are needed there.")
                 if names is not None and header != names:
                     raise DataError(
                         f"{name!r} has the columns {', '.join(header)}, {openers[0][0]!r} has {', '.join(names)}. "
@@ -90,6 +94,8 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
             reasons = [f"{name}, record {number}: {reason}" for number, reason in bad]
             columns = [pa.nulls(len(reasons), pa.string())] * len(names)
             writer.write_batch(pa.record_batch([*columns, pa.array(reasons, pa.string())], schema=schema))
+        if writer is None:
+            raise DataError(f"{openers[0][0]!r} holds nothing.")
         writer.close()
     return {column: kind for column, kind in numbers.items() if column in filled}
 

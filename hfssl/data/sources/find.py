@@ -148,6 +148,8 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
         for split, of_split in splits.items()
     }
     splits = {split: of_split for split, of_split in splits.items() if of_split}
+    if not splits:  # in archives only
+        raise _nothing_to_read(dataset, files, kind)
     load = {"path": module, **_load_files(splits), **options}
     if module == kind.folder_module and _is_as_datasets_sees_it(path, files):
         # instead of a million patterns
@@ -191,13 +193,17 @@ def _format_of(dataset: str, splits: Mapping[str, list[str]], kind: Modality) ->
             logger.info("%s: %d of %d files are %s files and are read.", dataset, count[module], len(files), module)
         return module, options
     if module is None:
-        raise DataError(
-            f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read. "
-            f"Supported are {kind.supported}."
-        )
+        raise _nothing_to_read(dataset, files, kind)
     _check_format(dataset, module, kind)
     raise DataError(
         f"{dataset!r} holds files of the format {module}, which cannot be read. Supported are {kind.supported}."
+    )
+
+
+def _nothing_to_read(dataset: str, files: Sequence[str], kind: Modality) -> DataError:
+    return DataError(
+        f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read. "
+        f"Supported are {kind.supported}."
     )
 
 

@@ -34,7 +34,7 @@ class ImageSampleFeatures:
         check_range(settings.value_range)
         self.pooling = self._features.pooling
         self.value_range = settings.value_range or range_of(vision.processor)
-        self._is_first = True
+        self._first = iter([True])  # for one of the threads
         self.identity = {
             "encoder": vision.digest(self.model), "pooling": self.pooling, "precision": self._features.precision,
         }  # fmt: skip
@@ -43,13 +43,11 @@ class ImageSampleFeatures:
 
     def prepare(self, image: bytes) -> Any:
         try:
-            if self._is_first and self.value_range is None:
-                self._is_first = False
-                if image_header(image).bits > 8:
-                    logger.warning(
-                        "These images have more than 8 bits a value, and nothing says which of them are in use: 0 to "
-                        "65535 becomes black to white. Pass `--value_range LOW HIGH` where that is wrong."
-                    )
+            if next(self._first, False) and self.value_range is None and image_header(image).bits > 8:
+                logger.warning(
+                    "These images have more than 8 bits a value, and nothing says which of them are in use: 0 to "
+                    "65535 becomes black to white. Pass `--value_range LOW HIGH` where that is wrong."
+                )
             return decode_image(image, value_range=self.value_range)
         except DamagedImage as error:
             return Damage(str(error))
