@@ -54,7 +54,10 @@ def main():
     ).parse()
     data = ImageData(data_args)
     mean_std = data.channel_mean_std() if view_args.normalization == "dataset" else None
-    views = Views(METHODS[recipe.method].method.views, view_args, is_grey=data.is_grey, mean_std=mean_std)
+    views = Views(
+        METHODS[recipe.method].method.views, view_args, is_grey=data.is_grey, mean_std=mean_std,
+        value_range=data.value_range,
+    )  # fmt: skip
     shown = contact_sheet(pick_images(data.source, recipe.num_images, recipe.seed), views, recipe.output, recipe.seed)
     print(f"{views.description}\n{shown} images: {recipe.output}")
 

@@ -33,11 +33,11 @@ def main():
         SSLTrainingArguments, description=__doc__, defaults=defaults,
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
-    args.claim_output_dir()
-    data = ImageData(data_args)
+    checkpoint = args.claim_output_dir()
+    data = ImageData(data_args, checkpoint)
     views = make_views(SimclrForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(SimclrForPreTraining, recipe, config, views, args, parser.given)
-    processor = build_image_processor(views.image_size, views.mean, views.std)
+    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,

@@ -100,9 +100,12 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
         share = max(fraction, SHARE_OF_LARGE_SETS)
     limit = int(share * 2**32)
     chosen: dict = {}
-    num_samples = 0
+    num_samples, example = 0, ""
     for piece in pieces_all_over(source, Use.HELD_OUT_ORDER):
         read = source.read(int(piece))
+        if read.bad and not example:
+            row, reason = read.bad[0]
+            example = f" One of them: {source.where(int(source.pieces[piece, 0]), row)}: {reason}."
         for i, sample in enumerate(source.samples(read)):
             num_samples += 1
             content = source.content(read.columns, i)
@@ -112,8 +115,8 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
                     return list(chosen.values())
     if not num_samples:
         raise DataError(
-            f"{source.description} has no {kind.name}: every sample is empty or damaged. Pass other data, or another "
-            f"`{kind.column_flag}`."
+            f"{source.description} has no {kind.name}: every sample is empty or damaged.{example} Pass other data, or "
+            f"another `{kind.column_flag}`."
         )
     if not chosen:
         raise DataError(

@@ -12,6 +12,7 @@ from ..errors import DataError
 from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
+from .image.value_range import RangeOfSet
 from .mixtures import parse_mixture
 from .modality import modality
 from .sources import Input, Source, available_splits, open_source
@@ -27,10 +28,11 @@ class LazyImages(Sequence):
     """Some rows of a source with an input `image`, each read when it is asked for.
 
     A damaged one (null, a missing file) is empty: like one that cannot be decoded, it is for the decoder to refuse.
+    `value_range` says what becomes black and white of those with more than 8 bits; it may be set.
     """
 
-    def __init__(self, source: Source, rows: np.ndarray):
-        self.source = source
+    def __init__(self, source: Source, rows: np.ndarray, value_range: RangeOfSet | None = None):
+        self.source, self.value_range = source, value_range
         self.rows = rows  # places in the source, counted over all of its pieces
         self._ends = np.cumsum(source.pieces[:, 2] - source.pieces[:, 1])
         self._last: tuple[int, dict[int, bytes]] = (-1, {})
@@ -93,7 +95,7 @@ class LabelledImages:
 
     def take(self, rows: np.ndarray, name: str) -> "LabelledImages":
         """Some of the images, under another name."""
-        images = LazyImages(self.images.source, self.images.rows[rows])
+        images = LazyImages(self.images.source, self.images.rows[rows], self.images.value_range)
         digest = new_digest("some of", self.fingerprint, rows.tolist()).hexdigest()
         return LabelledImages(images, self.labels[rows], self.class_names, digest, name)
 

@@ -51,7 +51,10 @@ class HeldOutLossEvaluator(Evaluator):
         keys = content_keys(images)
         rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
         if not len(rows):
-            raise UserError(f"None of {len(images)} held-out images can be decoded. Pass other data.")
+            reason = rows.bad[0][1] if rows.bad else "there is none"
+            raise UserError(
+                f"None of {len(images)} held-out images can be decoded. The first: {reason}. Pass other data."
+            )
         self.views, self.num_images = views, len(rows)
         num_batches = -(-len(rows) // batch_size)
         self.batch_size = -(-len(rows) // num_batches)

@@ -26,6 +26,9 @@ class EmbedSettings:
             What a text of several windows gives: their mean, weighted by tokens, or with each a row a window.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        value_range (`tuple[float, float]`, *optional*):
+            The values that become black and white, of images with more than 8 bits a value. Left out: those of the
+            encoder's training, where its folder says so, else all that 16 bits hold.
     """
 
     pooling: str | None = None
@@ -33,6 +36,7 @@ class EmbedSettings:
     max_length: int = 512
     windows: Literal["mean", "each"] = "mean"
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         for name in ("batch_size", "max_length"):

@@ -12,7 +12,10 @@ _CROP_RATIO = 224 / 256
 
 
 def build_image_processor(
-    image_size: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    image_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> BaseImageProcessor:
     """An image processor that `AutoImageProcessor` loads: resize the short side, cut out the centre, normalise.
 
@@ -22,6 +25,9 @@ def build_image_processor(
             is 8/7 of it, as ImageNet is evaluated; below, the short side is not cropped.
         mean, std (`Sequence[float]`, *optional*):
             Of red, green and blue in [0, 1], as in training; ImageNet's when left out.
+        value_range (`Sequence[float]`, *optional*):
+            What became black and white in training, of images with more than 8 bits. A field of the processor that
+            says it to hfssl; the processor itself takes 8 bits.
     """
     short_side = round(image_size / _CROP_RATIO) if image_size >= _CROPPED_FROM else image_size
     return BitImageProcessor(
@@ -35,4 +41,5 @@ def build_image_processor(
         do_normalize=True,
         image_mean=list(mean if mean is not None else IMAGENET_DEFAULT_MEAN),
         image_std=list(std if std is not None else IMAGENET_DEFAULT_STD),
+        **({"value_range": list(value_range)} if value_range is not None else {}),
     )

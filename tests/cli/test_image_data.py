@@ -158,7 +158,9 @@ def test_shades_of_grey_in_three_channels_are_grey(tmp_path, format):
 def test_large_images_are_reduced_for_statistics(tmp_path, monkeypatch):
     shrinks = []
     monkeypatch.setattr(
-        image_data, "decode_image", lambda data, shrink: shrinks.append(shrink) or decode_image(data, shrink)
+        image_data,
+        "decode_image",
+        lambda data, shrink, *args: shrinks.append(shrink) or decode_image(data, shrink, *args),
     )
     data = ImageData(ImageDataArguments(dataset=write_folder(tmp_path / "a", number=12, format="JPEG", side=500)))
     assert data.channel_mean_std()[0] == pytest.approx([200 / 255, 100 / 255, 60 / 255], abs=0.01)
@@ -171,5 +173,34 @@ def test_damaged_images_do_not_count(tmp_path):
     assert ImageData(ImageDataArguments(dataset=folder)).channel_mean_std()[0][0] == pytest.approx(200 / 255, abs=0.01)
     for path in (tmp_path / "a").iterdir():
         path.write_bytes(b"no image " + path.name.encode())
-    with pytest.raises(DataError, match="No image of 60 image files can be decoded"):
+    with pytest.raises(
+        DataError, match=r"No image of 60 image files can be decoded. One of them: \d+.png: it is no image"
+    ):
         ImageData(ImageDataArguments(dataset=folder)).channel_mean_std()
+
+
+def write_twelve_bits(folder, number=40):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        (folder / f"{i}.png").write_bytes(encoded(rng.integers(0, 4096, (16, 16), np.uint16)))
+    return str(folder)
+
+
+def test_the_range_of_values_is_judged_and_part_of_the_run(tmp_path, monkeypatch):
+    folder = write_twelve_bits(tmp_path / "a")
+    data = ImageData(ImageDataArguments(dataset=folder))
+    assert data.value_range == (0, 4095) and data.settings["value_range"] == [0, 4095] and data.is_grey
+    assert data.channel_mean_std()[0] == pytest.approx([0.5] * 3, abs=0.02)
+    stated = ImageData(ImageDataArguments(dataset=folder, value_range=(0.0, 8190.0)))
+    assert stated.settings["value_range"] == [0, 8190]
+    assert stated.channel_mean_std()[0] == pytest.approx([0.25] * 3, abs=0.02)
+    # of a run that goes on it is not judged anew
+    monkeypatch.setattr(image_data, "read_settings", lambda checkpoint: {"value_range": "[0.0, 1023.0]"})
+    assert ImageData(ImageDataArguments(dataset=folder), tmp_path / "checkpoint").value_range == (0, 1023)
+    monkeypatch.setattr(image_data, "read_settings", lambda checkpoint: {})
+    assert ImageData(ImageDataArguments(dataset=folder), tmp_path / "checkpoint").value_range is None
+    eight = ImageData(ImageDataArguments(dataset=write_folder(tmp_path / "b", number=30)))
+    assert eight.value_range is None and "value_range" not in eight.settings
+    with pytest.raises(UserError, match="`--value_range` is the value that is black"):
+        ImageDataArguments(value_range=(3.0, 1.0))

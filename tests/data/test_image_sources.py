@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from dataclasses import replace
 
 import datasets
@@ -173,7 +174,7 @@ def test_without_streaming_tables_and_tars_are_converted_and_folders_are_not(eve
         for name in ("typed.parquet", "tars", "classes"):
             source = open_source(everywhere[name], modality="image", streaming=False)
             assert sorted(images_of(source)) == sorted(IMAGES)
-    assert caplog.text.count("is converted once to a memory-mapped copy") == 2
+    assert caplog.text.count("is converted once to a copy") == 2
 
 
 def test_compressed_tars_are_converted(everywhere, tmp_path, caplog):
@@ -278,7 +279,7 @@ def test_images_among_captions(tmp_path):
     assert images_of(open_source(tmp_path, modality="image")) == IMAGES[:6]
 
 
-def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
+def test_splits_of_a_folder_are_those_of_datasets(tmp_path):
     def write(folder, *names):
         for name in names:
             path = tmp_path / folder / name
@@ -298,15 +299,22 @@ def test_splits_of_a_folder_are_those_of_datasets(tmp_path, monkeypatch):
             split: sorted(os.path.relpath(path, tmp_path / folder) for path in paths) for split, paths in found.items()
         }
 
-    quick = {folder: of(folder) for folder in ("plain", "splits", "names", "folders", "card")}
-    assert quick["plain"] == {"train": ["a/1.png", "b/2.PNG"]}
-    assert quick["splits"] == {
+    ours = {folder: of(folder) for folder in ("plain", "splits", "names", "folders", "card")}
+    assert ours["plain"] == {"train": ["a/1.png", "b/2.PNG"]}
+    assert ours["splits"] == {
         "train": ["train/a/1.png", "train/b/2.png"],
         "validation": ["val/a/3.png"],
         "test": ["testing/4.png"],
     }
-    monkeypatch.setattr(find, "_splits_of_files", lambda folder, kind: None)
-    assert {folder: of(folder) for folder in quick} == quick
+
+    def of_datasets(folder):
+        found = datasets.load_dataset_builder("imagefolder", data_dir=str(tmp_path / folder)).config.data_files
+        return {
+            str(split): sorted(os.path.relpath(path, tmp_path / folder) for path in paths)
+            for split, paths in found.items()
+        }
+
+    assert {folder: of_datasets(folder) for folder in ours} == ours
 
 
 def test_files_and_globs(everywhere, tmp_path):
@@ -379,6 +387,56 @@ def test_fields_of_a_tar(tmp_path):
     ):
         open_source(tmp_path / "c.tar", modality="image")
     assert images_of(open_source(tmp_path / "c.tar", modality="image", column="b.png")) == [IMAGES[1]]
+
+
+def test_numbered_frames_are_samples(tmp_path, caplog):
+    members = []
+    for clip in range(3):
+        members.append((f"clips/{clip}.json", json.dumps({"clip": clip}).encode()))
+        # not frame by frame: all masks of a clip come last
+        for kind in ("png", "txt", "seg.png"):
+            for frame in range(4):
+                data = f"{clip}-{frame}".encode() if kind == "txt" else IMAGES[8 * clip + 2 * frame + (kind != "png")]
+                members.append((f"clips/{clip}.frame{frame}.{kind}", data))
+    write_tar(tmp_path / "a.tar", members)
+    with caplog.at_level(logging.INFO, "hfssl"):
+        source = open_source(tmp_path / "a.tar", modality="image", column="png", extra_columns=("txt", "clip"))
+    assert images_of(source) == [
+        (IMAGES[8 * clip + 2 * frame], f"{clip}-{frame}", clip) for clip in range(3) for frame in range(4)
+    ]
+    assert "files count on, such as 'frame1.png'. Each number is a sample" in caplog.text
+    assert {"png", "seg.png", "txt", "json", "clip"} == set(source.features)
+    masks = open_source(tmp_path / "a.tar", modality="image", column="seg.png")
+    assert images_of(masks) == [IMAGES[8 * clip + 2 * frame + 1] for clip in range(3) for frame in range(4)]
+    # stated, they are columns as everywhere else
+    columns = open_source(tmp_path / "a.tar", modality="image", column="frame2.png")
+    assert images_of(columns) == [IMAGES[8 * clip + 4] for clip in range(3)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2024.01.05.png", "2024.01.06.png", "2024.02.05.png"],
+        [f"a.{7919**i % 2**32:08x}.png" for i in range(1, 40)],
+        [f"shot.{chr(97 + i)}.png" for i in range(26)],
+    ],
+)
+def test_dotted_names_are_names(tmp_path, names):
+    write_tar(tmp_path / "a.tar", [(name, IMAGES[i]) for i, name in enumerate(names)])
+    assert images_of(open_source(tmp_path / "a.tar", modality="image")) == IMAGES[: len(names)]
+
+
+def test_memory_does_not_grow_with_the_number_of_fields(tmp_path):
+    members = [(f"{i}.x{i}", b"x") for i in range(1000)] + [(f"{i}.png", image) for i, image in enumerate(IMAGES)]
+    write_tar(tmp_path / "a.tar", members)
+    tracemalloc.start()
+    source = open_source(tmp_path / "a.tar", modality="image")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20  # where each lies in each sample would be 16 MiB
+    tracemalloc.stop()
+    values, _ = read_all(source)
+    assert list(values.values()) == IMAGES
+    with pytest.raises(DataError, match=r"has no column 'y'. Its columns are: 'png' .* and 961 more"):
+        open_source(tmp_path / "a.tar", modality="image", extra_columns=("y",))
 
 
 def test_damaged_tars(tmp_path):
@@ -592,7 +650,7 @@ def test_a_large_set_is_not_read_through(monkeypatch):
             reads.append(index)
             return super().read(index)
 
-    images = [png(i) for i in range(3000)]
+    images = [png(i) for i in range(1000)]
     source = Counting(images, name="memory", column="image", modality="image")
     chosen = held_out_samples(source, fraction=0.04)
     assert len(chosen) == 120 and len(reads) < len(source) / 4

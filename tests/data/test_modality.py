@@ -66,7 +66,7 @@ def test_a_source_of_a_modality_that_was_added(numbers, csv, tmp_path):
     )
     assert source.num_rows == 600 and len(source) > 5
     assert [number for i in range(len(source)) for number in source.read(i).columns["numbers"]] == NUMBERS.tolist()
-    with pytest.raises(DataError, match=r"Column 'name' of .* is large_string, but .* numbers.*`--numbers_column`"):
+    with pytest.raises(DataError, match=r"Column 'name' of .* is string, but .* numbers.*`--numbers_column`"):
         open_source(csv, modality="numbers", column="name")
     with pytest.raises(DataError, match="no embedded rows of numbers"):
         open_source(None, modality="numbers")

@@ -25,6 +25,7 @@ from hfssl.data.sources import (
     Input,
     available_splits,
     base,
+    delimited,
     files,
     find,
     find_column,
@@ -110,7 +111,7 @@ def test_converting_is_announced_and_gives_the_same_rows(tmp_path, caplog):
     write_jsonl(tmp_path / "a.jsonl")
     with caplog.at_level(logging.INFO, "hfssl"):
         converted = open_source(tmp_path / "a.jsonl", streaming=False)
-    assert "is converted once to a memory-mapped copy" in caplog.text and "streaming is off" in caplog.text
+    assert "is converted once to a copy" in caplog.text and "streaming is off" in caplog.text
     assert texts_of(converted) == texts_of(open_source(tmp_path / "a.jsonl"))
 
 
@@ -795,9 +796,14 @@ def test_no_space_for_the_copy(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (folder / "a.csv").write_text("text\nx\n")
+    (folder / "a.json").write_text('[{"text": "x"}]')
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"x"))
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with pytest.raises(DataError, match="No space left on device.*Free some space, or point HF_HOME to another disk"):
-        open_source("a.csv")
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr(delimited.pa, "OSFile", full)
+    for name in ("a.csv", "a.json", "a.txt.gz"):
+        with pytest.raises(DataError, match="No space left on device.*Free some space, or point HF_HOME to another"):
+            open_source(name)
 
 
 def test_wrong_arguments():

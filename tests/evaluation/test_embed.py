@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
-from labelled import digits, processor, save, vit
+from labelled import digits, png, processor, save, vit
 from tiny import bert_config, texts, tokenizer
 from transformers import AutoModel, BertModel, GPT2Config, GPT2Model, Wav2Vec2Config
 
@@ -194,3 +194,16 @@ def test_features_that_are_no_numbers_are_refused(bert, tmp_path):
         embedder.model.embeddings.word_embeddings.weight.fill_(torch.nan)
     with pytest.raises(EvaluationError, match="no numbers"):
         embed(embedder, source(), tmp_path)
+
+
+def test_images_of_twelve_bits(image_encoder, tmp_path, caplog):
+    deep = [np.random.default_rng(i).integers(0, 4096, (8, 8), dtype=np.uint16) for i in range(4)]
+    eight = [np.rint(values / 4095 * 255).astype(np.uint8) for values in deep]
+    data = [source([png(values) for values in images], "image") for images in (deep, eight)]
+    _, stated = embedded(image_encoder, data[0], tmp_path / "a", value_range=(0.0, 4095.0))
+    _, expected = embedded(image_encoder, data[1], tmp_path / "b")
+    np.testing.assert_allclose(stated, expected, atol=1e-5)
+    assert not caplog.text
+    _, whole = embedded(image_encoder, data[0], tmp_path / "c")
+    assert np.abs(whole - expected).max() > 1e-3
+    assert caplog.text.count("nothing says which of them are in use: 0 to 65535 becomes black to white") == 1

@@ -117,6 +117,17 @@ def test_odd_images_are_taken(tmp_path, kind, method):
     assert "damaged" not in done.stderr
 
 
+def test_a_run_on_twelve_bits_keeps_the_range_of_their_values(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        values = np.random.default_rng(i).integers(0, 4096, (12, 12), dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / "images" / f"{i}.png")
+    done = went_well(pretrain(tmp_path, tmp_path / "images", "mae"))
+    assert "0 to 4095 become black to white. `--value_range LOW HIGH` states another range" in done.stderr
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert processor["value_range"] == [0, 4095]
+
+
 def test_class_folders_of_one_image_and_a_single_image(tmp_path):
     went_well(pretrain(tmp_path / "a", good(tmp_path / "classes", 40, [f"class{i}" for i in range(40)])))
     error = the_error(pretrain(tmp_path / "b", good(tmp_path / "single", 1)))

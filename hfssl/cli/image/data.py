@@ -1,10 +1,12 @@
 """What the image recipes share: the flags about data, and from them source, held-out images and stream."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from ...data.held_out import held_out_parts, pieces_all_over
 from ...data.image.decode import DamagedImage, decode_image, image_header
+from ...data.image.value_range import ValueRange, check_range, judge_range
 from ...data.image.views import Views
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
@@ -20,6 +23,7 @@ from ...data.stream import LANES, ExactStream
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
+from ...training.checkpoints import read_settings
 from ..data import DataArguments
 
 
@@ -43,9 +47,17 @@ class ImageDataArguments(DataArguments):
             (drawn ones, 32 pixels) or digits (scikit-learn's, 8 pixels), which come with hfssl. Left out: letters.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
+        value_range (`tuple[float, float]`, *optional*):
+            The values that become black and white, of images with more than 8 bits a value (16, or floats). Left out,
+            they are judged on some of the images. Part of the run, and kept with the encoder for its probes.
     """
 
     image_column: str | None = None
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self.value_range)
 
 
 class ImageData:
@@ -54,6 +66,8 @@ class ImageData:
     Args:
         arguments ([`ImageDataArguments`]):
             What the user asked for.
+        checkpoint (`Path`, *optional*):
+            Checkpoint that the run continues from: holds the range of values that it began with.
 
     Attributes:
         source ([`~hfssl.data.sources.Source`]):
@@ -64,8 +78,8 @@ class ImageData:
             The [`~hfssl.data.sources.identity`] of each of them.
     """
 
-    def __init__(self, arguments: ImageDataArguments):
-        self.arguments = arguments
+    def __init__(self, arguments: ImageDataArguments, checkpoint: Path | None = None):
+        self.arguments, self.checkpoint = arguments, checkpoint
         options = {
             "modality": "image", "column": arguments.image_column, "config": arguments.dataset_config,
             "streaming": arguments.streaming,
@@ -97,6 +111,20 @@ class ImageData:
         return self.source.num_rows
 
     @cached_property
+    def value_range(self) -> ValueRange | None:
+        """What becomes black and white of images with more than 8 bits: as stated, as the run began, or judged."""
+        if self.arguments.value_range is not None:
+            return self.arguments.value_range
+        if self.checkpoint is not None:
+            stored = read_settings(self.checkpoint).get("value_range")
+            return stored and tuple(json.loads(stored))
+        return judge_range(
+            image
+            for part in parts_of(self.source)
+            for _, image in islice(_images(part.source), max(round(part.share * STATISTICS_SAMPLE), 1))
+        )
+
+    @cached_property
     def is_grey(self) -> bool:
         """Whether the images of a sample have no colour, whatever their number of channels."""
         # what JPEG makes of shades of grey in three channels differs by rounding
@@ -117,13 +145,15 @@ class ImageData:
         """Pixels of images from all over the data, in the shares of a mixture."""
         sample = []
         for part in parts_of(self.source):
-            decoded = list(islice(_decoded(part.source), max(round(part.share * STATISTICS_SAMPLE), 1)))
-            if not decoded:
+            failures: list[str] = []
+            decoded = _decoded(part.source, self.value_range, failures)
+            taken = list(islice(decoded, max(round(part.share * STATISTICS_SAMPLE), 1)))
+            if not taken:
                 raise DataError(
-                    f"No image of {part.source.description} can be decoded. Pass other data, or another "
-                    "`--image_column`."
+                    f"No image of {part.source.description} can be decoded. One of them: {failures[0]}. Pass other "
+                    "data, or another `--image_column`."
                 )
-            sample += decoded
+            sample += taken
         return sample
 
     def stream(self, args: SSLTrainingArguments, views: Views) -> ExactStream:
@@ -158,22 +188,33 @@ class ImageData:
     def settings(self) -> dict[str, Any]:
         """What of the data makes a run this run."""
         a = self.arguments
-        return {
+        settings = {
             "dataset": a.dataset or self.embedded,
             "split": a.split,
             "image_column": self.source.inputs["image"].column,
         }
+        return settings if self.value_range is None else settings | {"value_range": list(self.value_range)}
 
 
-def _decoded(source: Source) -> Iterator[torch.Tensor]:
-    """Pixels of images from all over a source; of large JPEG files at a reduced scale."""
-    pieces = pieces_all_over(source, Use.STATISTICS_SAMPLE)
-    images = (image for piece in pieces for image in source.samples(source.read(int(piece))))
-    for image in islice(images, 4 * STATISTICS_SAMPLE):
+def _images(source: Source) -> Iterator[tuple[str, bytes]]:
+    """Names and encoded images from all over a source, a limited number of them."""
+    some = 0
+    for piece in pieces_all_over(source, Use.STATISTICS_SAMPLE).tolist():
+        read, file = source.read(piece), int(source.pieces[piece, 0])
+        for row, image in zip(read.rows.tolist(), source.samples(read), strict=True):
+            yield source.where(file, row), image
+            some += 1
+            if some == 4 * STATISTICS_SAMPLE:
+                return
+
+
+def _decoded(source: Source, value_range: ValueRange | None, failures: list[str]) -> Iterator[torch.Tensor]:
+    """Pixels of images from all over a source, of large JPEG files at a reduced scale; and the first that fails."""
+    for name, image in _images(source):
         try:
             header = image_header(image)
             side = min(header.height, header.width)
             shrink = next((by for by in (8, 4, 2) if side >= by * STATISTICS_SIDE), 1)
-            yield decode_image(image, shrink)
+            yield decode_image(image, shrink, value_range)
         except DamagedImage as error:
-            logger.debug("Left out of the statistics: %s", error)
+            failures.append(f"{name}: {error}")

@@ -146,7 +146,7 @@ def make_views(
         mean_std = _checkpoint_mean_std(recipe.encoder)
     return Views(
         method.method.views, arguments, is_grey=data.is_grey, mean_std=mean_std,
-        patch_size=side(patch_size) if patch_size else None,
+        patch_size=side(patch_size) if patch_size else None, value_range=data.value_range,
     )  # fmt: skip
 
 

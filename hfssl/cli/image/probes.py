@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...data.image.value_range import RangeOfSet, check_range
 from ...data.image.views import Views
 from ...data.labelled import LabelledImages, hold_out, open_labelled
 from ...data.modality import modality
@@ -95,6 +96,9 @@ class LabelledDataArguments:
             Learn from so many images at most.
         max_test_samples (`int`, *optional*):
             Measure on so many images at most.
+        value_range (`tuple[float, float]`, *optional*):
+            The values that become black and white, of images with more than 8 bits a value. Left out: those of the
+            encoder's training, where its folder says so, else judged on some of the images.
     """
 
     dataset: str = "letters"
@@ -105,13 +109,17 @@ class LabelledDataArguments:
     label_column: str | None = None
     max_train_samples: int | None = None
     max_test_samples: int | None = None
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        check_range(self.value_range)
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
         """Both splits."""
         return load_splits(
             self.dataset, self.split, self.test_split, config=self.dataset_config, image_column=self.image_column,
             label_column=self.label_column, max_train_samples=self.max_train_samples,
-            max_test_samples=self.max_test_samples,
+            max_test_samples=self.max_test_samples, value_range=self.value_range,
         )  # fmt: skip
 
 
@@ -125,12 +133,14 @@ def load_splits(
     label_column: str | None = None,
     max_train_samples: int | None = None,
     max_test_samples: int | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> tuple[LabelledImages, LabelledImages]:
     """The labelled images to learn from and those to measure on, checked to be of the same classes."""
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     columns = {"image_column": image_column, "label_column": label_column, "config": config}
     train = open_labelled(dataset, split, max_samples=max_train_samples, **columns)
+    train.images.value_range = RangeOfSet(train.images, value_range)
     if test_split == "auto":
         splits = available_splits(dataset, modality="image", config=config)
         usual = ("test", "validation", "dev", "valid", "val")
@@ -141,6 +151,7 @@ def load_splits(
     else:
         with _named_flags({"split": "test_split"}):
             test = open_labelled(dataset, test_split, max_samples=max_test_samples, **columns)
+            test.images.value_range = train.images.value_range
     aligned_labels(train, test)
     return train, test
 

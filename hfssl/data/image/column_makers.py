@@ -41,6 +41,8 @@ class Crops:
             Of red, green and blue in [0, 1], to normalise with.
         single (`str`, *optional*):
             The group of one view whose tensor is to have no axis for it.
+        value_range (`tuple[float, float]`, *optional*):
+            See [`~hfssl.data.image.decode.decode_image`].
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Crops:
         mean: Sequence[float],
         std: Sequence[float],
         single: str | None = None,
+        value_range: tuple[float, float] | None = None,
     ):
-        self.pixels, self.mean, self.std, self.single = PixelRows(groups), tuple(mean), tuple(std), single
+        self.pixels = PixelRows(groups, value_range)
+        self.mean, self.std, self.single = tuple(mean), tuple(std), single
 
     def read(self, block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[int, str]]]:
         """Columns, the indices of the samples that are left, and `(index, reason)` of the others."""

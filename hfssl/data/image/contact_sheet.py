@@ -66,7 +66,7 @@ def contact_sheet(images: Sequence[bytes], views: Views, path: str | Path, seed:
         len(shown), 1 + len(columns), figsize=(1.4 * (1 + len(columns)), 1.5 * len(shown) + 0.6), squeeze=False
     )
     for i, line in enumerate(axes):
-        original = decode_image(shown[i])
+        original = decode_image(shown[i], value_range=views.value_range)
         pictures = [("original" if i == 0 else "", original.permute(1, 2, 0).numpy())]
         pictures += [(title if i == 0 else "", _visible(view[i], views)) for title, view in columns]
         for axis, (title, picture) in zip(line, pictures, strict=True):

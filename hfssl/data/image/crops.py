@@ -41,9 +41,12 @@ class PixelRows:
     Args:
         groups (`dict[str, Sequence[View]]`):
             Views of one size each, by the name of their column.
+        value_range (`tuple[float, float]`, *optional*):
+            See [`~hfssl.data.image.decode.decode_image`].
     """
 
-    def __init__(self, groups: dict[str, Sequence[View]]):
+    def __init__(self, groups: dict[str, Sequence[View]], value_range: tuple[float, float] | None = None):
+        self.value_range = value_range
         self.groups = {name: tuple(views) for name, views in groups.items()}
         # what is drawn alike is drawn together: (column, view, its places in the column, its numbers among all views)
         self.kinds: list[tuple[str, View, list[int], np.ndarray]] = []
@@ -99,7 +102,7 @@ class PixelRows:
                     header = image_header(data)
                     sizes[i] = header.height, header.width
                 else:
-                    images[i] = data if isinstance(data, torch.Tensor) else decode_image(data)
+                    images[i] = data if isinstance(data, torch.Tensor) else self._decode(data)
                     sizes[i] = height, width = tuple(images[i].shape[1:])
                     if height <= SMALL and width <= SMALL:
                         by_size.setdefault((height, width), []).append(i)
@@ -140,7 +143,7 @@ class PixelRows:
             image, shrink = images.pop(i, None), (1.0, 1.0)
             if image is None:
                 try:
-                    image = decode_image(data, _largest_shrink(room[i]))
+                    image = self._decode(data, _largest_shrink(room[i]))
                 except DamagedImage as error:
                     bad[i] = str(error)
                     continue
@@ -150,6 +153,9 @@ class PixelRows:
                     box = _scaled(box, shrink, image)
                     crop_and_resize(image, box, flip, view.interpolation, out[i, place : place + 1])
         return list(bad.items())
+
+    def _decode(self, data: bytes, shrink: int = 1) -> torch.Tensor:
+        return decode_image(data, shrink, self.value_range)
 
 
 def draw_boxes(view: View, keys: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

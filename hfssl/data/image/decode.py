@@ -1,15 +1,18 @@
 """Encoded images to pixels: 8 bits, RGB, upright, on white.
 
 Every image comes out as `(3, height, width)` of `uint8`: turned as its EXIF data say, transparent parts on white,
-greyscale in three equal channels, 16 bits scaled to 8, the first frame of an animation. Colour profiles are not
-applied. Plain JPEG files are decoded by torchvision, which takes less time than Pillow (2.4 times less for 32×32
-pixels, 1.3 times for 375×500); all else by Pillow: torchvision has no reduced scale, and its decoder of PNG, hardly
-faster, may crash the process on damaged files.
+greyscale in three equal channels, the first frame of an animation. Of values with more than 8 bits a stated range
+becomes black to white: their file does not say which part of the bits is in use (12 of 16 from many sensors), nor what
+floats mean. Left out, it is all that the bits hold. Colour profiles are not applied. Plain JPEG files are decoded by
+torchvision, which takes less time than Pillow (2.4 times less for 32×32 pixels, 1.3 times for 375×500); all else by
+Pillow: torchvision has no reduced scale, and its decoder of PNG, hardly faster, may crash the process on damaged
+files.
 
 What cannot be decoded raises [`DamagedImage`] with a short reason; nothing is decoded beyond a limit on pixels.
 """
 
 import io
+import logging
 import struct
 import warnings
 from dataclasses import dataclass
@@ -17,14 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ...errors import first_line
 
 
 try:
-    from torchvision.io import decode_jpeg
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 except ImportError:  # no torchvision, or one whose decoders have moved on to torchcodec
-    decode_jpeg = None
+    decode_jpeg = decode_png = None
+
+# It tells of odd files in the log, each time: here the reason is in the error.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 # What Pillow warns of: a quarter of a GiB of pixels. A small file can hold far more than there is memory.
 MAX_PIXELS = 89_478_485
@@ -44,7 +51,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
+_ALL_OF_SIXTEEN_BITS = (0.0, 65535.0)
+# Tags of a TIFF.
+_BITS, _CHANNELS, _SAMPLE_FORMAT = 258, 277, 339
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -63,12 +74,16 @@ class ImageHeader:
             Whether the file has one channel of colour. An RGB file may still show shades of grey only.
         format (`str`):
             Pillow's name of the file format, such as `"JPEG"`.
+        bits (`int`, *optional*, defaults to 8):
+            Bits of a value, where the file leaves open which of them are in use: then its values have a range that
+            has to be stated. 8 otherwise.
     """
 
     height: int
     width: int
     is_grey: bool
     format: str
+    bits: int = 8
 
 
 def image_header(data: bytes) -> ImageHeader:
@@ -84,7 +99,7 @@ def image_header(data: bytes) -> ImageHeader:
         return _header(image)
 
 
-def decode_image(data: bytes, shrink: int = 1) -> torch.Tensor:
+def decode_image(data: bytes, shrink: int = 1, value_range: tuple[float, float] | None = None) -> torch.Tensor:
     """The pixels of an encoded image.
 
     Args:
@@ -94,6 +109,9 @@ def decode_image(data: bytes, shrink: int = 1) -> torch.Tensor:
             1, 2, 4 or 8: a JPEG comes out reduced by this factor (sides rounded up), which saves part of its decoding
             and all that the other pixels would cost later. Other formats, and JPEGs with a side shorter than the
             factor, come out larger.
+        value_range (`tuple[float, float]`, *optional*):
+            What becomes black and white of values with more than 8 bits; left out, all that unsigned ones of 16 bits
+            hold. Formats that say it themselves, and 8 bits, need none.
 
     Returns:
         `torch.Tensor` of dtype `uint8` and shape `(3, height, width)`; the channels may lie together in memory.
@@ -111,19 +129,41 @@ def decode_image(data: bytes, shrink: int = 1) -> torch.Tensor:
         except RuntimeError as error:
             raise DamagedImage(_reason(error)) from error
     with _opened(data) as image:
-        _header(image)  # checks the size
+        bits = _header(image).bits  # checks the size
         turn = _TURNS.get(_orientation(image))
         try:
             if shrink > 1 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (max(image.width // shrink, 1), max(image.height // shrink, 1)))
             image.load()
-            upright = _rgb(image, image.format) if turn is None else _rgb(image, image.format).transpose(turn)
-            pixels = np.array(upright)
+            upright = _rgb(image, bits, data, value_range)
+            pixels = np.array(upright if turn is None else upright.transpose(turn))
         except DamagedImage:
             raise
         except Exception as error:
             raise DamagedImage(_reason(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def raw_values(data: bytes) -> np.ndarray | None:
+    """The values of an image with more than 8 bits as they are in the file; `None` where 8 bits are all there is.
+
+    Raises:
+        DamagedImage: if it cannot be decoded.
+    """
+    if _plain_jpeg(data) is not None:
+        return None
+    with _opened(data) as image:
+        if _header(image).bits <= 8:
+            return None
+        try:
+            image.load()
+            if image.mode in _DEEP_MODES:
+                return _values(image)
+            colours = _deep_colours(image, data)
+            # Pillow gives the upper 8 bits: enough to tell what range they have
+            return np.asarray(image.convert("RGB")).astype(np.uint16) * 257 if colours is None else colours[:3]
+        except Exception as error:
+            raise DamagedImage(_reason(error)) from error
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -135,7 +175,7 @@ def _opened(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise DamagedImage("it is no image, or of an unknown format") from None
+        raise DamagedImage(_why_unknown(data)) from None
     except Image.DecompressionBombError:
         raise DamagedImage(f"it has more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
@@ -147,7 +187,16 @@ def _header(image: Image.Image) -> ImageHeader:
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     _check_size(height, width)
-    return ImageHeader(height, width, image.mode in _GREY_MODES, "JPEG" if image.format == "MPO" else image.format)
+    format = "JPEG" if image.format == "MPO" else image.format
+    return ImageHeader(height, width, image.mode in _GREY_MODES, format, _open_bits(image))
+
+
+def _open_bits(image: Image.Image) -> int:
+    """Bits of a value in a format that does not say which of them are in use; Pillow scales the others: 8."""
+    if image.format == "TIFF":
+        return max(8, *image.tag_v2.get(_BITS, (1,)))
+    # after loading there is no tile, and a header is looked at before
+    return 16 if image.format == "PNG" and image.tile and "16" in str(image.tile[0][3]) else 8
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,18 +217,86 @@ def _check_size(height: int, width: int) -> None:
         raise DamagedImage(f"it has {width} × {height}, more than {MAX_PIXELS:,} pixels")
 
 
-def _rgb(image: Image.Image, format: str) -> Image.Image:
+def _rgb(image: Image.Image, bits: int, data: bytes, value_range: tuple[float, float] | None) -> Image.Image:
     """In three channels of 8 bits, on white."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N") or (image.mode == "I" and format in ("PNG", "PPM")):
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise DamagedImage("its pixels have 32 bits, and so no known range; convert it to 8 or 16 bits")
+    if image.mode in _DEEP_MODES:
+        chosen = value_range if bits > 8 else None
+        if chosen is None and (image.mode == "F" or (image.mode == "I" and image.format == "TIFF")):
+            kind = "floats" if image.mode == "F" else "integers with a sign or of 32 bits"
+            raise DamagedImage(
+                f"its values are {kind}, which have no known range: state it (`--value_range LOW HIGH`), or convert "
+                "it to 8 or 16 bits"
+            )
+        all_of_them = (0.0, 2.0**bits - 1) if bits > 8 else _ALL_OF_SIXTEEN_BITS
+        image = Image.fromarray(_in_bytes(_values(image), chosen or all_of_them))
+    elif bits > 8 and value_range not in (None, _ALL_OF_SIXTEEN_BITS):
+        image = _colours_in_range(image, data, value_range)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """The values of an image in one channel."""
+    values = np.asarray(image)
+    # Pillow takes the bits of unsigned integers for those of signed ones
+    unsigned = image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1
+    return values.view(np.uint32) if unsigned else values
+
+
+def _in_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    low, high = value_range
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _colours_in_range(image: Image.Image, data: bytes, value_range: tuple[float, float]) -> Image.Image:
+    colours = _deep_colours(image, data)
+    if colours is None:
+        raise DamagedImage(
+            f"of {image.format} files with colours of 16 bits the upper 8 are read, and so no other range than 0 to "
+            f"65535, but it is {value_range[0]:g} to {value_range[1]:g}; pass `--value_range 0 65535`, or convert it "
+            "to 8 bits or to PNG"
+        )
+    pixels = _in_bytes(colours, value_range)
+    if len(pixels) in (2, 4):  # what is transparent has no range of its own
+        pixels[-1] = _in_bytes(colours[-1], _ALL_OF_SIXTEEN_BITS)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Channels of 16 bits, of which Pillow keeps the upper 8: `uint16` of shape `(num_channels, height, width)`.
+
+    To be called when Pillow has decoded the file without an error, since this decoder may crash on a damaged one.
+    """
+    if image.format != "PNG" or decode_png is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
+
+
+def _why_unknown(data: bytes) -> str:
+    """Why Pillow does not know what this is."""
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        try:
+            file = io.BytesIO(data)
+            tags = ImageFileDirectory_v2(file.read(16 if b"+" in data[:4] else 8))
+            file.seek(tags.next)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tags.load(file)
+            channels, bits = tags.get(_CHANNELS, 1), tags.get(_BITS, (1,))[0]
+            kind = {2: "signed integers", 3: "floats"}.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "integers")
+        except Exception:  # a damaged one
+            return "it is a damaged TIFF"
+        return (
+            f"it is a TIFF of {channels} channel{'s' * (channels > 1)} of {bits} bits ({kind}). One channel of "
+            "integers or floats of up to 32 bits can be read, or 3 or 4 channels of 8 or 16 bits: convert it"
+        )
+    return "it is no image, or of an unknown format"
 
 
 def _plain_jpeg(data: bytes) -> ImageHeader | None:

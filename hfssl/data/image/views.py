@@ -152,6 +152,9 @@ class Views:
             those of the data set, or of the checkpoint that is continued.
         patch_size (`int`, *optional*):
             Patches of the encoder, for the noise of MAE. Sizes have to be multiples of it.
+        value_range (`tuple[float, float]`, *optional*):
+            What becomes black and white of images with more than 8 bits, see
+            [`~hfssl.data.image.decode.decode_image`].
 
     Raises:
         UserError: if a flag does not fit the method, or a size does not fit the patches.
@@ -165,11 +168,12 @@ class Views:
         is_grey: bool,
         mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
         patch_size: int | None = None,
+        value_range: tuple[float, float] | None = None,
     ):
         arguments = arguments or ViewArguments()
         if mean_std is None and arguments.normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
-        self.preset, self.is_grey, self.patch_size = preset, is_grey, patch_size
+        self.preset, self.is_grey, self.patch_size, self.value_range = preset, is_grey, patch_size, value_range
         mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         self.image_size = arguments.image_size or preset.views[0].size
@@ -182,7 +186,8 @@ class Views:
         self.views, self.local, self.num_local = views, local, num_local
         self.local_size = local.size if num_local else None
         groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
-        self.crops = Crops(groups, self.mean, self.std, single="pixel_values" if len(views) == 1 else None)
+        single = "pixel_values" if len(views) == 1 else None
+        self.crops = Crops(groups, self.mean, self.std, single, value_range)
         self.makers: list[ColumnMaker] = []
         if preset.has_noise:
             self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))

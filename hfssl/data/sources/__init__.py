@@ -2,7 +2,7 @@
 
 [`open_source`] turns a Hub id, a local file or folder, a glob, a folder of `save_to_disk` or nothing at all (the
 embedded corpus) into a `Source`. The `datasets` library finds files and splits, so its rules hold; the rows are read
-piece by piece:
+piece by piece. Local folders are gone through here, by the same rules:
 
 | format | how it is read | a piece is |
 | --- | --- | --- |
@@ -11,7 +11,9 @@ piece by piece:
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
 | image files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
-| all else (csv, a JSON array, compressed files) | converted once by `load_dataset` | a range of rows |
+| compressed jsonl, txt and tars | unpacked once, then as above | as above |
+| csv and tsv | converted once, with their damaged records | a range of rows |
+| all else (a JSON array) | converted once by `load_dataset` | a range of rows |
 
 Samples are texts, or encoded images (`bytes`): whoever needs pixels decodes them. Opening costs as much as there are
 files, however long they are (only tars are looked through, the first time), and no piece depends on another: a stream
@@ -161,7 +163,8 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
     if not paths:
         return convert_once(found, split, sample_by, None, "it is not made of files", **options)
     paths = [path.removeprefix("file://") for path in paths]
-    check_readable(paths)
+    in_folder = found.module == found.kind.folder_module
+    check_readable(paths, may_miss=in_folder)
     names = relative_names(paths, found.root)
     sizes, ids = file_sizes(paths)
     if not sum(sizes):
@@ -170,7 +173,6 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
         )
     fingerprint = files_digest(paths, names, sizes, ids)
     # a copy of a folder of images would hold their paths
-    in_folder = found.module == found.kind.folder_module
     why = why_convert(found, paths, sizes) if streaming or in_folder else "streaming is off"
     if not why and len(options["inputs"]) > 1 and in_folder and any(map(is_metadata, paths)):
         why = "metadata hold columns beside the samples"

@@ -26,6 +26,8 @@ def third_party(call: Callable, problem: str):
     """Call a library; of its errors the innermost reason becomes part of a sentence."""
     try:
         return call()
+    except DataError:
+        raise
     except Exception as error:
         reason = error
         while reason.__cause__ is not None:

@@ -1,14 +1,22 @@
-"""Which column of a data set holds an input."""
+"""Which column of a data set holds an input: a column itself, or a field in one, such as `record.content`."""
 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...errors import DataError
 from ..modality import Input
 from ..modality import modality as find_modality
+
+
+# Columns that a message names.
+_MOST_LISTED = 40
 
 
 def find_column(
@@ -47,11 +55,16 @@ def find_column(
                 f"is needed. The columns are: {listing}. Choose one with `{wanted.column_flag}`."
             )
         return column
-    candidates = [name for name, feature in features.items() if wanted.is_feature(feature)]
-    candidates = candidates or [name for name, feature in features.items() if wanted.is_raw(feature)]
+    whole = {name: feature for name, feature in features.items() if not _is_field(name, features)}
+    fields = {name: feature for name, feature in features.items() if name not in whole}
+    candidates: list[str] = []
+    for known in (whole, fields):
+        for is_one in (wanted.is_feature, wanted.is_raw):
+            candidates = candidates or [name for name, feature in known.items() if is_one(feature)]
     if len(candidates) == 1:
         return candidates[0]
     by_lower_name = {name.lower(): name for name in reversed(candidates)}
+    by_lower_name = {name.rpartition(".")[2]: column for name, column in by_lower_name.items()} | by_lower_name
     for name in (*preferred, *wanted.column_names):
         if name.lower() in by_lower_name:
             return by_lower_name[name.lower()]
@@ -70,7 +83,9 @@ def check_column(features: dict, column: str, dataset: str) -> None:
 
 def list_columns(features: dict) -> str:
     """The columns of a data set and their types, for messages."""
-    return ", ".join(f"{name!r} ({_type_name(feature)})" for name, feature in features.items()) or "none"
+    listed = [f"{name!r} ({_type_name(feature)})" for name, feature in islice(features.items(), _MOST_LISTED)]
+    more = [f"and {len(features) - len(listed)} more"] if len(features) > len(listed) else []
+    return ", ".join([*listed, *more]) or "none"
 
 
 def find_inputs(features: dict, inputs: Mapping[str, Input], dataset: str = "The dataset") -> dict[str, Input]:
@@ -93,6 +108,50 @@ def find_inputs(features: dict, inputs: Mapping[str, Input], dataset: str = "The
                 f"are: {list_columns(features)}. State the column of each."
             )
         found[name] = replace(wanted, column=column)
+    return found
+
+
+def with_fields(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns, and after each that is a structure its fields, called `column.field`."""
+    found: dict[str, Any] = {}
+    for name, feature in features.items():
+        found[name] = feature
+        if isinstance(feature, dict):
+            fields = with_fields({f"{name}.{field}": of_field for field, of_field in feature.items()})
+            found |= {field: of_field for field, of_field in fields.items() if field not in features}
+    return found
+
+
+def _is_field(name: str, features: Mapping[str, Any]) -> bool:
+    return isinstance(features.get(name.rpartition(".")[0]), dict)
+
+
+def field_of_record(record: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a field in one; `None` where what should hold it is null.
+
+    Raises:
+        KeyError: where there is none.
+    """
+    if column in record:
+        return record[column]
+    name, dot, rest = column.partition(".")
+    if not dot or name not in record:
+        raise KeyError(column)
+    if record[name] is None:
+        return None
+    if not isinstance(record[name], dict):
+        raise KeyError(column)
+    return field_of_record(record[name], rest)
+
+
+def column_of_table(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column, or a field in one, of an Arrow table."""
+    if column in table.column_names:
+        return table.column(column)
+    name, *fields = column.split(".")
+    found = table.column(name)
+    for each in fields:
+        found = pc.struct_field(found, each)
     return found
 
 

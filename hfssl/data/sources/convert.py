@@ -1,18 +1,28 @@
 """Files that cannot be opened in the middle (csv, a JSON array, compressed) are converted to a memory-mapped copy."""
 
+import atexit
 import codecs
 import json
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
+from datasets.packaged_modules.csv.csv import CsvConfig
 
-from .base import new_digest, third_party
-from .files import is_remote, open_bytes
+from ...errors import DataError
+from .base import Source, new_digest, third_party
+from .delimited import DAMAGE, convert_delimited
+from .files import SplitFiles, as_patterns, file_sizes, is_remote, open_bytes, relative_names
 from .find import COMPRESSIONS, Found, quiet_cards
 from .tables import TableSource
 
@@ -62,32 +72,114 @@ def _is_json_lines(path: str) -> bool:
         return False
 
 
-def convert_once(
-    found: Found, split: str, sample_by: str, fingerprint: str | None, why: str, **options
-) -> TableSource:
-    """The memory-mapped copy that `datasets.load_dataset` makes; `options` are those of [`TableSource`]."""
-    cache = datasets.config.HF_DATASETS_CACHE
+def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | None, why: str, **options) -> Source:
+    """What is read of a copy that is made once: plain text of compressed files, else a memory-mapped table.
+
+    `options` are those of [`TableSource`].
+    """
+    folder_of_copies = _writable(datasets.config.HF_DATASETS_CACHE)
     if found.module != "cache":
-        logger.info(
-            "%s is converted once to a memory-mapped copy in %s, since %s. Later runs use the copy.",
-            found.name,
-            cache,
-            why,
+        logger.info("%s is converted once to a copy in %s, since %s.", found.name, folder_of_copies, why)
+    paths = found.splits[split]
+    if fingerprint and found.module == "csv" and _is_plain_csv(found):
+        separator = found.load.get("sep", found.options.get("sep"))
+        given = {"sep": separator} if separator and separator != "," else {}
+        target = folder_of_copies / new_digest("csv", fingerprint, given).hexdigest()[:32] / "rows.arrow"
+        openers = [
+            (name, partial(_open_plain, path))
+            for path, name in zip(paths, relative_names(paths, found.root), strict=True)
+        ]
+        _make_once(target, found.name, lambda path: convert_delimited(openers, path, given))
+        table = third_party(lambda: datasets.Dataset.from_file(str(target)), f"The copy {target} cannot be opened")
+        return TableSource(
+            table,
+            name=found.name,
+            fingerprint=new_digest(fingerprint, sample_by).hexdigest(),
+            damage=DAMAGE,
+            **options,
         )
+    packed = [path for path in paths if path.endswith(COMPRESSIONS)]
+    if fingerprint and packed and found.module in found.kind.readers and why.startswith("compressed"):
+        folder = folder_of_copies / new_digest("plain", fingerprint).hexdigest()[:32]
+        plain = [folder / f"{i}{Path(_without_compression(path)).suffix}" for i, path in enumerate(paths)]
+        for path, target in zip(paths, plain, strict=True):
+            _make_once(target, os.path.basename(path), partial(_unpack, path))
+        plain = [str(path) for path in plain]
+        sizes = file_sizes(plain)[0]
+        load = {"path": found.module, "data_files": {split: as_patterns(plain)}}
+        copy = replace(found, splits={split: plain}, load=load)
+        if not sum(sizes):
+            raise DataError(f"{found.name!r} is empty: its files of split {split!r} hold nothing but compression.")
+        if why_convert(copy, plain, sizes) is None:
+            names = relative_names(paths, found.root)
+            return found.kind.readers[found.module](
+                SplitFiles(
+                    found.name, plain, names, sizes, fingerprint, features=found.features, splits=copy.splits,
+                    sample_by=sample_by, **options,
+                )
+            )  # fmt: skip
+        found = copy
     load = _load_by_links(found, split) or found.load
     sampling = {"sample_by": sample_by} if found.module == "text" else {}
     with quiet_cards():
         table = third_party(
-            lambda: datasets.load_dataset(**load, **sampling, split=split),
-            f"{found.name!r} cannot be converted to a memory-mapped copy in {cache}",
+            lambda: datasets.load_dataset(**load, **sampling, split=split, **_cache_dir(folder_of_copies)),
+            f"{found.name!r} cannot be converted to a memory-mapped copy in {folder_of_copies}",
         )
     return TableSource(
-        table,
-        name=found.name,
-        fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(),
-        null_is_blank=found.module == "csv",
-        **options,
+        table, name=found.name, fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(), **options
     )
+
+
+@cache
+def _writable(folder: str | Path) -> Path:
+    """A folder that is to hold copies; where it cannot be written, one for this process."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        temporary = tempfile.mkdtemp(prefix="hfssl-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        logger.info("%s cannot be written (%s): copies are made in %s, for this run.", folder, error, temporary)
+        return Path(temporary)
+    return folder
+
+
+def _cache_dir(folder: Path) -> dict[str, str]:
+    return {} if folder == Path(datasets.config.HF_DATASETS_CACHE) else {"cache_dir": str(folder)}
+
+
+def _make_once(path: Path, name: str, make: Callable[[Path], None]) -> None:
+    """Make a file where it is not there yet: aside and renamed, so that another process never sees a part of it."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
+        third_party(lambda: make(temporary), f"{name!r} cannot be converted to a copy in {path.parent}")
+        os.replace(temporary, path)
+
+
+def _unpack(path: str, target: Path) -> None:
+    with _open_plain(path) as file, open(target, "wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+
+
+def _open_plain(path: str) -> BinaryIO:
+    """A file from its beginning, unpacked."""
+    return fsspec.open(path, "rb", compression="infer").open()
+
+
+def _without_compression(name: str) -> str:
+    return name.removesuffix(next((ending for ending in COMPRESSIONS if name.endswith(ending)), ""))
+
+
+def _is_plain_csv(found: Found) -> bool:
+    """Whether a card says no more of a csv than its separator and encoding."""
+    defaults = vars(CsvConfig())
+    others = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
+    return all(value == defaults.get(name) for name, value in found.options.items() if name not in others)
 
 
 def _load_by_links(found: Found, split: str) -> dict | None:

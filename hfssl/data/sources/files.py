@@ -131,10 +131,13 @@ def unreadable(name: str, error: Exception) -> DataError:
     return DataError(f"{name!r} cannot be read ({type(error).__name__}: {first_line(error)}).")
 
 
-def check_readable(paths: Iterable[str]) -> None:
+def check_readable(paths: Iterable[str], may_miss: bool = False) -> None:
+    """Raise where a local file cannot be read; with `may_miss` not where one is gone, which is for its reader."""
     for path in paths:
         if not is_remote(path) and not os.access(path, os.R_OK):
-            raise unreadable(path, PermissionError() if os.path.exists(path) else FileNotFoundError())
+            exists = os.path.exists(path)
+            if exists or not may_miss:
+                raise unreadable(path, PermissionError() if exists else FileNotFoundError())
 
 
 def as_patterns(paths: Iterable[str]) -> list[str]:
@@ -153,7 +156,7 @@ def relative_names(paths: Sequence[str], root: str) -> list[str]:
 def file_sizes(paths: Sequence[str]) -> tuple[list[int], list[str]]:
     """Size of each file, and for remote files what identifies the content."""
     if not is_remote(paths[0]):
-        return [os.path.getsize(path) for path in paths], [""] * len(paths)
+        return [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths], [""] * len(paths)
 
     def look_up(path: str) -> tuple[int, str]:
         filesystem, name = fsspec.core.url_to_fs(path)
@@ -178,6 +181,8 @@ def files_digest(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int
     digest = new_digest(list(names), [int(size) for size in sizes], list(ids))
     if not is_remote(paths[0]):
         for i in np.unique(np.linspace(0, len(paths) - 1, 512).astype(int)):
+            if not os.path.exists(paths[i]):
+                continue
             with open(paths[i], "rb", buffering=0) as file:
                 for position in (0, sizes[i] // 2, sizes[i] - 4096) if sizes[i] > 1 << 16 else (0,):
                     file.seek(position)

@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import datasets
-from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.data_files import resolve_pattern
+from datasets.info import DatasetInfosDict
 from datasets.load import infer_module_for_data_files
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, constants, snapshot_download
@@ -30,6 +32,7 @@ from ...errors import DataError, first_line
 from ..modality import Modality, modalities, modality
 from .base import third_party
 from .files import as_patterns, is_remote
+from .walk import each_once, files_below, splits_of
 
 
 logger = logging.getLogger(__name__)
@@ -37,13 +40,6 @@ logger = logging.getLogger(__name__)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 # Files with columns beside the images of a folder.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-# What `datasets` takes for the name of a split, in the name of a folder or file.
-_SPLIT_OF_FOLDER = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-_NAMES_SPLIT = re.compile(rf"(?:^|[-._ 0-9/])(?:{'|'.join(_SPLIT_OF_FOLDER)})(?:$|[-._ 0-9/])")
 # What formats of the `datasets` library hold that hold nothing else.
 _HOLDS = {
     "imagefolder": "images",
@@ -118,16 +114,14 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
 
 def _find_glob(dataset: str, path: str, config: str | None, kind: Modality) -> Found:
     try:
-        # The text module takes any file: it only resolves the pattern here.
-        builder = datasets.load_dataset_builder("text", data_files={"train": [_pattern(path)]})
-        paths = list(builder.config.data_files["train"])
+        paths = resolve_pattern(_pattern(path), base_path=os.getcwd())
     except FileNotFoundError:
         paths = []
     except Exception as error:
         raise DataError(f"{dataset!r} cannot be resolved ({type(error).__name__}: {first_line(error)}).") from error
     if not paths:
         raise DataError(f"{dataset!r} matches no file. Check it with `ls`; to match at any depth write `**/*`.")
-    return _find_files(dataset, paths, config, kind)
+    return _find_files(dataset, paths if is_remote(paths[0]) else each_once(paths), config, kind)
 
 
 def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) -> Found:
@@ -140,63 +134,103 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
         return Found(kind, dataset, "saved", {split: [os.path.join(path, split)] for split in splits}, path)
     if os.path.isfile(os.path.join(path, datasets.config.DATASET_STATE_JSON_FILENAME)):
         return Found(kind, dataset, "saved", {"train": [path]}, path)
-    if kind.folder_module and config is None and (splits := _splits_of_files(path, kind)):
-        load = _load_files(splits) if glob.has_magic(path) else {"data_dir": path}
-        load = {"path": kind.folder_module, **load}
-        return Found(kind, dataset, kind.folder_module, splits, path, load=load)
-    load = {"path": path, "name": config}
-    try:
-        with quiet_cards():
-            if glob.has_magic(path):
-                load = _load_by_pattern(dataset, path, config, kind)
-            builder = datasets.load_dataset_builder(**load)
-    except DataError:
-        raise
-    except Exception as error:
-        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-        if not files:
-            raise DataError(f"The folder {dataset!r} is empty. Supported files are {kind.supported}.") from error
-        if isinstance(error, FileNotFoundError):
-            unreadable = "" if os.access(path, os.R_OK | os.X_OK) else " Its permissions do not let you list it."
-            raise DataError(
-                f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read.{unreadable} "
-                f"Supported are {kind.supported}."
-            ) from error
-        raise _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(path), kind) from error
-    if kind.folder_module and _module(builder) not in kind.extensions.values():
-        # there may be images all the same, with captions in equal or greater number
-        other_load = {"path": kind.folder_module, "data_dir": path}
-        if glob.has_magic(path):
-            other_load = {"path": kind.folder_module, "data_files": {"train": [f"{glob.escape(path)}/**"]}}
-        other = datasets.load_dataset_builder(**other_load)
-        paths = [file for of_split in other.config.data_files.values() for file in of_split]
-        if any(file.lower().endswith(kind.file_extensions) for file in paths):
-            builder, load = other, other_load
-    return _from_builder(builder, dataset, path, load, kind)
+    if config is not None or _has_configs(path):
+        return _find_by_card(dataset, path, config, kind)
+    files = files_below(path)
+    if not files:
+        raise DataError(f"The folder {dataset!r} is empty. Supported files are {kind.supported}.")
+    names = [os.path.relpath(file, path).replace(os.sep, "/") for file in files]
+    splits = {split: [os.path.join(path, name) for name in of_split] for split, of_split in splits_of(names).items()}
+    module, options = _format_of(dataset, splits, kind)
+    own = (*METADATA, ".zip") if module == kind.folder_module else ()
+    splits = {
+        split: [file for file in of_split if kind.extensions.get(_extension(file)) == module or file.endswith(own)]
+        for split, of_split in splits.items()
+    }
+    splits = {split: of_split for split, of_split in splits.items() if of_split}
+    if not splits:  # in archives only
+        raise _nothing_to_read(dataset, files, kind)
+    load = {"path": module, **_load_files(splits), **options}
+    if module == kind.folder_module and _is_as_datasets_sees_it(path, files):
+        # instead of a million patterns
+        load = {"path": module, "data_dir": path}
+    return Found(kind, dataset, module, splits, path, options=options, load=load)
 
 
-def _load_by_pattern(dataset: str, path: str, config: str | None, kind: Modality) -> dict:
-    """Arguments with which `datasets` loads a folder whose name it would take for a pattern, such as `corpus [2024]`.
+def _has_configs(folder: str) -> bool:
+    """Whether a card says what the files of a folder are."""
+    card = os.path.join(folder, datasets.config.REPOCARD_FILENAME)
+    if os.path.isfile(os.path.join(folder, datasets.config.REPOYAML_FILENAME)):
+        return True
+    if not os.path.isfile(card):
+        return False
+    with quiet_cards():
+        data = third_party(lambda: DatasetCard.load(card).data, f"The card {card!r} cannot be read")
+    return bool(MetadataConfigs.from_dataset_card_data(data) or DatasetInfosDict.from_dataset_card_data(data))
 
-    It finds files and splits by its own rules, but the configurations of a card only where the name is plain.
+
+def _format_of(dataset: str, splits: Mapping[str, list[str]], kind: Modality) -> tuple[str, dict]:
+    """The format of a folder and its options: as `datasets` has it, where that is one of the modality.
+
+    Else it is the most frequent of those that are, as for images with captions in greater number.
     """
-    card = os.path.join(path, datasets.config.REPOCARD_FILENAME)
-    has_configs = os.path.isfile(card) and bool(MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data))
-    if config is not None or has_configs:
+    files = [file for of_split in splits.values() for file in of_split]
+    try:
+        module, options = infer_module_for_data_files(splits)
+    except FileNotFoundError:
+        module, options = None, {}
+    except ValueError as error:
+        raise DataError(
+            f"{dataset!r} has splits of several formats ({first_line(error)}). Name the files of one."
+        ) from error
+    formats = [kind.extensions.get(_extension(file)) for file in files if os.path.basename(file) not in METADATA]
+    count = Counter(filter(None, formats))
+    if module not in kind.extensions.values() and count:
+        module = kind.folder_module if kind.folder_module in count else count.most_common(1)[0][0]
+        options = {}
+    if module in kind.extensions.values():
+        if len(count) > 1:
+            logger.info("%s: %d of %d files are %s files and are read.", dataset, count[module], len(files), module)
+        return module, options
+    if module is None:
+        raise _nothing_to_read(dataset, files, kind)
+    _check_format(dataset, module, kind)
+    raise DataError(
+        f"{dataset!r} holds files of the format {module}, which cannot be read. Supported are {kind.supported}."
+    )
+
+
+def _nothing_to_read(dataset: str, files: Sequence[str], kind: Modality) -> DataError:
+    return DataError(
+        f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read. "
+        f"Supported are {kind.supported}."
+    )
+
+
+def _is_as_datasets_sees_it(folder: str, files: Sequence[str]) -> bool:
+    """Whether `datasets` finds the same files in a folder: it takes names for patterns, and goes through links again
+    and again."""
+    return not glob.has_magic(folder) and all(
+        os.path.realpath(path) == path for path in set(map(os.path.dirname, files))
+    )
+
+
+def _find_by_card(dataset: str, path: str, config: str | None, kind: Modality) -> Found:
+    """A folder with a card that names configurations, which `datasets` reads."""
+    if glob.has_magic(path):
         raise DataError(
             f"Configurations of {dataset!r} cannot be read, since its path holds a character of patterns (*, ? or [). "
             "Rename the folder."
         )
-    root = glob.escape(path)
-    files = DataFilesDict.from_patterns(get_data_patterns(root), base_path=root)
-    module, options = infer_module_for_data_files(files, path=path)
-    own = (*METADATA, *((".zip",) if module == kind.folder_module else ()))
-    splits = {
-        split: [name for name in names if kind.extensions.get(_extension(name)) == module or name.endswith(own)]
-        for split, names in files.items()
-    }
-    # what is of another kind is refused by the name of its format
-    return {"path": module, **_load_files({split: own for split, own in splits.items() if own} or files), **options}
+    load = {"path": path, "name": config}
+    try:
+        # what it keeps of a data set is of no use here, and its own cache may not be writable
+        with quiet_cards(), tempfile.TemporaryDirectory(prefix="hfssl-") as cache:
+            builder = datasets.load_dataset_builder(**load, cache_dir=cache)
+    except Exception as error:
+        raise _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(path), kind) from error
+    found = _from_builder(builder, dataset, path, load, kind)
+    return replace(found, splits={split: each_once(paths) for split, paths in found.splits.items()})
 
 
 def _load_files(splits: Mapping[str, list[str]]) -> dict:
@@ -210,33 +244,6 @@ def _pattern(path: str) -> str:
     while "://" not in path and number < len(parts) and os.path.isdir("/".join(parts[: number + 1]) or "/"):
         number += 1
     return "/".join([*map(glob.escape, parts[:number]), *parts[number:]])
-
-
-def _splits_of_files(folder: str, kind: Modality) -> dict[str, list[str]] | None:
-    """The files of a folder that each hold a sample, and what lies beside them, by split; None where it takes more to
-    tell.
-
-    `datasets` finds the same, but looks through the folder dozens of times: of a million files for a quarter of an
-    hour.
-    """
-    paths = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith((".", "__"))]
-    extensions = {os.path.splitext(path)[1].lower() for path in paths}
-    others = set(kind.extensions) - set(kind.file_extensions)
-    special = os.path.join(folder, "README.md") in paths or not extensions.isdisjoint(others)
-    if special or extensions.isdisjoint(kind.file_extensions):
-        return None
-    paths = [path for path in paths if path.lower().endswith((*kind.file_extensions, ".zip", *METADATA))]
-    names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
-    tops = {name.partition("/")[0] for name in names}
-    if all(top in _SPLIT_OF_FOLDER for top in tops):
-        splits: dict[str, list[str]] = {split: [] for split in ("train", "validation", "test")}
-        for path, name in zip(paths, names, strict=True):
-            splits[_SPLIT_OF_FOLDER[name.partition("/")[0]]].append(path)
-        return {split: of_split for split, of_split in splits.items() if of_split}
-    return None if any(map(_NAMES_SPLIT.search, names)) else {"train": paths}
 
 
 def _find_on_hub(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
@@ -293,8 +300,8 @@ def _module(builder) -> str:
     return type(builder).__module__.rpartition(".")[2]
 
 
-def _from_builder(builder, dataset: str, root: str, load: dict, kind: Modality) -> Found:
-    module = _module(builder)
+def _check_format(dataset: str, module: str, kind: Modality) -> None:
+    """Raise where a format of `datasets` holds nothing of this modality."""
     if module in _HOLDS and module not in kind.extensions.values():
         raise DataError(f"{dataset!r} holds {_HOLDS[module]}, no {kind.samples}. Supported are {kind.supported}.")
     if module == "harbor":
@@ -302,6 +309,11 @@ def _from_builder(builder, dataset: str, root: str, load: dict, kind: Modality) 
             f"{dataset!r} holds markdown or toml files, which are not read. Supported are {kind.supported}"
             + (": rename them to `.txt`." if ".txt" in kind.extensions else ".")
         )
+
+
+def _from_builder(builder, dataset: str, root: str, load: dict, kind: Modality) -> Found:
+    module = _module(builder)
+    _check_format(dataset, module, kind)
     files = getattr(builder.config, "data_files", None)
     splits = {str(split): list(paths) for split, paths in (files or {}).items()}
     if not splits:

@@ -24,7 +24,7 @@ from .base import (
     piece_target,
     row_pieces,
 )
-from .columns import find_inputs
+from .columns import column_of_table, find_inputs, with_fields
 from .files import is_remote, open_bytes, unreadable, with_retries
 
 
@@ -51,6 +51,7 @@ class ParquetSource(Source):
             footers = list(pool.map(lambda path: _parquet_footer(path, dataset), paths))
         known = dict(datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()))
         known |= {name: feature for name, feature in (features or {}).items() if name in known}
+        known = with_fields(known)
         inputs = find_inputs(known, inputs, dataset)
         leading = inputs[leading_input(inputs)]
         columns = [wanted.column for wanted in inputs.values()]
@@ -120,7 +121,7 @@ class ParquetSource(Source):
                 table = with_retries(lambda path=path: _read_column(path, column))
             except Exception as error:
                 raise unreadable(self.files[file], error) from error
-            values += table.column(0).to_pylist()
+            values += column_of_table(table, column).to_pylist()
         return values
 
     def _group(self, file: int, group: int) -> pa.Table | Damage:
@@ -143,7 +144,7 @@ class ParquetSource(Source):
         try:
             table = with_retries(read, again=lambda: self._cache.forget(file))
             # files of one data set may have their columns in different orders
-            table = pa.table({name: _plain(table.column(name)) for name in columns})
+            table = pa.table({name: _plain(column_of_table(table, name)) for name in columns})
         except Exception as error:
             if not _is_damage(error):
                 raise unreadable(self.files[file], error) from error
@@ -209,8 +210,8 @@ class TableSource(Source):
             Of what the table was made of. Left out, the table's own.
         piece_bytes (`int`, *optional*):
             About how large a piece of small samples is.
-        null_is_blank (`bool`, *optional*):
-            Whether a null is a text without a character: in a csv nothing tells them apart.
+        damage (`str`, *optional*):
+            Column that says why a row is damaged, null where it is not.
     """
 
     def __init__(
@@ -221,15 +222,18 @@ class TableSource(Source):
         inputs: dict[str, Input],
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
-        null_is_blank: bool = False,
+        damage: str | None = None,
     ):
-        features = dict(dataset.features)
+        features = with_fields({name: feature for name, feature in dataset.features.items() if name != damage})
         inputs = find_inputs(features, inputs, repr(name))
         leading = inputs[leading_input(inputs)]
         column = leading.column
-        self._table = dataset.select_columns([wanted.column for wanted in inputs.values()]).with_format("arrow")
+        columns = [_column_with(wanted.column, dataset.features) for wanted in inputs.values()]
+        self._damage = damage
+        self._table = dataset.select_columns(list(dict.fromkeys([*columns, *filter(None, [damage])])))
+        self._table = self._table.with_format("arrow")
         # Of a selection (an indices mapping) only its share of the table counts.
-        size = self._table.data.column(column).nbytes * len(dataset) / max(len(dataset.data), 1)
+        size = column_of_table(self._table.data.table, column).nbytes * len(dataset) / max(len(dataset.data), 1)
         target = piece_target(leading.modality, size, len(dataset), piece_bytes)
         pieces, weights = even_pieces(len(dataset), size, target)
         super().__init__(
@@ -242,23 +246,34 @@ class TableSource(Source):
                 fingerprint or dataset._fingerprint, "table", column, piece_bytes, len(dataset)
             ).hexdigest(),
         )
-        self._null_is_blank = null_is_blank
         self.num_rows = len(dataset)
         self.description = f"{name}, {describe(len(dataset), 'rows')}, column {column!r}"
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
         table = self._table[start:stop]
-        columns = {name: _plain(table.column(name)) for name in table.column_names}
-        if self._null_is_blank:
-            for column in [wanted.column for wanted in self.inputs.values() if wanted.modality is not None]:
-                of = columns[column].type
-                if pa.types.is_string(of) or pa.types.is_large_string(of):
-                    columns[column] = columns[column].fill_null("")
-        return good_rows(np.arange(start, stop), _values(columns, self.inputs), self.inputs)
+        wanted = [wanted.column for wanted in self.inputs.values()]
+        columns = {name: _plain(column_of_table(table, name)) for name in [*wanted, *filter(None, [self._damage])]}
+        values = _values(columns, self.inputs)
+        if self._damage is not None and columns[self._damage].null_count < len(table):
+            reasons = columns[self._damage].to_pylist()
+            values = {
+                name: [
+                    value if reason is None else Damage(reason) for value, reason in zip(column, reasons, strict=True)
+                ]
+                for name, column in values.items()
+            }
+        return good_rows(np.arange(start, stop), values, self.inputs)
 
     def read_input(self, name: str) -> list:
-        return self._table.select_columns([self.inputs[name].column])[:].column(0).to_pylist()
+        column = self.inputs[name].column
+        of_column = self._table.select_columns([_column_with(column, self._table.features)])
+        return column_of_table(of_column[:], column).to_pylist()
+
+
+def _column_with(column: str, features: dict) -> str:
+    """The column of a table in which a field lies, or itself."""
+    return column if column in features else column.partition(".")[0]
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,9 +1,16 @@
-"""Webdataset tars: a sample is a run of members that share their name up to its first dot."""
+"""Webdataset tars: a sample is a run of members that share their name up to its first dot, and the rest is the field.
+
+Where parts behind the first dot count on, as in `clip.frame0.png`, `clip.frame1.png`, each number is a sample of its
+own: up to the last such part the name says the sample. What stands beside them without a number, such as `clip.json`,
+belongs to each. So do parts of which there are more kinds than columns make sense.
+"""
 
 import json
+import logging
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
@@ -28,8 +35,13 @@ from .columns import find_inputs
 from .files import MAX_SAMPLE_BYTES, files_digest, open_bytes, unreadable
 
 
+logger = logging.getLogger(__name__)
+
 # What is before the first dot of a name says the sample, what is behind it the field.
 _MEMBER = re.compile(r"((?:.*/|)[^./]+)[.]([^/]+)")
+_DIGITS = re.compile(r"\d+")
+# Parts between the first dot and the ending, such as `seg` in `1.seg.png`, are columns up to so many.
+_MOST_COLUMNS = 16
 # Fields that can hold a label or a caption, and are decoded as the `datasets` library does.
 _NUMBERS = ("cls", "cls2", "index", "inx", "id")
 _TEXTS = ("txt", "text", "transcript")
@@ -57,32 +69,52 @@ class TarSource(Source):
         fingerprint: str = "",
     ):
         self._paths, self._cache = paths, Cache()
-        tars = [_read_index(path, name, size) for path, name, size in zip(paths, files, sizes, strict=True)]
-        fields = sorted({field for _, places in tars for field in places})
+        members = [_read_members(path, name, size) for path, name, size in zip(paths, files, sizes, strict=True)]
+        names_in = _NamesInFields(field for of_tar in members for _, field, _, _ in of_tar)
+        # a column that is asked for by its whole name is one
+        if any(names_in.split(wanted.column or "")[0] for wanted in inputs.values()):
+            names_in = _NamesInFields(())
+        elif names_in:
+            logger.info(
+                "%s: behind the first dot of their names, files count on, such as %r. Each number is a sample of its "
+                "own. To have them as columns of one, name one of them: `%s %s`.",
+                dataset, names_in.example, modality(inputs[leading_input(inputs)].modality).column_flag,
+                names_in.example,
+            )  # fmt: skip
+        tars = [_index(of_tar, names_in) for of_tar in members]
+        fields = sorted({field for tar in tars for field in tar.fields})
         if not fields:
             raise DataError(
                 f"{dataset} holds no webdataset: no file in {files[0]!r} has a name with an extension. Unpack it, and "
                 "pass the folder."
             )
-        where = {field: [_places_of(places, field, count) for count, places in tars] for field in fields}
-        of_files = {field: kind for field in fields if (kind := _modality_of_files(field))}
+        # the modality of which a file with an ending is a sample
+        kinds = {ending: name for name in modalities() for ending in modality(name).file_extensions}
+        endings = {field: f".{field.rpartition('.')[2]}" for field in fields}
+        of_files = {field: kinds[ending] for field, ending in endings.items() if ending in kinds}
+        where = {field: [tar.places(field) for tar in tars] for field in of_files}
         for kind in sorted(set(of_files.values())):
             of_kind = [field for field in fields if of_files.get(field) == kind]
             there = sum(np.concatenate(where[field])[:, 1] >= 0 for field in of_kind)
             if len(of_kind) > 1 and there.max() == 1:  # in one of several formats
                 where[kind] = [np.max(places, axis=0) for places in zip(*map(where.pop, of_kind), strict=True)]
                 of_files[kind] = kind
-        features = {field: _feature(field, of_files.get(field)) for field in where}
+        columns = [*where, *(field for field in fields if field not in of_files)]
+        features = {field: _feature(field, of_files.get(field)) for field in columns}
         self._json = next((field for field in fields if field in _JSON), None)
         if self._json:
-            features = self._json_features(where[self._json]) | features
+            features = self._json_features([tar.places(self._json) for tar in tars]) | features
         inputs = find_inputs(features, inputs, dataset)
         columns = [wanted.column for wanted in inputs.values()]
-        self._where = {column: where.get(column) or where[self._json] for column in columns}
+        # where each sample lies is kept of the columns only that are read: there may be very many
+        self._where = {
+            column: where.get(column) or [tar.places(column if column in fields else self._json) for tar in tars]
+            for column in columns
+        }
         self._of_files = {column: of_files[column] for column in columns if column in of_files}
 
         leading = inputs[leading_input(inputs)]
-        counts = [count for count, _ in tars]
+        counts = [tar.count for tar in tars]
         num_bytes = [float(places[:, 1].clip(0).sum()) for places in self._where[leading.column]]
         target = piece_target(leading.modality, sum(num_bytes), sum(counts), PIECE_BYTES)
         pieces, weights = row_pieces(counts, num_bytes, range(len(paths)), [0] * len(paths), target)
@@ -161,12 +193,6 @@ class TarSource(Source):
         return {}
 
 
-def _modality_of_files(field: str) -> str | None:
-    """The modality of which a file with this ending is a sample."""
-    ending = f".{field.rpartition('.')[2]}"
-    return next((name for name in modalities() if ending in modality(name).file_extensions), None)
-
-
 def _feature(field: str, of_files: str | None):
     if of_files is not None:
         return modality(of_files).feature()
@@ -175,35 +201,99 @@ def _feature(field: str, of_files: str | None):
     return datasets.Value("string" if field in _TEXTS else "binary")
 
 
-def _places_of(places: dict[str, np.ndarray], field: str, count: int) -> np.ndarray:
-    return places[field] if field in places else np.full((count, 2), -1)
+@dataclass
+class _Index:
+    """Where the fields of the samples in a tar lie: one entry of `rows`, `numbers` (of fields) and `members` each."""
+
+    count: int
+    fields: list[str]
+    rows: np.ndarray
+    numbers: np.ndarray
+    members: np.ndarray
+
+    def places(self, field: str) -> np.ndarray:
+        """Offset and size in bytes of a field, of shape `(num_samples, 2)`; -1 where a sample has none."""
+        places = np.full((self.count, 2), -1)
+        if field in self.fields:
+            mine = self.numbers == self.fields.index(field)
+            places[self.rows[mine]] = self.members[mine]
+        return places
 
 
-def _read_index(path: str, name: str, size: int) -> tuple[int, dict[str, np.ndarray]]:
-    """The number of samples in a tar, and for each field where it lies in each of them.
+class _NamesInFields:
+    """Which parts of fields, between the first dot of a name and its ending, say the sample and not a column.
 
-    Returns:
-        `tuple[int, dict[str, np.ndarray]]`: arrays of shape `(num_samples, 2)` hold offset and size in bytes, -1 where
-        a sample has no such field.
+    Args:
+        fields (`Iterable[str]`):
+            What is behind the first dot of each name.
     """
+
+    def __init__(self, fields: Iterable[str]):
+        self.example = ""
+        first: dict[str, str] = {}  # a part without its digits -> one such part
+        self._counted: set[str] = set()
+        for field in fields:
+            for part in field.split(".")[:-1]:
+                form = _DIGITS.sub("#", part)
+                if form not in first and len(first) > _MOST_COLUMNS:  # enough is known
+                    continue
+                if first.setdefault(form, part) != part and form not in self._counted:
+                    self._counted.add(form)
+                    self.example = self.example or field
+        self._all = len(first) > _MOST_COLUMNS
+        if self._all:
+            self.example = self.example or next(iter(first.values()))
+
+    def __bool__(self) -> bool:
+        return self._all or bool(self._counted)
+
+    def split(self, field: str) -> tuple[str, str]:
+        """What of a field belongs to the name of the sample, and the field proper."""
+        *parts, ending = field.split(".")
+        says = (i + 1 for i, part in enumerate(parts) if self._all or _DIGITS.sub("#", part) in self._counted)
+        number = max(says, default=0)
+        return ".".join(parts[:number]), ".".join([*parts[number:], ending])
+
+
+def _read_members(path: str, name: str, size: int) -> list[tuple[str, str, int, int]]:
+    """Name up to its first dot, the rest of it, offset and size of each member of a tar that has a dot."""
     digest = files_digest([path], [name], [size], [""])
     members = cached_columns(f"tar-{digest[:32]}", lambda: _members(path, name))
-    samples: list[dict[str, tuple[int, int]]] = []
-    last = None
-    for member, offset, length in zip(members["name"], members["offset"], members["size"], strict=True):
-        match = _MEMBER.fullmatch(member)
-        if match is None:
-            continue
-        key, field = match[1], match[2].lower()
+    matches = zip(map(_MEMBER.fullmatch, members["name"]), members["offset"], members["size"], strict=True)
+    return [(match[1], match[2].lower(), offset, size) for match, offset, size in matches if match is not None]
+
+
+def _index(members: list[tuple[str, str, int, int]], names_in: _NamesInFields) -> _Index:
+    """The samples of a tar, and where each field of each lies."""
+    fields: dict[str, int] = {}
+    entries: list[tuple[int, int, int, int]] = []
+    last, rows, shared = None, {}, []  # of the members that share their name up to its first dot
+
+    def end_run(count: int) -> int:
+        """Give what has no number to each that has one; the number of samples so far."""
+        if shared and not rows:
+            rows[""] = count
+            count += 1
+        entries.extend((row, *entry) for entry in shared for row in rows.values())
+        return count
+
+    count = 0
+    for key, field, offset, size in members:
         if key != last:
-            samples.append({})
-            last = key
-        samples[-1][field] = (offset, length)
-    places = {field: np.full((len(samples), 2), -1) for sample in samples for field in sample}
-    for row, sample in enumerate(samples):
-        for field, place in sample.items():
-            places[field][row] = place
-    return len(samples), places
+            count = end_run(count)
+            last, rows, shared = key, {}, []
+        name, field = names_in.split(field)
+        entry = (fields.setdefault(field, len(fields)), offset, size)
+        if not name:
+            shared.append(entry)
+            continue
+        if name not in rows:
+            rows[name] = count
+            count += 1
+        entries.append((rows[name], *entry))
+    count = end_run(count)
+    table = np.array(entries, dtype=np.int64).reshape(-1, 4)
+    return _Index(count, list(fields), table[:, 0], table[:, 1], table[:, 2:])
 
 
 def _members(path: str, name: str) -> dict[str, list]:

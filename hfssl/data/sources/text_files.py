@@ -23,6 +23,7 @@ from .base import (
     good_rows,
     new_digest,
 )
+from .columns import field_of_record, with_fields
 from .files import is_remote, open_bytes, unreadable, with_retries
 
 
@@ -244,17 +245,22 @@ class JsonLinesSource(BytesSource):
     kind = "jsonl"
 
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
-        wanted = [(wanted.column, []) for wanted in self.inputs.values()]
+        wanted = [(wanted.column, wanted.modality is not None, []) for wanted in self.inputs.values()]
         rows, bad = [], []
         for row, record in self._objects(file, start, stop):
             if isinstance(record, Damage):
                 bad.append((row, record.reason))
                 continue
             rows.append(row)
-            for column, values in wanted:
-                value = record[column] if column in record else Damage(f"no {column!r}")
+            for column, of_text, values in wanted:
+                try:
+                    value = record[column] if column in record else field_of_record(record, column)
+                except KeyError:
+                    value = Damage(f"no {column!r}")
+                if of_text and type(value) is list:
+                    value = joined_paragraphs(value)
                 values.append(value if type(value) is not str or value.isascii() else _checked(value, column))
-        columns = dict(zip(self.inputs, (values for _, values in wanted), strict=True))
+        columns = dict(zip(self.inputs, (values for _, _, values in wanted), strict=True))
         result = good_rows(np.array(rows, dtype=np.int64), columns, self.inputs)
         result.bad = sorted([*result.bad, *bad])
         return result
@@ -286,7 +292,20 @@ class JsonLinesSource(BytesSource):
     def read_input(self, name: str) -> list:
         column = self.inputs[name].column
         objects = (self._objects(*piece[:3]) for piece in self.pieces.tolist())
-        return [record.get(column) if isinstance(record, dict) else None for part in objects for _, record in part]
+        return [_field(record, column) if isinstance(record, dict) else None for part in objects for _, record in part]
+
+
+def _field(record: dict, column: str):
+    try:
+        return field_of_record(record, column)
+    except KeyError:
+        return None
+
+
+def joined_paragraphs(values: list):
+    """A text of its paragraphs, with blank lines between; what is no list of texts stays as it is."""
+    paragraphs = [value for value in values if value is not None]
+    return "\n\n".join(paragraphs) if all(type(value) is str for value in paragraphs) else values
 
 
 def _checked(value: str, column: str) -> str | Damage:
@@ -312,7 +331,7 @@ def json_features(text: TextFiles) -> dict:
             if isinstance(record, dict):
                 for name, value in record.items():
                     values.setdefault(name, []).append(value)
-    return {name: _json_feature(column) for name, column in values.items()}
+    return with_fields({name: _json_feature(column) for name, column in values.items()})
 
 
 def _json_feature(values: list):
@@ -321,6 +340,13 @@ def _json_feature(values: list):
         return datasets.Value("null")
     if 2 * sum(type(value) is str for value in values) >= len(values):
         return datasets.Value("string")
+    records = [value for value in values if type(value) is dict]
+    if 2 * len(records) >= len(values):
+        fields: dict[str, list] = {}
+        for record in records:
+            for name, value in record.items():
+                fields.setdefault(name, []).append(value)
+        return {name: _json_feature(of_field) for name, of_field in fields.items()}
     try:
         return datasets.Features.from_arrow_schema(pa.schema([("column", pa.array(values).type)]))["column"]
     except (pa.ArrowException, ValueError):

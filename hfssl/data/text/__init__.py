@@ -9,6 +9,16 @@ def _is_feature(feature) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
+def _is_raw(feature) -> bool:
+    """A list of texts: the paragraphs of one."""
+    import datasets
+
+    is_list = isinstance(feature, datasets.List | datasets.LargeList) or (
+        isinstance(feature, list) and len(feature) == 1
+    )
+    return is_list and _is_feature(feature[0] if isinstance(feature, list) else feature.feature)
+
+
 def _feature():
     import datasets
 
@@ -57,6 +67,7 @@ MODALITY = Modality(
     },
     supported="txt, jsonl, json, csv, tsv, parquet and arrow (txt, json and csv also compressed: gz, zst, bz2, xz)",
     is_empty=lambda text: not text or text.isspace(),
+    is_raw=_is_raw,
     from_arrow=_from_arrow,
     readers={"json": _read_json_lines, "text": _read_txt},
     shares_in_bytes=True,

@@ -4,19 +4,37 @@ import datasets
 import pyarrow as pa
 
 from ...errors import DataError
-from ..sources.base import Source, decode_utf8
+from ..sources.base import Damage, Source, decode_utf8
 from ..sources.columns import find_inputs
 from ..sources.files import SplitFiles
-from ..sources.text_files import TXT_SOURCES, JsonLinesSource, TextFiles, check_encoding, json_features
+from ..sources.text_files import (
+    TXT_SOURCES,
+    JsonLinesSource,
+    TextFiles,
+    check_encoding,
+    joined_paragraphs,
+    json_features,
+)
 
 
 def from_arrow(column: pa.ChunkedArray) -> list:
-    """The texts of a column; [`~hfssl.data.sources.base.Damage`] where one is not UTF-8."""
+    """The texts of a column, or of its lists of paragraphs; [`~hfssl.data.sources.base.Damage`] for no UTF-8."""
+    of = column.type
+    if pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of):
+        return [_joined(row) for chunk in column.chunks for row in chunk]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
         return [None if value is None else decode_utf8(value) for value in column.cast(binary).to_pylist()]
+
+
+def _joined(row: pa.Scalar):
+    try:
+        paragraphs = row.as_py()
+    except UnicodeDecodeError:
+        return Damage("not valid UTF-8")
+    return paragraphs if paragraphs is None else joined_paragraphs(paragraphs)
 
 
 def read_json_lines(files: SplitFiles) -> Source:

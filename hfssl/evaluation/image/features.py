@@ -162,7 +162,14 @@ def probe_features(
     }  # fmt: skip
     with evaluating(trained.model), evaluating(untrained.model):
         train_x, test_x = (
-            extract(split, extractors, batch_size=batch_size, cache_dir=cache_dir, title=name)
+            extract(
+                split,
+                extractors,
+                batch_size=batch_size,
+                cache_dir=cache_dir,
+                title=name,
+                value_range=_range_for(vision.processor, train.images),
+            )
             for name, split in {"train": train, "test": test}.items()
         )
     # as they are all are positive, and the cosine that k-NN goes by hardly tells them apart
@@ -218,7 +225,10 @@ def extract_features(
     model = vision.random_init(seed) if random_init else vision.load()
     with evaluating(model):
         extractor = EncoderFeatures(vision, model, pooling, precision)
-        return extract(images, {ENCODER: extractor}, batch_size=batch_size, cache_dir=cache_dir)[ENCODER]
+        return extract(
+            images, {ENCODER: extractor}, batch_size=batch_size, cache_dir=cache_dir,
+            value_range=_range_for(vision.processor, images.images),
+        )[ENCODER]  # fmt: skip
 
 
 def extract(
@@ -228,16 +238,17 @@ def extract(
     batch_size: int = 256,
     cache_dir: str | Path | None = None,
     title: str = "images",
+    value_range: tuple[float, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Features of all images by each extractor, with one pass over the images for those that are not on disk."""
-    paths = {name: _cache_path(cache_dir, data, extractor) for name, extractor in extractors.items()}
+    paths = {name: _cache_path(cache_dir, data, extractor, value_range) for name, extractor in extractors.items()}
     is_main = process_state().is_main_process
     # the main process alone looks: another one may be on a machine that does not see the folder
     found = {name: _read(path, len(data.images)) for name, path in paths.items()} if is_main else {}
     (found,) = broadcast_object_list([found])
     missing = {name: extractor for name, extractor in extractors.items() if found[name] is None}
     if missing:
-        for name, features in _extract(data, missing, batch_size, title).items():
+        for name, features in _extract(data, missing, batch_size, title, value_range).items():
             if not np.isfinite(features).all():
                 raise EvaluationError(
                     f"The features of {name} hold values that are no numbers: its training diverged, so take an "
@@ -250,7 +261,11 @@ def extract(
 
 
 def _extract(
-    data: "LabelledImages", extractors: Mapping[str, Extractor], batch_size: int, title: str
+    data: "LabelledImages",
+    extractors: Mapping[str, Extractor],
+    batch_size: int,
+    title: str,
+    value_range: tuple[float, float] | None,
 ) -> dict[str, np.ndarray]:
     state = process_state()
     starts = range(0, len(data.images), batch_size)
@@ -261,7 +276,7 @@ def _extract(
         disable=None if state.is_main_process else True,
     )  # fmt: skip
     with bar:
-        for start, images in zip(mine, decoded(data.images, mine, batch_size), strict=True):
+        for start, images in zip(mine, decoded(data.images, mine, batch_size, value_range), strict=True):
             bad += [start + i for i, image in enumerate(images) if image is None]
             images = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in images]
             parts[start] = {name: extractor(images) for name, extractor in extractors.items()}
@@ -270,12 +285,12 @@ def _extract(
     if len(bad) > max(1, _MAX_BAD_FRACTION * len(data.images)):
         raise EvaluationError(
             f"{len(bad):,} of the {len(data.images):,} images of {data.name} cannot be decoded, such as "
-            f"{_damage(data, bad[0])}: remove or replace them."
+            f"{_damage(data, bad[0], value_range)}: remove or replace them."
         )
     if bad:
         logger.warning(
             "%d of the images of %s cannot be decoded, and are black to every encoder, such as %s.",
-            len(bad), data.name, _damage(data, bad[0]),
+            len(bad), data.name, _damage(data, bad[0], value_range),
         )  # fmt: skip
     return {
         name: np.concatenate([parts[start][name] for start in starts]).astype(np.float32, copy=False)
@@ -292,20 +307,33 @@ def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], li
     return parts, sorted(row for _, rows in shares for row in rows)
 
 
-def _damage(data: "LabelledImages", row: int) -> str:
+def _damage(data: "LabelledImages", row: int, value_range: tuple[float, float] | None) -> str:
     """Name a damaged image, and say what is wrong with it."""
     from ...data.image.decode import DamagedImage, decode_image
     from ...data.labelled import LazyImages
 
     name = data.images.where(row) if isinstance(data.images, LazyImages) else f"image {row:,}"
     try:
-        decode_image(data.images[row])
+        decode_image(data.images[row], value_range=value_range)
     except DamagedImage as error:
         return f"{name} ({error})"
     return name
 
 
-def decoded(images: Sequence[bytes], starts: Sequence[int], batch_size: int) -> Iterator[list[torch.Tensor | None]]:
+def _range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, float] | None:
+    """What becomes black and white of images with more than 8 bits, before they are given to an encoder."""
+    from ...data.image.value_range import range_of
+
+    of_set = getattr(images, "value_range", None)
+    return range_of(processor) if of_set is None else of_set.for_encoder(processor)
+
+
+def decoded(
+    images: Sequence[bytes],
+    starts: Sequence[int],
+    batch_size: int,
+    value_range: tuple[float, float] | None = None,
+) -> Iterator[list[torch.Tensor | None]]:
     """Batches of decoded images, each `uint8` of shape `(3, height, width)`, or `None` where one is damaged.
 
     The batch after the one that is handed out is decoded meanwhile.
@@ -315,18 +343,18 @@ def decoded(images: Sequence[bytes], starts: Sequence[int], batch_size: int) -> 
         for start in starts:
             rows = range(start, min(start + batch_size, len(images)))
             # bytes are read here: a file may have one position only
-            batches.append([pool.submit(_decode, images[row]) for row in rows])
+            batches.append([pool.submit(_decode, images[row], value_range) for row in rows])
             if len(batches) == 2:
                 yield [job.result() for job in batches.popleft()]
         while batches:
             yield [job.result() for job in batches.popleft()]
 
 
-def _decode(data: bytes) -> torch.Tensor | None:
+def _decode(data: bytes, value_range: tuple[float, float] | None) -> torch.Tensor | None:
     from ...data.image.decode import DamagedImage, decode_image
 
     try:
-        return decode_image(data)
+        return decode_image(data, value_range=value_range)
     except DamagedImage as error:
         logger.debug("An image cannot be decoded: %s", error)
         return None
@@ -359,9 +387,9 @@ def resized_images(
     Damaged ones are black. [`normalized`] does the rest.
     """
     rows = range(len(images)) if rows is None else rows
-    chosen = _Rows(images, rows)
+    chosen, value_range = _Rows(images, rows), _range_for(processor, images)
     parts = []
-    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size):
+    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size, value_range):
         batch = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]
         pixels = preprocess(processor, batch, do_rescale=False, do_normalize=False)
         parts.append(pixels.round().clamp(0, 255).to(torch.uint8))
@@ -398,10 +426,16 @@ def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> 
     return image_features(model, pixel_values, pooling, **size_arguments(model, *pixel_values.shape[-2:]))
 
 
-def _cache_path(cache_dir: str | Path | None, data: "LabelledImages", extractor: Extractor) -> Path | None:
+def _cache_path(
+    cache_dir: str | Path | None,
+    data: "LabelledImages",
+    extractor: Extractor,
+    value_range: tuple[float, float] | None,
+) -> Path | None:
     if cache_dir is None:
         return None
-    name = _digest(_VERSION, data.fingerprint, len(data.images), extractor.digest)[:32]
+    ranged = () if value_range is None else (value_range,)
+    name = _digest(_VERSION, data.fingerprint, len(data.images), extractor.digest, *ranged)[:32]
     return Path(cache_dir) / f"{name}.npy"
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hfssl.data.image import decode
-from hfssl.data.image.decode import DamagedImage, ImageHeader, decode_image, image_header
+from hfssl.data.image.decode import DamagedImage, ImageHeader, decode_image, image_header, raw_values
 
 
 def picture(height=37, width=53, seed=0):
@@ -96,14 +96,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(decoders, format):
 
 def test_sixteen_bits_in_colours(decoders):
     values = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, content in (
-        (b"IHDR", struct.pack(">2I5B", 7, 9, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines)),
-        (b"IEND", b""),
-    ):
-        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    data = png_of(values)
     pixels = decode_image(data).numpy().astype(int)
     assert np.abs(pixels - values.transpose(2, 0, 1) / 257).max() <= 1
     assert not image_header(data).is_grey
@@ -112,8 +105,98 @@ def test_sixteen_bits_in_colours(decoders):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_known_range_are_refused(mode):
     data = encoded(Image.fromarray(np.linspace(0, 9000, 64).reshape(8, 8)).convert(mode), "TIFF")
-    with pytest.raises(DamagedImage, match="32 bits, and so no known range; convert it to 8 or 16 bits"):
+    with pytest.raises(
+        DamagedImage, match=r"no known range: state it \(`--value_range LOW HIGH`\), or convert it to 8 or 16 bits"
+    ):
         decode_image(data)
+
+
+def png_of(values):
+    """A PNG of 16 bits a value, of `(height, width, channels)`."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    color = {2: 4, 3: 2, 4: 6}[values.shape[2]]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in (
+        (b"IHDR", struct.pack(">2I5B", *values.shape[1::-1], 16, color, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ):
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data
+
+
+@pytest.mark.parametrize("format, kind", [("PNG", "u2"), ("TIFF", "u2"), ("TIFF", "i4"), ("TIFF", "f4")])
+def test_a_stated_range_becomes_black_to_white(format, kind):
+    values = np.linspace(-500 if kind != "u2" else 0, 5000, 64).reshape(8, 8).astype(kind)
+    data = encoded(Image.fromarray(values), format)
+    expected = np.rint((values.astype(float).clip(100, 4095) - 100) * 255 / 3995)
+    assert np.array_equal(decode_image(data, value_range=(100, 4095)).numpy(), np.stack([expected] * 3))
+    header = image_header(data)
+    assert header.bits == (16 if kind == "u2" else 32) and header.is_grey
+    assert np.array_equal(raw_values(data), values)
+
+
+def test_values_that_are_no_numbers_are_black():
+    values = np.array([[np.nan, -np.inf, np.inf, 0.5]], dtype="f4")
+    assert decode_image(encoded(Image.fromarray(values), "TIFF"), value_range=(0, 1))[0].tolist() == [[0, 0, 255, 128]]
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_sixteen_bits_in_a_range(channels):
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, channels), dtype=np.uint16)
+    if channels != 3:
+        values[..., -1] = 65535  # nothing is transparent
+    data = png_of(values)
+    assert image_header(data).bits == 16 and raw_values(data).max() > 4000
+    pixels = decode_image(data, value_range=(0, 4095)).numpy()
+    colours = values[..., :1].repeat(3, axis=2) if channels == 2 else values[..., :3]
+    assert np.abs(pixels - colours.transpose(2, 0, 1) / 4095 * 255).max() <= 0.51
+
+
+def tiff_of(values):
+    """An uncompressed TIFF of any number of channels."""
+    height, width, channels = values.shape
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {256: width, 257: height, 259: 1, 262: 2 if channels in (3, 4) else 1, 277: channels, 278: height}
+    lists = {258: [8 * values.itemsize] * channels, 339: [kind] * channels}
+    start = 8 + 2 + 12 * (len(tags) + len(lists) + 2) + 4
+    tags |= {273: start + 2 * 16 * channels, 279: values.nbytes}
+    body, outside = struct.pack("<2sHIH", b"II", 42, 8, len(tags) + len(lists)), b""
+    for tag, value in sorted((tags | lists).items()):
+        if isinstance(value, list):
+            packed = struct.pack(f"<{channels}H", *value)
+            inside = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", start + len(outside))
+            outside += packed.ljust(16 * channels, b"\0")
+            body += struct.pack("<HHI", tag, 3, channels) + inside
+        else:
+            body += struct.pack("<HHII", tag, 4, 1, value)
+    return body + bytes(4) + outside + values.tobytes()
+
+
+def test_colours_of_sixteen_bits_in_a_tiff_have_the_whole_range_only():
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, 3), dtype=np.uint16)
+    data = tiff_of(values)
+    assert np.abs(decode_image(data, value_range=(0, 65535)).numpy() - values.transpose(2, 0, 1) / 257).max() <= 1
+    assert raw_values(data).max() < 8192  # enough to judge by
+    with pytest.raises(
+        DamagedImage, match="no other range than 0 to 65535, but it is 0 to 4095; pass `--value_range 0"
+    ):
+        decode_image(data, value_range=(0, 4095))
+
+
+@pytest.mark.parametrize(
+    "channels, kind, words",
+    [
+        (13, "u2", r"13 channels of 16 bits \(integers\)"),
+        (3, "f4", r"3 channels of 32 bits \(floats\)"),
+        (2, "u1", r"2 channels of 8 bits \(integers\)"),
+        (1, "f8", r"1 channel of 64 bits \(floats\)"),
+    ],
+)
+def test_tiffs_of_other_channels_are_refused_by_name(channels, kind, words, caplog):
+    with pytest.raises(DamagedImage, match=f"it is a TIFF of {words}. One channel of integers or floats of up to 32"):
+        decode_image(tiff_of(np.zeros((8, 8, channels), kind)))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("format, mode", [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])

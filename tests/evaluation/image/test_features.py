@@ -9,6 +9,7 @@ from labelled import Labelled, digits, png, processor, resnet, save, save_bert, 
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
 
 from hfssl.data.image.decode import decode_image
+from hfssl.data.image.value_range import RangeOfSet
 from hfssl.evaluation import EvaluationError
 from hfssl.evaluation.image import features
 from hfssl.evaluation.image.encoder import VisionEncoder
@@ -165,6 +166,25 @@ def test_resized_then_normalised_is_what_the_processor_makes():
     pixels = resized_images(processor(), images.images, rows=range(5))
     assert pixels.dtype == torch.uint8
     torch.testing.assert_close(normalized(processor(), pixels), preprocess(processor(), decoded))
+
+
+def test_the_range_of_values_is_that_of_the_encoder_or_of_the_set(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8, 8), dtype=np.uint16)
+    images = Labelled([png(each) for each in values], [0] * 6, ["a"])
+    whole = resized_images(processor(8), images.images)[:, 0].numpy()
+    assert np.abs(whole - values / 257).max() <= 1
+    known = processor(8)
+    known.value_range = [0.0, 2047.0]
+    assert np.abs(resized_images(known, images.images)[:, 0].numpy() - 255 / 2047 * values.clip(0, 2047)).max() <= 1
+    images.images = Ranged(images.images)
+    images.images.value_range = RangeOfSet(images.images)
+    assert np.abs(resized_images(processor(8), images.images)[:, 0].numpy() - 255 / 4095 * values).max() <= 1
+    known.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).value_range == [0.0, 2047.0]
+
+
+class Ranged(list):
+    """Images that may have a range of values."""
 
 
 def test_other_image_sizes_than_the_position_embeddings_were_made_for(tmp_path):

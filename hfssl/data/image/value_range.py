@@ -1,0 +1,117 @@
+"""Which values become black and white, of images with more than 8 bits a value.
+
+Their files do not say it: a sensor of 12 bits writes 0 to 4095 into 16 of them, and floats go from 0 to 1, or are
+degrees, or heights. So it is judged on a sample of the data, said in the log, and from then on part of the run.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...errors import UserError
+from .decode import DamagedImage, raw_values
+
+
+logger = logging.getLogger(__name__)
+
+ValueRange = tuple[float, float]
+
+# Of an image, at most so many values are looked at.
+_VALUES_AN_IMAGE = 1 << 14
+# On so many labelled images the range of their values is judged.
+_JUDGED_IMAGES = 64
+# What may lie outside on each side: single dead or glaring pixels must not make all others dark.
+_OUTSIDE = 0.001
+
+
+def check_range(value_range: ValueRange | None) -> None:
+    """Raise where `--value_range` is none.
+
+    Raises:
+        UserError: if it is not a smaller number and a larger one.
+    """
+    if value_range is not None and not (all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]):
+        raise UserError(
+            f"`--value_range` is the value that is black and the larger one that is white, got {value_range[0]:g} "
+            f"{value_range[1]:g}."
+        )
+
+
+@dataclass
+class RangeOfSet:
+    """The range of values of a labelled set, for the encoders that are measured on it.
+
+    Args:
+        images (`Sequence[bytes]`):
+            Those to learn from.
+        stated (`tuple[float, float]`, *optional*):
+            What the user said.
+    """
+
+    images: Sequence[bytes]
+    stated: ValueRange | None = None
+
+    @cached_property
+    def judged(self) -> ValueRange | None:
+        looked_at = range(0, len(self.images), -(-len(self.images) // _JUDGED_IMAGES) or 1)
+        return judge_range(self.images[row] for row in looked_at)
+
+    def for_encoder(self, processor: Any) -> ValueRange | None:
+        """What is stated, else what the encoder was trained with, else what is judged."""
+        return self.stated or range_of(processor) or self.judged
+
+
+def range_of(processor: Any) -> ValueRange | None:
+    """The range of values that an encoder was trained with, as its image processor says it."""
+    known = getattr(processor, "value_range", None)
+    return tuple(known) if known else None
+
+
+def judge_range(images: Iterable[bytes]) -> ValueRange | None:
+    """The range of values of some encoded images, for the log too; `None` where none has more than 8 bits.
+
+    It reaches from 0 to the next power of two (for integers, less 1) that holds nearly all values, as sensors have it,
+    below 0 where values are. Where the values fill a corner of that only, such as temperatures around 300, it is what
+    they fill.
+    """
+    samples = []
+    for image in images:
+        try:
+            values = raw_values(image)
+        except DamagedImage:
+            continue
+        if values is not None:
+            values = values.ravel()[:: max(1, values.size // _VALUES_AN_IMAGE)]
+            samples.append(values[np.isfinite(values)])
+    if not sum(map(len, samples)):
+        return None
+    whole = all(np.issubdtype(values.dtype, np.integer) for values in samples)
+    values = np.concatenate([values.astype(np.float64) for values in samples])
+    low, high = np.quantile(values, [_OUTSIDE, 1 - _OUTSIDE]).tolist()
+    judged = _range_of(low, high, whole)
+    logger.info(
+        "Images with more than 8 bits: of the values of %d of them nearly all lie in %.6g to %.6g, and %.6g to %.6g "
+        "become black to white. `--value_range LOW HIGH` states another range.",
+        len(samples), low, high, *judged,
+    )  # fmt: skip
+    return judged
+
+
+def _range_of(low: float, high: float, whole: bool) -> ValueRange:
+    one = 1.0 if whole else 0.0
+    # a little may be above for rounding: floats up to 1.001 are floats up to 1
+    black = -_power_of_two(-low) if low < 0 else 0.0
+    white = max(_power_of_two((high + one) / (1.0 if whole else 1.01)) - one, 0.0)
+    if low < high and 4 * (high - low) < white - black:
+        return low, high
+    return black, white if white > black else black + 1.0  # of one value only, it is black
+
+
+def _power_of_two(value: float) -> float:
+    """The smallest power of two that is not below a positive value; 0 for others."""
+    return 2.0 ** math.ceil(math.log2(value)) if value > 0 else 0.0

@@ -1,0 +1,84 @@
+"""The range of values of images with more than 8 bits: judged on a sample, stated, and said."""
+
+import io
+import logging
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfssl.data.image.value_range import RangeOfSet, check_range, judge_range
+from hfssl.errors import UserError
+
+
+def images(low, high, kind="u2", number=4, format="TIFF"):
+    """Small images with values all over a range."""
+    for seed in range(number):
+        values = np.random.default_rng(seed).uniform(low, high, (32, 32))
+        file = io.BytesIO()
+        Image.fromarray(values.astype(kind)).save(file, format)
+        yield file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "low, high, kind, judged",
+    [
+        (0, 4096, "u2", (0, 4095)),
+        (0, 65536, "u2", (0, 65535)),
+        (100, 10000, "u2", (0, 16383)),
+        (0, 10, "u2", (0, 15)),
+        (0, 1, "f4", (0, 1)),
+        (0, 1.005, "f4", (0, 1)),
+        (0, 0.05, "f4", (0, 0.0625)),
+        (0, 255, "f4", (0, 256)),
+        (-1000, 3000, "i4", (-1024, 4095)),
+        (-1, 1, "f4", (-1, 1)),
+    ],
+)
+def test_the_range_is_the_powers_of_two_that_hold_the_values(low, high, kind, judged, caplog):
+    with caplog.at_level(logging.INFO, "hfssl"):
+        assert judge_range(images(low, high, kind)) == judged
+    assert f"{judged[0]:.6g} to {judged[1]:.6g} become black to white. `--value_range LOW HIGH`" in caplog.text
+
+
+def test_values_in_a_corner_have_a_range_of_their_own():
+    low, high = judge_range(images(7000, 9000))
+    assert 7000 <= low < 7010 and 8990 < high <= 9000
+    low, high = judge_range(images(-5000, -4000, "f4"))
+    assert -5000 <= low < -4990 and -4010 < high <= -4000
+
+
+def test_single_glaring_pixels_do_not_make_the_others_dark():
+    values = np.random.default_rng(0).integers(0, 4096, (64, 64), dtype=np.uint16)
+    values[5, 5] = 65535
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    assert judge_range([file.getvalue()]) == (0, 4095)
+
+
+def test_there_is_none_of_images_of_eight_bits(caplog):
+    with caplog.at_level(logging.INFO, "hfssl"):
+        assert judge_range([*images(0, 256, "u1", format="PNG"), b"damaged", b""]) is None
+    assert not caplog.text
+
+
+def test_images_of_one_value_are_black():
+    assert judge_range(images(0, 0)) == (0, 1)
+    assert judge_range(images(300, 300)) == (0, 511)
+
+
+def test_stated_before_trained_before_judged():
+    sample, processor = list(images(0, 4096)), SimpleNamespace(value_range=[0, 1000])
+    assert RangeOfSet(sample, (5, 6)).for_encoder(processor) == (5, 6)
+    assert RangeOfSet(sample).for_encoder(processor) == (0, 1000)
+    judged = pickle.loads(pickle.dumps(RangeOfSet(sample)))
+    assert judged.for_encoder(SimpleNamespace()) == (0, 4095)
+    assert RangeOfSet([]).for_encoder(None) is None
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf"))])
+def test_what_is_no_range_is_refused(wrong):
+    with pytest.raises(UserError, match="`--value_range` is the value that is black and the larger one that is white"):
+        check_range(wrong)

@@ -1,0 +1,125 @@
+"""The walk over a local folder: links once, no cache, the splits of `datasets`."""
+
+import os
+import zipfile
+
+import datasets
+import pytest
+
+from hfssl.data.image.embedded import embedded_images
+from hfssl.data.sources import DataError, find, open_source
+from hfssl.data.sources.walk import each_once, files_below, splits_of
+
+
+def write(folder, *names, text="one\ntwo"):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def below(folder):
+    return [os.path.relpath(path, folder) for path in files_below(str(folder))]
+
+
+def test_links_are_followed_once(tmp_path):
+    write(tmp_path / "a", "1.txt", "deep/2.txt", "deep/.hidden", "__pycache__/3.txt", "README.md")
+    write(tmp_path / "elsewhere", "4.txt", "more/5.txt")
+    for link, target in {"all": ".", "a": "deep", "z": "../elsewhere", "b": "../elsewhere/more"}.items():
+        (tmp_path / "a" / link).symlink_to(target)
+    (tmp_path / "a" / "deep" / "up").symlink_to("..")
+    (tmp_path / "a" / "one.txt").symlink_to("1.txt")
+    (tmp_path / "a" / "outside.txt").symlink_to(tmp_path / "elsewhere" / "outside")
+    (tmp_path / "elsewhere" / "outside").write_text("x")
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    assert below(tmp_path / "a") == ["1.txt", "b/5.txt", "deep/2.txt", "loop", "z/4.txt", "z/outside"]
+    found = files_below(str(tmp_path / "a"))
+    assert each_once([*found, *(path.replace("/a/", "/a/all/") for path in found)]) == found
+
+
+def test_a_file_that_is_linked_from_outside_counts_under_each_name(tmp_path):
+    # as in the cache of the Hub, where files of equal content are links to one
+    write(tmp_path, "blobs/1")
+    (tmp_path / "snapshot").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "snapshot" / name).symlink_to("../blobs/1")
+    assert below(tmp_path / "snapshot") == ["a.txt", "b.txt"]
+
+
+def test_pictures_and_texts_come_once(tmp_path):
+    images = embedded_images("test")[0][:5]
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images):
+        (tmp_path / "images" / f"{i}.png").write_bytes(image)
+    (tmp_path / "images" / "all").symlink_to(".")
+    assert open_source(tmp_path / "images", modality="image").num_rows == 5
+    assert open_source(str(tmp_path / "images" / "**" / "*.png"), modality="image").num_rows == 5
+    write(tmp_path / "texts", "a.txt", "b/c.txt")
+    (tmp_path / "texts" / "all").symlink_to(".")
+    assert open_source(tmp_path / "texts").num_rows == 4
+    assert open_source(str(tmp_path / "texts" / "**")).num_rows == 4
+
+
+def test_a_link_that_leads_nowhere_is_a_damaged_image(tmp_path):
+    images = embedded_images("test")[0][:3]
+    for i, image in enumerate(images):
+        (tmp_path / f"{i}.png").write_bytes(image)
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    source = open_source(tmp_path, modality="image")
+    bad = {source.where(0, row): reason for i in range(len(source)) for row, reason in source.read(i).bad}
+    assert source.num_rows == 4 and list(bad) == ["gone.png"] and bad["gone.png"].endswith("gone.png' is missing")
+    write(tmp_path / "texts", "a.txt")
+    (tmp_path / "texts" / "b.txt").symlink_to("nowhere.txt")
+    with pytest.raises(DataError, match="b.txt' is gone"):
+        open_source(tmp_path / "texts")
+
+
+NAMES = {
+    "plain": ("a/1.txt", "b/2.txt"),
+    "folders": ("train/1.txt", "val/2.txt"),
+    "names": ("train_1.txt", "corpus-test.txt", "other.txt"),
+    "deep": ("en/train/1.txt", "en/validation-2/1.txt", "de/dev/1.txt"),
+    "sharded": ("data/train-00000-of-00002.txt", "data/train-00001-of-00002.txt", "data/extra-00000-of-00001.txt"),
+    "words": ("training data/1.txt", "evaluation/1.txt"),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_splits_are_those_of_datasets(tmp_path, names):
+    write(tmp_path, *names)
+    found = datasets.load_dataset_builder(str(tmp_path)).config.data_files
+    expected = {str(split): [os.path.relpath(path, tmp_path) for path in paths] for split, paths in found.items()}
+    assert {split: sorted(names) for split, names in splits_of(below(tmp_path)).items()} == {
+        split: sorted(names) for split, names in expected.items()
+    }
+    assert list(splits_of(below(tmp_path))) == list(expected)
+
+
+@pytest.mark.parametrize("what", ["folder", "glob", "file", "card", "images"])
+def test_local_data_need_no_cache(tmp_path, monkeypatch, what):
+    write(tmp_path / "a", "a.txt", "b.txt")
+    if what == "card":
+        write(tmp_path / "a", "README.md", text="---\nconfigs:\n- config_name: x\n  data_files: '*.txt'\n---\n")
+    if what == "images":
+        (tmp_path / "a" / "1.png").write_bytes(embedded_images("test")[0][0])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nope/datasets")
+    path = {"glob": str(tmp_path / "a" / "*.txt"), "file": str(tmp_path / "a" / "a.txt")}.get(what, tmp_path / "a")
+    source = open_source(path, modality="image" if what == "images" else "text")
+    assert source.num_rows == {"file": 2, "images": 1}.get(what, 4)
+
+
+def test_an_archive_of_texts_is_refused_by_its_ending(tmp_path):
+    (tmp_path / "a").mkdir()
+    with zipfile.ZipFile(tmp_path / "a" / "texts.zip", "w") as archive:
+        archive.writestr("1.txt", "one")
+    with pytest.raises(DataError, match="holds a file .zip, none of which can be read. Supported are txt"):
+        open_source(tmp_path / "a")
+
+
+def test_texts_among_more_pictures(tmp_path, caplog):
+    write(tmp_path, "1.txt", "a.png", "b.png")
+    with caplog.at_level("INFO", "hfssl"):
+        assert open_source(tmp_path).num_rows == 2
+    write(tmp_path, "2.jsonl", text='{"text": "x"}')
+    with caplog.at_level("INFO", "hfssl"):
+        find.find_data(str(tmp_path), None, None, find.modality("text"))
+    assert "1 of 4 files are" in caplog.text
