@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ...data.labelled import LabelledImages, hold_out, open_labelled
 from ...data.sources import available_splits
 from ...errors import UserError
 from ...evaluation.evaluator import EvaluationError, Evaluator
+from ...evaluation.facts import read_facts
 from ...evaluation.frozen import aligned_labels
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.online_knn import OnlineKnn
@@ -72,6 +73,18 @@ class ProbeArguments:
                 max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
             )  # fmt: skip
 
+    def named(self, *splits: LabelledImages) -> dict[str, Any]:
+        """The flags of `recipes/probe.py` for the images that [`load`] gives."""
+        most = self.probe_max_samples
+        limits = [most if len(images) == most else None for images in splits]
+        flags = {
+            "dataset": EMBEDDED if self.probe_dataset == "auto" else self.probe_dataset, "split": self.probe_split,
+            "test_split": self.probe_test_split, "label_column": self.probe_label_column,
+            "max_train_samples": limits[0], "max_test_samples": limits[1],
+        }  # fmt: skip
+        usual = {field.name: field.default for field in fields(LabelledDataArguments)}
+        return {name: value for name, value in flags.items() if value != usual[name]}
+
 
 @dataclass
 class LabelledDataArguments:
@@ -79,9 +92,10 @@ class LabelledDataArguments:
     > Data
 
     Args:
-        dataset (`str`, *optional*, defaults to `"embedded"`):
+        dataset (`str`, *optional*):
             Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; embedded for
-            scikit-learn's digits.
+            those that come with hfssl. Left out, they are those of the encoder's run as far as its folder remembers
+            them, and embedded for an encoder from elsewhere.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -99,7 +113,7 @@ class LabelledDataArguments:
             Measure on so many images at most.
     """
 
-    dataset: str = EMBEDDED
+    dataset: str | None = None
     dataset_config: str | None = None
     split: str = "train"
     test_split: str = "auto"
@@ -107,6 +121,29 @@ class LabelledDataArguments:
     label_column: str | None = None
     max_train_samples: int | None = None
     max_test_samples: int | None = None
+
+    def of_run(self, encoder: str) -> "LabelledDataArguments":
+        """With the labelled images that the folder of an encoder remembers, where none are named.
+
+        Raises:
+            UserError: where it remembers none, but that it was trained on other data than the embedded ones.
+        """
+        facts = read_facts(encoder)
+        if self.dataset is not None or not facts:
+            return self
+        remembered = facts.get("labelled")
+        if remembered is None and facts.get("dataset") is not None:
+            raise UserError(
+                f"{encoder} was trained on {facts['dataset']}, and its folder names no labelled images. Pass "
+                f"`--dataset`: a Hub id, a folder with a folder for each class, or {EMBEDDED} for the images that "
+                "come with hfssl."
+            )
+        usual = {field.name: field.default for field in fields(self)}
+        missing = {n: v for n, v in (remembered or {}).items() if n in usual and getattr(self, n) == usual[n]}
+        if missing:
+            words = ", ".join(f"--{name} {value}" for name, value in missing.items())
+            logger.info("Labelled images, as the encoder's folder remembers them: %s.", words)
+        return replace(self, **missing)
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
         """Both splits."""
@@ -129,7 +166,7 @@ def load_splits(
     max_test_samples: int | None = None,
 ) -> tuple[LabelledImages, LabelledImages]:
     """The labelled images to learn from and those to measure on, checked to be of the same classes."""
-    name = None if dataset == EMBEDDED else dataset
+    name = None if dataset in (None, EMBEDDED) else dataset
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     columns = {"image_column": image_column, "label_column": label_column, "config": config}
@@ -185,5 +222,5 @@ def image_evaluators(
     probes = arguments.load(data.arguments.dataset)
     if probes is not None:
         pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
-        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling))
+        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(*probes)))
     return evaluators
