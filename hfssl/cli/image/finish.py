@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...data.image.contact_sheet import contact_sheet
+from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
 from ...data.labelled import has_labels
 from ...data.mixtures import parts_of
@@ -175,6 +175,7 @@ def _pictures(
         plot_reconstructions(model, evaluator.batch(device), views.mean, views.std, path)
         pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
     path = folder / "views.png"
-    contact_sheet(data.held_out[:6], views, path)
+    batch = views_of(data.held_out[:6], views)
+    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch["noise"]) if "noise" in batch else None)
     pictures.append((path, "Held-out images, and views of them as in training."))
     return pictures

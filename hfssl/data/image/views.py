@@ -52,7 +52,8 @@ class ViewArguments:
 
     Args:
         image_size (`int`, *optional*):
-            Height and width of a view in pixels. 224 when left out.
+            Height and width of a view in pixels. Left out: the size that the encoder was made for, such as 32 for
+            vit-mini-patch4, else 224.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
