@@ -7,20 +7,28 @@ from pathlib import Path
 
 from ..errors import explained
 from .declared import NotPlain, declared_parser
+from .launcher import Launcher
 
 
 HELP = frozenset(("-h", "--help", "--help-all", "--help_all"))
 
 
 def command(main: Callable) -> Callable:
-    """Let the `main` of a recipe be [`~hfssl.errors.explained`], and answer `--help` from the sources."""
+    """Let the `main` of a recipe be [`~hfssl.errors.explained`], also under a launcher; `--help` reads the sources."""
     explained_main = explained(main)
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         if HELP & set(sys.argv[1:]):
             answer_from_source(Path(main.__code__.co_filename))
-        return explained_main(*args, **kwargs)
+        launcher = Launcher()
+        launcher.end_on_interrupt()
+        try:
+            return explained_main(*args, **kwargs)
+        except SystemExit as stop:
+            if stop.code:  # it has said why
+                launcher.end()
+            raise
 
     return run
 
