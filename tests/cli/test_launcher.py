@@ -63,10 +63,10 @@ def test_ctrl_c_shows_no_trace_of_the_launcher(tmp_path):
             sys.exit(130)
         signal.signal(signal.SIGINT, stop)
         launcher.end_on_interrupt()
-        print("training", flush=True)
-        # as a long operation of torch: no handler in Python runs meanwhile
         import hashlib
         try:
+            print("training", flush=True)
+            # as a long operation of torch: no handler in Python runs meanwhile
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
             time.sleep(60)
         except SystemExit:

@@ -165,8 +165,8 @@ def _pictures(
     """What there is to look at, with what it shows."""
     captions = {
         "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
-        "feature_map.png": "Features of the test images, in two dimensions.",
-        "patches.png": "What the patches of an image tell apart.",
+        "feature_map.png": "Features of the test images in two dimensions (see the axes), a colour for each class.",
+        "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
     }
     pictures = [(folder / name, caption) for name, caption in captions.items() if (folder / name).is_file()]
     if hasattr(model, "reconstruct"):
