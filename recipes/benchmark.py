@@ -6,7 +6,7 @@ python recipes/benchmark.py mlm --defaults                                      
 python recipes/benchmark.py mlm --dataset sentences.parquet --line_by_line      their mode for short texts
 python recipes/benchmark.py mlm --encoder modernbert-small                      also with its own sparse_prediction
 python recipes/benchmark.py mlm --against none                                  our trainer beside a bare loop
-python recipes/benchmark.py simclr --against lightly --dataset my_images/       digits of scikit-learn when left out
+python recipes/benchmark.py simclr --against lightly --dataset my_images/       embedded letters when left out
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
 python recipes/benchmark.py byol --against lightly --precision fp32
 python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops

@@ -1,6 +1,6 @@
 """Quality, measured against another library: the same images, encoder, weights to start from, steps and probes.
 
-python recipes/benchmark_quality.py                                             scikit-learn's digits, minutes
+python recipes/benchmark_quality.py                                             embedded letters, minutes
 python recipes/benchmark_quality.py --dataset uoft-cs/cifar10 --methods simclr,dino --seeds 0,1
 python recipes/benchmark_quality.py --dataset my_labelled_images/ --methods moco,byol,mae --against none
 python recipes/benchmark_quality.py --dataset my_labelled_images/ --cell dino,lightly,1     one training, by hand

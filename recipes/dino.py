@@ -1,6 +1,6 @@
 """DINO: from images without labels to an encoder that plain transformers loads, by distillation of itself.
 
-accelerate launch recipes/dino.py                                       embedded digits, minutes on a laptop
+accelerate launch recipes/dino.py                                       embedded letters, minutes on a laptop
 accelerate launch recipes/dino.py --dataset my_images/ --encoder vit-small-patch16 --max_steps 20000
 accelerate launch recipes/dino.py --dataset uoft-cs/cifar10 --encoder convnextv2-atto-patch2        32 x 32 pixels
 accelerate launch recipes/dino.py --dataset my_images/ --encoder facebook/dinov2-small       continue a checkpoint

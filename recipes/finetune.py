@@ -4,8 +4,8 @@
     accelerate launch recipes/finetune.py --encoder outputs/mae --dataset my_images/ --epochs 50 --flip
     accelerate launch recipes/finetune.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --seeds 1
 
-Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else those that come with
-hfssl. Ends with a table and results.json. The score is that of the last step on the test split: nothing is chosen by
+Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else the embedded
+letters. Ends with a table and results.json. The score is that of the last step on the test split: nothing is chosen by
 looking at it. The same command goes on where an interrupted run stopped. The protocol stands in
 hfssl/evaluation/finetune.py.
 """

@@ -1,6 +1,6 @@
 """MAE: from images without labels to an encoder that plain transformers loads, by filling in hidden patches.
 
-accelerate launch recipes/mae.py                                        embedded digits, minutes on a laptop
+accelerate launch recipes/mae.py                                        embedded letters, minutes on a laptop
 accelerate launch recipes/mae.py --dataset my_images/ --encoder vit-small-patch16 --max_steps 20000
 accelerate launch recipes/mae.py --dataset uoft-cs/cifar10 --encoder vit-tiny-patch4                32 x 32 pixels
 accelerate launch recipes/mae.py --dataset my_images/ --encoder facebook/vit-mae-base        continue a checkpoint

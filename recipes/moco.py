@@ -1,6 +1,6 @@
 """MoCo v3: from images without labels to an encoder that plain transformers loads, by contrast with a teacher.
 
-accelerate launch recipes/moco.py                                       embedded digits, minutes on a laptop
+accelerate launch recipes/moco.py                                       embedded letters, minutes on a laptop
 accelerate launch recipes/moco.py --dataset my_images/ --encoder vit-small-patch16 --max_steps 20000
 accelerate launch recipes/moco.py --dataset uoft-cs/cifar10 --encoder convnextv2-atto-patch2        32 x 32 pixels
 accelerate launch recipes/moco.py --dataset my_images/ --encoder facebook/dinov2-small       continue a checkpoint

@@ -5,8 +5,8 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
 
-Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else those that come with
-hfssl. Ends with a table, results.json, and pictures in assets/. Features are kept in features/, so that another
+Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else the embedded
+letters. Ends with a table, results.json, and pictures in assets/. Features are kept in features/, so that another
 protocol starts at once. The protocols stand in hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
 """
 

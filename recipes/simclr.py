@@ -1,6 +1,6 @@
 """SimCLR: from images without labels to an encoder that plain transformers loads, by contrast with other images.
 
-accelerate launch recipes/simclr.py                                     embedded digits, minutes on a laptop
+accelerate launch recipes/simclr.py                                     embedded letters, minutes on a laptop
 accelerate launch recipes/simclr.py --dataset my_images/ --encoder vit-small-patch16 --max_steps 20000
 accelerate launch recipes/simclr.py --dataset uoft-cs/cifar10 --encoder convnextv2-atto-patch2      32 x 32 pixels
 accelerate launch recipes/simclr.py --dataset my_images/ --encoder facebook/dinov2-small     continue a checkpoint

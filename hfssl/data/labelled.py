@@ -13,6 +13,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .mixtures import parse_mixture
+from .modality import modality
 from .sources import Input, Source, available_splits, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
@@ -110,7 +111,7 @@ def open_labelled(
 
     Args:
         dataset (`str`, *optional*):
-            As in [`~hfssl.data.sources.open_source`]; `None` is the embedded set of digits (`train` and `test`).
+            As in [`~hfssl.data.sources.open_source`]; `None` is the embedded set (`train` and `test`).
         split (`str`):
             Which split.
         image_column, label_column (`str`, *optional*):
@@ -130,7 +131,8 @@ def open_labelled(
         raise DataError(f"A probe takes one data set, got the mixture {str(dataset)!r}: name one of its data sets.")
     inputs = {"image": Input("image", image_column)}
     features = open_source(dataset, split=split, config=config, inputs=inputs).features
-    name = "the embedded set of images" if dataset is None else repr(str(dataset))
+    embedded = modality("image").embedded_set(dataset)
+    name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
     label_column = _label_column(features, label_column, name)
     # not required: an image without a label is for the probe to refuse, not to be passed over
     options = {"inputs": {**inputs, "label": Input(None, label_column, required=False)}, "config": config}
@@ -151,7 +153,7 @@ def open_labelled(
     if max_samples is not None and max_samples < len(rows):
         rows = np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
-    short = "embedded digits" if dataset is None else Path(str(dataset).rstrip("/")).name
+    short = f"embedded {embedded.name}" if embedded else Path(str(dataset).rstrip("/")).name
     return LabelledImages(
         LazyImages(source, rows), labels[rows], class_names, digest.hexdigest(), f"{short} ({split})"
     )

@@ -6,6 +6,7 @@ when they are called. Adding such a folder is all that makes a modality readable
 """
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -44,11 +45,11 @@ class Input:
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """Data that are on every machine without a download: what is read where the user names none.
+    """Data that are on every machine without a download.
 
     Attributes:
         name (`str`):
-            What messages call it.
+            What `--dataset` and messages call it.
         splits (`tuple[str, ...]`):
             Its splits.
         load (`Callable[[str], tuple[str, dict[str, list], dict]]`):
@@ -113,8 +114,8 @@ class Modality:
             pieces out of each row group that is read. Left out, samples are small and come from all over the set.
         shares_in_bytes (`bool`, *optional*):
             Whether the shares of a mixture are shares of the samples' bytes. Otherwise each sample counts the same.
-        embedded ([`EmbeddedData`], *optional*):
-            What is read without a data set.
+        embedded (`tuple[EmbeddedData, ...]`, *optional*):
+            What is there without a download. The first is read where the user names no data set.
     """
 
     name: str
@@ -138,7 +139,17 @@ class Modality:
     samples_per_block: tuple[int, int] | None = None
     read_through_bytes: int | None = None
     shares_in_bytes: bool = False
-    embedded: EmbeddedData | None = None
+    embedded: tuple[EmbeddedData, ...] = ()
+
+    def embedded_set(self, dataset: str | os.PathLike | None) -> EmbeddedData | None:
+        """The embedded set that `--dataset` names or, left out, stands for; a file or folder of that name goes first.
+
+        `None` where it names other data, or nothing is embedded.
+        """
+        if dataset is None:
+            return self.embedded[0] if self.embedded else None
+        named = next((embedded for embedded in self.embedded if embedded.name == str(dataset)), None)
+        return None if named is None or os.path.exists(dataset) else named
 
     @property
     def file_extensions(self) -> tuple[str, ...]:

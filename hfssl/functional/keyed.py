@@ -54,6 +54,7 @@ class Use(IntEnum):
     CONTACT_SHEET_VIEWS = 48
     LABELLED_SAMPLE = 49
     EMBEDDED_TEST_SPLIT = 50
+    EMBEDDED_LETTERS = 51
     # protocols
     FEW_SHOT = 60
     LABELLED_FRACTION = 61

@@ -118,8 +118,8 @@ class Method:
             Fields of the config where the encoder is narrower than 384.
         fresh_encoder (`Callable[[PreTrainedConfig], dict]`, *optional*):
             Fields of the config for an encoder from scratch, by its configuration.
-        embedded_views (`dict`, *optional*):
-            Flags of the views on the embedded images, where they differ from those of other small images.
+        embedded_views (`dict[str, dict]`, *optional*):
+            By the name of an embedded set of images, flags of the views that differ from those of other methods.
         contrasts_batch (`bool`, *optional*, defaults to `False`):
             Whether a sample is compared with the others of its batch: the loss of fewer is lower, and not comparable.
         collapse_hints (`Callable[[PreTrainedConfig], dict[str, str]]`, *optional*):
@@ -140,7 +140,7 @@ class Method:
     causal: bool = False
     narrow_heads: Fields = field(default_factory=dict)
     fresh_encoder: Callable[[PreTrainedConfig], Fields] = _nothing
-    embedded_views: Fields = field(default_factory=dict)
+    embedded_views: Mapping[str, Fields] = field(default_factory=dict)
     contrasts_batch: bool = False
     collapse_hints: Callable[[PreTrainedConfig], Mapping[str, str]] = _diverged_hint
     chance: Callable[[PreTrainedConfig, int], Mapping[str, float]] = _unknown_chance

@@ -186,6 +186,7 @@ class SSLTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             self.dataloader_num_workers = min(4, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+        self._may_choose_precision = self.precision == "auto" and not self.bf16 and not self.fp16
         if not self.bf16 and not self.fp16:
             precision = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
@@ -207,6 +208,11 @@ class SSLTrainingArguments(TrainingArguments):
             self.scale_learning_rate()
         for tracker in self.report_to:
             _check_tracker(tracker)
+
+    def take_full_precision(self) -> None:
+        """Train in fp32 unless the user stated a precision: for a model that this hardware trains faster so."""
+        if self._may_choose_precision:
+            self.bf16, self.fp16, self.mixed_precision = False, False, "no"
 
     def set_learning_rate(self, rate: float, per_256_samples: bool = False) -> None:
         """Take a default learning rate; one that is meant for 256 samples a step grows with the batch."""

@@ -13,7 +13,7 @@ from PIL import Image
 from hfssl.cli.image import data as image_data
 from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.data.image.decode import decode_image
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.sources import DataError
 from hfssl.data.stream import Rows
 from hfssl.errors import UserError
@@ -65,13 +65,16 @@ def take(stream, number):
 
 
 def test_the_embedded_set_without_any_flag(caplog):
+    letters = ImageData(ImageDataArguments())
+    assert letters.num_images == 10_000 and not letters.is_grey and letters.settings["dataset"] == "letters"
+    assert letters.settings == ImageData(ImageDataArguments(dataset="letters")).settings
     with caplog.at_level(logging.INFO, "hfssl"):
-        data = ImageData(ImageDataArguments())
-    train, _ = embedded_images("train")
+        data = ImageData(ImageDataArguments(dataset="digits"))
+    train = digits("train")["image"]
     assert data.num_images == len(train) == 1442 and data.is_grey
     assert 60 < len(data.held_out) < 160 and set(data.held_out) < set(train)
-    assert data.settings == {"dataset": "embedded", "split": "train", "image_column": "image"}
-    assert "embedded images (handwritten digits of scikit-learn, train), 1,442 rows" in caplog.text
+    assert data.settings == {"dataset": "digits", "split": "train", "image_column": "image"}
+    assert "embedded digits of scikit-learn (train), 1,442 rows" in caplog.text
     stream = data.stream(arguments(batch_size=1), Views())
     batches = [batch for _, batch in tiny.passes(stream)]
     seen = [batch["image"][0] for batch in batches]

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfssl.data import sources
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.labelled import open_labelled
 from hfssl.data.mixtures import open_mixture
 from hfssl.data.sources import MemorySource, open_source
 
 
 TEXTS = [f"Text number {i}, naïve." for i in range(40)]
-IMAGES, LABELS = (values[:12] for values in embedded_images())  # the same bytes on every machine
+IMAGES, LABELS = (values[:12] for values in digits().values())  # the same bytes on every machine
 
 
 def write_texts(folder):
@@ -124,10 +124,10 @@ def test_samples_in_memory_mixtures_and_labelled_sets(folder):
     found = {
         "texts": MemorySource(TEXTS, name="memory"),
         "images": MemorySource(IMAGES, name="memory", column="image", modality="image"),
-        "digits": open_source(None, modality="image", extra_columns=("label",)),
+        "digits": open_source("digits", modality="image", extra_columns=("label",)),
         "mixture": open_mixture(f"{folder / 'text/a.txt'}:1,{folder / 'text/a.jsonl'}:3"),
         "images mixed": open_mixture(f"{folder / 'image/a.tar'},{folder / 'image/classes'}", modality="image"),
         "labelled": open_labelled(folder / "image/classes", "train"),
-        "labelled digits": open_labelled(None, "test", max_samples=9),
+        "labelled digits": open_labelled("digits", "test", max_samples=9),
     }
     assert {name: source.fingerprint[:16] for name, source in found.items()} == {name: PINNED[name] for name in found}

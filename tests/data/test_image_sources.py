@@ -25,7 +25,8 @@ from PIL import Image
 
 from hfssl.data import cache
 from hfssl.data.held_out import all_samples, held_out_samples
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
+from hfssl.data.image.letters import LETTERS, _draw, letters
 from hfssl.data.modality import modality
 from hfssl.data.sources import (
     DataError,
@@ -509,28 +510,59 @@ def test_a_data_set_of_the_hub(everywhere, local_hub, hub_env):
     assert len(lines) == 3 and len(set(lines)) == 1 and lines[0].startswith("60 ") and lines[0].endswith("['train']")
 
 
-# -- the embedded set -------------------------------------------------------------------------------------------------
+# -- the embedded sets ------------------------------------------------------------------------------------------------
+
+
+LETTER_LABELS = {"label": 26, "font": 21, "color": 6}
+
+
+def test_letters():
+    train, test = letters("train"), letters("test")
+    assert {name: len(values) for name, values in train.items()} == dict.fromkeys(("image", *LETTER_LABELS), 10_000)
+    assert len(test["image"]) == 2000 and set(train["image"]).isdisjoint(test["image"])
+    assert len(set(train["image"])) == 10_000
+    for name, classes in LETTER_LABELS.items():
+        counts = np.bincount(train[name], minlength=classes)
+        assert len(counts) == classes and counts.min() > 0.8 * 10_000 / classes, name
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image))) for image in test["image"]])
+    assert pixels.shape == (2000, 32, 32, 3) and pixels.dtype == np.uint8
+    # each has something on it that differs from its ground
+    assert (pixels.astype(int) - pixels[:, :1, :1]).__abs__().max(axis=(1, 2, 3)).min() > 40
+    assert _draw("test") == test  # what the cache gives is what is drawn
+    source = open_source("letters", modality="image", split="test", extra_columns=("label", "font", "color"))
+    assert source.num_rows == 2000 and source.read_input("color") == test["color"]
+    assert source.features["label"].names[test["label"][0]] == LETTERS[test["label"][0]]
+
+
+def test_a_folder_goes_before_the_embedded_set_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_source("digits", modality="image").num_rows == 1442
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "0.png").write_bytes(digits()["image"][0])
+    assert open_source("digits", modality="image").num_rows == 1
 
 
 def test_the_embedded_digits():
-    images, labels = embedded_images()
+    images, labels = digits().values()
     assert len(images) == len(labels) == 1797 and sorted(set(labels)) == list(range(10))
     pixels = np.asarray(Image.open(io.BytesIO(images[0])))
     assert pixels.shape == (8, 8) and pixels.dtype == np.uint8 and pixels.max() > 200 and labels[0] == 0
-    train, test = embedded_images("train"), embedded_images("test")
+    train, test = list(digits("train").values()), list(digits("test").values())
     assert len(train[0]) + len(test[0]) == 1797 and 350 < len(test[0]) < 360
     assert set(train[0]).isdisjoint(test[0])
     assert np.bincount(test[1]).min() >= 34
-    source = open_source(None, modality="image", extra_columns=("label",))
+    source = open_source("digits", modality="image", extra_columns=("label",))
     assert images_of(source) == list(zip(*train, strict=True))
-    assert available_splits(None, modality="image") == ["train", "test"]
-    assert open_source(None, modality="image", split="test").num_rows == len(test[0])
+    assert (
+        available_splits(None, modality="image") == available_splits("digits", modality="image") == ["train", "test"]
+    )
+    assert open_source("digits", modality="image", split="test").num_rows == len(test[0])
     for given, words in (
         ({"split": "dev"}, "no split 'dev': its splits are 'train' and 'test'"),
         ({"column": "x"}, "its only column is 'image'"),
     ):
         with pytest.raises(DataError, match=words):
-            open_source(None, modality="image", **given)
+            open_source("digits", modality="image", **given)
 
 
 # -- held out ---------------------------------------------------------------------------------------------------------
@@ -541,7 +573,7 @@ def memory(images, **options):
 
 
 def test_held_out_images_follow_their_content():
-    images = embedded_images()[0]
+    images = digits()["image"]
     chosen = held_out_samples(memory(images), fraction=0.1)
     # a checksum of a PNG file would not depend on its pixels: all of them or none
     assert 120 < len(chosen) < 240

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfssl.data.held_out import all_samples, held_out_samples
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.mixtures import Mixture, open_mixture
 from hfssl.data.sources import DataError, Input, identity, open_source
 from hfssl.data.stream import ExactStream, Rows
 
 
-IMAGES, LABELS = (values[:12] for values in embedded_images("test"))
+IMAGES, LABELS = (values[:12] for values in digits("test").values())
 # one image is damaged (missing, or a file without a byte), captions are missing or blank
 HAS_IMAGE = [i != 4 for i in range(12)]
 CAPTIONS = [None if i % 3 == 0 else f"This is a {label}." for i, label in enumerate(LABELS)]

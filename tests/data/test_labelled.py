@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hfssl.data.image.decode import DamagedImage, decode_image
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.labelled import hold_out, open_labelled
 from hfssl.data.sources import DataError
 
@@ -114,10 +114,12 @@ def test_the_label_column_is_found_or_named(tmp_path):
 
 
 def test_the_embedded_digits():
-    train, test = open_labelled(None, "train"), open_labelled(None, "test")
-    assert (list(train.images), train.labels.tolist()) == embedded_images("train")
+    train, test = open_labelled("digits", "train"), open_labelled("digits", "test")
+    assert {"image": list(train.images), "label": train.labels.tolist()} == digits("train")
     assert len(train) + len(test) == 1797 and test.class_names == list("0123456789")
     assert train.fingerprint != test.fingerprint and test.name == "embedded digits (test)"
+    letters = open_labelled(None, "test")  # of several columns of labels the one that is called so
+    assert letters.name == "embedded letters (test)" and len(letters.class_names) == 26
 
 
 # -- access -----------------------------------------------------------------------------------------------------------

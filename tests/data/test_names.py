@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.mixtures import open_mixture
 from hfssl.data.sources import DataError, available_splits, open_source
 
@@ -61,7 +61,7 @@ def test_splits_mixtures_and_saved_folders(tmp_path):
 
 
 def test_images_in_folders_of_any_name(tmp_path):
-    images = embedded_images("test")[0][:4]
+    images = digits("test")["image"][:4]
     folder = tmp_path / "frames [1]"
     folder.mkdir()
     for i, image in enumerate(images):

@@ -177,13 +177,14 @@ def test_arguments_choose_what_is_probed(monkeypatch):
     asked = []
     monkeypatch.setattr("hfssl.cli.image.probes.load_splits", lambda name, *args, **kwargs: asked.append(name))
     ProbeArguments().load(dataset=None)
+    ProbeArguments().load(dataset="digits")
     ProbeArguments(probe_dataset="my_images").load(dataset=None)
-    ProbeArguments(probe_dataset="embedded").load(dataset="my_images")
+    ProbeArguments(probe_dataset="letters").load(dataset="my_images")
     assert ProbeArguments().load(dataset="my_images") is None
     (typed,) = RecipeParser(ProbeArguments).parse(["--probe_dataset", "none"])  # a word, and not a missing value
     assert typed.load(dataset=None) is None
     assert ProbeArguments(probe_dataset="none").load(dataset=None) is None
-    assert asked == ["embedded", "my_images", "embedded"]
+    assert asked == ["letters", "digits", "my_images", "letters"]
 
 
 def test_nearest_rows():

@@ -13,7 +13,7 @@ def learned(method, folder, **settings):
     """k-NN accuracy of the encoder and of its random initialisation, and the held-out loss over that of the start."""
     settings = {
         "encoder_config": json.dumps(SMALL),
-        "dataset": None,
+        "dataset": "digits",
         "probe_dataset": None,
         "eval_steps": 1000,
         **settings,

@@ -118,7 +118,7 @@ def test_images_without_labels_are_not_probed(tmp_path):
         error = the_error(recipe_server().run(tmp_path / f"log-{recipe}", *flags, script=f"recipes/{recipe}.py"))
         assert f"trained on {data}, and its folder names no labelled images. Pass `--dataset`" in error
     # and this is what it names
-    follow(tmp_path / "named", ["recipes/probe.py"], *flags, "--dataset", "embedded", "--protocol", "knn",
+    follow(tmp_path / "named", ["recipes/probe.py"], *flags, "--dataset", "letters", "--protocol", "knn",
            "--max_train_samples", 40, "--max_test_samples", 20)  # fmt: skip
 
 

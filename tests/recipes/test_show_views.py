@@ -38,7 +38,17 @@ def test_writes_a_sheet(tmp_path, method, columns):
 
 
 def test_the_embedded_images(tmp_path):
-    run = show(tmp_path / "run", "--num_images", 1, "--image_size", 16, "--output", tmp_path / "sheet.png")
+    run = show(
+        tmp_path / "run",
+        "--dataset",
+        "digits",
+        "--num_images",
+        1,
+        "--image_size",
+        16,
+        "--output",
+        tmp_path / "sheet.png",
+    )
     assert run.poll() == 0, run.stderr
     assert (tmp_path / "sheet.png").is_file()
 

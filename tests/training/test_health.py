@@ -15,7 +15,7 @@ from transformers import AutoModel, GPT2Config
 
 import hfssl
 from hfssl import ByolForPreTraining, MaeForPreTraining, MocoForPreTraining, SSLTrainer, SSLTrainingArguments
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import ExactStream
@@ -244,12 +244,12 @@ def arguments(folder, **overrides):
 def digits_trainer(folder, model, preset="simclr", view_arguments=DIGITS, **overrides):
     args = arguments(folder, **overrides)
     views = Views(preset_of(preset), view_arguments, is_grey=True, patch_size=4)
-    source = MemorySource(embedded_images("train")[0], name="digits", modality="image")
+    source = MemorySource(digits("train")["image"], name="digits", modality="image")
     stream = ExactStream(
         source, views.rows, views.collator("cpu"), args.per_device_train_batch_size, seed=5, block_bytes=20_000
     )
     processor = build_image_processor(16, views.mean, views.std)
-    return SSLTrainer(model, args, stream, held_out=embedded_images("test")[0][:100], processing_class=processor)
+    return SSLTrainer(model, args, stream, held_out=digits("test")["image"][:100], processing_class=processor)
 
 
 def method(name, encoder=None, **config):
@@ -394,7 +394,7 @@ def test_since_when_survives_a_resume(tmp_path):
 
 
 def test_the_measurement_changes_nothing_and_is_bounded(tmp_path):
-    images = embedded_images("train")[0][:400]
+    images = digits("train")["image"][:400]
     model = method("Byol").train()
     views = Views(preset_of("byol"), DIGITS, is_grey=True)
     stream = ExactStream(MemorySource(images, name="digits", modality="image"), views.rows, views.collator("cpu"), 8)
@@ -425,7 +425,7 @@ def test_the_measurement_changes_nothing_and_is_bounded(tmp_path):
 
 def test_the_figures_are_those_of_clean_images(tmp_path):
     model = method("Simclr").eval()
-    images = embedded_images("test")[0][:40]
+    images = digits("test")["image"][:40]
     processor = build_image_processor(16)
     measured = HealthMonitor(images, processor, "image", batch_size=7).measure(model)
     from hfssl.evaluation.image.features import resized_images
@@ -440,7 +440,7 @@ def test_the_figures_are_those_of_clean_images(tmp_path):
 
 def test_too_few_samples_give_no_verdict(caplog):
     caplog.set_level("INFO", "hfssl")
-    monitor = HealthMonitor(embedded_images("test")[0][: MIN_SAMPLES - 1], build_image_processor(16), "image")
+    monitor = HealthMonitor(digits("test")["image"][: MIN_SAMPLES - 1], build_image_processor(16), "image")
     assert "No verdict on the health of the run: 31 held-out samples, 32 needed" in caplog.text
     assert monitor.check(method("Simclr"), 10, []) == {}
 
@@ -455,7 +455,7 @@ def test_the_distance_of_a_teacher():
 
 
 def test_the_margin_of_targets_is_what_the_loss_gains_by_the_right_images(tmp_path):
-    images = embedded_images("test")[0][:40]
+    images = digits("test")["image"][:40]
     model = dino(num_prototypes=16)
     with torch.no_grad():
         model.center.normal_()
@@ -485,7 +485,7 @@ def test_every_kind_of_image_encoder_can_be_measured(name):
     if name == "dinov3_convnext":
         pytest.skip("halves small images to nothing")
     model = method("Simclr", tiny_vision.ENCODERS[name]()).eval()
-    measured = HealthMonitor(embedded_images("test")[0][:32], build_image_processor(16), "image").measure(model)
+    measured = HealthMonitor(digits("test")["image"][:32], build_image_processor(16), "image").measure(model)
     assert measured["health_effective_rank"] > 1 and 0 < measured["health_std"] < 1
 
 

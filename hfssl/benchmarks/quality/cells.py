@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ...cli.image.data import ImageData, ImageDataArguments
 from ...cli.image.encoders import VisionEncoderArguments, make_views
-from ...cli.image.probes import EMBEDDED, load_splits
+from ...cli.image.probes import load_splits
 from ...cli.modality import build_method
 from ...data.image.views import ViewArguments
 from ...evaluation.frozen import aligned_labels
@@ -50,7 +50,7 @@ class Probe:
     def __init__(self, arguments: QualityBenchmark, processor: Any):
         self.processor = processor
         self.labelled, test = load_splits(
-            arguments.dataset or EMBEDDED, arguments.split, arguments.test_split,
+            arguments.dataset or "letters", arguments.split, arguments.test_split,
             max_train_samples=arguments.max_train_samples, max_test_samples=arguments.max_test_samples,
         )  # fmt: skip
         self.train_y, self.test_y = aligned_labels(self.labelled, test)

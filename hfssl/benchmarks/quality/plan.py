@@ -69,7 +69,7 @@ class QualityBenchmark:
     Args:
         dataset (`str`, *optional*):
             Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files. Left out:
-            scikit-learn's handwritten digits.
+            the embedded letters.
         split (`str`, *optional*, defaults to `"train"`):
             Split to train on, without labels, and that the probes learn from.
         test_split (`str`, *optional*, defaults to `"test"`):

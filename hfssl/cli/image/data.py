@@ -39,8 +39,8 @@ class ImageDataArguments(DataArguments):
     Args:
         dataset (`str`, *optional*):
             Hub id, folder, file or glob (image files with or without class folders, webdataset tars, parquet, arrow,
-            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3. Left out:
-            scikit-learn's handwritten digits.
+            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3; letters
+            (drawn ones, 32 pixels) or digits (scikit-learn's, 8 pixels), which come with hfssl. Left out: letters.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
     """
@@ -84,6 +84,12 @@ class ImageData:
             if len(parts) > 1
             else images
         )
+
+    @property
+    def embedded(self) -> str | None:
+        """The name of the embedded set that this is."""
+        embedded = modality("image").embedded_set(self.arguments.dataset)
+        return embedded.name if embedded else None
 
     @property
     def num_images(self) -> int:
@@ -153,7 +159,7 @@ class ImageData:
         """What of the data makes a run this run."""
         a = self.arguments
         return {
-            "dataset": a.dataset or "embedded",
+            "dataset": a.dataset or self.embedded,
             "split": a.split,
             "image_column": self.source.inputs["image"].column,
         }

@@ -22,7 +22,6 @@ from ...training.trainer import SSLTrainer
 from ..embed import WholeDataArguments
 from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
 from .data import ImageData
-from .probes import EMBEDDED
 
 
 def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model: str | None = None) -> None:
@@ -71,8 +70,8 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
     """The flags of `recipes/probe.py` for what a run was trained on, if that has labels."""
-    if data.arguments.dataset is None:
-        return {"dataset": EMBEDDED}
+    if data.embedded is not None:
+        return {"dataset": data.embedded}
     names = ("dataset", "dataset_config", "split", "image_column")
     flags = {name: value for name, value in changed_flags(data.arguments).items() if name in names}
     return flags if len(parts_of(data.source)) == 1 and has_labels(data.source) else None
@@ -95,7 +94,7 @@ def _commands(
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
     size = getattr(model.encoder.config, "image_size", None)
     # of the embedded images, and of an encoder that says for which size it is, it is taken anyway
-    told = data.arguments.dataset is None or size is not None and side(size) == views.image_size
+    told = data.embedded is not None or size is not None and side(size) == views.image_size
     commands.append(
         recipe_command(
             method,

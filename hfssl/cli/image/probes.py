@@ -11,6 +11,7 @@ import torch
 
 from ...data.image.views import Views
 from ...data.labelled import LabelledImages, hold_out, open_labelled
+from ...data.modality import modality
 from ...data.sources import available_splits
 from ...errors import UserError
 from ...evaluation.evaluator import EvaluationError, Evaluator
@@ -25,10 +26,6 @@ from .data import ImageData
 logger = logging.getLogger(__name__)
 
 
-# What `--probe_dataset` calls the images that come with hfssl.
-EMBEDDED = "embedded"
-
-
 @dataclass
 class ProbeArguments:
     r"""
@@ -36,8 +33,8 @@ class ProbeArguments:
 
     Args:
         probe_dataset (`str`, *optional*, defaults to `"auto"`):
-            Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; embedded
-            for the digits that come with hfssl, none for no probes. auto is the embedded set in runs on it, else none.
+            Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; none for
+            no probes. auto is the embedded set in runs on one, else none.
         probe_split (`str`, *optional*, defaults to `"train"`):
             Split that probes learn from.
         probe_test_split (`str`, *optional*, defaults to `"auto"`):
@@ -45,8 +42,8 @@ class ProbeArguments:
             of each class.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
-        probe_max_samples (`int`, *optional*, defaults to `20000`):
-            Use so many images of each split at most.
+        probe_max_samples (`int`, *optional*, defaults to `5000`):
+            Use so many images of each split at most. `recipes/probe.py` takes all.
         probe_pooling (`str`, *optional*):
             cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
             encoder.
@@ -56,14 +53,15 @@ class ProbeArguments:
     probe_split: str = "train"
     probe_test_split: str = "auto"
     probe_label_column: str | None = None
-    probe_max_samples: int | None = 20_000
+    probe_max_samples: int | None = 5_000
     probe_pooling: str | None = None
 
     def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
         """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
         name = self.probe_dataset
         if name == "auto":
-            name = EMBEDDED if dataset is None else "none"
+            embedded = modality("image").embedded_set(dataset)
+            name = embedded.name if embedded else "none"
         if name == "none":
             return None
         flags = ("dataset", "split", "test_split", "label_column")
@@ -73,12 +71,13 @@ class ProbeArguments:
                 max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
             )  # fmt: skip
 
-    def named(self, *splits: LabelledImages) -> dict[str, Any]:
+    def named(self, dataset: str | None, *splits: LabelledImages) -> dict[str, Any]:
         """The flags of `recipes/probe.py` for the images that [`load`] gives."""
+        embedded = modality("image").embedded_set(dataset) if self.probe_dataset == "auto" else None
         most = self.probe_max_samples
         limits = [most if len(images) == most else None for images in splits]
         flags = {
-            "dataset": EMBEDDED if self.probe_dataset == "auto" else self.probe_dataset, "split": self.probe_split,
+            "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
             "test_split": self.probe_test_split, "label_column": self.probe_label_column,
             "max_train_samples": limits[0], "max_test_samples": limits[1],
         }  # fmt: skip
@@ -93,9 +92,9 @@ class LabelledDataArguments:
 
     Args:
         dataset (`str`, *optional*):
-            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; embedded for
-            those that come with hfssl. Left out, they are those of the encoder's run as far as its folder remembers
-            them, and embedded for an encoder from elsewhere.
+            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; letters or
+            digits, which come with hfssl. Left out, they are those of the encoder's run as far as its folder
+            remembers them, and letters for an encoder from elsewhere.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -132,14 +131,16 @@ class LabelledDataArguments:
         if self.dataset is not None or not facts:
             return self
         remembered = facts.get("labelled")
-        if remembered is None and facts.get("dataset") is not None:
+        if remembered is None and (embedded := modality("image").embedded_set(facts.get("dataset"))):
+            remembered = {"dataset": embedded.name}
+        if remembered is None:
             raise UserError(
                 f"{encoder} was trained on {facts['dataset']}, and its folder names no labelled images. Pass "
-                f"`--dataset`: a Hub id, a folder with a folder for each class, or {EMBEDDED} for the images that "
-                "come with hfssl."
+                "`--dataset`: a Hub id, a folder with a folder for each class, or letters for the images that come "
+                "with hfssl."
             )
         usual = {field.name: field.default for field in fields(self)}
-        missing = {n: v for n, v in (remembered or {}).items() if n in usual and getattr(self, n) == usual[n]}
+        missing = {n: v for n, v in remembered.items() if n in usual and getattr(self, n) == usual[n]}
         if missing:
             words = ", ".join(f"--{name} {value}" for name, value in missing.items())
             logger.info("Labelled images, as the encoder's folder remembers them: %s.", words)
@@ -166,13 +167,12 @@ def load_splits(
     max_test_samples: int | None = None,
 ) -> tuple[LabelledImages, LabelledImages]:
     """The labelled images to learn from and those to measure on, checked to be of the same classes."""
-    name = None if dataset in (None, EMBEDDED) else dataset
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     columns = {"image_column": image_column, "label_column": label_column, "config": config}
-    train = open_labelled(name, split, max_samples=max_train_samples, **columns)
+    train = open_labelled(dataset, split, max_samples=max_train_samples, **columns)
     if test_split == "auto":
-        splits = available_splits(name, modality="image", config=config)
+        splits = available_splits(dataset, modality="image", config=config)
         usual = ("test", "validation", "dev", "valid", "val")
         test_split = next((other for other in usual if other in splits and other != split), None)
     if test_split is None:
@@ -180,7 +180,7 @@ def load_splits(
         logger.info("There is no split to measure on: %s images of %s are held out.", f"{len(test):,}", train.name)
     else:
         with _named_flags({"split": "test_split"}):
-            test = open_labelled(name, test_split, max_samples=max_test_samples, **columns)
+            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **columns)
     aligned_labels(train, test)
     return train, test
 
@@ -222,5 +222,7 @@ def image_evaluators(
     probes = arguments.load(data.arguments.dataset)
     if probes is not None:
         pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
-        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(*probes)))
+        evaluators.append(
+            OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(data.arguments.dataset, *probes))
+        )
     return evaluators

@@ -48,10 +48,16 @@ def _read_tars(files):
     return read_tars(files)
 
 
-def _load_embedded(split: str):
-    from .embedded import load_embedded
+def _load_letters(split: str):
+    from .embedded import load_letters
 
-    return load_embedded(split)
+    return load_letters(split)
+
+
+def _load_digits(split: str):
+    from .embedded import load_digits
+
+    return load_digits(split)
 
 
 MODALITY = Modality(
@@ -79,5 +85,8 @@ MODALITY = Modality(
     # Limits that keep the first step, a resume and the memory of a block small.
     samples_per_block=(16, 512),
     read_through_bytes=256 << 20,
-    embedded=EmbeddedData("embedded set of images", ("train", "test"), _load_embedded),
+    embedded=(
+        EmbeddedData("letters", ("train", "test"), _load_letters),
+        EmbeddedData("digits", ("train", "test"), _load_digits),
+    ),
 )  # fmt: skip

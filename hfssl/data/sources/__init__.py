@@ -27,7 +27,7 @@ from pathlib import Path
 import datasets
 
 from ...errors import DataError
-from ..modality import Input, Modality, leading_input
+from ..modality import EmbeddedData, Input, Modality, leading_input
 from ..modality import modality as find_modality
 from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, digest_of, identity, third_party
 from .columns import find_column, find_inputs
@@ -74,7 +74,8 @@ def open_source(
 
     Args:
         dataset (`str`, *optional*):
-            A Hub id, a local file or folder, a glob, a folder of `save_to_disk`; `None` is the embedded data.
+            A Hub id, a local file or folder, a glob, a folder of `save_to_disk`, or the name of embedded data (for
+            images letters or digits); `None` is the embedded data.
         modality (`str`, *optional*, defaults to `"text"`):
             What the samples are, where there is one input: it is called like the modality.
         column (`str`, *optional*):
@@ -114,9 +115,12 @@ def open_source(
         known = ", ".join(TXT_SOURCES)
         raise DataError(f"`sample_by` says what a sample of a txt file is: {known}. Got {sample_by!r}.")
     options = {"inputs": dict(inputs), "piece_bytes": piece_bytes}
-    if dataset is None:
-        _check_embedded(kind, leading.column, config, split)
-        source = _embedded(kind, split, **options)
+    embedded = kind.embedded_set(dataset)
+    if embedded is not None:
+        _check_embedded(kind, embedded, leading.column, config, split)
+        source = _embedded(embedded, split, **options)
+    elif dataset is None:
+        raise DataError(f"There are no embedded {kind.samples}. Name your own data with `--dataset`.")
     else:
         source = _open(find_data(os.fspath(dataset), config, revision, kind), split, sample_by, streaming, options)
     if source.num_rows == 0:
@@ -135,8 +139,9 @@ def available_splits(
 ) -> list[str]:
     """The splits that [`open_source`] can open."""
     kind = find_modality(modality)
-    if dataset is None:
-        return list(kind.embedded.splits) if kind.embedded else []
+    embedded = kind.embedded_set(dataset)
+    if embedded is not None or dataset is None:
+        return list(embedded.splits) if embedded else []
     return list(find_data(os.fspath(dataset), config, revision, kind).splits)
 
 
@@ -197,24 +202,25 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
     )  # fmt: skip
 
 
-def _check_embedded(kind: Modality, column: str | None, config: str | None, split: str) -> None:
-    if kind.embedded is None:
-        raise DataError(f"There are no embedded {kind.samples}. Name your own data with `--dataset`.")
+def _check_embedded(
+    kind: Modality, embedded: EmbeddedData, column: str | None, config: str | None, split: str
+) -> None:
     for given, value, known in (
         ("column", column, (kind.name,)),
-        ("split", split, kind.embedded.splits),
+        ("split", split, embedded.splits),
         ("configuration", config, ()),
     ):
         if value is not None and value not in known:
             only = "it has none" if not known else f"its only {given} is {known[0]!r}"
             has = f"its {given}s are {' and '.join(map(repr, known))}" if len(known) > 1 else only
             raise DataError(
-                f"The {kind.embedded.name} has no {given} {value!r}: {has}. Name your own data with `--dataset`."
+                f"The embedded data {embedded.name!r} have no {given} {value!r}: {has}. Name your own data with "
+                "`--dataset`."
             )
 
 
-def _embedded(kind: Modality, split: str, inputs: dict[str, Input], piece_bytes: int) -> MemorySource:
-    description, columns, features = kind.embedded.load(split)
+def _embedded(embedded: EmbeddedData, split: str, inputs: dict[str, Input], piece_bytes: int) -> MemorySource:
+    description, columns, features = embedded.load(split)
     inputs = find_inputs(features, inputs, description)
     column = inputs[leading_input(inputs)].column
     return MemorySource(

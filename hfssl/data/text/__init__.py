@@ -60,5 +60,5 @@ MODALITY = Modality(
     from_arrow=_from_arrow,
     readers={"json": _read_json_lines, "text": _read_txt},
     shares_in_bytes=True,
-    embedded=EmbeddedData("embedded corpus", ("train",), _load_embedded),
+    embedded=(EmbeddedData("python-docs", ("train",), _load_embedded),),
 )  # fmt: skip

@@ -105,7 +105,7 @@ def plot_neighbours(
 
 
 def plot_feature_map(
-    features: dict[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], path: Path, max_rows: int = 2000
+    features: dict[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], path: Path, max_rows: int = 600
 ) -> None:
     """Test features in two dimensions (t-SNE of their leading components), a colour for each class, with baselines."""
     from matplotlib import colormaps

@@ -66,7 +66,7 @@ METHOD = Method(
     narrow_heads={"projector_hidden_dim": 1024},
     fresh_encoder=_fresh_encoder,
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
-    embedded_views={"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]},
+    embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
     collapse_hints=_collapse_hints,
     benchmark=BenchmarkSettings(
         # lightly's has nothing that holds Vision Transformers up
