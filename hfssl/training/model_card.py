@@ -244,7 +244,9 @@ def history_figure(
         axes_of = [(unit, losses, {kind: kinds[kind]}) for unit, losses, _ in axes_of for kind in kinds]
     figure = Figure(figsize=(7, 4 * len(axes_of)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (unit, losses, shown) in zip(figure.subplots(len(axes_of), squeeze=False)[:, 0], axes_of, strict=True):
+    for axes, (unit, losses, shown) in zip(
+        figure.subplots(len(axes_of), squeeze=False, sharex=True)[:, 0], axes_of, strict=True
+    ):
         for i, loss in enumerate(losses):
             for prefix, kind in shown.items():
                 points = [(entry["step"], entry[prefix + loss]) for entry in history if prefix + loss in entry]
@@ -256,6 +258,7 @@ def history_figure(
                 style = "o-" if prefix or len(points) == 1 else "-"
                 axes.plot(*zip(*points, strict=True), style, label=label, color=color, markersize=4, linewidth=1)
         axes.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
+        axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
