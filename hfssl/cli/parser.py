@@ -46,7 +46,7 @@ class RecipeParser(argparse.ArgumentParser):
         defaults (`dict`, *optional*):
             Defaults that differ from those of the classes, by the name of the field.
         unused (`tuple[str, ...]`, *optional*):
-            Fields of the classes that mean nothing to this recipe: they are no flags of it.
+            Fields of the classes that mean nothing to this recipe: they are no flags of it, and refused as such.
         as_in (`Path`, *optional*):
             A recipe whose flags are taken as well, with its defaults, and whose results follow. The help names the
             recipe instead of showing them.
@@ -89,6 +89,7 @@ class RecipeParser(argparse.ArgumentParser):
                 owners = f"{self._flags[flag.name].owner.__name__} and {flag.owner.__name__}"
                 raise ValueError(f"A recipe has one flag of a name, but {owners} both declare `{flag.name}`.")
             self._flags[flag.name] = flag
+        self._unused = frozenset(unused)
         for name in unused:
             if self._flags.pop(name, None) is None:
                 raise ValueError(f"`unused` names `{name}`, which is no flag of {[c.__name__ for c in classes]}.")
@@ -138,7 +139,7 @@ class RecipeParser(argparse.ArgumentParser):
         argv = [_underscored(token) for token in self._typed]
         for name in (token.partition("=")[0] for token in argv if token.startswith("--")):
             if name not in self._option_string_actions:
-                self.error(f"unknown flag {name}. {self._nearest(name)}")
+                self._refuse(name, f"unknown flag {name}.")
         namespace, stray = self.parse_known_args(argv)
         if stray:
             hint = f"Did you mean --config {stray[0]}?" if stray[0].endswith((".yaml", ".yml")) else "See --help."
@@ -192,6 +193,11 @@ class RecipeParser(argparse.ArgumentParser):
         if _is_main_process():
             super()._print_message(message, file)
 
+    def _refuse(self, name: str, problem: str) -> NoReturn:
+        if name.removeprefix("--").removeprefix("no_") in self._unused:
+            self.error(f"{name} has no meaning in {self.prog}: leave it out, or take a recipe whose --help names it.")
+        self.error(f"{problem} {self._nearest(name)}")
+
     def _nearest(self, name: str) -> str:
         dashes = "--" if name.startswith("--") else ""
         known = [option.removeprefix("--") for option in self._option_string_actions]
@@ -210,7 +216,7 @@ class RecipeParser(argparse.ArgumentParser):
                 where = f"{path}, line {key.start_mark.line + 1}"
                 name = str(key.value).removeprefix("--").replace("-", "_")
                 if name not in self._flags:
-                    self.error(f"{where}: unknown key {key.value}. {self._nearest(name)}")
+                    self._refuse(name, f"{where}: unknown key {key.value}.")
                 if name in lines:
                     self.error(f"{where}: {name} is already set in line {lines[name]}.")
                 lines[name] = key.start_mark.line + 1

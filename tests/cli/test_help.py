@@ -143,6 +143,12 @@ def test_no_flags_that_mean_nothing_to_the_method(recipe):
     assert ("lowercase" in flags) == (recipe == "mlm")
 
 
+def test_a_flag_without_a_meaning_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit):
+        of_recipe("mae").parse(["--max-tokens", "5"])
+    assert "--max_tokens has no meaning in " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_percent_is_one(recipe):
     if recipe not in DYNAMIC:

@@ -58,7 +58,7 @@ def test_the_embedded_images(tmp_path):
     [
         (["--num_images", 0], "`--num_images` is from 1 to 100"),
         (["--method", "mlm"], "`--method` is one of"),
-        (["--local_crops", 3], "unknown flag --local_crops"),
+        (["--local_crops", 3], "--local_crops has no meaning in show_views.py"),
         (["--crop_scale", 0.5, 2], "`--crop_scale`"),
         (["--dataset", "no/such/folder"], "no/such/folder"),
     ],
