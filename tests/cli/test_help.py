@@ -131,7 +131,7 @@ def test_the_size_of_images_is_that_of_a_run():
     said = of_recipe("simclr")._flags["image_size"].help
     assert f"{EMBEDDED_VIEWS['letters']['image_size']} for the embedded letters" in said
     assert f"vit-mini-patch4: {VISION_PRESETS['vit-mini-patch4']().image_size})" in said
-    assert f"and {IMAGE_SIZE} where it says nothing" in said
+    assert f"and {IMAGE_SIZE} where it has none" in said
 
 
 @pytest.mark.parametrize("recipe", sorted(METHODS))

@@ -118,8 +118,8 @@ def test_images_without_labels_are_not_probed(tmp_path):
         error = the_error(recipe_server().run(tmp_path / f"log-{recipe}", *flags, script=f"recipes/{recipe}.py"))
         assert f"trained on {data}, and its folder names no labelled images. Pass `--dataset`" in error
     # and this is what it names
-    follow(tmp_path / "named", ["recipes/probe.py"], *flags, "--dataset", "letters", "--protocol", "knn",
-           "--max_train_samples", 40, "--max_test_samples", 20)  # fmt: skip
+    follow(tmp_path / "named", ["recipes/probe.py"], *flags, "--dataset", "digits", "--protocol", "knn",
+           "--max_train_samples", 100, "--max_test_samples", 20)  # fmt: skip
 
 
 def test_lines_on_text(tmp_path):

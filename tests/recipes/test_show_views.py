@@ -95,7 +95,7 @@ sheets.contact_sheet = lambda batch, *args, **kwargs: keep(batch)
 )
 def test_it_shows_the_first_batch_of_the_run(tmp_path, method, own):
     """Of any data: also of those that come with hfssl (`None`), whose views have defaults of their own."""
-    flags = ["--encoder_config", '{"num_hidden_layers": 1}', "--probe_dataset", "none", "--max_steps", 1,
+    flags = ["--encoder", "vit-mini-patch4", "--encoder_config", '{"num_hidden_layers": 1}', "--probe_dataset", "none", "--max_steps", 1,
              "--use_cpu", "--output_dir", tmp_path / "out"]  # fmt: skip
     if own is not None:
         images = folder_of_images(tmp_path / "images", 30)
