@@ -27,6 +27,7 @@ def test_writes_a_sheet(tmp_path, method, columns):
     images, sheet = folder_of_images(tmp_path / "images"), tmp_path / "new" / "sheet.png"
     local = ["--local_crops", 3] if method == "dino" else []
     flags = ["--method", method, "--dataset", images, "--num_images", 2, "--image_size", 48, "--output", sheet, *local]
+    flags += ["--encoder", "vit-mini-patch4"]
     run = show(tmp_path / "run", *flags)
     assert run.poll() == 0, run.stderr
     assert f"2 images: {sheet}" in run.stdout and "48 pixels of" in run.stdout
@@ -42,6 +43,8 @@ def test_the_embedded_images(tmp_path):
         tmp_path / "run",
         "--dataset",
         "digits",
+        "--encoder",
+        "vit-mini-patch4",
         "--num_images",
         1,
         "--image_size",
