@@ -1,11 +1,25 @@
 """Self-supervised learning methods as `transformers` models."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-# imported at once: it registers the methods with the Auto classes
-from . import methods
 
+def _is_asked_for_help() -> bool:
+    """Whether this process is a recipe that shows its flags, which it reads from the sources (`cli/command.py`)."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None or not {"-h", "--help", "--help-all", "--help_all"} & set(sys.argv[1:]):
+        return False
+    try:
+        return "from hfssl.cli.command import command\n" in Path(script).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+if not _is_asked_for_help():
+    # at once: it registers the methods with the Auto classes
+    from . import methods
 
 if TYPE_CHECKING:
     from .cli.parser import RecipeParser
@@ -28,12 +42,17 @@ _LAZY = {
     "open_source": ".data.sources",
 }
 
-__all__ = sorted([*methods.__all__, *_LAZY])
-
 
 def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    if name == "__path__" or name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    methods = import_module(".methods", __name__)
+    if name == "methods":
+        return methods
+    if name == "__all__":
+        return sorted([*methods.__all__, *_LAZY])
     if name in methods.__all__:
         return getattr(methods, name)
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
 
 
+class AboveTheBar(logging.Handler):
+    """Log lines on lines of their own: a progress bar makes room for each and is drawn again below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
 def explained(main: Callable) -> Callable:
     """Let the `main` of a recipe end with a sentence instead of a stack trace where the user can help."""
 
@@ -30,7 +42,10 @@ def explained(main: Callable) -> Callable:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # there is one bar, that of the training
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[AboveTheBar()])
+        logging.captureWarnings(True)
+        transformers_logging.disable_default_handler()
+        transformers_logging.enable_propagation()
         logging.getLogger("hfssl").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
         status = 1
         try:

@@ -16,10 +16,10 @@ are made equal: hfssl/benchmarks/quality/plan.py. Measured results: recipes/READ
 import signal
 import sys
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser
     from hfssl.benchmarks.quality.plan import QualityBenchmark

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
 @dataclass
@@ -39,7 +39,7 @@ class StreamBenchmark:
     folder: str = "outputs/benchmark_stream"
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser
     from hfssl.benchmarks.stream import first_batch_seconds, make_rows, read_rows

@@ -14,10 +14,10 @@ The same command again continues a run that was stopped. What the views look lik
 Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import ByolForPreTraining, ByolPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
@@ -34,6 +34,7 @@ def main():
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, ByolPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

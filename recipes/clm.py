@@ -9,10 +9,10 @@ torchrun --nproc_per_node 2 recipes/clm.py                              several 
 The same command again continues a run that was stopped. Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import ClmForPreTraining, ClmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.modality import build_method
@@ -25,7 +25,7 @@ def main():
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}
     parser = RecipeParser(
         CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments,
-        description=__doc__, defaults=defaults,
+        description=__doc__, defaults=defaults, unused=("lowercase",),
     )  # fmt: skip
     recipe, data_args, config, args = parser.parse()
     checkpoint = args.claim_output_dir()

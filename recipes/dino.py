@@ -19,10 +19,10 @@ The longer the run, the nearer to 1 --momentum_start should be; where the loss s
 recipes/show_views.py --method dino. Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import DinoForPreTraining, DinoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
@@ -43,7 +43,7 @@ def main():
     defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 128, **short, **paper, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, DinoPreTrainingConfig, ProbeArguments,
-        SSLTrainingArguments, description=__doc__, defaults=defaults,
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

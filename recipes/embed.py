@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Embed:
     output_dir: str | None = None
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.embed import WholeDataArguments

@@ -4,16 +4,17 @@
     accelerate launch recipes/finetune.py --encoder outputs/mae --dataset my_images/ --epochs 50 --flip
     accelerate launch recipes/finetune.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --seeds 1
 
-Without --dataset: the embedded letters. Ends with a table and results.json. The score is that
-of the last step on the test split: nothing is chosen by looking at it. The same command goes on where an interrupted
-run stopped. The protocol stands in hfssl/evaluation/finetune.py.
+Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else the embedded
+letters. Ends with a table and results.json. The score is that of the last step on the test split: nothing is chosen by
+looking at it. The same command goes on where an interrupted run stopped. The protocol stands in
+hfssl/evaluation/finetune.py.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Finetune:
     output_dir: str | None = None
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.image.probes import LabelledDataArguments
@@ -47,7 +48,7 @@ def main():
     recipe, data, settings = parser.parse()
     use_all_cores()
     output_dir = recipe.output_dir or f"outputs/finetune-{Path(recipe.encoder).resolve().name}"
-    train, test = data.load()
+    train, test = data.of_run(recipe.encoder).load()
     probe_table(
         recipe.encoder, None, train, test, "finetune", output_dir=output_dir, precision=recipe.precision,
         settings=settings, command=parser.command_line(),

@@ -13,10 +13,7 @@ command goes on where an interrupted run stopped. The protocol stands in hfssl/e
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfssl import RecipeParser
-from hfssl.errors import explained
-from hfssl.evaluation import GlueEvaluator, format_table
-from hfssl.machine import process_state
+from hfssl.cli.command import command
 
 
 @dataclass
@@ -27,10 +24,17 @@ class GlueRecipe:
     )
 
 
-@explained
-def main(recipe: GlueRecipe, evaluator: GlueEvaluator, command: str):
+@command
+def main():
+    from hfssl import RecipeParser
+    from hfssl.evaluation import format_table
+    from hfssl.evaluation.glue import GlueEvaluator
+    from hfssl.machine import process_state
+
+    parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
+    recipe, evaluator = parser.parse()
     output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
-    results = evaluator(recipe.encoder, output_dir=output_dir, command=command)
+    results = evaluator(recipe.encoder, output_dir=output_dir, command=parser.command_line())
     echo = process_state().print
     echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
     echo(format_table(results))
@@ -40,6 +44,4 @@ def main(recipe: GlueRecipe, evaluator: GlueEvaluator, command: str):
 
 
 if __name__ == "__main__":
-    parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
-    recipe, evaluator = parser.parse()
-    main(recipe, evaluator, parser.command_line())
+    main()

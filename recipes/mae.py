@@ -12,10 +12,10 @@ MAE is a start for fine-tuning (recipes/finetune.py) more than a maker of featur
 command again continues a run that was stopped. Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import MaeForPreTraining, MaePreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
@@ -32,6 +32,7 @@ def main():
     parser = RecipeParser(
         MaeEncoderArguments, ImageDataArguments, ViewArguments, MaePreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -12,10 +12,10 @@ torchrun --nproc_per_node 2 recipes/mlm.py                                      
 The same command again continues a run that was stopped. Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import MlmForPreTraining, MlmPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.modality import build_method

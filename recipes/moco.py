@@ -13,10 +13,10 @@ continues a run that was stopped. What the views look like: recipes/show_views.p
 recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import MocoForPreTraining, MocoPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
@@ -32,6 +32,7 @@ def main():
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, MocoPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

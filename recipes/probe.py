@@ -5,17 +5,17 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
 
-What needs no training: random weights, raw pixels, mean and deviation of each channel, the most frequent class.
-Without --dataset: the embedded letters. Ends with a table, results.json, and pictures in
-assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
-hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
+What needs no training stands beside: random weights, raw pixels, mean and deviation of each channel, the most frequent
+class. Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else the embedded
+letters. Ends with a table, results.json, and pictures in assets/. Features are kept in features/, so that another
+protocol starts at once. The protocols stand in hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Probe:
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, label_efficiency and finetune, separated by commas.
         pooling (`str`, *optional*):
-            cls, mean, cls+mean or last4; what fits the encoder when left out.
+            cls, mean, cls+mean or last4. Left out: the one that the encoder was trained with, where its folder says
+            so, else what fits it.
         batch_size (`int`, *optional*, defaults to `256`):
             Images a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
@@ -46,10 +47,11 @@ class Probe:
     output_dir: str | None = None
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.image.probes import LabelledDataArguments
+    from hfssl.evaluation.encoder_folder import trained_pooling
     from hfssl.evaluation.finetune import FinetuneSettings
     from hfssl.evaluation.probes import parse_protocols, probe_table
     from hfssl.machine import use_all_cores
@@ -59,9 +61,10 @@ def main():
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
-    train, test = data.load()
+    train, test = data.of_run(recipe.encoder).load()
+    pooling = recipe.pooling or trained_pooling(recipe.encoder)
     probe_table(
-        recipe.encoder, None, train, test, protocols, output_dir=output_dir, pooling=recipe.pooling,
+        recipe.encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, command=parser.command_line(),
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ The more images a step, the better. The same command again continues a run that 
 recipes/show_views.py. Measured results: recipes/README.md.
 """
 
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser, SimclrForPreTraining, SimclrPreTrainingConfig, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
@@ -31,6 +31,7 @@ def main():
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

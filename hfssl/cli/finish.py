@@ -1,5 +1,11 @@
 """What the end of every run has in common: the last measurement, the table, what lies where, what to try next."""
 
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..evaluation.evaluator import Evaluator
@@ -34,7 +40,12 @@ def results_of(trainer: SSLTrainer, evaluator: Evaluator, metrics: tuple[str, ..
 
 
 def write_and_say(
-    trainer: SSLTrainer, *, facts: dict[str, Any], told: tuple[str, ...], commands: tuple[str, ...], **card: Any
+    trainer: SSLTrainer,
+    *,
+    facts: dict[str, Any],
+    told: tuple[str, ...],
+    commands: Callable[[Path], Sequence[str]],
+    **card: Any,
 ) -> None:
     """Write the result folder and what it remembers, then say what is in it.
 
@@ -45,8 +56,8 @@ def write_and_say(
             See [`~hfssl.evaluation.facts.write_facts`].
         told (`tuple[str, ...]`):
             What was found, in words.
-        commands (`tuple[str, ...]`):
-            What to try next; `{folder}` stands for the result.
+        commands (`Callable[[Path], Sequence[str]]`):
+            What to try next with the result folder: lines that can be copied.
         card (`dict`):
             Of [`~hfssl.training.trainer.SSLTrainer.finish`].
     """
@@ -61,8 +72,41 @@ def write_and_say(
         f"\nResult: {folder} (loads with plain transformers; the card is {folder}/README.md, the curve "
         f"{folder}/assets/loss.png)\nNext:"
     )
-    for command in commands:
-        say("  " + command.format(folder=folder))
+    for command in commands(Path(folder)):
+        say("  " + command)
+
+
+def recipe_command(recipe: str, **flags: Any) -> str:
+    """The command of a recipe, to be copied; flags that are `None` are left out."""
+    # beside the recipe that runs, from wherever it was called
+    words = ["accelerate", "launch", str(Path(sys.argv[0]).parent / f"{recipe}.py")]
+    for name, value in flags.items():
+        if value is not None:
+            words += [f"--{name}", *_words(value)]
+    return shlex.join(words)
+
+
+def changed_flags(arguments: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass of flags that are not as they are by default."""
+    fields = [field for field in dataclasses.fields(arguments) if field.name not in leave_out]
+    values = {field.name: getattr(arguments, field.name) for field in fields}
+    return {field.name: values[field.name] for field in fields if values[field.name] != field.default}
+
+
+def next_folder(folder: Path) -> str:
+    """Where a run goes that continues the one in `folder`."""
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return str(folder.with_name(f"{folder.name}-{number}"))
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [str(each) for each in value]
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    return [json.dumps(value) if isinstance(value, Mapping) else str(value)]
 
 
 def before_and_after(results: list[Result], num_texts: int, items: str = "masked tokens") -> str:

@@ -8,18 +8,21 @@ import difflib
 import inspect
 import json
 import re
+import sys
 import types
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from transformers import PreTrainedConfig, TrainingArguments
+
+# Nothing heavy is imported here: `--help` reads the flags of classes that are not imported either (`declared.py`).
+# So what a class is, the names of its bases say.
 
 
 @dataclasses.dataclass
 class Flag:
-    """One field of a class, as a flag."""
+    """One field of a class, as a flag. `narrow` is its default for narrow encoders, where these have another one."""
 
     name: str
     owner: type
@@ -30,6 +33,7 @@ class Flag:
     help: str
     group: str
     hidden: bool
+    narrow: Any = None
 
     def option_strings(self, taken: dict[str, Any]) -> list[str]:
         """What can be typed: `--name`, and `--no_name` where that is no flag of its own (`taken`)."""
@@ -66,6 +70,8 @@ class Flag:
         value = self.default
         if self.required:
             return f"{self.help} (required)".lstrip()
+        if self.narrow is not None:
+            return f"{self.help} (default: {self.narrow}, for wide encoders {value})".lstrip()
         if value is None or value == "":
             return self.help
         value = value.value if isinstance(value, Enum) else value
@@ -77,10 +83,13 @@ def flags_of(cls: type) -> list[Flag]:
     """The flags of a class, those that `--help` shows first."""
     hints = _type_hints(cls)
     documented = _documented_arguments(cls)
-    is_args = issubclass(cls, TrainingArguments)
-    stock_fields = dataclasses.fields(TrainingArguments) if is_args else ()
+    stock_args, is_config = _base(cls, "TrainingArguments"), is_a(cls, "PreTrainedConfig")
+    is_args = stock_args is not None
+    stock_fields = dataclasses.fields(stock_args) if is_args else ()
     stock = {field.name: field.metadata.get("help") or "" for field in stock_fields}
-    shown = [*getattr(cls, "_help_fields", ()), *(name for name in hints if name not in stock)]
+    groups = getattr(cls, "_help_fields", {})
+    shown = [*groups, *(name for name in hints if name not in stock and name not in groups)]
+    narrow_heads = _narrow_heads(cls) if is_config else {}
     flags = []
     for field in dataclasses.fields(cls):
         if not field.init or field.name not in hints:
@@ -96,10 +105,10 @@ def flags_of(cls: type) -> list[Flag]:
         hidden = is_args and field.name not in shown
         if hidden:
             group = f"TrainingArguments: {heading}" if heading else "TrainingArguments"
-        elif is_args and field.name in stock:
-            group = "Run"
+        elif is_args:
+            group = groups.get(field.name, "Run")
         else:
-            group = heading or ("Run" if is_args else "Method" if issubclass(cls, PreTrainedConfig) else cls.__name__)
+            group = heading or ("Method" if is_config else cls.__name__)
         has_factory = field.default_factory is not dataclasses.MISSING
         default = field.default_factory() if has_factory else field.default
         flags.append(
@@ -113,19 +122,38 @@ def flags_of(cls: type) -> list[Flag]:
                 help=_brief(text or field.metadata.get("help") or stock.get(field.name, "")),
                 group=group,
                 hidden=hidden,
+                narrow=narrow_heads.get(field.name),
             )
         )
     order = {name: position for position, name in enumerate(shown)}
     return sorted(flags, key=lambda flag: order.get(flag.name, len(order))) if is_args else flags
 
 
+def is_a(cls: Any, name: str) -> bool:
+    """Whether a class is, or stands in for, a subclass of a class of transformers."""
+    return _base(cls, name) is not None
+
+
+def _base(cls: Any, name: str) -> type | None:
+    bases = getattr(cls, "__mro__", ())
+    return next((b for b in bases if b.__name__ == name and b.__module__.startswith("transformers.")), None)
+
+
+def _narrow_heads(cls: type) -> dict[str, Any]:
+    """Fields of a method's config that narrow encoders have otherwise, as the record of the method says."""
+    if "_narrow_heads" in vars(cls):  # of a stand-in
+        return cls._narrow_heads
+    record = getattr(sys.modules.get(cls.__module__), "METHOD", None)
+    return dict(record.narrow_heads) if record else {}
+
+
 def _type_hints(cls: type) -> dict[str, Any]:
     """The types of a class's fields; of a config, only of those that classes outside transformers declare."""
-    if not issubclass(cls, PreTrainedConfig):
+    if not is_a(cls, "PreTrainedConfig"):
         return get_type_hints(cls)
     hints = {}
     for base in reversed(cls.__mro__):
-        if issubclass(base, PreTrainedConfig) and not base.__module__.startswith("transformers."):
+        if is_a(base, "PreTrainedConfig") and not base.__module__.startswith("transformers."):
             hints |= inspect.get_annotations(base, eval_str=True)
     return hints
 
@@ -144,7 +172,7 @@ def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
                 documented[name] = ("", heading)
             elif name and line.strip() and depth > indent:
                 # in transformers the metadata say it too, and a subclass may have replaced them
-                if base is not TrainingArguments:
+                if base is not _base(cls, "TrainingArguments"):
                     documented[name] = (f"{documented[name][0]} {line.strip()}".strip(), heading)
             else:
                 name = None
@@ -153,6 +181,8 @@ def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
 
 def _brief(text: str, length: int = 160) -> str:
     """The first sentence, and as many more as fit."""
+    # in the help of a field a percent may be written as argparse wants it
+    text = text.replace("%%", "%")
     text = re.sub(r"\[`?~?(?:\w+\.)*([^`\]]*)`?\](?:\([^)]*\))?", r"\1", " ".join(text.split())).replace("`", "")
     sentences = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[^a-z])", text)
     brief = sentences[0]
@@ -190,7 +220,7 @@ def _is_list(kind: Any) -> bool:
 def _is_kind(kind: Any) -> bool:
     origin = get_origin(kind) or kind
     simple = origin in (bool, int, float, str, Path, list, tuple, dict) or _is_choice(kind)
-    return simple or isinstance(kind, type) and issubclass(kind, PreTrainedConfig)
+    return simple or is_a(kind, "PreTrainedConfig")
 
 
 def _describe(kind: Any) -> str:

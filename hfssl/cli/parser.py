@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
 
-from .flags import Flag, flags_of
+from .declared import NOT_PLAIN, declared_parser
+from .flags import Flag, flags_of, is_a
 
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,15 @@ class RecipeParser(argparse.ArgumentParser):
             What to parse, in the order in which [`~RecipeParser.parse`] returns it: a dataclass gives an instance, a
             [`~transformers.PreTrainedConfig`] a `dict` of the fields that it declares itself (the recipe adds the
             encoder and builds it), [`~transformers.TrainingArguments`] an instance. `--help` shows those of its fields
-            that the class attribute `_help_fields` names and those that a subclass adds; `--help-all` shows them all.
+            that the class attribute `_help_fields` names, under the headings that it gives them, and those that a
+            subclass adds; `--help-all` shows them all.
         defaults (`dict`, *optional*):
             Defaults that differ from those of the classes, by the name of the field.
+        unused (`tuple[str, ...]`, *optional*):
+            Fields of the classes that mean nothing to this recipe: they are no flags of it, and refused as such.
+        as_in (`Path`, *optional*):
+            A recipe whose flags are taken as well, with its defaults, and whose results follow. The help names the
+            recipe instead of showing them.
         kwargs (`dict`, *optional*):
             Passed to `argparse.ArgumentParser`, such as `description=__doc__`.
 
@@ -56,7 +62,14 @@ class RecipeParser(argparse.ArgumentParser):
     ```
     """
 
-    def __init__(self, *classes: type, defaults: dict[str, Any] | None = None, **kwargs):
+    def __init__(
+        self,
+        *classes: type,
+        defaults: dict[str, Any] | None = None,
+        unused: tuple[str, ...] = (),
+        as_in: Path | None = None,
+        **kwargs,
+    ):
         kwargs = {"usage": "%(prog)s [--config FILE] [--flag VALUE ...]", "formatter_class": _HelpFormatter} | kwargs
         super().__init__(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS, **kwargs)
         self.classes = classes
@@ -65,18 +78,29 @@ class RecipeParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
         self._flags: dict[str, Flag] = {}
         self._typed: list[str] = []
+        own = classes
+        if as_in is not None:
+            other = declared_parser(as_in)
+            self.classes = classes = (*classes, *other.classes())
+            defaults = other.options.get("defaults", {}) | (defaults or {})
+            unused = (*unused, *other.options.get("unused", ()))
         for flag in (flag for cls in classes for flag in flags_of(cls)):
             if flag.name in self._flags:
                 owners = f"{self._flags[flag.name].owner.__name__} and {flag.owner.__name__}"
                 raise ValueError(f"A recipe has one flag of a name, but {owners} both declare `{flag.name}`.")
             self._flags[flag.name] = flag
+        self._unused = frozenset(unused)
+        for name in unused:
+            if self._flags.pop(name, None) is None:
+                raise ValueError(f"`unused` names `{name}`, which is no flag of {[c.__name__ for c in classes]}.")
         for name, value in (defaults or {}).items():
             if name not in self._flags:
                 raise ValueError(f"`defaults` names `{name}`, which is no flag of {[c.__name__ for c in classes]}.")
-            self._flags[name].default, self._flags[name].required = value, False
-        self._add_arguments()
+            flag = self._flags[name]
+            flag.default, flag.required, flag.narrow = value, False, None
+        self._add_arguments(own)
 
-    def _add_arguments(self):
+    def _add_arguments(self, own: tuple[type, ...]):
         options = self.add_argument_group("Help and settings")
         options.add_argument("-h", "--help", action="help", help="Show the flags of the method, the data and the run.")
         options.add_argument("--help_all", action=_HelpAllAction, nargs=0, help="Show all flags.")
@@ -84,14 +108,20 @@ class RecipeParser(argparse.ArgumentParser):
             "--config", metavar="FILE", help="A yaml whose keys are flags. What the command line gives as well, wins."
         )
         groups = {}
-        for flag in self._flags.values():
+        # where the result goes and how long it takes stands first
+        for flag in sorted(self._flags.values(), key=lambda flag: flag.group != "Run"):
             if flag.group not in groups:
                 groups[flag.group] = self.add_argument_group(flag.group)
             action = groups[flag.group].add_argument(
                 *flag.option_strings(taken=self._flags), dest=flag.name, action=_FlagAction, nargs="*"
             )
-            action.metavar, action.full_help = flag.metavar, flag.help_text().replace("%", "%%")
+            full_help = flag.help_text().replace("%", "%%") if flag.owner in own else argparse.SUPPRESS
+            action.metavar, action.full_help = flag.metavar, full_help
             action.help = argparse.SUPPRESS if flag.hidden else action.full_help
+
+    def is_plain(self) -> bool:
+        """Whether the default of each flag is known, of classes that were read from their sources."""
+        return all(flag.default is not NOT_PLAIN for flag in self._flags.values())
 
     def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
         r"""
@@ -109,7 +139,7 @@ class RecipeParser(argparse.ArgumentParser):
         argv = [_underscored(token) for token in self._typed]
         for name in (token.partition("=")[0] for token in argv if token.startswith("--")):
             if name not in self._option_string_actions:
-                self.error(f"unknown flag {name}. {self._nearest(name)}")
+                self._refuse(name, f"unknown flag {name}.")
         namespace, stray = self.parse_known_args(argv)
         if stray:
             hint = f"Did you mean --config {stray[0]}?" if stray[0].endswith((".yaml", ".yml")) else "See --help."
@@ -127,7 +157,7 @@ class RecipeParser(argparse.ArgumentParser):
     def _build(self, cls: type, given: dict[str, Any]) -> Any:
         flags = [flag for flag in self._flags.values() if flag.owner is cls]
         values = {flag.name: given.get(flag.name, copy.copy(flag.default)) for flag in flags}
-        if issubclass(cls, PreTrainedConfig):
+        if is_a(cls, "PreTrainedConfig"):
             return values
         try:
             return cls(**values)
@@ -163,6 +193,11 @@ class RecipeParser(argparse.ArgumentParser):
         if _is_main_process():
             super()._print_message(message, file)
 
+    def _refuse(self, name: str, problem: str) -> NoReturn:
+        if name.removeprefix("--").removeprefix("no_") in self._unused:
+            self.error(f"{name} has no meaning in {self.prog}: leave it out, or take a recipe whose --help names it.")
+        self.error(f"{problem} {self._nearest(name)}")
+
     def _nearest(self, name: str) -> str:
         dashes = "--" if name.startswith("--") else ""
         known = [option.removeprefix("--") for option in self._option_string_actions]
@@ -181,7 +216,7 @@ class RecipeParser(argparse.ArgumentParser):
                 where = f"{path}, line {key.start_mark.line + 1}"
                 name = str(key.value).removeprefix("--").replace("-", "_")
                 if name not in self._flags:
-                    self.error(f"{where}: unknown key {key.value}. {self._nearest(name)}")
+                    self._refuse(name, f"{where}: unknown key {key.value}.")
                 if name in lines:
                     self.error(f"{where}: {name} is already set in line {lines[name]}.")
                 lines[name] = key.start_mark.line + 1

@@ -161,6 +161,15 @@ def open_labelled(
     )
 
 
+def has_labels(source: Source) -> bool:
+    """Whether the samples of a source have a column of labels that is found without being named."""
+    try:
+        _label_column(source.features, None, "")
+    except DataError:
+        return False
+    return True
+
+
 def hold_out(data: LabelledImages, share: float = 0.2) -> tuple[LabelledImages, LabelledImages]:
     """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
 

@@ -42,6 +42,8 @@ class OnlineKnn(Evaluator):
             A fixed sample of so many images, of each class its share.
         batch_size (`int`, *optional*, defaults to `256`):
             Images a forward pass.
+        named (`dict[str, Any]`, *optional*):
+            The flags by which `recipes/probe.py` finds the same images.
     """
 
     protocol: ClassVar[str] = "online_knn"
@@ -60,7 +62,9 @@ class OnlineKnn(Evaluator):
         max_train_samples: int = 5000,
         max_test_samples: int = 1000,
         batch_size: int = 256,
+        named: dict[str, Any] | None = None,
     ):
+        self.named = named
         self.train, self.test, self.processor, self.pooling = train, test, processor, pooling
         self.k, self.temperature, self.batch_size = k, temperature, batch_size
         train_y, test_y = aligned_labels(train, test)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # `max_steps` of a run that something else ends: Trainer wants a number.
 ENDLESS = 10**12
 
+# The default of `--optim`, as of transformers with any torch that it supports.
+OPTIMIZER = "adamw_torch_fused"
 # `--optim` of [`~hfssl.training.optim.Lars`]: TrainingArguments knows its own names only.
 LARS = "lars"
 # What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
@@ -40,6 +42,24 @@ class SSLTrainingArguments(TrainingArguments):
     instead of being hidden), `ddp_find_unused_parameters=False`, `dataloader_num_workers=-1`, `hub_strategy="end"`.
 
     Args:
+        output_dir (`str`, *optional*):
+            Folder of the run: checkpoints while it goes on, at the end the encoder, its card and its figures.
+        max_steps (`int`, *optional*):
+            Length of the run in optimizer steps.
+        per_device_train_batch_size (`int`, *optional*, defaults to `32`):
+            Rows a process sees at once.
+        save_steps (`float`, *optional*, defaults to `500`):
+            Write a checkpoint every so many steps; below 1 a share of all steps.
+        save_total_limit (`int`, *optional*, defaults to `2`):
+            Newest checkpoints to keep.
+        logging_steps (`float`, *optional*, defaults to `10`):
+            Log every so many steps; below 1 a share of all steps.
+        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+            Compute activations a second time instead of keeping them: less memory, about a fifth slower.
+        push_to_hub (`bool`, *optional*, defaults to `False`):
+            Push the result to the Hub when the run has ended.
+        hub_model_id (`str`, *optional*):
+            Repository to push to. Left out, it is called like the output folder.
         precision (`str`, *optional*, defaults to `"auto"`):
             Number format of the matrix products: fp32, bf16 or fp16. auto takes bf16 where the hardware has it
             natively.
@@ -78,14 +98,25 @@ class SSLTrainingArguments(TrainingArguments):
             Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
     """
 
-    # the fields of `TrainingArguments` that `--help` shows
-    _help_fields: ClassVar[tuple[str, ...]] = (
-        "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "weight_decay_end", "max_grad_norm", "seed",
-        "activation_checkpointing",
-        "logging_steps", "eval_steps", "save_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
-        "hub_private_repo", "use_cpu", "torch_compile", "fsdp", "deepspeed",
-    )  # fmt: skip
+    # the fields that `--help` shows, and under which heading
+    _help_fields: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("output_dir", "max_steps", "budget_minutes", "max_tokens", "resume", "seed",
+             "per_device_train_batch_size", "gradient_accumulation_steps", "precision"), "Run",
+        ),
+        **dict.fromkeys(
+            ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
+             "weight_decay_end", "max_grad_norm"), "Optimization",
+        ),
+        **dict.fromkeys(
+            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "stop_on_collapse", "report_to",
+             "push_to_hub", "hub_model_id", "hub_private_repo"), "Log, checkpoints and Hub",
+        ),
+        **dict.fromkeys(
+            ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile", "fsdp", "deepspeed"),
+            "Machine",
+        ),
+    }  # fmt: skip
 
     kept_warmup_steps: ClassVar[int | None] = None
 
@@ -100,7 +131,7 @@ class SSLTrainingArguments(TrainingArguments):
     learning_rate: float | None = None
     base_learning_rate: float | None = None
     optim: str = field(
-        default=TrainingArguments.optim,
+        default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
     )
     per_device_train_batch_size: int = 32
@@ -166,7 +197,7 @@ class SSLTrainingArguments(TrainingArguments):
         optimizer = str(getattr(self.optim, "value", self.optim))
         if optimizer not in (LARS, *(known.value for known in OptimizerNames)):
             raise UserError(
-                f"`--optim {optimizer}` is unknown. Choose {TrainingArguments.optim} (the default), sgd or lars, or "
+                f"`--optim {optimizer}` is unknown. Choose {OPTIMIZER} (the default), sgd or lars, or "
                 "another one that transformers knows."
             )
         self.optim = OptimizerNames.SGD if optimizer == LARS else optimizer

@@ -154,11 +154,13 @@ class ProgressBar(TrainerCallback):
         self.stream = stream  # has `counts["units"]` of this process, and says in `unit` what these are
         self.clock = clock  # of a run with a budget of time
         self.bar = None
-        self.loss = None
+        self.loss = ""
+        self.logged = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero or args.disable_tqdm:
             return
+        self.logged = state.global_step
         self.is_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=self.clock.budget if self.clock else state.max_steps,
@@ -178,7 +180,10 @@ class ProgressBar(TrainerCallback):
         if self.bar is None:
             return
         if "loss" in logs:
-            self.loss = logs["loss"]
+            # what Trainer logs is the mean since the last time
+            first, self.logged = self.logged + 1, state.global_step
+            steps = f"step {first}" if first >= self.logged else f"mean of steps {first} to {self.logged}"
+            self.loss = f", loss {logs['loss']:.3f} ({steps})"
         elif "eval_loss" in logs:
             kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
             words = [f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs]
@@ -191,7 +196,7 @@ class ProgressBar(TrainerCallback):
             return
         now = time.monotonic()
         rate = (self._units() - self.units_before) * args.world_size / max(now - self.begin, 1e-9)
-        words = "" if self.loss is None else f", loss {self.loss:.3f}"
+        words = self.loss
         if self.stream is not None:
             words += f", {rate:,.0f} {self.stream.unit}/s"
         step = f"step {state.global_step}"

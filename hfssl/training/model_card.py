@@ -219,7 +219,8 @@ def history_figure(
     contrasted: tuple[int, int] | None = None,
     units: dict[str, str] | None = None,
 ) -> "Figure":
-    """Only what can be compared shares an axis: terms of one unit, and with them the whole loss if all have that unit.
+    """Only what can be compared shares an axis: terms of one unit, and with them the whole loss if all have that unit;
+    training and held out, unless another number of images is contrasted at once in them.
 
     Args:
         history (`list[dict[str, Any]]`):
@@ -245,23 +246,30 @@ def history_figure(
     if contrasted is not None:
         counts = zip(kinds.items(), contrasted, strict=True)
         kinds = {prefix: f"{kind} ({count:,} images at once)" for (prefix, kind), count in counts}
-    figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")
+    axes_of = [(unit, losses, kinds) for unit, losses in panels.items()]
+    if contrasted is not None and len(set(contrasted)) > 1:
+        axes_of = [(unit, losses, {kind: kinds[kind]}) for unit, losses, _ in axes_of for kind in kinds]
+    figure = Figure(figsize=(7, 4 * len(axes_of)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (unit, losses) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+    for axes, (unit, losses, shown) in zip(
+        figure.subplots(len(axes_of), squeeze=False, sharex=True)[:, 0], axes_of, strict=True
+    ):
         for i, loss in enumerate(losses):
             drawn = {}
-            for j, (prefix, kind) in enumerate(kinds.items()):
+            for prefix, kind in shown.items():
                 points = [(entry["step"], entry[prefix + loss]) for entry in history if prefix + loss in entry]
                 if not points or prefix + loss == "eval_loss" and repeated:
                     continue
                 drawn[prefix] = kind
                 label = kind if loss == "loss" else f"{loss.removeprefix('loss_')}, {kind}"
-                color = f"C{i if units else j}"
-                axes.plot(*zip(*points, strict=True), "o-" if prefix else "-", label=label, color=color, markersize=4,
-                          linewidth=1)  # fmt: skip
+                color = f"C{i if units else list(kinds).index(prefix)}"
+                # a line through one point is none
+                style = "o-" if prefix or len(points) == 1 else "-"
+                axes.plot(*zip(*points, strict=True), style, label=label, color=color, markersize=4, linewidth=1)
             for level, label in _chance_lines(history, loss, drawn).items():
                 axes.axhline(level, linestyle="--", color=f"C{i}" if units else "grey", linewidth=1, label=label)
         axes.set(xlabel="step", ylabel=f"loss ({unit})" if unit else "loss")
+        axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

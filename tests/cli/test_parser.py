@@ -89,7 +89,9 @@ class Arguments(TrainingArguments):
             Documented anew.
     """
 
-    _help_fields: ClassVar[tuple[str, ...]] = ("seed", "learning_rate", "warmup_steps", "max_grad_norm")
+    _help_fields: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("seed", "learning_rate", "warmup_steps", "max_grad_norm"), "Run"
+    )
 
     max_tokens: int | None = None
     max_grad_norm: float = 2.0
@@ -345,7 +347,7 @@ def test_help(capsys, monkeypatch):
     text = help_text("--help", capsys, monkeypatch)
     lines = {" ".join(line.split()) for line in text.splitlines()}
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith((" ", "Usage"))]
-    assert headings == ["Help and settings:", "Data:", "Text:", "Speed:", "Recipe:", "Method:", "Run:"]
+    assert headings == ["Help and settings:", "Run:", "Data:", "Text:", "Speed:", "Recipe:", "Method:"]
     assert "Usage:\n    indented" in text
     assert {
         "--dataset TEXT A Hub id, e.g. org/data, or a Source; 100 % of it. Left out: the embedded corpus.",

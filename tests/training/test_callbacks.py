@@ -2,19 +2,22 @@
 
 import io
 import json
+import logging
 import math
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
 import tiny
 from recipe_process import TINY_ENCODER, recipe_server
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfssl import SSLTrainer, SSLTrainingArguments
-from hfssl.errors import UserError
+from hfssl.errors import AboveTheBar, UserError
 from hfssl.training.callbacks import MethodCallback, ProgressBar, StopOnNonFiniteLoss, StopOnSignal
 from hfssl.training.checkpoints import list_checkpoints
 
@@ -57,7 +60,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
     lines = drive(tmp_path, monkeypatch, terminal=False).splitlines()
     progress = [line for line in lines if "tokens/s" in line]
     assert len(progress) == 3  # of 100 seconds
-    assert re.fullmatch(r"step 31/100, loss 4\.700, 500 tokens/s, 01:09 left", progress[0])
+    assert re.fullmatch(r"step 31/100, loss 4\.700 \(mean of steps 21 to 30\), 500 tokens/s, 01:09 left", progress[0])
     assert "step 50: held-out loss 4.5000 (chance 5.2500), accuracy 0.2500" in lines
     assert "\r" not in "".join(lines) and "|" not in "".join(lines)
 
@@ -65,7 +68,7 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path, monkeypatch):
 def test_a_terminal_gets_one_line(tmp_path, monkeypatch):
     shown = drive(tmp_path, monkeypatch, terminal=True)
     assert "100/100" in shown.split("\r")[-1] or "100/100" in shown
-    assert re.search(r"training +\d+%\|.*loss 4\.\d+, 500 tokens/s", shown)
+    assert re.search(r"training +\d+%\|.*loss 4\.\d+ \(mean of steps \d+ to \d+\), 500 tokens/s", shown)
     assert [line for line in shown.split("\n") if "held-out" in line]
     assert shown.count("\n") <= 4  # the two evaluations, and the end
 
@@ -77,7 +80,38 @@ def test_images_are_counted_as_such(tmp_path, monkeypatch):
 
 def test_a_resumed_run_counts_its_own_time(tmp_path, monkeypatch):
     lines = drive(tmp_path, monkeypatch, terminal=False, steps=40, start=60).splitlines()
-    assert any(re.fullmatch(r"step 91/100, loss 4\.100, 500 tokens/s, 00:09 left", line) for line in lines)
+    assert any(
+        re.fullmatch(r"step 91/100, loss 4\.100 \(mean of steps 81 to 90\), 500 tokens/s, 00:09 left", line)
+        for line in lines
+    )
+
+
+def on_screen(written: str) -> list[str]:
+    """The lines that a terminal shows: what follows a carriage return is written over what was there."""
+    lines = []
+    for line in written.split("\n"):
+        shown = ""
+        for part in re.sub(r"\x1b\[A", "", line).split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def test_log_lines_share_no_line_with_the_bar(monkeypatch):
+    """Whoever logs, and however long the bar is."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    handler = AboveTheBar()
+    loggers = [logging.getLogger(name) for name in ("hfssl.somewhere", "py.warnings")]
+    bar = tqdm(total=10, file=sys.stderr, ncols=60, desc="training", mininterval=0)
+    for step, logger in enumerate(loggers):
+        bar.update(1)
+        handler.emit(logger.makeRecord(logger.name, logging.WARNING, "", 0, f"message {step}", (), None))
+    bar.close()
+    lines = on_screen(screen.getvalue())
+    assert [line for line in lines if "message" in line] == ["message 0", "message 1"]
+    assert lines[2].startswith("training:  20%")
 
 
 def test_only_the_main_process_shows_it(tmp_path, monkeypatch):

@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...data.image.contact_sheet import contact_sheet
+from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
+from ...data.labelled import has_labels
+from ...data.mixtures import parts_of
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
 from ...evaluation.results import Result
-from ...modeling.vision import SSLVisionModel
+from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
+from ...modeling.vision import SSLVisionModel, side
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
-from ..finish import method_name, results_of, write_and_say
+from ..embed import WholeDataArguments
+from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
 from .data import ImageData
 
 
@@ -42,35 +47,93 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         results += probe_table(
             model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
         )  # fmt: skip
-    pictures, shape = [], ""
+    pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
+    pictures, usage = [], ""
     if trainer.is_world_process_zero():
         pictures = _pictures(model, evaluator, data, views, folder / "assets")
-        with torch.no_grad():
-            blank = torch.zeros(1, 3, views.image_size, views.image_size, device=args.device)
-            shape = ", ".join(map(str, model.encoder(blank).last_hidden_state.shape[1:]))
-    pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
-    method, words = method_name(trainer), f" --pooling {pooling}" if pooling else ""
-    probe_data = f" --dataset {data.arguments.dataset}" if data.arguments.dataset else ""
+        usage = _usage(model, name, views.image_size, pooling)
+    labelled = knn.named if knn is not None else _own_labels(data)
     write_and_say(
         trainer, results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
         base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures,
         contrasted=_contrasted(trainer) if model.method.contrasts_batch else None,
-        usage="from transformers import AutoImageProcessor, AutoModel\n\n"
-        f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
-        f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
-        'features = encoder(**processor(image, return_tensors="pt")).last_hidden_state',
+        usage=usage,
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
-            "image_size": views.image_size,
+            "image_size": views.image_size, "labelled": labelled,
         },
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
-        commands=(
-            f"accelerate launch recipes/probe.py --encoder {{folder}} --protocol knn,linear,few_shot{words}",
-            "accelerate launch recipes/finetune.py --encoder {folder}",
-            f"accelerate launch recipes/{method}.py{probe_data or ' --dataset my_images/'} --encoder {{folder}} "
-            f"--output_dir outputs/{method}-2",
-        ),
+        commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled),
     )  # fmt: skip
+
+
+def _own_labels(data: ImageData) -> dict[str, Any] | None:
+    """The flags of `recipes/probe.py` for what a run was trained on, if that has labels."""
+    if data.embedded is not None:
+        return {"dataset": data.embedded}
+    names = ("dataset", "dataset_config", "split", "image_column")
+    flags = {name: value for name, value in changed_flags(data.arguments).items() if name in names}
+    return flags if len(parts_of(data.source)) == 1 and has_labels(data.source) else None
+
+
+def _commands(
+    trainer: SSLTrainer, folder: Path, data: ImageData, views: Views, pooling: str | None, labelled: dict | None
+) -> Sequence[str]:
+    """What to do with the result: each line runs as it stands, on the data of the run."""
+    method, model = method_name(trainer), trainer.accelerator.unwrap_model(trainer.model)
+    commands = []
+    if labelled is not None:
+        protocol = "knn,linear,few_shot"
+        commands += [
+            recipe_command("probe", encoder=folder, **labelled, protocol=protocol, pooling=pooling),
+            recipe_command("finetune", encoder=folder, **labelled),
+        ]
+    same_data = changed_flags(data.arguments)
+    whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
+    commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
+    size = getattr(model.encoder.config, "image_size", None)
+    # of the embedded images, and of an encoder that says for which size it is, it is taken anyway
+    told = data.embedded is not None or size is not None and side(size) == views.image_size
+    commands.append(
+        recipe_command(
+            method,
+            encoder=folder,
+            **same_data,
+            image_size=None if told else views.image_size,
+            pooling=getattr(model.config, "pooling", None),
+            output_dir=next_folder(folder),
+        )  # fmt: skip
+    )
+    return commands
+
+
+def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | None) -> str:
+    """Python that makes features of an image, pooled as the probes of the run take them."""
+    config = model.encoder.config
+    pooling = check_pooling(config, pooling)
+    with torch.no_grad():
+        outputs = model.encoder(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+    shape = ", ".join(map(str, outputs.last_hidden_state.shape[1:]))
+    cls, patches = (
+        "outputs.last_hidden_state[:, 0]",
+        f"outputs.last_hidden_state[:, {num_own_tokens(config)}:].mean(1)",
+    )
+    feature, options = {"cls": cls, "mean": patches}.get(pooling), ""
+    if is_convolutional(config):
+        is_pooled = outputs.get("pooler_output") is not None
+        feature = "outputs.pooler_output.flatten(1)" if is_pooled else "outputs.last_hidden_state.mean((2, 3))"
+    elif pooling == "cls+mean":
+        feature = f"torch.cat([{cls}, {patches}], dim=-1)"
+    elif pooling == "last4":
+        options = ", output_hidden_states=True"
+        feature = f"torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), {cls}], dim=-1)"
+    return ("import torch\n" if "torch." in feature else "") + (
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
+        f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
+        f'outputs = encoder(**processor(image, return_tensors="pt"){options})\n'
+        f"feature = {feature}  # the pooling that was measured: {pooling}"
+    )
 
 
 def _contrasted(trainer: SSLTrainer) -> tuple[int, int]:
@@ -103,8 +166,8 @@ def _pictures(
     """What there is to look at, with what it shows."""
     captions = {
         "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
-        "feature_map.png": "Features of the test images, in two dimensions.",
-        "patches.png": "What the patches of an image tell apart.",
+        "feature_map.png": "Features of the test images in two dimensions (see the axes), a colour for each class.",
+        "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
     }
     pictures = [(folder / name, caption) for name, caption in captions.items() if (folder / name).is_file()]
     if hasattr(model, "reconstruct"):
@@ -113,6 +176,7 @@ def _pictures(
         plot_reconstructions(model, evaluator.batch(device), views.mean, views.std, path)
         pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
     path = folder / "views.png"
-    contact_sheet(data.held_out[:6], views, path)
+    batch = views_of(data.held_out[:6], views)
+    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch["noise"]) if "noise" in batch else None)
     pictures.append((path, "Held-out images, and views of them as in training."))
     return pictures

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...data.modality import modality
 from ...data.sources import available_splits
 from ...errors import UserError
 from ...evaluation.evaluator import EvaluationError, Evaluator
+from ...evaluation.facts import read_facts
 from ...evaluation.frozen import aligned_labels
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.online_knn import OnlineKnn
@@ -71,6 +72,19 @@ class ProbeArguments:
                 max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
             )  # fmt: skip
 
+    def named(self, dataset: str | None, *splits: LabelledImages) -> dict[str, Any]:
+        """The flags of `recipes/probe.py` for the images that [`load`] gives."""
+        embedded = modality("image").embedded_set(dataset) if self.probe_dataset == "auto" else None
+        most = self.probe_max_samples
+        limits = [most if len(images) == most else None for images in splits]
+        flags = {
+            "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
+            "test_split": self.probe_test_split, "label_column": self.probe_label_column,
+            "max_train_samples": limits[0], "max_test_samples": limits[1],
+        }  # fmt: skip
+        usual = {field.name: field.default for field in fields(LabelledDataArguments)}
+        return {name: value for name, value in flags.items() if value != usual[name]}
+
 
 @dataclass
 class LabelledDataArguments:
@@ -78,9 +92,10 @@ class LabelledDataArguments:
     > Data
 
     Args:
-        dataset (`str`, *optional*, defaults to `"letters"`):
+        dataset (`str`, *optional*):
             Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; letters or
-            digits, which come with hfssl.
+            digits, which come with hfssl. Left out, they are those of the encoder's run as far as its folder
+            remembers them, and letters for an encoder from elsewhere.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -101,7 +116,7 @@ class LabelledDataArguments:
             encoder's training, where its folder says so, else judged on some of the images.
     """
 
-    dataset: str = "letters"
+    dataset: str | None = None
     dataset_config: str | None = None
     split: str = "train"
     test_split: str = "auto"
@@ -113,6 +128,31 @@ class LabelledDataArguments:
 
     def __post_init__(self):
         check_range(self.value_range)
+
+    def of_run(self, encoder: str) -> "LabelledDataArguments":
+        """With the labelled images that the folder of an encoder remembers, where none are named.
+
+        Raises:
+            UserError: where it remembers none, but that it was trained on other data than the embedded ones.
+        """
+        facts = read_facts(encoder)
+        if self.dataset is not None or not facts:
+            return self
+        remembered = facts.get("labelled")
+        if remembered is None and (embedded := modality("image").embedded_set(facts.get("dataset"))):
+            remembered = {"dataset": embedded.name}
+        if remembered is None:
+            raise UserError(
+                f"{encoder} was trained on {facts['dataset']}, and its folder names no labelled images. Pass "
+                "`--dataset`: a Hub id, a folder with a folder for each class, or letters for the images that come "
+                "with hfssl."
+            )
+        usual = {field.name: field.default for field in fields(self)}
+        missing = {n: v for n, v in remembered.items() if n in usual and getattr(self, n) == usual[n]}
+        if missing:
+            words = ", ".join(f"--{name} {value}" for name, value in missing.items())
+            logger.info("Labelled images, as the encoder's folder remembers them: %s.", words)
+        return replace(self, **missing)
 
     def load(self) -> tuple[LabelledImages, LabelledImages]:
         """Both splits."""
@@ -193,5 +233,7 @@ def image_evaluators(
     probes = arguments.load(data.arguments.dataset)
     if probes is not None:
         pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
-        evaluators.append(OnlineKnn(*probes, processor, pooling=pooling))
+        evaluators.append(
+            OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(data.arguments.dataset, *probes))
+        )
     return evaluators

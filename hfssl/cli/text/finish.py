@@ -1,5 +1,10 @@
 """The end of a run on text: figures beside the start and the unigram baseline, examples, the result folder."""
 
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from ...evaluation.masked_tokens import fill_mask_examples
@@ -8,7 +13,15 @@ from ...evaluation.next_tokens import continuations
 from ...evaluation.token_prediction import TokenPredictionEvaluator
 from ...training.model_card import example_lines
 from ...training.trainer import SSLTrainer
-from ..finish import before_and_after, method_name, results_of, write_and_say
+from ..finish import (
+    before_and_after,
+    changed_flags,
+    method_name,
+    next_folder,
+    recipe_command,
+    results_of,
+    write_and_say,
+)
 from .data import TextData
 
 
@@ -55,7 +68,7 @@ def finish_text(
         pipeline_tag="text-generation" if causal else "fill-mask",
         usage=_causal_usage(name) if causal else _masked_usage(name, model.config.encoder_config.hidden_size),
         facts={"modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length},
-        told=tuple(told), commands=_commands(trainer, data, causal),
+        told=tuple(told), commands=lambda folder: _commands(trainer, folder, data, causal),
     )  # fmt: skip
 
 
@@ -77,13 +90,17 @@ def _causal_usage(name: str) -> str:
     )
 
 
-def _commands(trainer: SSLTrainer, data: TextData, causal: bool) -> tuple[str, ...]:
+def _commands(trainer: SSLTrainer, folder: Path, data: TextData, causal: bool) -> Sequence[str]:
+    """What to do with the result: each line runs as it stands, on the data of the run."""
     method = method_name(trainer)
     prompt = "This is" if causal else f"This is a {data.tokenizer.mask_token}."
     task = "text-generation" if causal else "fill-mask"
-    commands = (
-        f"python -c \"from transformers import pipeline; print(pipeline('{task}', '{{folder}}')('{prompt}')[0])\"",
-        f"accelerate launch recipes/{method}.py --dataset {data.arguments.dataset or 'my_texts/'} "
-        f"--encoder {{folder}} --output_dir outputs/{method}-2",
+    code = (
+        f"from transformers import pipeline; print(pipeline({json.dumps(task)}, {json.dumps(str(folder))})"
+        f"({json.dumps(prompt)})[0])"
     )
-    return commands if causal else (*commands, "accelerate launch recipes/glue.py --encoder {folder} --task cola")
+    # the tokenizer comes with the encoder
+    same_data = changed_flags(data.arguments, leave_out=("tokenizer", "extend_vocab", "vocab_size", "lowercase"))
+    again = recipe_command(method, encoder=folder, **same_data, output_dir=next_folder(folder))
+    commands = [shlex.join(["python", "-c", code]), again]
+    return commands if causal else [*commands, recipe_command("glue", encoder=folder, task="cola")]

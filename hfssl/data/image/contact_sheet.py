@@ -14,61 +14,67 @@ from .decode import decode_image
 from .views import Views
 
 
-def pick_images(source: Any, number: int, seed: int = 0) -> list[bytes]:
-    """Some encoded images from all over a source, the same for the same `seed`."""
-    pieces = keyed.permutation(len(source.pieces), Use.CONTACT_SHEET_PIECES, seed).tolist()
-    images: list[bytes] = []
-    left: dict[int, list[bytes]] = {}
-    while pieces and len(images) < number:
-        for piece in pieces[: number - len(images)]:
-            if piece not in left:
-                column = source.samples(source.read(piece))
-                order = keyed.permutation(len(column), Use.CONTACT_SHEET_IMAGES, seed, piece)
-                left[piece] = [column[i] for i in order]
-            if left[piece]:
-                images.append(left[piece].pop())
-            else:
-                pieces.remove(piece)
-    return images
+class Originals:
+    """The encoded images beside what is made of them: a [`ColumnMaker`] that the sheet adds to the views."""
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, list]:
+        return {"original": [block.columns["image"][i] for i in kept]}
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, list]:
+        return {"original": columns["original"]}
 
 
-def contact_sheet(images: Sequence[bytes], views: Views, path: str | Path, seed: int = 0) -> int:
+def views_of(images: Sequence[bytes], views: Views) -> dict[str, Any]:
+    """A batch of views of some images, with `original`; damaged ones are left out."""
+    keys = keyed.key(Use.CONTACT_SHEET_VIEWS, np.arange(len(images)))
+    block, originals = Block({"image": list(images)}, keys, 0), Originals()
+    rows = views.rows(block)
+    damaged = {index for index, _ in rows.bad}
+    kept = np.array([i for i in range(len(images)) if i not in damaged], np.int64)
+    return views.collator("cpu")(rows.columns) | originals.rows(block, kept)
+
+
+def contact_sheet(
+    batch: dict[str, Any], views: Views, path: str | Path, number: int = 6, hidden: torch.Tensor | None = None
+) -> int:
     """Draw a row for each image: the image, its views, its local views.
 
     Args:
-        images (`Sequence[bytes]`):
-            Encoded images.
+        batch (`dict[str, Any]`):
+            As a model gets it, with the encoded images as `original`.
         views ([`Views`]):
-            What makes the views.
+            What made it.
         path (`str` or `Path`):
             Of the picture; its folder is made.
-        seed (`int`, *optional*, defaults to `0`):
-            Another one gives other views.
+        number (`int`, *optional*, defaults to `6`):
+            Rows, at most.
+        hidden (`torch.BoolTensor` of shape `(batch_size, 1, height, width)`, *optional*):
+            Pixels of a view that the method hides: shown beside the view, in grey.
 
     Returns:
-        `int`: how many images it shows; damaged ones are left out.
+        `int`: how many images it shows.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    keys = keyed.key(Use.CONTACT_SHEET_VIEWS, seed, np.arange(len(images)))
-    rows = views.rows(Block({"image": list(images)}, keys, seed))
-    damaged = {index for index, _ in rows.bad}
-    shown = [image for i, image in enumerate(images) if i not in damaged]
-    batch = views.collator("cpu")(rows.columns)
+    shown = batch["original"][:number]
+    batch = {name: values[:number].cpu() for name, values in batch.items() if isinstance(values, torch.Tensor)}
     full = batch["pixel_values"] if batch["pixel_values"].ndim == 5 else batch["pixel_values"][:, None]
-    columns = [(f"view {i + 1}", full[:, i]) for i in range(full.shape[1])]
+    columns = [(f"view {i + 1}", _visible(full[:, i], views)) for i in range(full.shape[1])]
     local = batch.get("local_pixel_values")
-    columns += [(f"local {i + 1}", local[:, i]) for i in range(views.num_local)]
+    columns += [(f"local {i + 1}", _visible(local[:, i], views)) for i in range(views.num_local)]
+    if hidden is not None:
+        seen = torch.where(hidden[:number].cpu(), 0.5, columns[0][1])
+        columns.append((f"seen ({1 - hidden.float().mean():.0%})", seen))
     figure, axes = plt.subplots(
         len(shown), 1 + len(columns), figsize=(1.4 * (1 + len(columns)), 1.5 * len(shown) + 0.6), squeeze=False
     )
     for i, line in enumerate(axes):
         original = decode_image(shown[i], value_range=views.value_range)
         pictures = [("original" if i == 0 else "", original.permute(1, 2, 0).numpy())]
-        pictures += [(title if i == 0 else "", _visible(view[i], views)) for title, view in columns]
+        pictures += [(title if i == 0 else "", view[i].permute(1, 2, 0).numpy()) for title, view in columns]
         for axis, (title, picture) in zip(line, pictures, strict=True):
             # pixels as they are: what interpolation would hide is what one wants to see
             axis.imshow(picture, interpolation="nearest")
@@ -86,6 +92,6 @@ def contact_sheet(images: Sequence[bytes], views: Views, path: str | Path, seed:
     return len(shown)
 
 
-def _visible(view: torch.Tensor, views: Views) -> np.ndarray:
+def _visible(pixels: torch.Tensor, views: Views) -> torch.Tensor:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
-    return (view * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    return (pixels * std + mean).clamp(0, 1)

@@ -52,7 +52,8 @@ class ViewArguments:
 
     Args:
         image_size (`int`, *optional*):
-            Height and width of a view in pixels. 224 when left out.
+            Pixels a side of a view. Left out: 32 for the embedded letters, else that of the encoder
+            (vit-mini-patch4: 32), and 224 where it has none.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):

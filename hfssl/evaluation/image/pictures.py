@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
+# A map of fewer patches a side is no picture.
+LEAST_PATCHES = 4
+# Classes that get a name in the legend of a map of features.
+MOST_NAMED = 60
+# Below so many rows principal components are shown, not t-SNE.
+FEW_ROWS = 50
 
 
 def draw_pictures(
@@ -46,11 +52,16 @@ def draw_pictures(
     chosen = keyed.permutation(len(test_y), Use.QUERY_IMAGES)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "neighbours.png", folder / "feature_map.png"]
-    plot_neighbours(vision.processor, train, test, (train_y, test_y), features, chosen[:8], paths[0])
+    plot_neighbours(vision.processor, train, test, (train_y, test_y), names, features, chosen[:8], paths[0])
     plot_feature_map(features.test, test_y, names, paths[1])
     images = resized_images(vision.processor, test.images, rows=chosen[:8])
     maps = patch_maps(vision, images)
-    if maps is not None:
+    if maps is None:
+        logger.info(
+            "No picture of the patches: at %d x %d pixels this encoder ends in fewer than %d x %d of them.",
+            *images.shape[-2:], LEAST_PATCHES, LEAST_PATCHES,
+        )  # fmt: skip
+    else:
         paths.append(folder / "patches.png")
         plot_patches(images, maps, paths[-1])
     return paths
@@ -67,6 +78,7 @@ def plot_neighbours(
     train: "LabelledImages",
     test: "LabelledImages",
     labels: tuple[np.ndarray, np.ndarray],
+    names: Sequence[str],
     features: ProbeFeatures,
     queries: np.ndarray,
     path: Path,
@@ -77,15 +89,18 @@ def plot_neighbours(
     nearest = nearest_rows(features.train[ENCODER], features.test[ENCODER][queries], num_neighbours)
     shown = resized_images(processor, test.images, rows=queries)
     found = resized_images(processor, train.images, rows=nearest.ravel()).unflatten(0, nearest.shape)
-    figure, axes = _grid(len(queries), 1 + nearest.shape[1])
+    figure, axes = _grid(len(queries), 1 + nearest.shape[1], size=1.15)
     for row, query in enumerate(queries):
         _show(axes[row, 0], shown[row], "black")
+        axes[row, 0].set_xlabel(_name(names, test_y[query]), fontsize=6, labelpad=2)
         for column, neighbour in enumerate(nearest[row]):
             same = train_y[neighbour] == test_y[query]
             _show(axes[row, 1 + column], found[row, column], _RIGHT if same else _WRONG)
+            axes[row, 1 + column].set_xlabel(_name(names, train_y[neighbour]), fontsize=6, labelpad=2)
+    figure.suptitle("class below each image; green frame: that of the test image, red: another", fontsize=8)
     axes[0, 0].set_title("test image", fontsize=8)
     if nearest.shape[1]:
-        axes[0, 1].set_title("nearest in train", fontsize=8, loc="left")
+        axes[0, 1].set_title("nearest in train →", fontsize=8, loc="left")
     _save(figure, path)
 
 
@@ -106,12 +121,24 @@ def plot_feature_map(
         for index, label in enumerate(present):
             at = labels[rows] == label
             colour = palette(index if palette.N <= 20 else index / max(1, len(present) - 1))
-            name = class_names[label] if label < len(class_names) else str(label)
-            axis.scatter(*points[at].T, s=5, color=colour, linewidths=0, label=name)
+            axis.scatter(*points[at].T, s=8, color=colour, linewidths=0, label=_name(class_names, label))
         axis.set_title(title, fontsize=9)
-    if len(present) <= 20:
-        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, markerscale=3, frameon=False)
+        projection = projection_name(len(rows))
+        axis.set_xlabel(f"{projection} 1", fontsize=7)
+        axis.set_ylabel(f"{projection} 2", fontsize=7)
+    if len(present) <= MOST_NAMED:
+        axes[0, -1].legend(
+            loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, markerscale=2, frameon=False, title="class",
+            title_fontsize=7, ncols=-(-len(present) // 20),
+        )  # fmt: skip
+    else:
+        figure.suptitle(f"{len(present):,} classes, each of a colour: too many to name", fontsize=8)
     _save(figure, path)
+
+
+def projection_name(num_rows: int) -> str:
+    """What [`two_dimensions`] makes of so many rows."""
+    return "principal component" if num_rows < FEW_ROWS else "t-SNE"
 
 
 def two_dimensions(features: np.ndarray) -> np.ndarray:
@@ -121,7 +148,7 @@ def two_dimensions(features: np.ndarray) -> np.ndarray:
     rows = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     left, size, _ = np.linalg.svd(rows, full_matrices=False)
     leading = (left * size)[:, :50]
-    if len(features) < 50:
+    if len(features) < FEW_ROWS:
         return np.pad(leading, ((0, 0), (0, max(0, 2 - leading.shape[1]))))[:, :2]
     # comparable between encoders, whatever the length of their features
     leading /= leading[:, 0].std() or 1.0
@@ -141,8 +168,8 @@ def patch_maps(vision: VisionEncoder, images: torch.Tensor) -> np.ndarray | None
             From [`~hfssl.evaluation.image.features.resized_images`].
 
     Returns:
-        `np.ndarray` of shape `(n, rows, columns, 3)`, or `None` where the last features are no map of two patches or
-        more a side.
+        `np.ndarray` of shape `(n, rows, columns, 3)`, or `None` where the last features are no map of at least four
+        patches a side.
     """
     model = vision.load()
     pixel_values = normalized(vision.processor, images, model.device)
@@ -158,7 +185,7 @@ def patch_maps(vision: VisionEncoder, images: torch.Tensor) -> np.ndarray | None
         if side < 1 or hidden.shape[1] % side:
             return None
         hidden = hidden.unflatten(1, (side, hidden.shape[1] // side))
-    if min(hidden.shape[1:3]) < 2:
+    if min(hidden.shape[1:3]) < LEAST_PATCHES:
         return None
     flat = hidden.flatten(0, 2)
     flat = flat - flat.mean(0)
@@ -178,7 +205,9 @@ def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path) -> None:
     for column, (image, colours) in enumerate(zip(images, maps, strict=True)):
         _show(axes[0, column], image)
         axes[1, column].imshow(colours, interpolation="nearest")
-    axes[1, 0].set_title("patch features", fontsize=8, loc="left")
+    axes[0, 0].set_title("image", fontsize=8, loc="left")
+    axes[1, 0].set_title(f"its {maps.shape[1]} × {maps.shape[2]} patches", fontsize=8, loc="left")
+    figure.suptitle("red, green, blue: first, second, third principal component of the patch features", fontsize=7)
     _save(figure, path)
 
 
@@ -207,6 +236,11 @@ def plot_label_efficiency(results: Sequence[Result], path: Path) -> None:
     axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(figure, path)
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    name = str(names[label]) if label < len(names) else str(label)
+    return name if len(name) <= 18 else f"{name[:17]}…"
 
 
 def _grid(rows: int, columns: int, size: float = 1.0, bare: bool = True) -> "tuple[Figure, np.ndarray]":

@@ -225,8 +225,7 @@ class MaeForPreTraining(SSLVisionModel):
             )
         if noise is None:
             noise = torch.rand(len(pixel_values), self.config.num_patches, device=pixel_values.device)
-        order = noise.argsort(dim=1, stable=True)
-        places = order.argsort(dim=1)  # where in `order` each patch stands
+        order, places = self.order(noise)
         num_visible = self.config.num_visible
         hidden = encode_visible(self.encoder, pixel_values, order[:, :num_visible])
         prediction = self.decode(hidden, places)
@@ -234,6 +233,18 @@ class MaeForPreTraining(SSLVisionModel):
         target, _, _ = self.targets(pixel_values)
         loss = mae_loss(prediction, target, bool_masked_pos)
         return MaeOutput(loss=loss, logits=None if self.training else prediction, bool_masked_pos=bool_masked_pos)
+
+    @staticmethod
+    def order(noise: torch.FloatTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """The patches, those first that are visible, and where in this order each patch stands."""
+        order = noise.argsort(dim=1, stable=True)
+        return order, order.argsort(dim=1)
+
+    def hidden_pixels(self, noise: torch.FloatTensor) -> torch.BoolTensor:
+        """Which pixels `noise` `(batch_size, num_patches)` hides, of shape `(batch_size, 1, height, width)`."""
+        _, places = self.order(noise)
+        hidden = (places >= self.config.num_visible)[..., None]
+        return unpatchify(hidden.expand(-1, -1, self.patch_size**2), self.patch_size)
 
     def decode(self, hidden: torch.Tensor, places: torch.LongTensor) -> torch.Tensor:
         """Predict all patches from the encoded visible ones.
