@@ -1,9 +1,9 @@
 """Letters: drawn images whose labels a network has to learn, on every machine without a download.
 
-A capital letter in one of the 21 text fonts that matplotlib ships, in a random colour on a random colour, in place,
-size and slight rotation of its own. What sets two images apart at first sight, colour and place, is what the views of
-contrastive methods take away: pixels and random networks hardly know a letter, a trained one does. Digits of
-scikit-learn are the other way round, see [`~hfssl.data.image.digits`].
+A capital letter in one of the 21 text fonts that matplotlib ships, in a random colour on a lighter random colour, in
+place, size and slight rotation of its own. What sets two images apart at first sight, colour, place and size, is what
+views take away: pixels and random networks hardly know a letter, a trained one does. Digits of scikit-learn are the
+other way round, see [`~hfssl.data.image.digits`].
 """
 
 import colorsys
@@ -37,10 +37,12 @@ NUM_IMAGES = {"train": 10_000, "test": 2_000}
 SIZE = 32
 # A glyph is drawn once, as large as it gets, in the middle of a square of its own.
 GLYPH_SIZE, FONT_SIZE = 64, 40
-# Of the drawn glyph, so that a capital is about half to three quarters of the image high.
-SCALE = (0.6, 0.95)
-# Degrees, and pixels from the middle.
-ROTATION, SHIFT = 8.0, 4.5
+# Of the drawn glyph, so that a capital is about a third to four fifths of the image high.
+SCALE = (0.4, 0.9)
+# In degrees.
+ROTATION = 8.0
+# Pixels from the middle of a drawn glyph to its edge, about. Letters lie anywhere where they are whole.
+REACH = 15.0
 # Of the means of red, green and blue, in [0, 255].
 LEAST_CONTRAST = 60.0
 
@@ -75,7 +77,7 @@ def _draw(split: str) -> dict[str, list]:
     label, font = (draws[:, 0] * len(LETTERS)).astype(int), (draws[:, 1] * len(FONTS)).astype(int)
     angle = np.deg2rad((2 * draws[:, 2] - 1) * ROTATION)
     scale = SCALE[0] + draws[:, 3] * (SCALE[1] - SCALE[0])
-    shift = (2 * draws[:, 4:6] - 1) * SHIFT
+    shift = (2 * draws[:, 4:6] - 1) * (SIZE / 2 - REACH * scale)[:, None]
     ink, paper = _colors(draws[:, 6:9], draws[:, 9:12])
     # from a pixel of the image to one of the glyph: `Image.transform` asks where each comes from
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
@@ -106,16 +108,17 @@ def _draws(split: str, number: int, columns: int) -> np.ndarray:
 def _colors(ink: np.ndarray, paper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the letter and of what it stands on, red, green and blue in [0, 255], from three numbers each in [0, 1).
 
-    The letter's colour has a hue to be called by; the other is any colour that is lighter or darker enough.
+    The letter is darker. Which of the two is darker would be the first thing that a method without negatives learns,
+    and the last: no view takes it away.
     """
-    inks = np.array([colorsys.hsv_to_rgb(h, 0.4 + 0.6 * s, 0.25 + 0.75 * v) for h, s, v in ink]) * 255
-    papers = paper * 255
-    difference = papers.mean(1) - inks.mean(1)
-    is_close = np.abs(difference) < LEAST_CONTRAST
-    # away from the letter's brightness, to the side on which there is more room
-    goal = np.where(inks.mean(1) < 127.5, 1.0, 0.0)[:, None] * 255
-    moved = papers + (goal - papers) * 0.6
-    return inks.astype(np.float32), np.where(is_close[:, None], moved, papers).astype(np.float32)
+    inks = 255 * np.array([colorsys.hsv_to_rgb(h, 0.4 + 0.6 * s, 0.15 + 0.6 * v) for h, s, v in ink])
+    papers = 255 * np.array([colorsys.hsv_to_rgb(h, 0.7 * s, 0.6 + 0.4 * v) for h, s, v in paper])
+    # towards white where they are too near to each other, then the letter towards black
+    missing = np.clip(LEAST_CONTRAST - papers.mean(1) + inks.mean(1), 0, None)[:, None]
+    papers += (255 - papers) * np.clip(missing / (255.001 - papers.mean(1)[:, None]), 0, 1)
+    missing = np.clip(LEAST_CONTRAST - papers.mean(1) + inks.mean(1), 0, None)[:, None]
+    inks *= 1 - np.clip(missing / inks.mean(1)[:, None], 0, 1)
+    return inks.astype(np.float32), papers.astype(np.float32)
 
 
 @functools.cache

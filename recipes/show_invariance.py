@@ -1,0 +1,80 @@
+"""What the views change, the encoder unlearns: letters or colours, from the same images by the same method.
+
+python recipes/show_invariance.py                                       embedded letters, SimCLR twice, minutes
+python recipes/show_invariance.py --max_steps 600
+
+Two encoders that differ in one thing: whether the views of a letter have other colours. Where they have, colour does
+not help to find the other view, and the encoder keeps the letter; where they have not, the colour is all it takes.
+Ends with probes of both for letter and colour. Look at your own views with recipes/show_views.py.
+"""
+
+from dataclasses import dataclass
+
+from hfssl.errors import UserError, explained
+
+
+JITTERS = {"colours change": (0.8, 0.8, 0.8, 0.5), "colours stay": (0.0, 0.0, 0.0, 0.0)}
+LABELS = {"letter": "label", "colour": "color"}
+
+
+@dataclass
+class ShowInvariance:
+    r"""
+    Args:
+        max_steps (`int`, *optional*, defaults to `200`):
+            Of each of the two runs, 256 images each.
+        seed (`int`, *optional*, defaults to `0`):
+            Of both.
+        output_dir (`str`, *optional*, defaults to `"outputs/invariance"`):
+            For both encoders, as plain transformers loads them.
+    """
+
+    max_steps: int = 200
+    seed: int = 0
+    output_dir: str = "outputs/invariance"
+
+    def __post_init__(self):
+        if self.max_steps < 1:
+            raise UserError(f"`--max_steps` must be at least 1, got {self.max_steps}.")
+
+
+@explained
+def main():
+    from hfssl import RecipeParser, SimclrForPreTraining, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.image.data import ImageData, ImageDataArguments
+    from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
+    from hfssl.cli.image.probes import load_splits
+    from hfssl.cli.modality import build_method
+    from hfssl.data.image.views import ViewArguments
+    from hfssl.evaluation.probes import probe_table
+    from hfssl.modeling.image_processing import build_image_processor
+
+    (recipe,) = RecipeParser(ShowInvariance, description=__doc__).parse()
+    data, encoder = ImageData(ImageDataArguments(dataset="letters")), VisionEncoderArguments()
+    table: dict[str, dict[str, float]] = {}
+    for name, jitter in JITTERS.items():
+        folder = f"{recipe.output_dir}/{name.replace(' ', '_')}"
+        args = SSLTrainingArguments(
+            folder, max_steps=recipe.max_steps, per_device_train_batch_size=256, lr_scheduler_type="cosine",
+            seed=recipe.seed, save_strategy="no", report_to="none",
+        )  # fmt: skip
+        views = make_views(SimclrForPreTraining, encoder, {}, data, ViewArguments(jitter=jitter), {"jitter"})
+        model = build_method(SimclrForPreTraining, encoder, {}, views, args, set())
+        SSLTrainer(model, args, data.stream(args, views), settings=data.settings | views.settings).train()
+        processor = build_image_processor(views.image_size, views.mean, views.std)
+        for what, column in LABELS.items():
+            train, test = load_splits("letters", label_column=column)
+            for result in probe_table(model.encoder, processor, train, test, name=name, pictures=False):
+                probe = f"{what}, {result.protocol}" + f" {result.hyperparameters.get('k', '')}"
+                row = table.setdefault(probe, {"random encoder": result.baselines["random_init"]})
+                row[name] = result.value
+        model.export_encoder(folder)
+        processor.save_pretrained(folder)
+    columns = [*JITTERS, "random encoder"]
+    print(f"\n{'':24}" + "".join(f"{column:>18}" for column in columns))
+    for probe, row in table.items():
+        print(f"{probe:24}" + "".join(f"{row[column]:18.3f}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
