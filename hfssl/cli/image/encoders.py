@@ -41,7 +41,7 @@ EMBEDDED_VIEWS = {
         "image_size": 32, "flip_probability": 0.0, "crop_scale": (0.3, 1.0), "jitter": (0.8, 0.8, 0.8, 0.5),
         "jitter_probability": 1.0,
     },
-    "digits": {"image_size": 16, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)},
+    "digits": {"image_size": 32, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)},
 }  # fmt: skip
 
 
