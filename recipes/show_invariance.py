@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from hfssl.errors import UserError, explained
 
 
-JITTERS = {"colours change": (0.8, 0.8, 0.8, 0.5), "colours stay": (0.0, 0.0, 0.0, 0.0)}
+VIEWS = {
+    "colours change": {"jitter": (0.8, 0.8, 0.8, 0.5), "grey_probability": 0.2},
+    "colours stay": {"jitter": (0.0, 0.0, 0.0, 0.0), "grey_probability": 0.0},
+}
 LABELS = {"letter": "label", "colour": "color"}
 
 
@@ -52,13 +55,13 @@ def main():
     (recipe,) = RecipeParser(ShowInvariance, description=__doc__).parse()
     data, encoder = ImageData(ImageDataArguments(dataset="letters")), VisionEncoderArguments()
     table: dict[str, dict[str, float]] = {}
-    for name, jitter in JITTERS.items():
+    for name, colours in VIEWS.items():
         folder = f"{recipe.output_dir}/{name.replace(' ', '_')}"
         args = SSLTrainingArguments(
             folder, max_steps=recipe.max_steps, per_device_train_batch_size=256, lr_scheduler_type="cosine",
             seed=recipe.seed, save_strategy="no", report_to="none",
         )  # fmt: skip
-        views = make_views(SimclrForPreTraining, encoder, {}, data, ViewArguments(jitter=jitter), {"jitter"})
+        views = make_views(SimclrForPreTraining, encoder, {}, data, ViewArguments(**colours), {*colours})
         model = build_method(SimclrForPreTraining, encoder, {}, views, args, set())
         SSLTrainer(model, args, data.stream(args, views), settings=data.settings | views.settings).train()
         processor = build_image_processor(views.image_size, views.mean, views.std)
@@ -70,7 +73,7 @@ def main():
                 row[name] = result.value
         model.export_encoder(folder)
         processor.save_pretrained(folder)
-    columns = [*JITTERS, "random encoder"]
+    columns = [*VIEWS, "random encoder"]
     print(f"\n{'':24}" + "".join(f"{column:>18}" for column in columns))
     for probe, row in table.items():
         print(f"{probe:24}" + "".join(f"{row[column]:18.3f}" for column in columns))

@@ -34,12 +34,13 @@ IMAGE_SIZE = 224
 # Last stage of a convolutional encoder from which on a CPU with bf16 gains by it: its narrow convolutions are slower
 # so (at 32 pixels ResNet-18 by 1.6 times, the ConvNeXt V2 named atto by 1.2; ResNet-50 is 1.7 times faster).
 BFLOAT16_WIDTH = 1024
-# Of the embedded sets. Mirrored, letters and digits are others or none; what a letter looks like is its colours, and
-# views take them away. Digits have 8 pixels, and less than half of one says nothing.
+# Of the embedded sets. Mirrored, letters and digits are others or none. What letters look like is their colours: views
+# take them away, and are mild beyond that, since methods without negatives find nothing in common between views that
+# differ more. Digits have 8 pixels, and less than half of one says nothing.
 EMBEDDED_VIEWS = {
     "letters": {
-        "image_size": 32, "flip_probability": 0.0, "crop_scale": (0.3, 1.0), "jitter": (0.8, 0.8, 0.8, 0.5),
-        "jitter_probability": 1.0,
+        "image_size": 32, "flip_probability": 0.0, "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.0, 0.0),
+        "jitter_probability": 1.0, "grey_probability": 1.0, "blur_probability": [0.0], "solarize_probability": [0.0],
     },
     "digits": {"image_size": 32, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)},
 }  # fmt: skip

@@ -51,6 +51,9 @@ METHOD = Method(
     # appendix A
     views=ViewPreset((View(scale=(0.2, 1.0), interpolation="bicubic"),), has_noise=True),
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=1.5e-4, checkpoint=1.5e-4),
+    embedded_views={
+        "letters": {"jitter_probability": 0.0, "grey_probability": 0.0}
+    },  # there is no view to compare with
     # the paper's decoder has 2/3 of the width of its encoder
     narrow_heads={"decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 2},
     chance=_chance,
