@@ -50,7 +50,7 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rate = RECORDS[method].method.learning_rates.narrow * (BATCH / 256) ** 0.5
     flags = FLAGS | {"max_steps": steps, "learning_rate": rate}
-    if dataset == "embedded":  # as whoever gives no flags has it
+    if dataset == "letters":  # as whoever gives no flags has it
         return {name: value for name, value in flags.items() if name not in ("encoder", "image_size")}
     folder, _, label = data[dataset].partition(":")
     flags |= {"dataset": folder, "probe_dataset": folder, "max_held_out": 256}
@@ -132,7 +132,7 @@ def main() -> None:
     lines = args.runs.read_text().splitlines() if args.runs.exists() else []
     there = {tuple(json.loads(line)[name] for name in ("dataset", "method", "variant")) for line in lines}
     only = set(filter(None, args.only.split(",")))
-    names = [(d, m, v) for d in ("embedded", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
+    names = [(d, m, v) for d in ("letters", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
     for name in names:
         if name in there or not only <= set(name):
             continue
