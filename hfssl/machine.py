@@ -108,7 +108,7 @@ def use_one_gpu(args: "TrainingArguments") -> None:
 
 # An absolute path in quotes, where it may hold spaces, or without: not the path of a URL, not "and/or".
 _PATHS = re.compile(
-    r"""(?<=(?P<quote>['"`]))/[^'"`\n]*(?=(?P=quote))"""
+    r"""(?<=(?P<quote>['"`]))/(?:(?!(?P=quote))[^\n])*(?=(?P=quote))"""
     r"""|(?<![\w.:/~*?\])-])/[^\s'"`,;:|()]+/[^\s'"`,;:|()]*"""
 )
 

@@ -60,7 +60,7 @@ METHOD = Method(
     views=ViewPreset((_VIEW, _VIEW)),
     learning_rates=LearningRates(narrow=2e-3, wide=1e-3, checkpoint=5e-4),
     narrow_heads={"toy_dim": 8},
-    embedded_views={"jitter": (0.1, 0.1, 0.0, 0.0)},
+    embedded_views={"digits": {"jitter": (0.1, 0.1, 0.0, 0.0)}},
     collapse_hints=lambda config: {"constant": f"lower `toy_dim={config.toy_dim}`", "few directions": "`raise it`"},
     chance=lambda config, num_samples: {"loss": 1.0},
 )
@@ -113,7 +113,7 @@ def test_a_method_is_added_by_its_file_and_one_line(toy, tmp_path, capsys):
         str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=16, precision="fp32", report_to="none",
         use_cpu=True, eval_steps=1, logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
-    data = ImageData(ImageDataArguments(max_held_out=40))
+    data = ImageData(ImageDataArguments(dataset="digits", max_held_out=40))
     recipe = VisionEncoderArguments()
     config = {"encoder_config": tiny_vision.vit().to_dict()}
     views = make_views(toy, recipe, config, data, ViewArguments(), set())

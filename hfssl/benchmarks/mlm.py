@@ -17,13 +17,12 @@ import time
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
 from ..cli.text.data import TOKENIZER_SAMPLE, TextDataArguments
-from ..cli.text.encoders import is_checkpoint, text_encoder_config
+from ..cli.text.encoders import TextEncoderArguments, is_checkpoint, text_encoder_config
 from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
@@ -272,7 +271,7 @@ def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
         model = MlmForPreTraining(MlmPreTrainingConfig(encoder_config=config))
         set_attention(model.encoder, "sdpa", data.arguments.max_length, args.device)
     else:
-        recipe = SimpleNamespace(encoder=arguments.encoder, attention=arguments.attention)
+        recipe = TextEncoderArguments(arguments.encoder, arguments.attention)
         model = build_method(MlmForPreTraining, recipe, {}, data, args, set())
     return data, model, data.stream(args, model.config.masking)
 

@@ -33,7 +33,7 @@ def encoder(tmp_path_factory):
 @pytest.fixture
 def arguments(encoder, tmp_path):
     return QualityBenchmark(
-        encoder=encoder, output_dir=str(tmp_path), max_images=40, batch_size=16, passes=2, max_train_samples=60,
+        dataset="digits", encoder=encoder, output_dir=str(tmp_path), max_images=40, batch_size=16, passes=2, max_train_samples=60,
         max_test_samples=40, seeds="0", compared="simclr", precision="fp32", use_cpu=True, local_crops=1, cpu_threads=1,
         method_config={"dino": TINY_DINO},
     )  # fmt: skip

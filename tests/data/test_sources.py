@@ -811,9 +811,13 @@ def test_wrong_arguments():
         open_source(None, modality="smell")
     with pytest.raises(DataError, match="line, paragraph, document. Got 'word'"):
         open_source(None, sample_by="word")
-    with pytest.raises(DataError, match="The embedded corpus has no split 'test': its only split is 'train'"):
+    with pytest.raises(
+        DataError, match="The embedded data 'python-docs' have no split 'test': its only split is 'train'"
+    ):
         open_source(None, split="test")
-    with pytest.raises(DataError, match="The embedded corpus has no column 'body': its only column is 'text'"):
+    with pytest.raises(
+        DataError, match="The embedded data 'python-docs' have no column 'body': its only column is 'text'"
+    ):
         open_source(None, column="body")
-    with pytest.raises(DataError, match="The embedded corpus has no configuration 'en': it has none"):
+    with pytest.raises(DataError, match="The embedded data 'python-docs' have no configuration 'en': it has none"):
         open_source(None, config="en")

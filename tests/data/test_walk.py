@@ -6,7 +6,7 @@ import zipfile
 import datasets
 import pytest
 
-from hfssl.data.image.embedded import embedded_images
+from hfssl.data.image.digits import digits
 from hfssl.data.sources import DataError, find, open_source
 from hfssl.data.sources.walk import each_once, files_below, splits_of
 
@@ -46,7 +46,7 @@ def test_a_file_that_is_linked_from_outside_counts_under_each_name(tmp_path):
 
 
 def test_pictures_and_texts_come_once(tmp_path):
-    images = embedded_images("test")[0][:5]
+    images = digits("test")["image"][:5]
     (tmp_path / "images").mkdir()
     for i, image in enumerate(images):
         (tmp_path / "images" / f"{i}.png").write_bytes(image)
@@ -60,7 +60,7 @@ def test_pictures_and_texts_come_once(tmp_path):
 
 
 def test_a_link_that_leads_nowhere_is_a_damaged_image(tmp_path):
-    images = embedded_images("test")[0][:3]
+    images = digits("test")["image"][:3]
     for i, image in enumerate(images):
         (tmp_path / f"{i}.png").write_bytes(image)
     (tmp_path / "gone.png").symlink_to("nowhere.png")
@@ -100,7 +100,7 @@ def test_local_data_need_no_cache(tmp_path, monkeypatch, what):
     if what == "card":
         write(tmp_path / "a", "README.md", text="---\nconfigs:\n- config_name: x\n  data_files: '*.txt'\n---\n")
     if what == "images":
-        (tmp_path / "a" / "1.png").write_bytes(embedded_images("test")[0][0])
+        (tmp_path / "a" / "1.png").write_bytes(digits("test")["image"][0])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nope/datasets")
     path = {"glob": str(tmp_path / "a" / "*.txt"), "file": str(tmp_path / "a" / "a.txt")}.get(what, tmp_path / "a")
     source = open_source(path, modality="image" if what == "images" else "text")

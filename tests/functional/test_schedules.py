@@ -208,8 +208,8 @@ def test_the_budget_is_what_makes_the_run_not_the_number_of_steps(tmp_path):
     trainer, _, _ = run(tmp_path, 3 / 60)
     assert trainer.settings["budget_minutes"] == 3 / 60 and "max_steps" not in trainer.settings
     trainer.train()
-    with pytest.raises(UserError, match="budget_minutes was 0.05, is 0.1"):
-        run(tmp_path, 6 / 60)[0].train()
+    with pytest.raises(UserError, match="budget_minutes was 0.05, is 0.03333"):
+        run(tmp_path, 2 / 60)[0].train()
 
 
 @pytest.mark.parametrize(

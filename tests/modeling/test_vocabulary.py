@@ -1,7 +1,5 @@
 """New words for the vocabulary of a checkpoint."""
 
-from types import SimpleNamespace
-
 import pytest
 import tiny
 import torch
@@ -24,6 +22,7 @@ from transformers import (
 
 from hfssl import MlmForPreTraining, MlmPreTrainingConfig
 from hfssl.cli.text.data import TextData, TextDataArguments
+from hfssl.cli.text.encoders import TextEncoderArguments
 from hfssl.data.text.tokenizer import train_tokenizer
 from hfssl.errors import UserError
 from hfssl.methods.text.clm import ClmForPreTraining, ClmPreTrainingConfig
@@ -286,9 +285,7 @@ def test_a_checkpoint_is_continued_with_new_words_and_the_result_is_stock(checkp
         eval_steps=4, logging_steps=2, disable_tqdm=True, save_steps=2,
     )  # fmt: skip
     data = TextData(arguments(tmp_path), str(checkpoint))
-    model = build_method(
-        MlmForPreTraining, SimpleNamespace(encoder=str(checkpoint), attention="sdpa"), {}, data, args, set()
-    )
+    model = build_method(MlmForPreTraining, TextEncoderArguments(str(checkpoint), "sdpa"), {}, data, args, set())
     assert args.learning_rate == 5e-5
     evaluator = MaskedTokenEvaluator(data.held_out_of, data.tokenizer, max_length=32, training_texts=CORPUS)
     trainer = SSLTrainer(

@@ -20,7 +20,18 @@ def run(folder, *flags):
 
 def test_ends_with_a_table_and_goes_on_with_the_same_command(tmp_path):
     encoder = save(vit(num_hidden_layers=1), tmp_path / "encoder")
-    flags = ["--encoder", encoder, "--output_dir", tmp_path, "--max_train_samples", 100, "--max_test_samples", 50]
+    flags = [
+        "--encoder",
+        encoder,
+        "--dataset",
+        "digits",
+        "--output_dir",
+        tmp_path,
+        "--max_train_samples",
+        100,
+        "--max_test_samples",
+        50,
+    ]
     flags += ["--seeds", 1, "--epochs", 1, "--min_steps", 3, "--train_batch_size", 16]
     first = run(tmp_path / "log", *flags)
     assert first.poll() == 0, first.stderr
@@ -42,7 +53,20 @@ def test_mistakes_end_in_one_sentence(tmp_path):
 @pytest.mark.distributed
 def test_two_processes_train_as_one(tmp_path):
     encoder = save(vit(num_hidden_layers=1), tmp_path / "encoder")
-    flags = ["--encoder", encoder, "--max_train_samples", 300, "--seeds", 1, "--epochs", 10, "--precision", "fp32"]
+    flags = [
+        "--encoder",
+        encoder,
+        "--dataset",
+        "digits",
+        "--max_train_samples",
+        300,
+        "--seeds",
+        1,
+        "--epochs",
+        10,
+        "--precision",
+        "fp32",
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = subprocess.run(
         [*torchrun, "recipes/finetune.py", *map(str, flags), "--output_dir", tmp_path / "two"],

@@ -95,8 +95,9 @@ def test_a_probe_of_the_folder_is_that_of_the_table(labelled, tmp_path):
     assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
 
 
-def test_the_snippet_of_the_card_makes_the_feature_that_was_measured(labelled):
+def test_the_snippet_of_the_card_makes_the_feature_that_was_measured(labelled, monkeypatch):
     out = labelled[0]
+    monkeypatch.chdir(out.parent)  # a card says nothing of the folders above its own
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)[1]
     names = {"image": Image.new("RGB", (16, 16), "red")}
     exec(code, names)

@@ -37,11 +37,11 @@ NUM_IMAGES = {"train": 10_000, "test": 2_000}
 SIZE = 32
 # A glyph is drawn once, as large as it gets, in the middle of a square of its own.
 GLYPH_SIZE, FONT_SIZE = 64, 40
-# Of the drawn glyph, so that a capital is about a third to four fifths of the image high.
-SCALE = (0.4, 0.9)
-# In degrees.
-ROTATION = 8.0
-# Pixels from the middle of a drawn glyph to its edge, about. Letters lie anywhere where they are whole.
+# Of the drawn glyph, so that a capital is about half to three quarters of the image high.
+SCALE = (0.55, 0.9)
+# Degrees, and pixels from the middle.
+ROTATION, SHIFT = 8.0, 4.0
+# Pixels from the middle of a drawn glyph to its edge, about: letters are nearer to the middle where they are large.
 REACH = 15.0
 # Of the means of red, green and blue, in [0, 255].
 LEAST_CONTRAST = 60.0
@@ -77,7 +77,7 @@ def _draw(split: str) -> dict[str, list]:
     label, font = (draws[:, 0] * len(LETTERS)).astype(int), (draws[:, 1] * len(FONTS)).astype(int)
     angle = np.deg2rad((2 * draws[:, 2] - 1) * ROTATION)
     scale = SCALE[0] + draws[:, 3] * (SCALE[1] - SCALE[0])
-    shift = (2 * draws[:, 4:6] - 1) * (SIZE / 2 - REACH * scale)[:, None]
+    shift = (2 * draws[:, 4:6] - 1) * np.minimum(SHIFT, SIZE / 2 - REACH * scale)[:, None]
     ink, paper = _colors(draws[:, 6:9], draws[:, 9:12])
     # from a pixel of the image to one of the glyph: `Image.transform` asks where each comes from
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale

@@ -64,7 +64,8 @@ def find_column(
     if len(candidates) == 1:
         return candidates[0]
     by_lower_name = {name.lower(): name for name in reversed(candidates)}
-    by_lower_name = {name.rpartition(".")[2]: column for name, column in by_lower_name.items()} | by_lower_name
+    nested = {name: column for name, column in by_lower_name.items() if _is_field(column, features)}
+    by_lower_name = {name.rpartition(".")[2]: column for name, column in nested.items()} | by_lower_name
     for name in (*preferred, *wanted.column_names):
         if name.lower() in by_lower_name:
             return by_lower_name[name.lower()]
