@@ -8,9 +8,10 @@ accelerate launch recipes/byol.py --dataset my_images/ --probe_dataset my_labell
 accelerate launch recipes/byol.py --config recipes/configs/byol_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/byol.py                             several processes, one batch
 
-The longer the run, the nearer to 1 --momentum_start should be. The paper trains ResNets; a Vision Transformer from
-scratch gets what keeps its projections from falling into a few directions, --last_batch_norm and --freeze_patch_embed.
-The same command again continues a run that was stopped. What the views look like: recipes/show_views.py --method byol.
+Without negatives what two views have in common has to be found by a network that knows nothing yet: where a run
+narrows, make the views milder, or bring --momentum_start nearer to 1. Narrow encoders from scratch get
+--last_batch_norm, and Vision Transformers --freeze_patch_embed too, which keep projections from falling into a few
+directions. The same command again continues a run that was stopped. What the views look like: recipes/show_views.py --method byol.
 Measured results: recipes/README.md.
 """
 
@@ -29,8 +30,7 @@ def main():
     from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    short = {"max_steps": 200, "momentum_start": 0.99}  # the paper's for its shorter runs
-    defaults = {"output_dir": "outputs/byol", "per_device_train_batch_size": 256, **short, **adam}
+    defaults = {"output_dir": "outputs/byol", "max_steps": 500, "per_device_train_batch_size": 256, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, ByolPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,

@@ -11,8 +11,7 @@ torchrun --nproc_per_node 2 recipes/dino.py                             several 
 Defaults are for short runs and are not the paper's. To a fresh ViT all images are nearly the same, and with the
 paper's CLS token, plain head and centre so few steps end where every prototype is as likely for all of them. So the
 mean of the patches is projected, through batch norm, and Sinkhorn's equal shares stand for the centre, at a lower
-temperature. Digits are not recoloured, and have no small crops unless --local_crops says so. The paper's settings:
-recipes/configs.
+temperature. Embedded images have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
 
 The longer the run, the nearer to 1 --momentum_start should be; where the loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
@@ -37,10 +36,10 @@ def main():
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
     # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
     short = {
-        "max_steps": 400, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "max_steps": 500, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
         "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
     }  # fmt: skip
-    defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 128, **short, **paper, **adam}
+    defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 256, **short, **paper, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, DinoPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),

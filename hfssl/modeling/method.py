@@ -32,6 +32,8 @@ class LearningRates:
             With Adam, for a checkpoint that is continued.
         lars (`float`, *optional*):
             With LARS.
+        narrow_convolutional (`float`, *optional*):
+            Instead of `narrow` for convolutional encoders, whose batch norm bears more than a Vision Transformer does.
         per_256_samples (`bool`, *optional*, defaults to `True`):
             Whether they are those of 256 samples a step and grow with the batch, as papers on images state them.
     """
@@ -40,15 +42,18 @@ class LearningRates:
     wide: float
     checkpoint: float
     lars: float | None = None
+    narrow_convolutional: float | None = None
     per_256_samples: bool = True
 
-    def choose(self, optimizer: str, width: int, from_scratch: bool) -> float:
+    def choose(self, optimizer: str, width: int, from_scratch: bool, is_convolutional: bool = False) -> float:
         """The rate for an optimizer (`--optim`) and an encoder."""
         if optimizer == "lars" and self.lars is not None:
             return self.lars
         if not from_scratch:
             return self.checkpoint
-        return self.narrow if width <= NARROW_WIDTH else self.wide
+        if width > NARROW_WIDTH:
+            return self.wide
+        return self.narrow_convolutional if is_convolutional and self.narrow_convolutional else self.narrow
 
 
 @dataclass(frozen=True)

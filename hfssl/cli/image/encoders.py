@@ -198,11 +198,11 @@ def build(
     try_on_an_image(model.encoder, image_size)
     if views.local_size is not None:
         _try_small_crops(model, views.local_size)
-    is_narrow = is_convolutional(model.encoder.config) and width_of(model.encoder.config) < BFLOAT16_WIDTH
-    if args.device.type == "cpu" and is_narrow:
+    width, convolutional = width_of(model.encoder.config), is_convolutional(model.encoder.config)
+    if args.device.type == "cpu" and convolutional and width < BFLOAT16_WIDTH:
         args.take_full_precision()
     if args.learning_rate is None:
-        rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
+        rate = record.learning_rates.choose(args.optim, width, fresh is not None, convolutional)
         args.set_learning_rate(rate, record.learning_rates.per_256_samples)
     set_attention(model, recipe.attention, args)
     return model

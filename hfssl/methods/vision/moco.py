@@ -61,7 +61,7 @@ METHOD = Method(
     title="MoCo v3",
     modality="image",
     views=ViewPreset((_FIRST_VIEW, _SECOND_VIEW)),
-    learning_rates=LearningRates(lars=0.3, narrow=3e-4, wide=1.5e-4, checkpoint=1e-4),
+    learning_rates=LearningRates(lars=0.3, narrow=3e-4, narrow_convolutional=1e-3, wide=1.5e-4, checkpoint=1e-4),
     narrow_heads={"projector_hidden_dim": 1024},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
     embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
