@@ -11,8 +11,8 @@ torchrun --nproc_per_node 2 recipes/byol.py                             several 
 Without negatives what two views have in common has to be found by a network that knows nothing yet: where a run
 narrows, make the views milder, or bring --momentum_start nearer to 1. Narrow encoders from scratch get
 --last_batch_norm, and Vision Transformers --freeze_patch_embed too, which keep projections from falling into a few
-directions. The same command again continues a run that was stopped. What the views look like: recipes/show_views.py --method byol.
-Measured results: recipes/README.md.
+directions. The same command again continues a run that was stopped. What the views look like:
+recipes/show_views.py --method byol. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command
