@@ -10,7 +10,8 @@ Ends with probes of both for letter and colour. Look at your own views with reci
 
 from dataclasses import dataclass
 
-from hfssl.errors import UserError, explained
+from hfssl.cli.command import command
+from hfssl.errors import UserError
 
 
 VIEWS = {
@@ -41,7 +42,7 @@ class ShowInvariance:
             raise UserError(f"`--max_steps` must be at least 1, got {self.max_steps}.")
 
 
-@explained
+@command
 def main():
     from hfssl import RecipeParser, SimclrForPreTraining, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
