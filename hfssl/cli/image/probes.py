@@ -43,7 +43,7 @@ class ProbeArguments:
             of each class.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
-        probe_max_samples (`int`, *optional*, defaults to `5000`):
+        probe_max_samples (`int`, *optional*, defaults to `3000`):
             Use so many images of each split at most. `recipes/probe.py` takes all.
         probe_pooling (`str`, *optional*):
             cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
@@ -54,7 +54,7 @@ class ProbeArguments:
     probe_split: str = "train"
     probe_test_split: str = "auto"
     probe_label_column: str | None = None
-    probe_max_samples: int | None = 5_000
+    probe_max_samples: int | None = 3_000
     probe_pooling: str | None = None
 
     def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
