@@ -37,10 +37,11 @@ NUM_IMAGES = {"train": 10_000, "test": 2_000}
 SIZE = 32
 # A glyph is drawn once, as large as it gets, in the middle of a square of its own.
 GLYPH_SIZE, FONT_SIZE = 64, 40
-# Of the drawn glyph, so that a capital is about a third to three quarters of the image high.
-SCALE = (0.4, 0.9)
+# Of the drawn glyph, so that a capital is about half to two thirds of the image high. A method without negatives
+# that is shown letters of very different sizes learns the size.
+SCALE = (0.55, 0.85)
 # Degrees, and pixels from the middle.
-ROTATION, SHIFT = 15.0, 4.5
+ROTATION, SHIFT = 15.0, 4.0
 # Pixels from the middle of a drawn glyph to its edge, about: letters are nearer to the middle where they are large.
 REACH = 15.0
 # Of the means of red, green and blue, in [0, 255].
