@@ -131,7 +131,7 @@ def fit_to_leave(content: Any) -> Any:
     # what no pattern knows for a path, such as that of a file:// URL
     for folder in sorted({os.getcwd(), os.path.expanduser("~"), tempfile.gettempdir()}, key=len, reverse=True):
         if len(folder) > 1:
-            text = re.sub(re.escape(folder) + r"(/|(?![\w-]))", "", text)
+            text = re.sub(r"(?<![\w.~-])" + re.escape(folder) + r"(/|(?![\w-]))", "", text)
     return text
 
 

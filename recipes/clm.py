@@ -25,7 +25,7 @@ def main():
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}
     parser = RecipeParser(
         CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments,
-        description=__doc__, defaults=defaults, unused=("lowercase",),
+        description=__doc__, defaults=defaults, unused=("lowercase", "strip_accents"),
     )  # fmt: skip
     recipe, data_args, config, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -52,6 +52,10 @@ def main():
     method, recipe = recipe_of(sys.argv[1:], Path(__file__).parent)
     parser = RecipeParser(ShowViews, description=__doc__, as_in=recipe)
     settings, *flags = parser.parse()
+    if METHODS[settings.method] is not method:
+        raise UserError(
+            f"The method is {settings.method}: pass `--method {settings.method}`, which no yaml can say here."
+        )
     batch, views, hidden = first_batch(method, *flags, given=parser.given)
     output = settings.output or f"outputs/views_{settings.method}.png"
     shown = contact_sheet(batch, views, output, settings.num_images, hidden)

@@ -178,12 +178,14 @@ def prepare(data: TextDataArguments, folder: Path) -> dict[str, Any]:
     if not data.tokenizer and learned < vocab_size:
         # speed depends on the size of the vocabulary, which a small corpus does not fill
         unused = {f"[unused{i}]": learned + i for i in range(vocab_size - learned)}
+        pieces = tokenizer.backend_tokenizer.pre_tokenizer  # breaks what is too long for a word
         tokenizer = BertTokenizer(
             vocab=tokenizer.get_vocab() | unused,
             do_lower_case=data.lowercase,
             strip_accents=data.strip_accents,
             model_max_length=tokenizer.model_max_length,
         )
+        tokenizer.backend_tokenizer.pre_tokenizer = pieces
     tokenizer.save_pretrained(folder / "tokenizer")
     return {
         "corpus": source.description,

@@ -89,12 +89,16 @@ class HeldOutLossEvaluator(Evaluator):
 
     def _variance(self, model: torch.nn.Module) -> float:
         device = next(model.parameters()).device
-        count, total, squares = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         with torch.no_grad():
+            size = self.views.image_size
+            dim = model.targets(torch.zeros(1, 3, size, size, device=device))[0].shape[-1]
+            # as large in a process that has no batch
+            count = torch.zeros((), dtype=torch.float64, device=device)
+            total, squares = torch.zeros(2, dim, dtype=torch.float64, device=device)
             for index in range(len(self.batches)):
                 targets = model.targets(self.batch(device, index)["pixel_values"])[0].double().flatten(0, 1)
                 count, total, squares = count + len(targets), total + targets.sum(0), squares + targets.square().sum(0)
-        sums = torch.cat([count[None], total.flatten(), squares.flatten()])
+        sums = torch.cat([count[None], total, squares])
         if self.world_size > 1:
             dist.all_reduce(sums)
         mean, mean_square = (sums[1:] / sums[0]).chunk(2)

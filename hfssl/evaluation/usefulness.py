@@ -51,6 +51,8 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
         for kind in (RANDOM_INIT, RAW_INPUT, STATISTICS)
         if all(kind in each.baselines for each in probes)
     }
+    if RANDOM_INIT not in gains:
+        return "", ""
     if gains[RANDOM_INIT] < certain:
         return f"{NO_BETTER} {_TITLES[RANDOM_INIT]}", _WHAT_TO_TRY[RANDOM_INIT]
     worst = min(gains, key=gains.get)

@@ -138,7 +138,8 @@ def find_checkpoint(output_dir: str | Path, resume: str = "auto") -> Path | None
             )
         _check_version(Path(resume))
         is_elsewhere = Path(resume).resolve().parent != Path(output_dir).resolve()
-        return find_checkpoint(output_dir) if is_elsewhere and list_checkpoints(output_dir) else Path(resume)
+        own = find_checkpoint(output_dir) if is_elsewhere and list_checkpoints(output_dir) else None
+        return own or Path(resume)
     for checkpoint in list_checkpoints(output_dir):
         problem = _damage(checkpoint)
         if not problem:
@@ -226,7 +227,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any], is_named: bool = 
         new_run = "another `--output_dir`" + (" and no `--resume`" if is_named else "")
         raise UserError(
             f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass {new_run} for a new run, or the same "
-            "settings to continue this one (only `--max_steps` and `--budget_minutes` may be larger than they were)."
+            "settings to continue this one (only `--max_steps`, `--max_tokens` and `--budget_minutes` may be larger than they were)."
         )
 
 

@@ -26,7 +26,7 @@ from ...modeling.vision import (
 from ...training.arguments import SSLTrainingArguments
 from .. import encoders
 from .data import ImageData
-from .presets import VISION_PRESETS
+from .presets import IMAGE_SIZES, VISION_PRESETS
 
 
 # Of encoders that do not say, and of most checkpoints.
@@ -134,12 +134,12 @@ def make_views(
             Names of the flags that the user gave.
     """
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
-    sizes, patch_size = getattr(encoder, "image_size", None) or IMAGE_SIZE, getattr(encoder, "patch_size", None)
+    sizes, patch_size = getattr(encoder, "image_size", None), getattr(encoder, "patch_size", None)
     if data.embedded is not None:
         embedded = EMBEDDED_VIEWS[data.embedded] | method.method.embedded_views.get(data.embedded, {})
         arguments = replace(arguments, **{name: value for name, value in embedded.items() if name not in given})
     if arguments.image_size is None:
-        arguments = replace(arguments, image_size=side(sizes))
+        arguments = replace(arguments, image_size=side(sizes or IMAGE_SIZES.get(recipe.encoder, IMAGE_SIZE)))
     mean_std = None
     if arguments.normalization == "dataset":
         mean_std = data.channel_mean_std()

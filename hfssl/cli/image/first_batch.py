@@ -8,6 +8,7 @@ import torch
 
 from ...data.image.contact_sheet import Originals
 from ...data.image.views import ViewArguments, Views
+from ...data.sources import identity
 from ...errors import UserError
 from ...methods import METHODS
 from ...modeling.vision import SSLVisionModel
@@ -63,6 +64,9 @@ def first_batch(
     views = make_views(method, recipe, config, data, view_args, given)
     model = build_method(method, recipe, config, views, args, given)
     views.makers.append(Originals())
-    batch = next(iter(data.stream(args, views)))
+    stream, probes = data.stream(args, views), probe_args.load(data.arguments.dataset)
+    if probes is not None:  # what the run measures on is left out of it
+        stream.leave_out(frozenset(map(identity, probes[1].images)))
+    batch = next(iter(stream))
     hidden = model.hidden_pixels(batch["noise"].to(model.device)).cpu() if "noise" in batch else None
     return batch, views, hidden

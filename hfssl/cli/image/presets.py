@@ -19,6 +19,9 @@ def _convnext(depths: tuple[int, ...], widths: tuple[int, ...], patch: int, imag
     return ConvNextV2Config(depths=list(depths), hidden_sizes=list(widths), patch_size=patch, image_size=image)
 
 
+# Of presets whose configuration says none: the images that they are for.
+IMAGE_SIZES = {"resnet-mini": 32}
+
 # Sizes are those of the papers: tiny and small ViTs of DeiT (2012.12877), the ConvNeXt V2 named atto (2301.00808). The
 # stem of a ResNet in transformers reduces images to a quarter: small ones want the others.
 VISION_PRESETS = {

@@ -76,7 +76,10 @@ class ProbeArguments:
         """The flags of `recipes/probe.py` for the images that [`load`] gives."""
         embedded = modality("image").embedded_set(dataset) if self.probe_dataset == "auto" else None
         most = self.probe_max_samples
+        # a fifth of what was taken of the split, where there was none to measure on
         limits = [most if len(images) == most else None for images in splits]
+        if sum(map(len, splits)) == most:
+            limits = [most, None]
         flags = {
             "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
             "test_split": self.probe_test_split, "label_column": self.probe_label_column,

@@ -25,6 +25,10 @@ from ..finish import (
 from .data import TextData
 
 
+# Flags of a run on the same data that the tokenizer of the result answers.
+_OF_THE_TOKENIZER = ("tokenizer", "extend_vocab", "vocab_size", "lowercase", "strip_accents")
+
+
 def finish_text(
     trainer: SSLTrainer, evaluator: TokenPredictionEvaluator, data: TextData, base_model: str | None = None
 ) -> None:
@@ -100,7 +104,7 @@ def _commands(trainer: SSLTrainer, folder: Path, data: TextData, causal: bool) -
         f"({json.dumps(prompt)})[0])"
     )
     # the tokenizer comes with the encoder
-    same_data = changed_flags(data.arguments, leave_out=("tokenizer", "extend_vocab", "vocab_size", "lowercase"))
+    same_data = changed_flags(data.arguments, leave_out=_OF_THE_TOKENIZER)
     again = recipe_command(method, encoder=folder, **same_data, output_dir=next_folder(folder))
     commands = [shlex.join(["python", "-c", code]), again]
     return commands if causal else [*commands, recipe_command("glue", encoder=folder, task="cola")]

@@ -53,7 +53,7 @@ _TURNS = {
 }
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
-_ALL_OF_SIXTEEN_BITS = (0.0, 65535.0)
+ALL_OF_SIXTEEN_BITS = (0.0, 65535.0)
 # Tags of a TIFF.
 _BITS, _CHANNELS, _SAMPLE_FORMAT = 258, 277, 339
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -147,6 +147,8 @@ def decode_image(data: bytes, shrink: int = 1, value_range: tuple[float, float] 
 def raw_values(data: bytes) -> np.ndarray | None:
     """The values of an image with more than 8 bits as they are in the file; `None` where 8 bits are all there is.
 
+    Of colours of 16 bits of which only the upper 8 can be read these, as `uint8`.
+
     Raises:
         DamagedImage: if it cannot be decoded.
     """
@@ -160,8 +162,9 @@ def raw_values(data: bytes) -> np.ndarray | None:
             if image.mode in _DEEP_MODES:
                 return _values(image)
             colours = _deep_colours(image, data)
-            # Pillow gives the upper 8 bits: enough to tell what range they have
-            return np.asarray(image.convert("RGB")).astype(np.uint16) * 257 if colours is None else colours[:3]
+            if colours is None:
+                return np.asarray(image.convert("RGB"))
+            return colours[:-1] if len(colours) in (2, 4) else colours  # what is transparent has no range of its own
         except Exception as error:
             raise DamagedImage(_reason(error)) from error
 
@@ -227,9 +230,9 @@ def _rgb(image: Image.Image, bits: int, data: bytes, value_range: tuple[float, f
                 f"its values are {kind}, which have no known range: state it (`--value_range LOW HIGH`), or convert "
                 "it to 8 or 16 bits"
             )
-        all_of_them = (0.0, 2.0**bits - 1) if bits > 8 else _ALL_OF_SIXTEEN_BITS
+        all_of_them = (0.0, 2.0**bits - 1) if bits > 8 else ALL_OF_SIXTEEN_BITS
         image = Image.fromarray(_in_bytes(_values(image), chosen or all_of_them))
-    elif bits > 8 and value_range not in (None, _ALL_OF_SIXTEEN_BITS):
+    elif bits > 8 and value_range not in (None, ALL_OF_SIXTEEN_BITS):
         image = _colours_in_range(image, data, value_range)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -262,7 +265,7 @@ def _colours_in_range(image: Image.Image, data: bytes, value_range: tuple[float,
         )
     pixels = _in_bytes(colours, value_range)
     if len(pixels) in (2, 4):  # what is transparent has no range of its own
-        pixels[-1] = _in_bytes(colours[-1], _ALL_OF_SIXTEEN_BITS)
+        pixels[-1] = _in_bytes(colours[-1], ALL_OF_SIXTEEN_BITS)
     return Image.fromarray(pixels.transpose(1, 2, 0))
 
 

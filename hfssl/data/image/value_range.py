@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .decode import DamagedImage, raw_values
+from .decode import ALL_OF_SIXTEEN_BITS, DamagedImage, raw_values
 
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ def judge_range(images: Iterable[bytes]) -> ValueRange | None:
             values = raw_values(image)
         except DamagedImage:
             continue
+        if values is not None and values.dtype == np.uint8:
+            return ALL_OF_SIXTEEN_BITS  # no more of them can be read
         if values is not None:
             values = values.ravel()[:: max(1, values.size // _VALUES_AN_IMAGE)]
             samples.append(values[np.isfinite(values)])

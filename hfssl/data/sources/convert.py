@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 from datasets.packaged_modules.csv.csv import CsvConfig
+from filelock import FileLock
 
 from ...errors import DataError
 from .base import Source, new_digest, third_party
@@ -155,7 +156,10 @@ def _make_once(path: Path, name: str, make: Callable[[Path], None]) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    # of several processes one makes it, and the others wait
+    with FileLock(f"{path}.lock"), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        if path.is_file():
+            return
         temporary = Path(folder, path.name)
         third_party(lambda: make(temporary), f"{name!r} cannot be converted to a copy in {path.parent}")
         os.replace(temporary, path)

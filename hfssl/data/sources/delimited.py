@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
                     continue
                 encoding = options.get("encoding") or _encoding(head, name)
                 separator = options.get("sep") or _separator(head.decode(encoding, "replace"))
-                header = _header(head.decode(encoding, "replace"), separator)
+                header, num_lines = _header(head.decode(encoding, "replace"), separator)
                 if not header:
                     raise DataError(f"The first line of {name!r} is blank, but names of columns are needed there.")
                 if names is not None and header != names:
@@ -83,7 +84,7 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
                     writer = pa.ipc.new_stream(sink, schema)
                     numbers = dict.fromkeys(names, pa.int64())
                 with opener() as file:
-                    for batch in _batches(file, names, separator, encoding, bad):
+                    for batch in _batches(file, names, num_lines, separator, encoding, bad):
                         _keep_numbers(batch, numbers, filled)
                         nothing = pa.nulls(len(batch), pa.string())
                         writer.write_batch(pa.record_batch([*batch.columns, nothing], schema=schema))
@@ -100,7 +101,9 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
     return {column: kind for column, kind in numbers.items() if column in filled}
 
 
-def _batches(file: BinaryIO, names: list[str], separator: str, encoding: str, bad: list[tuple[int, str]]):
+def _batches(
+    file: BinaryIO, names: list[str], num_lines: int, separator: str, encoding: str, bad: list[tuple[int, str]]
+):
     def leave_out(row: arrow_csv.InvalidRow) -> str:
         columns = "1 column" if row.expected_columns == 1 else f"{row.expected_columns} columns"
         bad.append((row.number, f"{row.actual_columns} values for {columns}"))
@@ -110,7 +113,7 @@ def _batches(file: BinaryIO, names: list[str], separator: str, encoding: str, ba
         file,
         # one thread: with several no record has a number
         arrow_csv.ReadOptions(
-            use_threads=False, block_size=_BLOCK_BYTES, encoding=encoding, column_names=names, skip_rows=1
+            use_threads=False, block_size=_BLOCK_BYTES, encoding=encoding, column_names=names, skip_rows=num_lines
         ),
         arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=leave_out),
         # what is no UTF-8 is a damaged text, not the end of the run
@@ -167,11 +170,13 @@ def _separator(head: str) -> str:
     return max(_SEPARATORS, key=lambda separator: (line.count(separator), separator == ","))
 
 
-def _header(head: str, separator: str) -> list[str]:
-    """The names of the columns, each its own."""
-    found = next(csv.reader(head.removeprefix("\ufeff").splitlines(keepends=True), delimiter=separator), [])
+def _header(head: str, separator: str) -> tuple[list[str], int]:
+    """The names of the columns, each its own, and how many lines they take."""
+    reader = csv.reader(head.removeprefix("\ufeff").splitlines(keepends=True), delimiter=separator)
+    found = next(reader, [])
     names: list[str] = []
     for i, name in enumerate(found):
         name = name.strip() or f"Unnamed: {i}"
-        names.append(name if name not in names else f"{name}.{names.count(name)}")
-    return names
+        free = (f"{name}.{number}" for number in itertools.count(1))
+        names.append(name if name not in names else next(other for other in free if other not in names))
+    return names, reader.line_num

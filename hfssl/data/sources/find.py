@@ -140,7 +140,11 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
     if not files:
         raise DataError(f"The folder {dataset!r} is empty. Supported files are {kind.supported}.")
     names = [os.path.relpath(file, path).replace(os.sep, "/") for file in files]
-    splits = {split: [os.path.join(path, name) for name in of_split] for split, of_split in splits_of(names).items()}
+    found = {split: [os.path.join(path, name) for name in of_split] for split, of_split in splits_of(names).items()}
+    splits = {split: each_once(of_split) for split, of_split in found.items()}
+    twice = sum(map(len, found.values())) - sum(map(len, splits.values()))
+    if twice:
+        logger.info("%s: %s links to files that are there under their own names are left out.", dataset, f"{twice:,}")
     module, options = _format_of(dataset, splits, kind)
     own = (*METADATA, ".zip") if module == kind.folder_module else ()
     splits = {
@@ -151,7 +155,7 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
     if not splits:  # in archives only
         raise _nothing_to_read(dataset, files, kind)
     load = {"path": module, **_load_files(splits), **options}
-    if module == kind.folder_module and _is_as_datasets_sees_it(path, files):
+    if module == kind.folder_module and not twice and _is_as_datasets_sees_it(path, files):
         # instead of a million patterns
         load = {"path": module, "data_dir": path}
     return Found(kind, dataset, module, splits, path, options=options, load=load)

@@ -32,7 +32,8 @@ def files_below(folder: str) -> list[str]:
     looked for.
 
     Links to folders are followed, but no folder is gone through twice: the path without a link counts, of several
-    links the first. A link to a file that is there under its own name is left out. One that leads nowhere is listed.
+    links the first. Links to files are listed, also where they lead nowhere: whether one is there twice is for
+    [`each_once`] to say of each split, which may be made of links alone.
     """
     files: dict[str, str] = {}  # real path -> path
     file_links: list[str] = []
@@ -59,8 +60,7 @@ def files_below(folder: str) -> list[str]:
                 file_links.append(entry.path)
             elif entry.is_file() and entry.name not in FILES_TO_IGNORE:
                 files[os.path.join(real, entry.name)] = entry.path
-    linked = [link for link in file_links if os.path.realpath(link) not in files]
-    return sorted([*files.values(), *(link for link in linked if os.path.basename(link) not in FILES_TO_IGNORE)])
+    return sorted([*files.values(), *(link for link in file_links if os.path.basename(link) not in FILES_TO_IGNORE)])
 
 
 def each_once(paths: Sequence[str]) -> list[str]:
