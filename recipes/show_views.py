@@ -52,10 +52,8 @@ def main():
     method, recipe = recipe_of(sys.argv[1:], Path(__file__).parent)
     parser = RecipeParser(ShowViews, description=__doc__, as_in=recipe)
     settings, *flags = parser.parse()
-    if METHODS[settings.method] is not method:
-        raise UserError(
-            f"The method is {settings.method}: pass `--method {settings.method}`, which no yaml can say here."
-        )
+    if recipe.stem != settings.method:  # a yaml said so, and the flags are those of another recipe
+        raise UserError(f"A yaml cannot choose the method here: pass `--method {settings.method}`.")
     batch, views, hidden = first_batch(method, *flags, given=parser.given)
     output = settings.output or f"outputs/views_{settings.method}.png"
     shown = contact_sheet(batch, views, output, settings.num_images, hidden)
