@@ -36,7 +36,7 @@ def main():
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
     # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
     short = {
-        "max_steps": 300, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "max_steps": 400, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
         "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
     }  # fmt: skip
     defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 256, **short, **paper, **adam}

@@ -27,7 +27,7 @@ def main():
     from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    short = {"max_steps": 350, "contrastive_temperature": 0.2}  # with the paper's 0.1 short runs learn more slowly
+    short = {"max_steps": 500, "contrastive_temperature": 0.2}  # with the paper's 0.1 short runs learn more slowly
     defaults = {"output_dir": "outputs/simclr", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ProbeArguments,

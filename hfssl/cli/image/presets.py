@@ -30,7 +30,8 @@ VISION_PRESETS = {
     "vit-tiny-patch16": lambda: _vit(12, 192, 3, 16, 224),
     "vit-small-patch16": lambda: _vit(12, 384, 6, 16, 224),
     "vit-base-patch16": lambda: _vit(12, 768, 12, 16, 224),
-    "resnet-mini": lambda: _resnet("basic", (2, 2, 2, 2), (32, 64, 128, 256), stem=32),  # half of resnet-18's widths
+    # half of resnet-18's widths and blocks
+    "resnet-mini": lambda: _resnet("basic", (1, 1, 1, 1), (32, 64, 128, 256), stem=32),
     "resnet-18": lambda: _resnet("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet-50": lambda: _resnet("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
     "convnextv2-atto-patch2": lambda: _convnext((2, 2, 6, 2), (40, 80, 160, 320), 2, 32),
