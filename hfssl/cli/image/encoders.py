@@ -54,9 +54,9 @@ class VisionEncoderArguments:
     Args:
         encoder (`str`, *optional*, defaults to `"resnet-mini"`):
             resnet-mini (half of resnet-18's widths and blocks), vit-mini-patch4, vit-tiny-patch4,
-            convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels or less; vit-tiny-patch16, vit-small-patch16,
-            vit-base-patch16, resnet-18, resnet-50 or convnextv2-tiny-patch4 for larger ones; a config file; or a Hub
-            id or folder to continue from.
+            convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels or less; vit-tiny-patch16,
+            vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or convnextv2-tiny-patch4 for larger ones; a
+            config file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, lean (eager in less memory, for ViTs), sdpa, flash_attention_2 or flex_attention.
     """
