@@ -31,9 +31,24 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "a" / "outside.txt").symlink_to(tmp_path / "elsewhere" / "outside")
     (tmp_path / "elsewhere" / "outside").write_text("x")
     (tmp_path / "a" / "loop").symlink_to("loop")
-    assert below(tmp_path / "a") == ["1.txt", "b/5.txt", "deep/2.txt", "loop", "z/4.txt", "z/outside"]
+    names = ["1.txt", "b/5.txt", "deep/2.txt", "loop", "one.txt", "outside.txt", "z/4.txt", "z/outside"]
+    assert below(tmp_path / "a") == names
     found = files_below(str(tmp_path / "a"))
-    assert each_once([*found, *(path.replace("/a/", "/a/all/") for path in found)]) == found
+    once = [path for path in found if not path.endswith(("one.txt", "outside.txt"))]
+    assert each_once([*found, *(path.replace("/a/", "/a/all/") for path in found)]) == each_once(found) == once
+
+
+def test_splits_may_be_made_of_links(tmp_path, caplog):
+    for name in ("1.txt", "2.txt", "3.txt"):
+        write(tmp_path, f"all/{name}", text=name)
+    for name, split in {"1.txt": "train", "2.txt": "train", "3.txt": "test"}.items():
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / name).symlink_to(f"../all/{name}")
+    (tmp_path / "train" / "again.txt").symlink_to("1.txt")
+    with caplog.at_level("INFO", "hfssl"):
+        source = open_source(tmp_path)
+    assert source.read_input("text") == ["1.txt", "2.txt"]
+    assert open_source(tmp_path, split="test").read_input("text") == ["3.txt"]
 
 
 def test_a_file_that_is_linked_from_outside_counts_under_each_name(tmp_path):

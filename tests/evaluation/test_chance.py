@@ -69,6 +69,21 @@ def test_the_mean_of_what_is_reconstructed_has_the_loss_of_chance(norm_pix_loss)
     assert evaluator.measure(model)["loss"] == pytest.approx(level["eval_chance_loss"], rel=0.02)
 
 
+def test_a_process_without_a_batch_sends_as_many_numbers(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "torch.distributed.all_reduce", lambda tensor: sizes.append(tensor.numel()) or tensor.add_(1.0)
+    )
+    model = build("MaeForPreTraining")
+    views = Views(preset_of("mae"), ViewArguments(image_size=model.config.encoder_config.image_size), is_grey=True,
+                  patch_size=4)  # fmt: skip
+    for rank in (0, 5):
+        evaluator = HeldOutLossEvaluator(digits("test")["image"][:40], views, rank=rank, world_size=6)
+        assert bool(evaluator.batches) == (rank == 0)
+        evaluator.loss_context(model)
+    assert sizes == [1 + 2 * 48] * 2
+
+
 def test_the_frequency_of_tokens_has_the_loss_of_chance():
     tokenizer, texts = tiny.tokenizer(), list(tiny.texts(60, seed=1))
     evaluator = MaskedTokenEvaluator(texts, tokenizer, max_length=32)

@@ -111,6 +111,8 @@ def test_models_in_folders_of_one_name_are_told_apart_though_their_folders_stay_
         ("file://" + os.path.expanduser("~") + "/a.txt", "file://a.txt"),
         ("https://huggingface.co/papers/1 and/or 1/2, org/name, outputs/mlm", None),
         ({"model": "/a/b", "k": [1, "/c/d/e.png"]}, {"model": "b", "k": [1, "e.png"]}),
+        ("--output_dir runs/tmp/exp", None),  # the name of a folder, not the folder of that name
+        ("./tmp/run", None),
     ],
 )
 def test_what_may_leave_the_machine(text, expected):
