@@ -1,5 +1,6 @@
 """The walk over a local folder: links once, no cache, the splits of `datasets`."""
 
+import itertools
 import os
 import zipfile
 
@@ -44,11 +45,15 @@ def test_splits_may_be_made_of_links(tmp_path, caplog):
     for name, split in {"1.txt": "train", "2.txt": "train", "3.txt": "test"}.items():
         (tmp_path / split).mkdir(exist_ok=True)
         (tmp_path / split / name).symlink_to(f"../all/{name}")
-    (tmp_path / "train" / "again.txt").symlink_to("1.txt")
+    write(tmp_path, "train/own.txt", text="own")
+    (tmp_path / "train" / "own again.txt").symlink_to("own.txt")
     with caplog.at_level("INFO", "hfssl"):
-        source = open_source(tmp_path)
-    assert source.read_input("text") == ["1.txt", "2.txt"]
-    assert open_source(tmp_path, split="test").read_input("text") == ["3.txt"]
+        open_source(tmp_path)
+    for split, texts in {"train": ["1.txt", "2.txt", "own"], "test": ["3.txt"]}.items():
+        source = open_source(tmp_path, split=split)
+        read = [source.read(piece).columns["text"] for piece in range(len(source.pieces))]
+        assert list(itertools.chain(*read)) == texts
+    assert "1 links to files that are there under their own names are left out" in caplog.text
 
 
 def test_a_file_that_is_linked_from_outside_counts_under_each_name(tmp_path):

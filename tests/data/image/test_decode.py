@@ -147,7 +147,7 @@ def test_colours_of_sixteen_bits_in_a_range(channels):
     if channels != 3:
         values[..., -1] = 65535  # nothing is transparent
     data = png_of(values)
-    assert image_header(data).bits == 16 and raw_values(data).max() > 4000
+    assert image_header(data).bits == 16 and raw_values(data).max() > 3800
     pixels = decode_image(data, value_range=(0, 4095)).numpy()
     colours = values[..., :1].repeat(3, axis=2) if channels == 2 else values[..., :3]
     assert np.abs(pixels - colours.transpose(2, 0, 1) / 4095 * 255).max() <= 0.51
