@@ -67,7 +67,7 @@ def main():
         SSLTrainer(model, args, data.stream(args, views), settings=data.settings | views.settings).train()
         processor = build_image_processor(views.image_size, views.mean, views.std)
         for what, column in LABELS.items():
-            train, test = load_splits("letters", label_column=column)
+            train, test = load_splits("letters", label_column=column, max_train_samples=3000)
             for result in probe_table(model.encoder, processor, train, test, name=name, pictures=False):
                 probe = f"{what}, {result.protocol}" + f" {result.hyperparameters.get('k', '')}"
                 row = table.setdefault(probe, {"random encoder": result.baselines["random_init"]})
