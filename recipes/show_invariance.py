@@ -60,7 +60,7 @@ def main():
         folder = f"{recipe.output_dir}/{name.replace(' ', '_')}"
         args = SSLTrainingArguments(
             folder, max_steps=recipe.max_steps, per_device_train_batch_size=256, lr_scheduler_type="cosine",
-            seed=recipe.seed, save_strategy="no", report_to="none",
+            seed=recipe.seed, save_strategy="no", eval_strategy="no", report_to="none",
         )  # fmt: skip
         views = make_views(SimclrForPreTraining, encoder, {}, data, ViewArguments(**colours), {*colours})
         model = build_method(SimclrForPreTraining, encoder, {}, views, args, set())
