@@ -111,6 +111,8 @@ _PATHS = re.compile(
     r"""(?<=(?P<quote>['"`]))/(?:(?!(?P=quote))[^\n])*(?=(?P=quote))"""
     r"""|(?<![\w.:/~*?\])-])/[^\s'"`,;:|()]+/[^\s'"`,;:|()]*"""
 )
+# Out of the working directory, or into a home: all but the last part says where this machine keeps things.
+_OUTSIDE = re.compile(r"""(?<![\w./~-])(?:~(?:[a-zA-Z_][\w-]*)?|\.\.)/[^\s'"`,;:|()]*""")
 
 
 def fit_to_leave(content: Any) -> Any:
@@ -128,6 +130,7 @@ def fit_to_leave(content: Any) -> Any:
     if os.path.isabs(content) and os.path.lexists(content):  # whatever characters it has
         return last_part(content)
     text = _PATHS.sub(lambda path: ",".join(map(last_part, path[0].split(","))), content)
+    text = _OUTSIDE.sub(lambda path: path[0].rstrip("/").rpartition("/")[2], text)
     # what no pattern knows for a path, such as that of a file:// URL
     for folder in sorted({os.getcwd(), os.path.expanduser("~"), tempfile.gettempdir()}, key=len, reverse=True):
         if len(folder) > 1:

@@ -10,6 +10,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
@@ -163,8 +164,9 @@ def modality(name: str) -> Modality:
     Raises:
         DataError: where there is none: names those that there are.
     """
-    package = importlib.import_module(__package__)
-    if name in (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
+    # for each piece that is read: of what is imported already this is a look into a dictionary
+    spec = find_spec(f"{__package__}.{name}") if name.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations is not None:
         found = getattr(importlib.import_module(f"{__package__}.{name}"), "MODALITY", None)
         if found is not None:
             return found

@@ -113,6 +113,8 @@ def test_models_in_folders_of_one_name_are_told_apart_though_their_folders_stay_
         ({"model": "/a/b", "k": [1, "/c/d/e.png"]}, {"model": "b", "k": [1, "e.png"]}),
         ("--output_dir runs/tmp/exp", None),  # the name of a folder, not the folder of that name
         ("./tmp/run", None),
+        ("--dataset ../../home/alice/scans/ --seed 1", "--dataset scans --seed 1"),
+        ("--dataset ~/private/scans", "--dataset scans"),
     ],
 )
 def test_what_may_leave_the_machine(text, expected):

@@ -37,7 +37,7 @@ NUM_IMAGES = {"train": 10_000, "test": 2_000}
 SIZE = 32
 # A glyph is drawn once, as large as it gets, in the middle of a square of its own.
 GLYPH_SIZE, FONT_SIZE = 64, 40
-# Of the drawn glyph, so that a capital is about half to two thirds of the image high. A method without negatives
+# Of the drawn glyph, so that a capital is about half to three quarters of the image high. A method without negatives
 # that is shown letters of very different sizes learns the size.
 SCALE = (0.55, 0.85)
 # Degrees, and pixels from the middle.
@@ -51,7 +51,7 @@ LEAST_CONTRAST = 60.0
 def letters(split: str) -> dict[str, list]:
     """The letters of a split, and what each image shows.
 
-    The drawing takes about two seconds and is kept in `HF_HOME/hfssl`. It is the same in every run and, as long as
+    The drawing takes some seconds and is kept in `HF_HOME/hfssl`. It is the same in every run and, as long as
     matplotlib's fonts and FreeType are, on every machine.
 
     Args:
