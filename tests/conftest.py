@@ -1,6 +1,7 @@
 """What every test gets: a Hub of its own instead of the real one, a fixed seed, real data where there is some."""
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -52,6 +53,13 @@ def pytest_collection_finish():
     # What is imported by now stays. Trainer collects garbage after each run, which looks at all that is not frozen.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """A recipe that ran in this process turned the log up: the tests after it see what a test on its own would."""
+    logging.getLogger("hfssl").setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(autouse=True)
