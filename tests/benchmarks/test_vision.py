@@ -130,9 +130,9 @@ def test_flops_are_those_of_one_image_whatever_the_attention():
 
 
 def test_lightly_reaches_the_same_encoder():
-    lightly = pytest.importorskip("hfssl.benchmarks.lightly", reason="lightly is not installed")
+    masked_side = pytest.importorskip("hfssl.benchmarks.lightly.masked", reason="lightly is not installed")
     encoder = tiny_vision.build("vit").eval()
-    masked = lightly.MaskedViT(encoder)
+    masked = masked_side.MaskedViT(encoder)
     images, visible = torch.randn(3, 3, 16, 16), torch.tensor([[5, 0, 2], [1, 2, 3], [15, 14, 13]])
     keep = torch.cat([torch.zeros(3, 1, dtype=torch.long), visible + 1], dim=1)
     with torch.no_grad():
