@@ -10,6 +10,7 @@ import weakref
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -78,7 +79,7 @@ class TeacherMixin:
             raise ValueError(f"`progress` is the share of the run that is done, between 0 and 1, got {progress}.")
         self.update_teacher(self.schedules(progress)["teacher_momentum"])
         self.schedule_position.fill_(progress)
-        self._progress = torch.tensor(progress, dtype=torch.float32).item()
+        self._progress = float(np.float32(progress))
         self._student_moved = False
 
     @torch.no_grad()

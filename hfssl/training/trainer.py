@@ -6,6 +6,7 @@ contract test in `tests/training/test_trainer.py` that fails when a new transfor
 - `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
+- `_prepare_input`: a batch goes to a GPU while the step before runs;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
@@ -129,9 +130,6 @@ class SSLTrainer(Trainer):
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
         )
-        if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
-            self.health = None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
@@ -246,10 +244,17 @@ class SSLTrainer(Trainer):
         return self._sum_over_processes(counts, device)
 
     def _sum_over_processes(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-        total = torch.stack([count.to(device) for count in counts]).sum().float()
+        total = torch.stack(list(counts)).sum().float()
+        if total.device.type == "cpu" != device.type:  # what the collator counted: to copy it would wait for the GPU
+            total = torch.full((), total.item(), device=device)
         if self.args.world_size > 1:
             dist.all_reduce(total)
         return total.clamp(min=1.0)  # a batch without any item has loss 0, not 0 / 0
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor) and data.device.type == "cpu" and self.args.device.type == "cuda":
+            data = data.pin_memory().to(self.args.device, non_blocking=True)  # the CPU does not wait until it is there
+        return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, micro = self._micro_step
@@ -447,15 +452,10 @@ class SSLTrainer(Trainer):
                 What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
                 [`~model_card.plot_history`].
         """
-        state_dict = (
-            self.accelerator.get_state_dict(self.model_wrapped)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled
-            else None
-        )
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             try:
-                write_result(self.record(), output_dir, state_dict=state_dict, **card)
+                write_result(self.record(), output_dir, **card)
             except Exception as error:
                 shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
                 self._explain_full_disk("the result", error)

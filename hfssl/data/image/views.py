@@ -22,6 +22,7 @@ import torch
 
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
+from ..device import Beside
 from ..stream import Block, Rows
 from .column_makers import ColumnMaker, Crops, Noise
 
@@ -225,8 +226,12 @@ class ViewCollator:
 
     def __init__(self, views: Views, device: torch.device | str):
         self.makers, self.device = (views.crops, *views.makers), torch.device(device)
+        self.beside = Beside(self.device)
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return self.beside(lambda: self._collate(columns))
+
+    def _collate(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch = {}
         for maker in self.makers:
             batch |= maker.collate(columns, self.device)
