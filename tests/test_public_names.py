@@ -7,6 +7,8 @@ import hfssl.losses
 
 
 PUBLIC = [
+    "BarlowTwinsForPreTraining",
+    "BarlowTwinsPreTrainingConfig",
     "ByolForPreTraining",
     "ByolPreTrainingConfig",
     "ClmForPreTraining",
@@ -26,10 +28,16 @@ PUBLIC = [
     "SSLTrainingArguments",
     "SimclrForPreTraining",
     "SimclrPreTrainingConfig",
+    "SimsiamForPreTraining",
+    "SimsiamPreTrainingConfig",
+    "VicregForPreTraining",
+    "VicregPreTrainingConfig",
     "open_source",
 ]
 LOSSES = [
     "at_least_float32",
+    "barlow_twins_loss",
+    "barlow_twins_terms",
     "byol_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
@@ -38,7 +46,10 @@ LOSSES = [
     "mae_loss",
     "moco_v3_loss",
     "nt_xent_loss",
+    "simsiam_loss",
     "sinkhorn_targets",
+    "vicreg_loss",
+    "vicreg_terms",
 ]
 
 

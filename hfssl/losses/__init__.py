@@ -5,14 +5,17 @@ under autocast. One module holds one family; all of their names are here.
 """
 
 from .contrastive import moco_v3_loss, nt_xent_loss
-from .distillation import byol_loss, cross_view_entropy, dino_loss, sinkhorn_targets
+from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
+from .redundancy import barlow_twins_loss, barlow_twins_terms, vicreg_loss, vicreg_terms
 from .tokens import cross_entropy_sum
 
 
 __all__ = [
     "at_least_float32",
+    "barlow_twins_loss",
+    "barlow_twins_terms",
     "byol_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
@@ -21,5 +24,8 @@ __all__ = [
     "mae_loss",
     "moco_v3_loss",
     "nt_xent_loss",
+    "simsiam_loss",
     "sinkhorn_targets",
+    "vicreg_loss",
+    "vicreg_terms",
 ]

@@ -7,11 +7,14 @@ from ..modeling.base import SSLPreTrainedModel
 # one line a method
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
+from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTrainingConfig
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
+from .vision.simsiam import SimsiamForPreTraining, SimsiamPreTrainingConfig
+from .vision.vicreg import VicregForPreTraining, VicregPreTrainingConfig
 
 
 # Name of a method, as its recipe has it -> its class.

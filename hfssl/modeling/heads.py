@@ -17,7 +17,8 @@ class MlpHead(nn.Sequential):
     | | bias | last_norm |
     |---|---|---|
     | SimCLR | no | affine |
-    | BYOL | yes | - |
+    | BYOL, predictor of SimSiam | yes | - |
+    | projector of SimSiam | no | plain |
     | MoCo v3, and BYOL around a Vision Transformer | no | plain |
 
     Weights are drawn as torch draws those of linear layers, as in MoCo v3's code; biases begin at 0. The 0.02 that

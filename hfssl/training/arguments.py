@@ -88,6 +88,9 @@ class SSLTrainingArguments(TrainingArguments):
         base_learning_rate (`float`, *optional*):
             Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
             step, over all processes and accumulation steps, as papers on images state it.
+        bias_rate (`float`, *optional*, defaults to `1.0`):
+            Learning rate of biases and of the weights of norms, as a share of that of the others. LARS adapts its
+            steps to the length of a matrix, not to theirs.
         weight_decay_end (`float`, *optional*):
             Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
             stays.
@@ -108,7 +111,7 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "weight_decay_end", "max_grad_norm"), "Optimization",
+             "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
         ),
         **dict.fromkeys(
             ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "stop_on_collapse", "report_to",
@@ -132,6 +135,7 @@ class SSLTrainingArguments(TrainingArguments):
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
+    bias_rate: float = 1.0
     optim: str = field(
         default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
@@ -184,6 +188,8 @@ class SSLTrainingArguments(TrainingArguments):
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
                 f"{self.weight_decay_end:g} and {self.weight_decay:g}."
             )
+        if self.bias_rate < 0:
+            raise UserError(f"`--bias_rate` is a share of the learning rate, at least 0, got {self.bias_rate:g}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`

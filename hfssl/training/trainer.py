@@ -10,7 +10,7 @@ contract test in `tests/training/test_trainer.py` that fails when a new transfor
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
-- `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `create_optimizer`, `create_scheduler`: rates of their own; with a budget of time they follow the clock;
 - `_load_optimizer_and_scheduler`: a run may go on for longer;
 - `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
 - `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
@@ -42,7 +42,6 @@ from ..evaluation.results import command_line
 from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
-from ..functional.schedules import budget_schedule
 from ..modeling.base import SSLPreTrainedModel
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
@@ -58,7 +57,7 @@ from .callbacks import (
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
-from .optim import Lars, lars_options
+from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import RunRecord
 from .result_folder import write_result
 from .settings import is_longer, settings_of_run, take_new_rates
@@ -286,15 +285,19 @@ class SSLTrainer(Trainer):
         one_dimensional = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
         return [name for name in super().get_decay_parameter_names(model) if name not in one_dimensional]
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            method = self.accelerator.unwrap_model(self.model)
+            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        if self.clock is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup, kind = self.args.warmup_steps, self.args.lr_scheduler_type
-        options = self.args.lr_scheduler_kwargs or {}
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda _: budget_schedule(self.clock.progress, warmup, kind, **options)
-        )
-        self._created_lr_scheduler = True
+        if self.lr_scheduler is None:
+            if self.clock is not None:
+                self.lr_scheduler = clock_scheduler(optimizer or self.optimizer, self.clock, self.args)
+                self._created_lr_scheduler = True
+            hold_rates(super().create_scheduler(num_training_steps, optimizer))
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfssl.losses import byol_loss, dino_loss, mae_loss, moco_v3_loss, nt_xent_loss, sinkhorn_targets
+from hfssl.losses import byol_loss, dino_loss, mae_loss, moco_v3_loss, nt_xent_loss, simsiam_loss, sinkhorn_targets
 
 
 A = torch.tensor([[1.0, 2, 0], [0, 1, -1], [2, 0, 1]])
@@ -54,6 +54,21 @@ def test_nt_xent_of_parts_is_that_of_the_whole():
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
     gradients = [torch.autograd.grad(loss, (z1, z2)) for loss in (whole, sum(parts) / 3)]
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_simsiam_has_the_value_of_its_definition():
+    predictions, targets = torch.stack([A, B], dim=1), torch.stack([A + 1, B - 1], dim=1)
+    assert simsiam_loss(predictions, targets).item() == pytest.approx(-0.598396, abs=1e-6)
+    torch.testing.assert_close(simsiam_loss(3 * predictions, targets / 2), simsiam_loss(predictions, targets))
+    assert simsiam_loss(predictions, predictions.flip(1)).item() == pytest.approx(-1.0)
+
+
+def test_simsiam_is_that_of_lightly():
+    lightly = pytest.importorskip("lightly.loss")
+    predictions, targets = torch.randn(2, 5, 2, 7)
+    theirs = lightly.NegativeCosineSimilarity()
+    (p1, p2), (z1, z2) = predictions.unbind(1), targets.unbind(1)
+    torch.testing.assert_close(simsiam_loss(predictions, targets), (theirs(p1, z2) + theirs(p2, z1)) / 2)
 
 
 def test_mae_loss_has_the_value_of_its_definition():
