@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[str, dict]] = {  # name -> recipe and its settings
     "byol": ("byol", IMAGES | CALM),
     "dino": ("dino", IMAGES),
     "dino_small_crops": ("dino", IMAGES | {"local_crops": 2, "centering": "mean"}),
+    "rotnet": ("rotnet", IMAGES | CALM),
     "mae": ("mae", IMAGES | {"interpolation": "bilinear"}),
 }
 

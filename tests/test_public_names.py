@@ -22,6 +22,8 @@ PUBLIC = [
     "MocoForPreTraining",
     "MocoPreTrainingConfig",
     "RecipeParser",
+    "RotnetForPreTraining",
+    "RotnetPreTrainingConfig",
     "SSLTrainer",
     "SSLTrainingArguments",
     "SimclrForPreTraining",

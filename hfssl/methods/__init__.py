@@ -11,6 +11,7 @@ from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
+from .vision.rotnet import RotnetForPreTraining, RotnetPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
 
 
