@@ -28,6 +28,8 @@ PUBLIC = [
     "SSLTrainingArguments",
     "SimclrForPreTraining",
     "SimclrPreTrainingConfig",
+    "SwavForPreTraining",
+    "SwavPreTrainingConfig",
     "open_source",
 ]
 LOSSES = [
@@ -41,6 +43,8 @@ LOSSES = [
     "moco_v3_loss",
     "nt_xent_loss",
     "sinkhorn_targets",
+    "swav_codes",
+    "swav_loss",
 ]
 
 

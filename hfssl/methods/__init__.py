@@ -13,6 +13,7 @@ from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
 from .vision.rotnet import RotnetForPreTraining, RotnetPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
+from .vision.swav import SwavForPreTraining, SwavPreTrainingConfig
 
 
 # Name of a method, as its recipe has it -> its class.

@@ -3,8 +3,8 @@
 Paper: Unsupervised Representation Learning by Predicting Image Rotations, Gidaris, Singh and Komodakis, 2018
 (https://huggingface.co/papers/1803.07728). Reference code: https://github.com/gidariss/FeatureLearningRotNet.
 
-All four rotations of an image are in its batch, and one linear layer on the encoder's feature tells them apart. So a
-step costs four times its images. No samples are compared: nothing keeps the features of alike images together, and k-NN
+All four rotations of an image are in its batch, and one linear layer on the encoder's feature tells them apart. So
+a step costs four times its images. No samples are compared: nothing keeps features of alike images together, and k-NN
 says little about them; a linear probe and fine-tuning say more.
 
 What looks the same in two rotations cannot be told (of letters O, X, H, I, N, S and Z; a photograph from above), and
