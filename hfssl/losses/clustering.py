@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 from .distillation import cross_view_entropy, sinkhorn_targets
+from .precision import at_least_float32, full_precision
 
 
 def swav_codes(
@@ -75,3 +77,32 @@ def swav_loss(
     """
     codes = swav_codes(logits[:num_large], epsilon, iterations, queue_logits, all_reduce)
     return cross_view_entropy(logits, codes, temperature)
+
+
+def deepcluster_loss(
+    projections: torch.Tensor, prototypes: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Loss of DeepCluster-v2 ([SwAV](https://huggingface.co/papers/2006.09882), appendix D): say of every crop which
+    clusters its image is in.
+
+    Args:
+        projections (`torch.Tensor` of shape `(num_crops, batch_size, dim)`):
+            Of length 1.
+        prototypes (`torch.Tensor` of shape `(num_heads, num_prototypes, dim)`):
+            Centroids of length 1, of several clusterings of the same images.
+        targets (`torch.LongTensor` of shape `(batch_size, num_heads)`):
+            The clusters; -100 of an image that is in none, which is left out.
+        temperature (`float`):
+            Divisor of the similarities.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the cross-entropy, mean over heads, crops and the images that are in a cluster; 0
+        where none is. log(num_prototypes) is that of crops that say nothing.
+    """
+    num_crops = len(projections)
+    with full_precision(projections):
+        vectors, total = at_least_float32(projections).flatten(0, 1), 0.0
+        for centroids, clusters in zip(prototypes, targets.unbind(1), strict=True):
+            logits = vectors @ at_least_float32(centroids).T / temperature
+            total = total + F.cross_entropy(logits, clusters.repeat(num_crops), reduction="sum")
+        return total / (num_crops * (targets >= 0).sum().clamp(min=1))

@@ -8,6 +8,7 @@ from ..modeling.base import SSLPreTrainedModel
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
+from .vision.deepcluster import DeepclusterForPreTraining, DeepclusterPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
