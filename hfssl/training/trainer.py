@@ -3,7 +3,8 @@
 The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
 contract test in `tests/training/test_trainer.py` that fails when a new transformers breaks it:
 
-- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
+- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again; where a
+  method makes targets of its data, batches have them;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
 - `_prepare_input`: a batch goes to a GPU while the step before runs;
@@ -43,6 +44,7 @@ from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
+from ..modeling.corpus_targets import CorpusTargetsMixin
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .callbacks import (
@@ -54,6 +56,7 @@ from .callbacks import (
     WeightDecaySchedule,
     non_finite_loss,
 )
+from .corpus_targets import CorpusTargets
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
@@ -140,6 +143,10 @@ class SSLTrainer(Trainer):
         self.add_callback(ProgressBar(self.stream, self.clock))
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
+        self.targets: CorpusTargets | None = None
+        if self.stream is not None and isinstance(model, CorpusTargetsMixin):
+            self.targets = CorpusTargets(model, self.stream, args, self._progress, self.compute_loss_context_manager)
+            self.add_callback(self.targets)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -174,7 +181,7 @@ class SSLTrainer(Trainer):
                 checkpoints.set_aside(self.args.output_dir, self.resumed_from, all_newer=self.is_longer)
             logger.info("Continuing from %s.", self.resumed_from)
         elif self.args.should_save:
-            self._check_disk_space()
+            checkpoints.check_disk_space(self.args.output_dir, self.model)
         if self.clock is not None:
             trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
             self.clock.seconds = trained["seconds"]
@@ -218,7 +225,9 @@ class SSLTrainer(Trainer):
             return super().get_train_dataloader()
         if self.resumed_from is not None:
             self._load_stream(self.resumed_from)
-        return self.stream
+        if self.resumed_from is not None and self.targets is not None:
+            self.targets.load(self.resumed_from)
+        return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         method = self.accelerator.unwrap_model(self.model)
@@ -387,6 +396,8 @@ class SSLTrainer(Trainer):
             if self.stream is not None:
                 state = json.dumps(self.stream.state_dict(), indent=1)
                 (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            if self.targets is not None and self.args.should_save:
+                self.targets.save(staging / name)
             if self.clock is not None and self.args.should_save:
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
@@ -420,26 +431,8 @@ class SSLTrainer(Trainer):
                 "of hfssl and transformers that wrote it, or pass another `--output_dir`."
             )
 
-    def _checkpoint_bytes(self) -> int:
-        # weights, and two moments in fp32 for what is trained
-        sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
-        return int(1.05 * sum(sizes)) + (1 << 20)
-
     def _explain_full_disk(self, what: str, error: Exception) -> None:
-        if shutil.disk_usage(self.args.output_dir).free < self._checkpoint_bytes():
-            raise UserError(
-                f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
-                f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
-                "same command again."
-            ) from error
-
-    def _check_disk_space(self) -> None:
-        free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
-        if free < needed:
-            raise UserError(
-                f"{self.args.output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
-                f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
-            )
+        checkpoints.explain_full_disk(self.args.output_dir, self.model, what, self.last_checkpoint(), error)
 
     # -- the result -----------------------------------------------------------------------------------------------
 
