@@ -19,59 +19,60 @@ time. What is compared, and what cannot be, stands below the table. Measured res
 
 import signal
 import sys
-from functools import partial
 
-import hfssl
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-def mlm():
+# Of `views` and `mlm` the first word of the command line is the name; any other is that of a method for images.
+def vision(method, flags):
+    from hfssl import RecipeParser, methods
+    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
+    from hfssl.cli.command import HELP
+    from hfssl.cli.image.data import ImageDataArguments
+
+    usage = "%(prog)s METHOD [--flag VALUE ...]"
+    parser = RecipeParser(VisionBenchmark, ImageDataArguments, description=__doc__, usage=usage)
+    records = {name: model_class.method for name, model_class in methods.METHODS.items()}
+    measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
+    if method not in measured and not HELP & set(flags):
+        names = ", ".join(["mlm", "views", *measured])
+        parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
+    settings, data = parser.parse(flags)
+    return settings.json, run_vision_benchmark(method, settings, data)
+
+
+def mlm(method, flags):
+    from hfssl import RecipeParser
     from hfssl.benchmarks.mlm import MlmBenchmark, run_mlm_benchmark
     from hfssl.cli.text.data import TextDataArguments
 
-    return run_mlm_benchmark, (MlmBenchmark, TextDataArguments), {"vocab_size": 30_528}
+    usage = "%(prog)s mlm [--flag VALUE ...]"
+    defaults = {"vocab_size": 30_528}
+    parser = RecipeParser(MlmBenchmark, TextDataArguments, description=__doc__, usage=usage, defaults=defaults)
+    settings, data = parser.parse(flags)
+    return settings.json, run_mlm_benchmark(settings, data)
 
 
-def views():
+def views(method, flags):
+    from hfssl import RecipeParser
     from hfssl.benchmarks.views import ViewsBenchmark, run_views_benchmark
 
-    return run_views_benchmark, (ViewsBenchmark,), {}
+    usage = "%(prog)s views [--flag VALUE ...]"
+    (settings,) = RecipeParser(ViewsBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_views_benchmark(settings)
 
 
-def vision(method):
-    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
-    from hfssl.cli.image.data import ImageDataArguments
-
-    return partial(run_vision_benchmark, method), (VisionBenchmark, ImageDataArguments), {}
-
-
-# Each gives what measures, the classes of its flags, and defaults that differ from theirs.
-METHODS = {"mlm": mlm, "views": views}
-METHODS |= {
-    name: partial(vision, name)
-    for name, model_class in hfssl.methods.METHODS.items()
-    if model_class.method.views is not None and model_class.method.benchmark.against
-}
-
-
-@explained
+@command
 def main():
-    from hfssl import RecipeParser
     from hfssl.benchmarks.base import json_line
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    run, classes, defaults = METHODS.get(method, mlm)()
-    usage = f"%(prog)s {method or '{' + ','.join(METHODS) + '}'} [--flag VALUE ...]"
-    parser = RecipeParser(*classes, description=__doc__, usage=usage, defaults=defaults)
-    if method not in METHODS and not {"-h", "--help", "--help-all", "--help_all"} & set(flags):
-        parser.error(f"say first which method to measure ({', '.join(METHODS)}), got {method or 'none'!r}.")
-    parsed = parser.parse(flags)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
-    text, *reports = run(*parsed)
+    with_json, (text, *reports) = {"mlm": mlm, "views": views}.get(method, vision)(method, flags)
     print(text)
-    if parsed[0].json:
+    if with_json:
         for report in reports:
             print(json_line(report))
 

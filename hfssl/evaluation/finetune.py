@@ -98,6 +98,10 @@ class FinetuneSettings:
         if not 0 <= self.shift < 1:
             raise EvaluationError(f"`shift` must be at least 0 and below 1, got {self.shift}.")
 
+    def images_a_process(self, num_labels: int) -> int:
+        """The images of a step that each process gets of so many labelled ones, see [`images_a_process`]."""
+        return images_a_process(min(self.train_batch_size, num_labels), process_state().num_processes)
+
     def hyperparameters(self) -> dict[str, Any]:
         """All that decides what comes out of a training, apart from its seed."""
         chosen = {name: value for name, value in asdict(self).items() if name not in ("seeds", "random_init")}
@@ -129,6 +133,9 @@ class FinetuneEvaluator(Evaluator):
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
+    def __post_init__(self):
+        self.settings.images_a_process(len(self.train.labels))
+
     def __call__(
         self,
         encoder: str | Path | PreTrainedModel,
@@ -140,6 +147,7 @@ class FinetuneEvaluator(Evaluator):
         name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         with encoder_source(encoder, processor) as source:
             run = FinetuneRun(self, source, processor, name, output_dir)
+            run.check(len(run.train_y))
             kinds = [ENCODER, RANDOM_INIT] if self.settings.random_init else [ENCODER]
             todo = [(kind, seed) for seed in range(self.settings.seeds) for kind in kinds]
             scores: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in kinds}
@@ -177,8 +185,18 @@ class FinetuneRun:
         self.name = name or self.encoder.name
         models = {ENCODER: self.encoder.load(), RANDOM_INIT: self.encoder.random_init()}
         self.digests = {kind: self.encoder.digest(model) for kind, model in models.items()}
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in models[ENCODER].modules())
         self.cells = Cells(output_dir, self.name)
         self._images: dict[str, _Images] = {}
+
+    def check(self, num_labels: int) -> None:
+        """Refuse a number of labels that the encoder cannot be trained on, before the trainings on other numbers."""
+        if self.has_batch_norm and self.settings.images_a_process(num_labels) == 1:
+            processes = self.state.num_processes
+            raise EvaluationError(
+                f"The batch norm of {self.name} needs more than one image in each process, but a step has "
+                f"{processes} in {processes}: pass a larger `--train_batch_size`, or more labels."
+            )
 
     def scores(self, kind: str, seed: int, rows: np.ndarray | None = None, position: str = "") -> dict[str, float]:
         """Scores on test after training on `rows` of train (all, when left out)."""
@@ -209,12 +227,7 @@ class FinetuneRun:
         settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.encoder.classifier(names, seed, random_init=kind == RANDOM_INIT)
-        batch_size = images_a_process(min(settings.train_batch_size, len(rows)), num_processes)
-        if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-            raise EvaluationError(
-                f"The batch norm of {self.name} needs more than one image in each process, but a step has "
-                f"{batch_size * num_processes} in {num_processes}: pass a larger `--train_batch_size`, or more labels."
-            )
+        batch_size = settings.images_a_process(len(rows))
         num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * len(rows) / (batch_size * num_processes))))
         train = _TrainingRows(
             self._pixels("train"), self.train_y, rows, num_steps * batch_size * num_processes, seed, settings

@@ -17,8 +17,8 @@ from hfssl.modeling.method import NARROW_HEAD_WIDTH, width_of
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-# Its flags depend on the method that it measures.
-DYNAMIC = {"benchmark"}
+# The recipe and the first word of the command line, which the flags of some depend on.
+COMMANDS = [*((recipe, "") for recipe in RECIPES), ("benchmark", "mlm"), ("benchmark", "views")]
 
 
 def shown(parser: RecipeParser) -> tuple[str, str]:
@@ -30,19 +30,19 @@ def shown(parser: RecipeParser) -> tuple[str, str]:
     return short, parser.format_help()
 
 
-@pytest.mark.parametrize("recipe", sorted(set(RECIPES) - DYNAMIC))
-def test_the_sources_say_what_the_classes_say(recipe):
-    declared = declared_parser(ROOT / "recipes" / f"{recipe}.py")
+@pytest.mark.parametrize("recipe, first_word", COMMANDS)
+def test_the_sources_say_what_the_classes_say(recipe, first_word):
+    declared = declared_parser(ROOT / "recipes" / f"{recipe}.py", first_word)
     from_source = RecipeParser(*declared.stand_ins(), **declared.options)
     assert from_source.is_plain()
     assert shown(from_source) == shown(RecipeParser(*declared.classes(), **declared.options))
 
 
-@pytest.mark.parametrize("recipe", ["mae", "glue"])
-def test_nothing_heavy_is_imported(recipe):
+@pytest.mark.parametrize("recipe, words", [("mae", []), ("glue", []), ("benchmark", ["views"])])
+def test_nothing_heavy_is_imported(recipe, words):
     code = f"""
 import runpy, sys
-sys.argv = ["recipes/{recipe}.py", "--help"]
+sys.argv = ["recipes/{recipe}.py", *{words}, "--help"]
 sys.modules["__main__"].__file__ = sys.argv[0]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -56,7 +56,6 @@ finally:
 
 @pytest.mark.parametrize("recipe", ["mae", "benchmark"])
 def test_the_command_shows_it(recipe, tmp_path):
-    """Also where the sources do not say it."""
     done = recipe_server().run(tmp_path, "--help", script=f"recipes/{recipe}.py", COLUMNS=100)
     assert done.poll() == 0 and done.stdout.startswith(f"usage: {recipe}.py"), done.stderr
 
@@ -151,5 +150,9 @@ def test_a_flag_without_a_meaning_is_refused_by_name(capsys):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_percent_is_one(recipe):
-    if recipe not in DYNAMIC:
-        assert "%%" not in "".join(shown(of_recipe(recipe)))
+    assert "%%" not in "".join(shown(of_recipe(recipe)))
+
+
+def test_the_flags_are_those_of_the_command_that_is_named():
+    declared = {word: declared_parser(ROOT / "recipes" / "benchmark.py", word) for word in ("mlm", "views", "dino")}
+    assert [each.names[0] for each in declared.values()] == ["MlmBenchmark", "ViewsBenchmark", "VisionBenchmark"]

@@ -1,6 +1,7 @@
 """Fine-tuning of small stock encoders, on digits and on labels that a picture's brightness tells."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hfssl.evaluation.finetune import (
     images_a_process,
     layer_groups,
 )
+from hfssl.evaluation.label_efficiency import LabelEfficiencyEvaluator
 
 
 SHORT = {"seeds": 1, "epochs": 1, "min_steps": 6, "train_batch_size": 16}
@@ -62,6 +64,18 @@ def test_what_is_recorded_is_what_was_trained_with():
     assert images_a_process(63, 3) == 21  # which it says
     with pytest.raises(EvaluationError, match=r"Launch one of 1, 2 processes\.$"):
         images_a_process(2, 4)
+
+
+def test_what_cannot_be_shared_is_refused_before_any_training(monkeypatch):
+    """Not when its turn comes, after hours on smaller shares of the labels."""
+    monkeypatch.setattr(finetune_module, "process_state", lambda: SimpleNamespace(num_processes=3))
+    settings = FinetuneSettings(**SHORT | {"train_batch_size": 48})
+    assert FinetuneEvaluator(shades(48), shades(4), settings)
+    with pytest.raises(EvaluationError, match="has 40 images"):
+        FinetuneEvaluator(shades(40), shades(4), settings)
+    assert LabelEfficiencyEvaluator(shades(48), shades(4), (0.25, 1.0), settings)  # 12 and 48
+    with pytest.raises(EvaluationError, match="has 20 images .*Launch one of 1, 2, 4, 5, 10, 20 processes"):
+        LabelEfficiencyEvaluator(shades(40), shades(4), (0.15, 0.5), settings)  # 6 and 20
 
 
 def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hfssl.evaluation import GlueEvaluator, read_results
+from hfssl.evaluation import EvaluationError, GlueEvaluator, read_results
 from hfssl.evaluation import glue as glue_module
 from hfssl.evaluation.glue import _LengthGroupedTrainer
 from hfssl.evaluation.glue_tasks import TASKS, load_task, parse_tasks, subset
@@ -293,6 +294,13 @@ def test_settings_out_of_range(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
         GlueEvaluator(**setting)
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused_before_any_data_is_read(monkeypatch):
+    monkeypatch.setattr(glue_module, "process_state", lambda: SimpleNamespace(num_processes=3))
+    assert GlueEvaluator(task="cola", batch_size=6, dataset="no/such/folder")
+    with pytest.raises(EvaluationError, match="32 rows cannot be dealt to 3 processes"):
+        GlueEvaluator(task="cola", dataset="no/such/folder")
 
 
 def test_missing_data(dataset, tmp_path):
