@@ -5,9 +5,10 @@
     accelerate launch recipes/glue.py --encoder outputs/mlm --task sst2 --max_train_samples 5000 --learning_rate 1e-4
     accelerate launch recipes/glue.py --encoder answerdotai/ModernBERT-base --task all
 
-The data come from the Hub (nyu-mll/glue) or from a folder of the same layout (--dataset). Ends with a table and with
-results.json. The score is that of the last epoch on the validation split: nothing is chosen by looking at it. The same
-command goes on where an interrupted run stopped. The protocol stands in hfssl/evaluation/glue.py.
+The data come from the Hub (nyu-mll/glue) or from a folder of the same layout (--dataset). Ends with a table, with
+results.json, and in model/<task>/ with the classifier of seed 0, which any pipeline of transformers loads. The score
+is that of the last epoch on the validation split: nothing is chosen by looking at it. The same command goes on where
+an interrupted run stopped. The protocol stands in hfssl/evaluation/glue.py.
 """
 
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ def main():
     if len(evaluator.tasks) > 1:
         echo(f"\nMean over {len(evaluator.tasks)} tasks: {evaluator.score(results):.3f}")
     echo(f"\nWritten to {output_dir}/results.json")
+    if evaluator.save_model:
+        echo(f"Classifiers (seed 0): {', '.join(f'{output_dir}/model/{task}' for task in evaluator.tasks)}")
 
 
 if __name__ == "__main__":

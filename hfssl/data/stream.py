@@ -474,8 +474,7 @@ class _Blocks(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker collates nothing, and what does may hold tensors on a GPU, which must not travel
-        stream = copy.copy(self.stream)
-        stream.collate = None
+        (stream := copy.copy(self.stream)).collate = None
         return {"stream": stream}
 
 

@@ -1,7 +1,7 @@
 """What evaluators that train have in common: many short trainings, of which finished ones are not done again.
 
 One training is a cell of a table: a task, a seed, an encoder or its random initialisation. It ends in scores, and
-leaves nothing else behind.
+leaves nothing else behind, unless its model is asked for.
 """
 
 import logging
@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from ..machine import process_state, use_one_gpu
+from .classifier_folder import is_saved
 from .results import read_json, write_json
 
 
@@ -45,6 +46,12 @@ class Cells:
 
     def __contains__(self, key: str) -> bool:
         return key in self.done
+
+    def forget_unless_saved(self, key: str, folder: Path | None) -> None:
+        """Let a finished training be done again where its model is wanted in a folder, and is not there."""
+        lost = self.is_main_process and folder is not None and key in self.done and not is_saved(folder, key)
+        if broadcast_object_list([lost])[0]:
+            del self.done[key]
 
     def run(self, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell of a `key`, trained where it is not done: `metrics` that `train` returned, and `seconds` it took.

@@ -27,7 +27,7 @@ from .results import Result, write_results
 
 
 if TYPE_CHECKING:
-    from ..data.labelled import LabelledImages
+    from ..data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class LabelEfficiencyEvaluator(Evaluator):
     Probe, fine-tuning and training from scratch on shares of the labels. The protocol stands at the top of the module.
 
     Args:
-        train, test ([`~hfssl.data.labelled.LabelledImages`]):
+        train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled images to train and to measure on.
         fractions (`tuple[float, ...]`, *optional*, defaults to `(0.01, 0.1, 1.0)`):
             Shares of the labels.
@@ -55,8 +55,8 @@ class LabelEfficiencyEvaluator(Evaluator):
     title: ClassVar[str] = "label efficiency"
     primary_metric = "accuracy"
 
-    train: "LabelledImages"
-    test: "LabelledImages"
+    train: "LabelledData"
+    test: "LabelledData"
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     pooling: str | None = None
@@ -74,7 +74,7 @@ class LabelEfficiencyEvaluator(Evaluator):
         }
         # before hours of training on the first of them
         for draws in self.draws.values():
-            self.settings.images_a_process(len(draws[0]))
+            self.settings.samples_a_process(len(draws[0]))
 
     def __call__(
         self,

@@ -101,7 +101,7 @@ def test_labels_that_cannot_be_probed_are_explained():
     with pytest.raises(EvaluationError, match='have the label "3": a probe needs two classes'):
         aligned_labels(threes, test)
     no_nines = train.take(np.flatnonzero(train.labels < 8))
-    with pytest.raises(EvaluationError, match='has 2 class.es. that no image of digits has, such as "8", "9"'):
+    with pytest.raises(EvaluationError, match='has 2 class.es. that digits has none of, such as "8", "9"'):
         aligned_labels(no_nines, test)
     with pytest.raises(EvaluationError, match="holds no images"):
         aligned_labels(train, test.take([]))
@@ -123,8 +123,17 @@ def test_macro_f1_agrees_with_scikit_learn():
     assert found == pytest.approx(sklearn.metrics.f1_score(references, predictions, average="macro"))
 
 
+def test_balanced_accuracy_is_the_mean_over_the_classes():
+    rng = np.random.default_rng(0)
+    references, predictions = rng.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1]), rng.integers(1, 6, 50)
+    (found,) = metrics.load("balanced_accuracy").compute(predictions=predictions, references=references).values()
+    right = [np.mean(predictions[references == each] == each) for each in range(4)]
+    assert found == pytest.approx(np.mean(right))
+
+
 def test_macro_f1_is_reported_where_classes_are_uneven():
-    for counts, names in (((30, 20), {"accuracy"}), ((9, 3), {"accuracy"}), ((90, 20), {"accuracy", "macro_f1"})):
+    both = {"accuracy", "balanced_accuracy", "macro_f1"}
+    for counts, names in (((30, 20), {"accuracy"}), ((9, 3), {"accuracy"}), ((90, 20), both)):
         labels = np.repeat([0, 1], counts)
         assert set(classification_scores(labels, labels)) == names
 
