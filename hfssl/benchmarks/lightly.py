@@ -1,7 +1,7 @@
 """lightly's sides of the benchmarks for images: what its examples build, around an encoder of transformers.
 
-As in its `examples/pytorch/{simclr,mae,byol,dino}.py`: a `LightlyDataset` of image files, one of its transforms, a
-plain `DataLoader`, its heads, losses and functions on tokens, and a loop of a few lines; one forward pass a view; a
+As in its `examples/pytorch/{simclr,mae,byol,dino,swav}.py`: a `LightlyDataset` of image files, one of its transforms,
+a plain `DataLoader`, its heads, losses and functions on tokens, and a loop of a few lines; one forward pass a view; a
 teacher that moves before each step, by its schedules. The encoder is the module that hfssl trains; lightly's MAE
 reaches it through lightly's own interface for masked transformers. The views have the parameters of ours, heads and
 losses the sizes, temperatures and momenta of ours, and the optimizer is the same fused AdamW.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from lightly.data import LightlyDataset
-from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss
+from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss
 from lightly.models import utils
 from lightly.models.modules import (
     BYOLPredictionHead,
@@ -27,9 +27,11 @@ from lightly.models.modules import (
     DINOProjectionHead,
     MAEDecoder,
     SimCLRProjectionHead,
+    SwaVProjectionHead,
+    SwaVPrototypes,
 )
 from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
-from lightly.transforms import BYOLTransform, DINOTransform, MAETransform, SimCLRTransform
+from lightly.transforms import BYOLTransform, DINOTransform, MAETransform, SimCLRTransform, SwaVTransform
 from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
@@ -163,6 +165,20 @@ class DINO(nn.Module):
         return self.teacher_head(self.teacher_backbone(x))
 
 
+class SwaV(nn.Module):
+    """Its prototypes have a bias, which the paper's have not."""
+
+    def __init__(self, encoder: PreTrainedModel, config: dict[str, Any]):
+        super().__init__()
+        dim, output_dim = feature_size(encoder.config, config["pooling"]), config["projector_output_dim"]
+        self.backbone = Backbone(encoder, config["pooling"])
+        self.projection_head = SwaVProjectionHead(dim, config["projector_hidden_dim"], output_dim)
+        self.prototypes = SwaVPrototypes(output_dim, config["num_prototypes"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.prototypes(nn.functional.normalize(self.projection_head(self.backbone(x)), dim=1, p=2))
+
+
 class MaskedViT(MaskedVisionTransformer):
     """A `ViTModel` behind lightly's interface."""
 
@@ -240,12 +256,12 @@ def lightly_side(method: str, settings: dict[str, Any]) -> LightlySide:
 
     Args:
         method (`str`):
-            simclr, mae, byol or dino.
+            simclr, mae, byol, dino or swav.
         settings (`dict[str, Any]`):
             Of [`~hfssl.benchmarks.vision.contenders`]: `model` is the config of our method, `views`, `local_view`,
             `num_local`, `mean` and `std` are our views.
     """
-    return {"simclr": _simclr, "mae": _mae, "byol": _byol, "dino": _dino}[method](settings)
+    return {"simclr": _simclr, "mae": _mae, "byol": _byol, "dino": _dino, "swav": _swav}[method](settings)
 
 
 def _simclr(settings: dict[str, Any]) -> LightlySide:
@@ -346,6 +362,37 @@ def _dino(settings: dict[str, Any]) -> LightlySide:
         model.student_head.cancel_last_layer_gradients(current_epoch=epoch)
 
     return LightlySide(model, model.teacher_backbone.encoder, transform, loss_of, before_step, after_backward)
+
+
+def _swav(settings: dict[str, Any]) -> LightlySide:
+    view, config = settings["views"][0], settings["model"]
+    # without small crops there is none to ask
+    small = settings["local_view"] or view
+    transform = SwaVTransform(
+        crop_sizes=(view["size"], small["size"]),
+        crop_counts=(2, settings["num_local"]),
+        crop_min_scales=(view["scale"][0], small["scale"][0]),
+        crop_max_scales=(view["scale"][1], small["scale"][1]),
+        gaussian_blur=view["blur_probability"],
+        **_colors(view),
+        normalize=_normalize(settings),
+    )
+    model = SwaV(_encoder(settings), config)
+    criterion = SwaVLoss(
+        temperature=config["student_temperature"],
+        sinkhorn_iterations=config["sinkhorn_iterations"],
+        sinkhorn_epsilon=config["sinkhorn_epsilon"],
+    )
+
+    def loss_of(views: list[torch.Tensor]) -> torch.Tensor:
+        out = [model(x) for x in views]
+        return criterion(out[:2], out[2:])
+
+    def before_step(progress: float) -> None:
+        model.prototypes.normalize()
+        model.prototypes.requires_grad_(progress >= config["freeze_prototypes"])
+
+    return LightlySide(model, model.backbone.encoder, transform, loss_of, before_step)
 
 
 _JITTERS = ("cj_bright", "cj_contrast", "cj_sat", "cj_hue")
