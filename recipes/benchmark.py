@@ -9,7 +9,7 @@ python recipes/benchmark.py mlm --against none                                  
 python recipes/benchmark.py simclr --against lightly --dataset my_images/       embedded letters when left out
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
 python recipes/benchmark.py byol --against lightly --precision fp32
-python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops
+python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops; so swav
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 

@@ -1,6 +1,6 @@
 """Clustering: say of one view of a sample which cluster another view of it is in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,29 +80,40 @@ def swav_loss(
 
 
 def deepcluster_loss(
-    projections: torch.Tensor, prototypes: torch.Tensor, targets: torch.Tensor, temperature: float
+    logits: Sequence[torch.Tensor], targets: torch.Tensor, temperature: float, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Loss of DeepCluster-v2 ([SwAV](https://huggingface.co/papers/2006.09882), appendix D): say of every crop which
-    clusters its image is in.
+    """Loss of DeepCluster ([v1](https://huggingface.co/papers/1807.05520), equation 1;
+    [v2](https://huggingface.co/papers/2006.09882), appendix D): say of every crop which clusters its image is in.
 
     Args:
-        projections (`torch.Tensor` of shape `(num_crops, batch_size, dim)`):
-            Of length 1.
-        prototypes (`torch.Tensor` of shape `(num_heads, num_prototypes, dim)`):
-            Centroids of length 1, of several clusterings of the same images.
-        targets (`torch.LongTensor` of shape `(batch_size, num_heads)`):
+        logits (`Sequence[torch.Tensor]` of shape `(num_crops, batch_size, num_clusters)`):
+            Of several clusterings of the same images.
+        targets (`torch.LongTensor` of shape `(batch_size, num_clusterings)`):
             The clusters; -100 of an image that is in none, which is left out.
         temperature (`float`):
-            Divisor of the similarities.
+            Divisor of the logits.
+        weights (`torch.Tensor` of shape `(batch_size, num_clusterings)`, *optional*):
+            How much each image counts. Left out, all alike.
 
     Returns:
-        `torch.Tensor` of shape `()`: the cross-entropy, mean over heads, crops and the images that are in a cluster; 0
-        where none is. log(num_prototypes) is that of crops that say nothing.
+        `torch.Tensor` of shape `()`: the cross-entropy, mean over clusterings, crops and the images that are in a
+        cluster; 0 where none is. log(num_clusters) is that of crops that say nothing.
+
+    Example:
+
+    ```python
+    >>> deepcluster_loss([torch.zeros(2, 3, 5)], torch.tensor([[0], [4], [-100]]), temperature=0.1).item()  # log(5)
+    1.6094379425048828
+    ```
     """
-    num_crops = len(projections)
-    with full_precision(projections):
-        vectors, total = at_least_float32(projections).flatten(0, 1), 0.0
-        for centroids, clusters in zip(prototypes, targets.unbind(1), strict=True):
-            logits = vectors @ at_least_float32(centroids).T / temperature
-            total = total + F.cross_entropy(logits, clusters.repeat(num_crops), reduction="sum")
-        return total / (num_crops * (targets >= 0).sum().clamp(min=1))
+    if weights is None:
+        weights = torch.ones_like(targets, dtype=torch.float32)
+    weights = weights * (targets >= 0)
+    total = 0.0
+    with full_precision(logits[0]):
+        for scores, clusters, counts in zip(logits, targets.unbind(1), weights.unbind(1), strict=True):
+            num_crops = len(scores)
+            scores = at_least_float32(scores).flatten(0, 1) / temperature
+            losses = F.cross_entropy(scores, clusters.repeat(num_crops), reduction="none")
+            total = total + (losses * counts.repeat(num_crops)).sum() / num_crops
+        return total / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)

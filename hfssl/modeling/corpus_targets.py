@@ -76,6 +76,24 @@ def target_passes_due(progress: float, number: int) -> int:
     return min(int(progress * number + 1e-6), number - 1) + 1
 
 
+def whitened(vectors: Any, num_components: int) -> Any:
+    """The first principal components of vectors, each with a variance of 1; on one thread, as [`spherical_kmeans`].
+
+    Args:
+        vectors (`np.ndarray` of dtype `float32` and shape `(num_vectors, dim)`):
+            Any.
+        num_components (`int`):
+            How many, fewer where there are not so many.
+    """
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        return PCA(min(num_components, *vectors.shape), whiten=True, svd_solver="covariance_eigh").fit_transform(
+            vectors
+        )
+
+
 def spherical_kmeans(
     vectors: Any, num_clusters: int, iterations: int, seed: int, rows_at_once: int = 1 << 14
 ) -> tuple[Any, Any]:

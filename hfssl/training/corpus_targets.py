@@ -168,14 +168,15 @@ class CorpusTargets(TrainerCallback):
     # -- batches and checkpoints ----------------------------------------------------------------------------------
 
     def of(self, places: np.ndarray) -> dict[str, torch.Tensor]:
-        """The targets of samples by their places, of shape `(num_samples, 4)`; [`NO_TARGET`] where there is none."""
+        """The targets of samples by their places, of shape `(num_samples, 4)`. Where there is none, an
+        integer is [`NO_TARGET`] and a float 0."""
         keys = place_keys(places)
         rows = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         missing = self._keys[rows] != keys
         found = {}
         for name, column in self._columns.items():
             values = column[rows]
-            values[missing] = NO_TARGET
+            values[missing] = NO_TARGET if values.dtype.kind == "i" else 0
             found[name] = torch.from_numpy(values)
         return found
 

@@ -59,6 +59,8 @@ class DINO(nn.Module):
 
 
 class SwAV(nn.Module):
+    """Its prototypes have a bias, which the paper's have not."""
+
     def __init__(self, encoder: PreTrainedModel, config: dict[str, Any]):
         super().__init__()
         dim, output_dim = feature_size(encoder.config, config["pooling"]), config["projector_output_dim"]

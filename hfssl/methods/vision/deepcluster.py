@@ -10,19 +10,25 @@ clusters these, once for each head. The centroids become the prototypes of the h
 every crop of an image, large or small, is to be nearest to the centroid of the image's cluster. What a run goes on
 with, the cluster of each image, lies in its checkpoints.
 
+The first version (`classifier="linear"`) has no projector: it clusters the whitened principal components of the
+encoder's features, and a linear layer on the features, drawn anew with each clustering, learns to tell the clusters.
+Images count by the inverse of the size of their cluster, which the paper names as the same as drawing clusters evenly.
+
 Departures from the paper: projections are made for the clustering by a pass of its own, with the weights as they are
 and batch norm in evaluation mode, instead of being kept from the training steps of the pass before: that costs a
 forward pass over the data each time, and no projection is older than another; centroids are normalised at the end of
-k-means and not in each of its iterations.
+k-means and not in each of its iterations. Of the first version: images keep their colours, all crops of an image are
+learned, and the moments of the optimizer outlive the linear layer that they are of.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
@@ -32,7 +38,7 @@ from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, deepcluster_loss, full_precision
 from ...modeling.branch import VisionBranch, check_two_views
-from ...modeling.corpus_targets import CorpusTargetsMixin, spherical_kmeans
+from ...modeling.corpus_targets import CorpusTargetsMixin, spherical_kmeans, whitened
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
@@ -104,6 +110,11 @@ class DeepclusterPreTrainingConfig(PreTrainedConfig):
             Iterations of k-means, at most.
         student_temperature (`float`, *optional*, defaults to `0.1`):
             Divisor of the similarities with the prototypes (τ), above 0.
+        classifier (`str`, *optional*, defaults to `"centroids"`):
+            What tells clusters: centroids, the second version, or linear, the first: a linear layer on the feature,
+            without projector and temperature.
+        pca_dim (`int`, *optional*, defaults to `256`):
+            Principal components of the features that the first version clusters; fewer where there are not so many.
     """
 
     model_type = "hfssl_deepcluster"
@@ -119,6 +130,8 @@ class DeepclusterPreTrainingConfig(PreTrainedConfig):
     num_clusterings: int = 800
     kmeans_iterations: int = 10
     student_temperature: float = 0.1
+    classifier: Literal["centroids", "linear"] = "centroids"
+    pca_dim: int = 256
 
     def validate_temperature(self):
         if not self.student_temperature > 0.0:
@@ -126,7 +139,7 @@ class DeepclusterPreTrainingConfig(PreTrainedConfig):
 
     def validate_numbers(self):
         names = ("projector_num_layers", "projector_hidden_dim", "projector_output_dim", "num_heads",
-                 "num_clusterings", "kmeans_iterations")  # fmt: skip
+                 "num_clusterings", "kmeans_iterations", "pca_dim")  # fmt: skip
         for name, number in {**dict.fromkeys(names, 1), "num_prototypes": 2}.items():
             if getattr(self, name) < number:
                 raise ValueError(f"`{name}` must be at least {number}, got {getattr(self, name)}.")
@@ -143,7 +156,8 @@ class DeepclusterOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             Cross-entropy, mean over heads, crops and the images that are in a cluster. log(num_prototypes) is chance.
         projections (`torch.FloatTensor` of shape `(num_crops, batch_size, projector_output_dim)`):
-            Normalised, of the large crops and then of the small ones. Left out in training mode.
+            Normalised, of the large crops and then of the small ones; with a linear classifier their features. Left
+            out in training mode.
         targets (`torch.LongTensor` of shape `(batch_size, num_heads)`):
             The cluster of each image in each head. Left out in training mode.
     """
@@ -167,19 +181,20 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
 
     def __init__(self, config: DeepclusterPreTrainingConfig):
         super().__init__(config)
-        self.branch = VisionBranch(
-            build_vision_encoder(config.encoder_config),
-            MlpHead(
-                feature_size(config.encoder_config, config.pooling), config.projector_hidden_dim,
-                config.projector_output_dim, config.projector_num_layers, bias=True,
-            ),
-            config.encoder_config,
-            config.pooling,
-        )  # fmt: skip
-        shape = (config.num_heads, config.num_prototypes, config.projector_output_dim)
-        self.register_buffer("prototypes", torch.empty(shape))
-        # the same in all processes, and DDP would send them around before every forward
-        self._ddp_params_and_buffers_to_ignore = ["prototypes"]
+        dim = feature_size(config.encoder_config, config.pooling)
+        if config.classifier == "linear":
+            projector: nn.Module = nn.Identity()
+            self.classifiers = nn.ModuleList(nn.Linear(dim, config.num_prototypes) for _ in range(config.num_heads))
+        else:
+            projector = MlpHead(
+                dim, config.projector_hidden_dim, config.projector_output_dim, config.projector_num_layers, bias=True
+            )
+            shape = (config.num_heads, config.num_prototypes, config.projector_output_dim)
+            self.register_buffer("prototypes", torch.empty(shape))
+            # the same in all processes, and DDP would send them around before every forward
+            self._ddp_params_and_buffers_to_ignore = ["prototypes"]
+        encoder = build_vision_encoder(config.encoder_config)
+        self.branch = VisionBranch(encoder, projector, config.encoder_config, config.pooling)
         convert_batch_norm(self)
         self.track_targets()
         self.post_init()
@@ -192,14 +207,16 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
     @torch.no_grad()
     def initialize_weights(self):
         super().initialize_weights()
-        init.normal_(self.prototypes)  # directions at random, until there are clusters
-        init.copy_(self.prototypes, F.normalize(self.prototypes, dim=-1))
+        if self.config.classifier == "centroids":
+            init.normal_(self.prototypes)  # directions at random, until there are clusters
+            init.copy_(self.prototypes, F.normalize(self.prototypes, dim=-1))
 
     def forward(
         self,
         pixel_values: torch.FloatTensor,
         local_pixel_values: torch.FloatTensor | None = None,
         targets: torch.LongTensor | None = None,
+        target_weights: torch.FloatTensor | None = None,
         return_loss: bool = True,
     ) -> DeepclusterOutput:
         r"""
@@ -211,7 +228,9 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
                 Small crops of each image.
             targets (`torch.LongTensor` of shape `(batch_size, num_heads)`, *optional*):
                 The cluster of each image in each head, -100 for none; `SSLTrainer` knows them. Left out in evaluation,
-                an image has the prototype that is nearest to the large crop by which the head clusters.
+                an image has the cluster that is likeliest for the large crop by which the head clusters.
+            target_weights (`torch.FloatTensor` of shape `(batch_size, num_heads)`, *optional*):
+                How much each image counts. Left out, all alike.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
         """
@@ -220,30 +239,36 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
             raise UserError(
                 "DeepCluster learns the clusters of all images, and the batch does not say which ones its images are "
                 "in. Train it with `SSLTrainer` on an `ExactStream`, which makes them; in a loop of your own pass "
-                "`targets` of shape (batch_size, num_heads) and set `model.prototypes`."
+                "`targets` of shape (batch_size, num_heads) and call `model.take_targets`."
             )
         batch_size = len(pixel_values)
         # crop by crop, so that the crops of an image are `batch_size` rows apart
         crops = [pixel_values.transpose(0, 1).flatten(0, 1)]
         if local_pixel_values is not None:
             crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
-        projections = F.normalize(at_least_float32(self.branch(*crops)), dim=-1).unflatten(0, (-1, batch_size))
+        projections = self._project(*crops).unflatten(0, (-1, batch_size))
+        logits = self._logits(projections)
         if targets is None:
-            targets = self._nearest(projections)
-        loss = self._loss(projections, targets)
+            targets = torch.stack([each[head % 2].argmax(-1) for head, each in enumerate(logits)], dim=1)
+        loss = deepcluster_loss(logits, targets, self._temperature, target_weights)
         if self.training:
             return DeepclusterOutput(loss=loss)
         return DeepclusterOutput(loss=loss, projections=projections, targets=targets)
 
-    def _loss(self, projections: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return deepcluster_loss(projections, self.prototypes, targets, self.config.student_temperature)
+    @property
+    def _temperature(self) -> float:
+        return self.config.student_temperature if self.config.classifier == "centroids" else 1.0
 
-    @torch.no_grad()
-    def _nearest(self, projections: torch.Tensor) -> torch.Tensor:
-        """The prototypes that are nearest to the large crops, of each head to its own: `(batch_size, num_heads)`."""
+    def _project(self, *crops: torch.Tensor) -> torch.Tensor:
+        projections = at_least_float32(self.branch(*crops))
+        return F.normalize(projections, dim=-1) if self.config.classifier == "centroids" else projections
+
+    def _logits(self, projections: torch.Tensor) -> list[torch.Tensor]:
+        """Of each head, `(num_crops, batch_size, num_prototypes)`."""
+        if self.config.classifier == "linear":
+            return [classifier(projections) for classifier in self.classifiers]
         with full_precision(projections):
-            nearest = [(projections[h % 2] @ p.T).argmax(-1) for h, p in enumerate(self.prototypes)]
-        return torch.stack(nearest, dim=1)
+            return [F.linear(projections, at_least_float32(centroids)) for centroids in self.prototypes]
 
     # -- clusters -------------------------------------------------------------------------------------------------
 
@@ -252,8 +277,9 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
         return self.config.num_clusterings
 
     def corpus_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Projections of the large crops, `(batch_size, 2, projector_output_dim)`."""
-        return {"projections": F.normalize(self.compared_embeddings(batch).float(), dim=-1).half()}
+        """Projections of the large crops, `(batch_size, 2, dim)`."""
+        views = [self._project(view) for view in batch["pixel_values"].unbind(1)]
+        return {"projections": torch.stack(views, dim=1).half()}
 
     def make_targets(self, features: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         projections, config = features["projections"], self.config
@@ -262,15 +288,29 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
                 f"{len(projections):,} images cannot be in {config.num_prototypes:,} clusters. Pass "
                 f"`--num_prototypes {max(len(projections) // 10, 2)}` or fewer, or more data."
             )
-        clusters, centroids = [], []
+        clusters, tensors, centroids = [], {}, []
+        generator = torch.Generator().manual_seed(seed)
         for head in range(config.num_heads):
             vectors = torch.from_numpy(projections[:, head % 2]).float()
+            if config.classifier == "linear":
+                vectors = torch.from_numpy(whitened(vectors.numpy(), config.pca_dim))
+                layer = self.classifiers[head]
+                tensors[f"classifiers.{head}.weight"] = 0.01 * torch.randn(layer.weight.shape, generator=generator)
+                tensors[f"classifiers.{head}.bias"] = torch.zeros(layer.bias.shape)
             found = spherical_kmeans(
                 F.normalize(vectors, dim=-1).numpy(), config.num_prototypes, config.kmeans_iterations, seed + head
             )
             centroids.append(torch.from_numpy(found[0]))
             clusters.append(torch.from_numpy(found[1]))
-        return {"targets": torch.stack(clusters, dim=1).numpy()}, {"prototypes": torch.stack(centroids).numpy()}
+        columns = {"targets": torch.stack(clusters, dim=1)}
+        if config.classifier == "linear":
+            sizes = [torch.bincount(each, minlength=config.num_prototypes) for each in clusters]
+            # 1 in the mean over all images
+            weights = [len(each) / ((n > 0).sum() * n[each]) for each, n in zip(clusters, sizes, strict=True)]
+            columns["target_weights"] = torch.stack(weights, dim=1).float()
+        else:
+            tensors["prototypes"] = torch.stack(centroids)
+        return tuple({name: tensor.cpu().numpy() for name, tensor in each.items()} for each in (columns, tensors))
 
     # -- health ---------------------------------------------------------------------------------------------------
 
@@ -285,6 +325,6 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
         evaluation mode.
         """
         output = self(batch["pixel_values"])
-        others = self._loss(output.projections, output.targets.roll(1, dims=0))
+        others = deepcluster_loss(self._logits(output.projections), output.targets.roll(1, dims=0), self._temperature)
         share = (others - output.loss) / math.log(self.config.num_prototypes)
         return share.expand(len(batch["pixel_values"]))

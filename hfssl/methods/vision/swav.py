@@ -73,7 +73,13 @@ METHOD = Method(
     embedded_views={"letters": {"local_crops": 0}, "digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "local_crops": 0}},
     collapse_hints=_collapse_hints,
     chance=lambda config, context: {"loss": math.log(config.num_prototypes)},
-    benchmark=BenchmarkSettings(against=()),
+    benchmark=BenchmarkSettings(
+        views={"local_crops": 6},
+        notes={
+            "lightly": "lightly's prototypes have a bias. Its similarities and codes are computed at the precision of "
+            "the run, ours in fp32."
+        },
+    ),
 )
 
 

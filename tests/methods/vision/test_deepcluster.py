@@ -13,7 +13,7 @@ from hfssl import DeepclusterForPreTraining, DeepclusterPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import deepcluster_loss
 from hfssl.methods.vision import deepcluster as module
-from hfssl.modeling.corpus_targets import spherical_kmeans, target_passes_due
+from hfssl.modeling.corpus_targets import spherical_kmeans, target_passes_due, whitened
 
 
 # Swin's windows do not fit the small crops, and DINOv3's convolutions halve all of them to nothing
@@ -44,7 +44,7 @@ CONTRACT = Contract(
     settings=HEAD,
     accumulation=False,
     why_not="Batch norm in the head sees the images of one accumulation step.",
-    variants={"resnet": (resnet, {})},
+    variants={"resnet": (resnet, {}), "first-version": (resnet, {"classifier": "linear"})},
     collapse=one_cluster,
 )
 
@@ -81,17 +81,24 @@ def test_the_loss_is_that_of_the_paper_over_all_crops_and_heads(encoder):
 
 
 def test_an_image_without_a_cluster_is_left_out():
-    projections = F.normalize(torch.randn(3, 5, 8), dim=-1).requires_grad_()
-    prototypes = F.normalize(torch.randn(2, 4, 8), dim=-1)
+    logits = torch.randn(2, 3, 5, 4, requires_grad=True)  # heads, crops, images, clusters
     targets = torch.arange(10).view(5, 2) % 4
     targets[1] = -100
     rest = [0, 2, 3, 4]
-    loss = deepcluster_loss(projections, prototypes, targets, 0.1)
-    torch.testing.assert_close(loss, deepcluster_loss(projections[:, rest], prototypes, targets[rest], 0.1))
-    none = deepcluster_loss(projections, prototypes, torch.full((5, 2), -100), 0.1)
+    loss = deepcluster_loss(logits, targets, 0.1)
+    torch.testing.assert_close(loss, deepcluster_loss(logits[:, :, rest], targets[rest], 0.1))
+    none = deepcluster_loss(logits, torch.full((5, 2), -100), 0.1)
     none.backward()
-    assert none == 0.0 and not projections.grad.any()
-    assert deepcluster_loss(torch.zeros(3, 5, 8), prototypes, targets, 0.1).item() == pytest.approx(math.log(4))
+    assert none == 0.0 and not logits.grad.any()
+    assert deepcluster_loss(torch.zeros(2, 3, 5, 4), targets, 0.1).item() == pytest.approx(math.log(4))
+
+
+def test_an_image_of_weight_2_counts_as_two():
+    logits, targets = torch.randn(2, 3, 4, 5), torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2]])
+    weights = torch.tensor([[2.0, 2.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    twice = [0, 0, 1, 2]
+    expected = deepcluster_loss(logits[:, :, twice], targets[twice], 1.0)
+    torch.testing.assert_close(deepcluster_loss(logits, targets, 1.0, weights), expected)
 
 
 @pytest.mark.parametrize("name", FITTING)
@@ -162,6 +169,31 @@ def test_clusters_of_other_images_raise_the_loss_unless_all_are_in_the_same():
     assert model.target_margin({"pixel_values": images}).mean() > 0.005
     same = {"pixel_values": images[:1].expand(12, -1, -1, -1, -1)}
     torch.testing.assert_close(model.target_margin(same), torch.zeros(12), atol=1e-6, rtol=0)
+
+
+# -- the first version ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_version_clusters_whitened_features_and_learns_a_new_layer():
+    model = model_of(resnet(), classifier="linear", num_heads=1, num_prototypes=3, pca_dim=5)
+    assert "prototypes" not in model.state_dict() and model.classifiers[0].weight.shape == (3, 16)
+    features = torch.randn(60, 2, 16) * torch.linspace(0.1, 9.0, 16)
+    columns, tensors = model.make_targets({"projections": features.half().numpy()}, seed=3)
+    components = whitened(features[:, 0].half().float().numpy(), 5)
+    np.testing.assert_allclose(np.cov(components.T), np.eye(5), atol=1e-3)
+    directions = components / np.linalg.norm(components, axis=1, keepdims=True)
+    assert np.array_equal(columns["targets"][:, 0], spherical_kmeans(directions, 3, 10, 3)[1])
+    # every cluster counts the same, and an image 1 on average
+    weights = [columns["target_weights"][columns["targets"] == cluster].sum() for cluster in range(3)]
+    np.testing.assert_allclose(weights, [20.0] * 3, rtol=1e-5)
+    model.take_targets({name: torch.from_numpy(values) for name, values in tensors.items()}, 1)
+    layer = model.classifiers[0]
+    assert layer.weight.std().item() == pytest.approx(0.01, rel=0.3) and not layer.bias.any()
+    batch = {**two_views(), "targets": torch.tensor([[0], [1], [2], [0], [1], [-100]])}
+    loss = model.train()(**batch, target_weights=torch.ones(6, 1)).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3), rel=0.1)
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 # -- what it says -----------------------------------------------------------------------------------------------------
