@@ -44,6 +44,7 @@ class Use(IntEnum):
     NOISE = 24
     # a training step
     TRAINING_STEP = 30
+    DIRECTIONS = 31
     # samples of the data for something else than training
     HELD_OUT_ORDER = 40
     HELD_OUT_SAMPLE = 41

@@ -10,6 +10,7 @@ from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTrainingConfig
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
+from .vision.lejepa import LejepaForPreTraining, LejepaPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
