@@ -48,6 +48,8 @@ LOSSES = [
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
+    "nearest_neighbours",
+    "nnclr_loss",
     "nt_xent_loss",
     "sigreg_loss",
     "simsiam_loss",

@@ -4,7 +4,7 @@ What a loss needs of other processes (negatives) it is given. Softmaxes, norms a
 under autocast. One module holds one family; all of their names are here.
 """
 
-from .contrastive import moco_v3_loss, nt_xent_loss
+from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
 from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
@@ -31,6 +31,8 @@ __all__ = [
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
+    "nearest_neighbours",
+    "nnclr_loss",
     "nt_xent_loss",
     "sigreg_loss",
     "simsiam_loss",
