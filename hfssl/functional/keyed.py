@@ -44,6 +44,7 @@ class Use(IntEnum):
     NOISE = 24
     # a training step
     TRAINING_STEP = 30
+    DIRECTIONS = 31
     # targets made of the whole corpus
     TARGETS = 35
     TARGET_SAMPLE = 36

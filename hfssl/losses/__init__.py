@@ -5,11 +5,18 @@ under autocast. One module holds one family; all of their names are here.
 """
 
 from .clustering import deepcluster_loss, swav_codes, swav_loss
-from .contrastive import moco_v3_loss, nt_xent_loss
+from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
 from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
-from .redundancy import barlow_twins_loss, barlow_twins_terms, vicreg_loss, vicreg_terms
+from .redundancy import (
+    barlow_twins_loss,
+    barlow_twins_terms,
+    lejepa_terms,
+    sigreg_loss,
+    vicreg_loss,
+    vicreg_terms,
+)
 from .tokens import cross_entropy_sum
 
 
@@ -23,9 +30,13 @@ __all__ = [
     "deepcluster_loss",
     "dino_loss",
     "full_precision",
+    "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
+    "nearest_neighbours",
+    "nnclr_loss",
     "nt_xent_loss",
+    "sigreg_loss",
     "simsiam_loss",
     "sinkhorn_targets",
     "swav_codes",

@@ -109,6 +109,82 @@ def vicreg_terms(z1: torch.Tensor, z2: torch.Tensor, all_reduce: AllReduce | Non
         }
 
 
+def sigreg_loss(
+    embeddings: torch.Tensor, directions: torch.Tensor, all_reduce: AllReduce | None = None
+) -> torch.Tensor:
+    """Sketched isotropic Gaussian regularisation of [LeJEPA](https://huggingface.co/papers/2511.08544), Section 4: how
+    far embeddings are from standard normal numbers, seen along some directions.
+
+    Along each direction it is the statistic of Epps and Pulley: the squared distance of the characteristic function of
+    the samples from exp(-t² / 2), weighted by the same, over t from -3 to 3 (by the trapezoidal rule with 17 knots on
+    one half, the other being the same), times the number of samples.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(..., batch_size, dim)`):
+            Of views that are looked at one by one, where there are more dimensions than two.
+        directions (`torch.Tensor` of shape `(num_directions, dim)`):
+            Unit vectors.
+        all_reduce (`Callable`, *optional*):
+            Sum of a tensor over processes, as part of the graph.
+
+    Returns:
+        `torch.Tensor` of shape `()`: mean over directions and views. About 1 for normal numbers, and in proportion to
+        the number of samples for all others.
+
+    Example:
+
+    ```python
+    >>> round(sigreg_loss(torch.zeros(4, 2), torch.eye(2)).item(), 4)  # a point: 4 times 0.402
+    1.6082
+    ```
+    """
+    with full_precision(embeddings):
+        z = at_least_float32(embeddings)
+        x = z @ directions.to(z.dtype).mT  # (..., batch_size, num_directions)
+        t = torch.linspace(0.0, 3.0, 17, dtype=x.dtype, device=x.device)
+        normal = (-t.square() / 2.0).exp()
+        weights = 2.0 * (t[1] - t[0]) * normal
+        weights[[0, -1]] /= 2.0
+        waves = x[..., None] * t  # (..., batch_size, num_directions, knots)
+        sums = torch.stack([waves.cos().sum(-3), waves.sin().sum(-3)])
+        count = x.new_tensor(float(x.shape[-2]))
+        if all_reduce is not None:
+            # the sums and how many they are of, in one message
+            total = all_reduce(torch.cat([sums.flatten(), count[None]]))
+            sums, count = total[:-1].view_as(sums), total[-1].detach()
+        real, imaginary = sums / count
+        distances = (real - normal).square() + imaginary.square()
+        return count * (distances @ weights).mean()
+
+
+def lejepa_terms(
+    projections: torch.Tensor,
+    directions: torch.Tensor,
+    num_targets: int | None = None,
+    all_reduce: AllReduce | None = None,
+) -> dict[str, torch.Tensor]:
+    """The terms of the loss of [LeJEPA](https://huggingface.co/papers/2511.08544), before they are weighted.
+
+    Args:
+        projections (`torch.Tensor` of shape `(num_views, batch_size, dim)`):
+            Of all views, the large ones first.
+        directions (`torch.Tensor` of shape `(num_directions, dim)`):
+            Unit vectors.
+        num_targets (`int`, *optional*):
+            How many views, from the first, make the mean that all views are to predict. All of them when left out.
+        all_reduce (`Callable`, *optional*):
+            Sum of a tensor over processes, as part of the graph.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `invariance`, the mean squared distance of the views from the mean, and `sigreg`
+        ([`sigreg_loss`]).
+    """
+    with full_precision(projections):
+        z = at_least_float32(projections)
+        invariance = (z - z[:num_targets].mean(0)).square().mean()
+    return {"invariance": invariance, "sigreg": sigreg_loss(projections, directions, all_reduce)}
+
+
 def _reduced(tensor: torch.Tensor, all_reduce: AllReduce | None) -> torch.Tensor:
     return tensor if all_reduce is None else all_reduce(tensor)
 

@@ -21,7 +21,16 @@ from hfssl.training.model_card import history_figure
 
 # equal outputs have the best loss there is
 WITHOUT = {"ByolForPreTraining", "SimsiamForPreTraining"}
-CONTRASTS = {"SimclrForPreTraining": {}, "MocoForPreTraining": {"queue_size": 9}, "DinoForPreTraining": {}}
+CONTRASTS = [
+    ("SimclrForPreTraining", {}),
+    ("SimclrForPreTraining", {"decoupled": True}),
+    ("SimclrForPreTraining", {"nearest_neighbour_queue": 9, "predictor_hidden_dim": 8}),
+    ("MocoForPreTraining", {"queue_size": 9}),
+    ("DinoForPreTraining", {}),
+    ("BarlowTwinsForPreTraining", {}),
+    ("VicregForPreTraining", {"variance_weight": 3.0}),
+    ("LejepaForPreTraining", {"sigreg_weight": 0.3}),
+]
 
 
 def without_input(model):
@@ -39,10 +48,10 @@ def test_every_method_says_its_level_or_that_it_has_none():
         assert ("loss" in level) == (name not in WITHOUT), name
 
 
-@pytest.mark.parametrize("name", CONTRASTS)
+@pytest.mark.parametrize("name, settings", CONTRASTS)
 @pytest.mark.parametrize("num_samples", [3, 6])
-def test_equal_outputs_have_the_loss_of_chance(name, num_samples):
-    model = without_input(build(name, **CONTRASTS[name]))
+def test_equal_outputs_have_the_loss_of_chance(name, settings, num_samples):
+    model = without_input(build(name, **settings))
     torch.manual_seed(0)
     batch = contract(name).batch(num_samples)
     loss = model(**batch).loss.item()

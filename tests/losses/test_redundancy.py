@@ -6,12 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfssl.losses import barlow_twins_loss, barlow_twins_terms, vicreg_loss, vicreg_terms
+from hfssl.losses import (
+    barlow_twins_loss,
+    barlow_twins_terms,
+    lejepa_terms,
+    sigreg_loss,
+    vicreg_loss,
+    vicreg_terms,
+)
 
 
 A = torch.tensor([[1.0, 2, 0], [0, 1, -1], [2, 0, 1]])
 B = torch.tensor([[1.0, 1, 0], [1, 1, -1], [2, -1, 1]])
-LOSSES = {"barlow_twins": lambda z1, z2, **more: barlow_twins_loss(z1, z2, 0.01, **more), "vicreg": vicreg_loss}
+LOSSES = {
+    "barlow_twins": lambda z1, z2, **more: barlow_twins_loss(z1, z2, 0.01, **more),
+    "vicreg": vicreg_loss,
+    "sigreg": lambda z1, z2, **more: sigreg_loss(torch.stack([z1, z2]), torch.eye(z1.shape[1]), **more),
+}
 
 
 def test_barlow_twins_has_the_value_of_its_definition():
@@ -47,6 +58,50 @@ def test_vicreg_has_the_value_of_its_definition():
     )
     same = torch.ones(4, 3)
     assert vicreg_loss(same, same).item() == pytest.approx(25 * 0.99)
+
+
+def test_sigreg_has_the_value_of_its_definition():
+    assert sigreg_loss(A, torch.eye(3)).item() == pytest.approx(1.004178, abs=1e-6)
+    z, directions = torch.randn(7, 5), F.normalize(torch.randn(4, 5), dim=-1)
+    total, width = 0.0, 3 / 16
+    for direction in directions:
+        for k in range(17):
+            t = k * width
+            normal = math.exp(-t * t / 2)
+            weight = 2 * width * normal / (2 if k in (0, 16) else 1)
+            waves = torch.exp(1j * t * (z @ direction))
+            total += weight * (waves.mean() - normal).abs() ** 2 * 7 / 4
+    torch.testing.assert_close(sigreg_loss(z, directions), total)
+    views = torch.randn(3, 7, 5)
+    expected = torch.stack([sigreg_loss(view, directions) for view in views]).mean()
+    torch.testing.assert_close(sigreg_loss(views, directions), expected)
+
+
+def test_sigreg_tells_normal_numbers_from_others():
+    directions = F.normalize(torch.randn(64, 8), dim=-1)
+    normal = torch.randn(500, 8)
+    found = [sigreg_loss(z, directions).item() for z in (normal, 2 * normal, normal + 1, normal[:, :1].expand(500, 8))]
+    assert found[0] < 2 and min(found[1:]) > 10 * found[0]
+
+
+def test_all_views_of_an_image_predict_the_mean_of_the_first_ones():
+    z, directions = torch.randn(5, 7, 4), torch.eye(4)
+    for num_targets in (None, 2):
+        terms = lejepa_terms(z, directions, num_targets)
+        expected = sum((view - z[: num_targets or 5].mean(0)).square().mean() for view in z) / 5
+        torch.testing.assert_close(terms["invariance"], expected)
+        torch.testing.assert_close(terms["sigreg"], sigreg_loss(z, directions))
+
+
+def test_lejepa_is_that_of_lightly(monkeypatch):
+    lightly = pytest.importorskip("lightly.loss")
+    z, directions = torch.randn(5, 7, 4), F.normalize(torch.randn(6, 4), dim=-1)
+    theirs = lightly.LeJEPALoss(lambda_param=0.05)
+    monkeypatch.setattr(theirs.sigreg, "_generate_unit_vectors", lambda *_, **__: directions.T)
+    terms = lejepa_terms(z, directions, num_targets=2)
+    torch.testing.assert_close(
+        0.05 * terms["sigreg"] + 0.95 * terms["invariance"], theirs(global_proj=z[:2], local_proj=z[2:])
+    )
 
 
 @pytest.mark.parametrize("name, theirs", [
