@@ -46,14 +46,15 @@ class TextDataArguments(DataArguments):
 
     Args:
         dataset (`str`, *optional*):
-            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, `save_to_disk`). Several with commas between
-            them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes through each
-            again and again on its own; without weights they are read as one. Left out: docstrings and language
-            reference of this Python.
+            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, a zip of them, `save_to_disk`). Several with
+            commas between them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes
+            through each again and again on its own; without weights they are read as one. Left out: docstrings and
+            language reference of this Python.
         text_column (`str`, *optional*):
             Column with the text. Left out, it is found by its type.
         sample_by (`str`, *optional*, defaults to `"line"`):
-            What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
+            What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file). Of
+            fewer than ten long ones, passages are taken for documents, so that some can be held out.
 
     > Text
 
