@@ -12,6 +12,7 @@ python recipes/benchmark.py byol --against lightly --precision fp32
 python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
+python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
 time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
@@ -38,6 +39,12 @@ def views():
     return run_views_benchmark, (ViewsBenchmark,), {}
 
 
+def gpu():
+    from hfssl.benchmarks.gpu import GpuBenchmark, run_gpu_benchmark
+
+    return run_gpu_benchmark, (GpuBenchmark,), {}
+
+
 def vision(method):
     from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
     from hfssl.cli.image.data import ImageDataArguments
@@ -46,7 +53,7 @@ def vision(method):
 
 
 # Each gives what measures, the classes of its flags, and defaults that differ from theirs.
-METHODS = {"mlm": mlm, "views": views}
+METHODS = {"mlm": mlm, "views": views, "gpu": gpu}
 METHODS |= {
     name: partial(vision, name)
     for name, model_class in hfssl.methods.METHODS.items()
