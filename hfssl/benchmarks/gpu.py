@@ -1,4 +1,4 @@
-"""How fast one GPU trains: a row for each method, at the sizes of the papers, beside another library where there is one.
+"""How fast one GPU trains: a row for each method, at the sizes of the papers, beside another library if there is one.
 
 Each row is one run of [`~hfssl.benchmarks.base.measure`]: the sides train in turn, each in a process of its own, from
 files to optimizer step. Text is the embedded corpus, images are JPEG files of 500 x 375 pixels that are made here, so
@@ -101,8 +101,8 @@ class GpuBenchmark:
             )
         if not self.tiny and not self.on_gpu:
             raise UserError(
-                "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, or "
-                "`benchmark.py mlm` and the like, which are for CPUs too."
+                "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, "
+                "or run `benchmark.py mlm` and the like, which are for CPUs too."
             )
 
     @property
@@ -346,7 +346,7 @@ def _text(report: dict[str, Any]) -> str:
         f"{where}{report['transformers']}, commit {report['commit'] or 'unknown'}"
         + (", tiny models: these are no figures" if report["tiny"] else "") + ".",
         "",
-        "| row | encoder, batch | precision | ms a step | items/s | MFU | GPU waits for data | peak GPU memory | beside |",
+        "| row | encoder, batch | precision | ms a step | items/s | MFU | GPU waits for data | GPU memory | beside |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     figures = {}
@@ -374,6 +374,6 @@ _NOTES = (
     "Medians over the blocks; the sides of a row in turn, each in a process of its own, data included.",
     "MFU: matrix products and convolutions of a step, as a share of a matrix product's rate that was measured between "
     "the blocks, at the same precision.",
-    "The GPU waits for data from the end of a step to the moment at which the next one may begin, by events on the GPU.",
-    "Tokens are those that are not padding. Each side has the attention, dropout and packing of its recipe or example.",
+    "The GPU waits for data from the end of a step to the moment at which the next one may begin, by its events.",
+    "Tokens are those that are not padding. Each side has the attention, dropout and packing of its recipe or script.",
 )
