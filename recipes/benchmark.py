@@ -12,6 +12,7 @@ python recipes/benchmark.py byol --against lightly --precision fp32
 python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops; so swav
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
+python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
 time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
@@ -23,7 +24,7 @@ import sys
 from hfssl.cli.command import command
 
 
-# Of `views` and `mlm` the first word of the command line is the name; any other is that of a method for images.
+# Of `views`, `mlm` and `gpu` the first word of the command line is the name; any other is that of a method for images.
 def vision(method, flags):
     from hfssl import RecipeParser, methods
     from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
@@ -35,7 +36,7 @@ def vision(method, flags):
     records = {name: model_class.method for name, model_class in methods.METHODS.items()}
     measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
     if method not in measured and not HELP & set(flags):
-        names = ", ".join(["mlm", "views", *measured])
+        names = ", ".join(["mlm", "views", "gpu", *measured])
         parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
     settings, data = parser.parse(flags)
     return settings.json, run_vision_benchmark(method, settings, data)
@@ -62,6 +63,15 @@ def views(method, flags):
     return settings.json, run_views_benchmark(settings)
 
 
+def gpu(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.gpu import GpuBenchmark, run_gpu_benchmark
+
+    usage = "%(prog)s gpu [--flag VALUE ...]"
+    (settings,) = RecipeParser(GpuBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_gpu_benchmark(settings)
+
+
 @command
 def main():
     from hfssl.benchmarks.base import json_line
@@ -70,7 +80,7 @@ def main():
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    with_json, (text, *reports) = {"mlm": mlm, "views": views}.get(method, vision)(method, flags)
+    with_json, (text, *reports) = {"mlm": mlm, "views": views, "gpu": gpu}.get(method, vision)(method, flags)
     print(text)
     if with_json:
         for report in reports:

@@ -9,6 +9,7 @@ then the GPU stands still until it hears what comes next.
   computed. There also copies are seen, and tensors that were left behind on the CPU.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Trainer, TrainerCallback
 
 from hfssl.data.text.rows import TextCollator
 
@@ -59,10 +61,47 @@ def _may_run(packet, args, kwargs) -> bool:
 
 
 @contextmanager
-def no_waits() -> Iterator[None]:
-    """Within, what makes the CPU wait for a GPU raises."""
-    with _NoWaits():
+def no_waits(device: str = "cpu") -> Iterator[None]:
+    """Within, what makes the CPU wait for a GPU raises. On `"cuda"` it is the driver that finds it."""
+    if device == "cpu":
+        with _NoWaits():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class WithoutWaits(TrainerCallback):
+    """Lets nothing wait from the moment a batch is there to the end of its step, other callbacks included; what is
+    logged, evaluated and saved after that may."""
+
+    def __init__(self, device: str = "cpu", after: int = 0):
+        self.device, self.after = device, after
+        self.stack, self.steps = contextlib.ExitStack(), 0
+
+    @classmethod
+    def of(cls, trainer: Trainer, device: str = "cpu", after: int = 0) -> "WithoutWaits":
+        """Watch a trainer. The first steps, up to `after`, may wait: what is made once is made there."""
+        watch, count = cls(device, after), trainer._get_num_items_in_batch
+        trainer.callback_handler.callbacks.append(watch)  # the last one
+
+        def count_without_waits(*args):
+            with no_waits(device) if trainer.state.global_step >= after else contextlib.nullcontext():
+                return count(*args)
+
+        trainer._get_num_items_in_batch = count_without_waits
+        return watch
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step >= self.after:
+            self.stack.enter_context(no_waits(self.device))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stack.close()
+        self.steps += 1
 
 
 @contextmanager

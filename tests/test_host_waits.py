@@ -1,16 +1,12 @@
 """No method makes the CPU wait for a GPU within a training step, as far as that can be seen without one."""
 
-import contextlib
-
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
 from contract import METHODS, build, contract, variants_of
 from host_waits import HostWaits, as_collated, no_waits, on_fake_gpu
-from transformers import TrainerCallback
 
-from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl import SSLTrainingArguments
 from hfssl.training.callbacks import BudgetClock, StopOnSignal
 
 
@@ -47,41 +43,6 @@ def test_nothing_is_left_on_the_cpu_and_nothing_is_copied(method, variant):
         if hasattr(model, "after_optimizer_step"):
             model.after_optimizer_step(0.5)
     assert loss.device.type == "cuda" and loss.dtype == torch.float32
-
-
-class WithoutWaits(TrainerCallback):
-    """From the first forward pass of a step to its end, the other callbacks included."""
-
-    def __init__(self):
-        self.stack, self.steps = contextlib.ExitStack(), 0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.stack.enter_context(no_waits())
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.stack.close()
-        self.steps += 1
-
-
-def test_the_trainer_asks_for_nothing_between_two_logs(tmp_path):
-    args = SSLTrainingArguments(
-        str(tmp_path), max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-3,
-        precision="fp32", report_to="none", eval_strategy="no", save_strategy="no", logging_steps=2, use_cpu=True,
-        budget_minutes=None, weight_decay_end=0.1,
-    )  # fmt: skip
-    trainer = SSLTrainer(tiny.mlm(), args, tiny.stream(4))
-    watch = WithoutWaits()
-    callbacks = trainer.callback_handler.callbacks
-    callbacks.append(watch)
-    count = trainer._get_num_items_in_batch
-
-    def count_without_waits(*given):
-        with no_waits():
-            return count(*given)
-
-    trainer._get_num_items_in_batch = count_without_waits
-    trainer.train()
-    assert watch.steps == 3 and callbacks[-1] is watch
 
 
 def test_what_processes_agree_on_travels_between_cpus(tmp_path, monkeypatch):

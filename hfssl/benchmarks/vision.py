@@ -80,7 +80,7 @@ class VisionBenchmark:
         steps_per_block (`int`, *optional*, defaults to `6`):
             Steps of a turn.
         num_workers (`int`, *optional*, defaults to `-1`):
-            Processes that prepare data, on all sides. -1: none on a CPU, up to 4 beside a GPU.
+            Processes that prepare data, on all sides. -1: none on a CPU, beside a GPU one for each core but one.
         seed (`int`, *optional*, defaults to `0`):
             Seed of weights, views and order.
         cpu_threads (`int`, *optional*):
@@ -125,7 +125,7 @@ class VisionBenchmark:
             )
         if self.num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.num_workers = min(4, max(1, num_cores() - 1)) if on_gpu else 0
+            self.num_workers = max(1, num_cores() - 1) if on_gpu else 0
 
 
 def run_vision_benchmark(

@@ -473,8 +473,8 @@ class _Blocks(Dataset):
         return index, self.stream.make(pass_index, lane + block * self.stream.lanes)
 
     def __getstate__(self) -> dict[str, Any]:
-        # a worker collates nothing, and what does may hold tensors on a GPU, which must not travel
-        (stream := copy.copy(self.stream)).collate = None
+        stream = copy.copy(self.stream)  # without what collates, which may hold tensors on a GPU
+        stream.collate = None
         return {"stream": stream}
 
 

@@ -69,9 +69,9 @@ def train(pace: Pace, settings: dict[str, Any]) -> float:
     batches = endless(loader)
     for step in range(pace.num_steps):
         theirs.before_step(step / pace.num_steps)
-        begin = time.perf_counter()
+        begin, mark = time.perf_counter(), pace.mark()
         views = [view.to(device) for view in next(batches)[0]]
-        pace.fetched(time.perf_counter() - begin, len(views[0]), len(views[0]))
+        pace.fetched(time.perf_counter() - begin, len(views[0]), len(views[0]), (mark, pace.mark()))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
             loss = theirs.loss_of(views)
         loss.backward()
