@@ -24,7 +24,7 @@ class Embed:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its tokenizer or image processor.
+            Folder or Hub id of the encoder, with its tokenizer or image processor; or a checkpoint of a run.
         format (`str`, *optional*, defaults to `"parquet"`):
             parquet (features.parquet), npy (features.npy, and places.parquet beside it) or dataset (a folder that
             `datasets.load_from_disk` reads).
@@ -42,13 +42,14 @@ def main():
     from hfssl import RecipeParser
     from hfssl.cli.embed import WholeDataArguments
     from hfssl.evaluation.embed import embed, load_embedder
+    from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.sample_features import EmbedSettings
     from hfssl.machine import use_all_cores
 
     parser = RecipeParser(Embed, EmbedSettings, WholeDataArguments, description=__doc__)
     recipe, settings, data = parser.parse()
     use_all_cores()
-    embedder = load_embedder(recipe.encoder, settings)
+    embedder = load_embedder(stock_folder(recipe.encoder), settings)
     source = data.open(embedder.modality)
     output_dir = recipe.output_dir or f"outputs/embed-{Path(recipe.encoder).resolve().name}"
     made = embed(embedder, source, output_dir, recipe.format, data.max_bad_fraction)

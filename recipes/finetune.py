@@ -26,7 +26,7 @@ class Finetune:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its image processor or tokenizer.
+            Folder or Hub id of the encoder, with its image processor or tokenizer; or a checkpoint of a run.
         precision (`str`, *optional*, defaults to `"auto"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         output_dir (`str`, *optional*):
@@ -42,6 +42,7 @@ class Finetune:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.labelled import LabelledDataArguments
+    from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import probe_table
@@ -51,11 +52,12 @@ def main():
     recipe, data, settings = parser.parse()
     use_all_cores()
     output_dir = recipe.output_dir or f"outputs/finetune-{Path(recipe.encoder).resolve().name}"
-    modality = modality_of_encoder(recipe.encoder).name
-    train, test = data.of_run(recipe.encoder, modality).load(modality)
+    encoder = stock_folder(recipe.encoder)
+    modality = modality_of_encoder(encoder).name
+    train, test = data.of_run(encoder, modality).load(modality)
     probe_table(
-        recipe.encoder, None, train, test, "finetune", output_dir=output_dir, precision=recipe.precision,
-        settings=settings, command=parser.command_line(),
+        encoder, None, train, test, "finetune", output_dir=output_dir, precision=recipe.precision,
+        settings=settings, name=recipe.encoder, command=parser.command_line(),
     )  # fmt: skip
     if settings.save_model:
         process_state().print(f"\nThe classifier (seed 0): {output_dir}/model, with a card")

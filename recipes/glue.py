@@ -19,7 +19,7 @@ from hfssl.cli.command import command
 
 @dataclass
 class GlueRecipe:
-    encoder: str = field(metadata={"help": "Folder or Hub id of the encoder, with its tokenizer."})
+    encoder: str = field(metadata={"help": "Folder or Hub id of the encoder, with its tokenizer; or a checkpoint."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Where results.json goes; outputs/glue-<name of the encoder> when left out."}
     )
@@ -29,13 +29,14 @@ class GlueRecipe:
 def main():
     from hfssl import RecipeParser
     from hfssl.evaluation import format_table
+    from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.glue import GlueEvaluator
     from hfssl.machine import process_state
 
     parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
     recipe, evaluator = parser.parse()
     output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
-    results = evaluator(recipe.encoder, output_dir=output_dir, command=parser.command_line())
+    results = evaluator(stock_folder(recipe.encoder), output_dir=output_dir, command=parser.command_line())
     echo = process_state().print
     echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
     echo(format_table(results))

@@ -4,6 +4,7 @@
     accelerate launch recipes/probe.py --encoder outputs/simclr --dataset my_images/ --protocol knn,linear,few_shot
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
+    accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
 
 What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
@@ -28,7 +29,7 @@ class Probe:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its image processor or tokenizer.
+            Folder or Hub id of the encoder, with its image processor or tokenizer; or a checkpoint of a run.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, label_efficiency and finetune, separated by commas.
         pooling (`str`, *optional*):
@@ -54,7 +55,7 @@ class Probe:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.labelled import LabelledDataArguments
-    from hfssl.evaluation.encoder_folder import trained_pooling
+    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import parse_protocols, probe_table
@@ -65,12 +66,14 @@ def main():
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
-    modality = modality_of_encoder(recipe.encoder).name
-    train, test = data.of_run(recipe.encoder, modality).load(modality)
-    pooling = recipe.pooling or trained_pooling(recipe.encoder)
+    encoder = stock_folder(recipe.encoder)
+    modality = modality_of_encoder(encoder).name
+    train, test = data.of_run(encoder, modality).load(modality)
+    pooling = recipe.pooling or trained_pooling(encoder)
     probe_table(
-        recipe.encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
-        batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, command=parser.command_line(),
+        encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
+        batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
+        command=parser.command_line(),
     )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ class LabelledDataArguments:
             Column of the texts; found by its type when left out.
         label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
+        labels (`str`, *optional*):
+            Table (csv, tsv, parquet, json, jsonl) with the labels of a folder of files: one of its columns, whatever
+            it is called, names the files.
         split_by (`str`, *optional*):
             Column of what must not be on both sides, such as the patient: rows of one value are learned from, or
             measured on.
@@ -65,6 +68,7 @@ class LabelledDataArguments:
     image_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    labels: str | None = None
     split_by: str | None = None
     sample_by: str = "document"
     max_train_samples: int | None = None
@@ -120,7 +124,7 @@ class LabelledDataArguments:
             self.dataset, self.split, self.test_split, config=self.dataset_config, column=columns.get(modality),
             label_column=self.label_column, max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
-            sample_by=self.sample_by, split_by=self.split_by,
+            sample_by=self.sample_by, split_by=self.split_by, labels=self.labels,
         )  # fmt: skip
 
 
@@ -138,13 +142,14 @@ def load_splits(
     modality: str = "image",
     sample_by: str = "document",
     split_by: str | None = None,
+    labels: str | None = None,
 ) -> tuple[LabelledData, LabelledData]:
     """The labelled samples to learn from and those to measure on, checked to be of the same classes."""
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     options = {
         "column": column, "label_column": label_column, "config": config, "modality": modality,
-        "sample_by": sample_by, "group_column": split_by,
+        "sample_by": sample_by, "group_column": split_by, "labels_file": labels,
     }  # fmt: skip
     train = open_labelled(dataset, split, max_samples=max_train_samples, **options)
     if test_split == "auto":

@@ -16,6 +16,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
+from .label_files import LabelFile
 from .mixtures import parse_mixture
 from .modality import modality as find_modality
 from .sources import Input, Source, available_splits, open_source
@@ -140,6 +141,7 @@ def open_labelled(
     modality: str = "image",
     sample_by: str = "document",
     group_column: str | None = None,
+    labels_file: str | os.PathLike | None = None,
 ) -> LabelledData:
     """Open a split of labelled samples. Those without a label (null, blank, or -1 among classes from 0 on) are left
     out.
@@ -164,6 +166,8 @@ def open_labelled(
             What a sample of a txt file is.
         group_column (`str`, *optional*):
             Column that says what belongs together.
+        labels_file (`str`, *optional*):
+            Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
 
     Raises:
         DataError: if there is no label: names the columns that there are.
@@ -176,29 +180,36 @@ def open_labelled(
     opened = open_source(dataset, split=split, inputs=inputs, **options)
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    label_column = _label_column(opened.features, label_column, name, opened.inputs[modality].column)
-    # not required: a sample without a label is left out with a word, and damaged ones without labels are not counted
-    inputs["label"] = Input(None, label_column, required=False)
-    if group_column is not None:
-        check_column(opened.features, group_column, name)
-        inputs["group"] = Input(None, group_column, required=False)
+    table = None if labels_file is None else _table_beside(opened, labels_file, name)
+    features = opened.features if table is None else table.features
+    label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+    wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
+    for each in wanted.values():
+        check_column(features, each, name)
+    if table is None:
+        # not required: a sample without a label is left out with a word, and damaged ones are not counted
+        inputs |= {each: Input(None, of, required=False) for each, of in wanted.items()}
     options["inputs"] = inputs
     source = open_source(dataset, split=split, **options)
     if kind.samples_are_small:
-        columns = _read_all(source)
+        columns, rows = _read_all(source)
     else:
-        columns = {each: source.read_input(each) for each in inputs if each != modality}
+        columns, rows = {each: source.read_input(each) for each in inputs if each != modality}, range(source.num_rows)
+    if table is not None:
+        columns |= {each: [table.values(of)[row] for row in rows] for each, of in wanted.items()}
     where = f"Column {label_column!r} of split {split!r} of {name}"
-    feature = source.features[label_column]
+    feature = features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         class_names, known = list(feature.names), range(feature.num_classes)
     else:
         others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
-        of_others = [_labels_of_split(dataset, other, options) for other in others]
+        of_others = [_labels_of_split(dataset, other, options) for other in others] if table is None else []
+        # a table has the classes of all splits
+        of_others += [table.all_values(label_column)] if table is not None else []
         seen = {value for labels in (columns["label"], *of_others) for value in labels}
         known = sorted(_classes(seen), key=lambda value: (isinstance(value, str), value))
         class_names = [str(_whole(value)) for value in known]
-    labels = _numbers(columns["label"], known, where, source.features, kind.samples)
+    labels = _numbers(columns["label"], known, where, features, kind.samples)
     rows = np.flatnonzero(labels >= 0)
     if max_samples is not None and max_samples < len(rows):
         rows = rows[np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])]
@@ -209,18 +220,29 @@ def open_labelled(
     return LabelledData(samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups)
 
 
-def _read_all(source: Source) -> dict[str, list]:
-    """The inputs of all good rows, in memory."""
+def _table_beside(source: Source, labels_file: str | os.PathLike, name: str) -> LabelFile:
+    if source.unit != "file":
+        raise DataError(
+            f"`--labels` is for data of which each file is a sample, and {name} is {source.description}. Put the "
+            "labels into a column of it."
+        )
+    return LabelFile(labels_file, source.files)
+
+
+def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
+    """The inputs of all good rows, in memory, and which rows they are."""
     columns: dict[str, list] = {name: [] for name in source.inputs}
+    rows: list[int] = []
     bad: list[str] = []
     for piece in range(len(source)):
         read = source.read(piece)
         for name, values in columns.items():
             values += read.columns[name]
+        rows += read.rows.tolist()
         bad += [f"{source.where(int(source.pieces[piece, 0]), row)}: {reason}" for row, reason in read.bad]
     if bad:
         logger.warning("%d damaged rows of %s are left out, such as %s.", len(bad), source.description, bad[0])
-    return columns
+    return columns, rows
 
 
 def has_labels(source: Source) -> bool:

@@ -241,6 +241,53 @@ def test_groups_that_are_measured_on_are_not_learned_from(tmp_path, caplog):
         keep_groups_apart(train, train)
 
 
+# -- labels beside the files ------------------------------------------------------------------------------------------
+
+
+def test_a_table_beside_the_files_whatever_its_columns_are_called(tmp_path):
+    for i in range(8):
+        path = tmp_path / "pictures" / ("a", "b")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    kinds = ["ok", "broken", "ok", None, "ok", "broken", "odd", "ok"]
+    for how, spell in (("whole", "{}/{}.png"), ("last", "{1}.png"), ("stem", "{1}")):
+        spelt = [spell.format(("a", "b")[i % 2], i) for i in range(8)]
+        table = pd.DataFrame({"who": range(8), "Datei": spelt, "Befund": kinds, "patient": list("ppqqrrss")})
+        table.iloc[::-1].to_csv(tmp_path / f"{how}.csv", index=False)
+        labelled = open_labelled(
+            tmp_path / "pictures", "train", label_column="Befund", group_column="patient",
+            labels_file=tmp_path / f"{how}.csv",
+        )  # fmt: skip
+        of_image = {IMAGES[i]: (kinds[i], "ppqqrrss"[i]) for i in range(8) if kinds[i]}
+        found = zip(labelled.images, names_of(labelled), labelled.groups.tolist(), strict=True)
+        assert {image: (kind, patient) for image, kind, patient in found} == of_image
+        assert labelled.class_names == ["broken", "odd", "ok"]
+    with pytest.raises(DataError, match="has no column 'befund'.*Did you mean 'Befund'"):
+        options = {"labels_file": tmp_path / "whole.csv"}
+        open_labelled(tmp_path / "pictures", "train", label_column="befund", **options)
+    table[["who", "Befund"]].to_csv(tmp_path / "nameless.csv", index=False)
+    (tmp_path / "pictures" / "a" / "0.png").rename(tmp_path / "pictures" / "a" / "x.png")
+    with pytest.raises(DataError, match="No column of `--labels .*nameless.csv` names the files.*'who', 'Befund'"):
+        pd.DataFrame({"who": list("uvw"), "Befund": list("xyz")}).to_csv(tmp_path / "nameless.csv", index=False)
+        open_labelled(tmp_path / "pictures", "train", labels_file=tmp_path / "nameless.csv")
+    write(tmp_path / "table", label=NAMES)
+    with pytest.raises(DataError, match="each file is a sample, and .*table' is .*parquet.*column of it"):
+        open_labelled(tmp_path / "table", "train", labels_file=tmp_path / "whole.csv")
+    with pytest.raises(DataError, match="is no table: .csv, .tsv"):
+        open_labelled(tmp_path / "pictures", "train", labels_file="labels.xlsx")
+
+
+def test_a_table_beside_texts(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i, (text, _) in enumerate(TEXTS):
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
+    (tmp_path / "texts" / "9.txt").write_text(" ")  # blank: left out, and nobody else gets its label
+    table = pd.DataFrame({"file": [f"{i}.txt" for i in range(4)], "verdict": [label for _, label in TEXTS]})
+    table.to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
+    options = {"modality": "text", "labels_file": tmp_path / "labels.jsonl", "label_column": "verdict"}
+    assert texts_of(open_labelled(tmp_path / "texts", "train", **options)) == TEXTS
+
+
 # -- texts ------------------------------------------------------------------------------------------------------------
 
 
