@@ -195,7 +195,7 @@ def _centred(
     """Projections of both views less their means over all samples, and how many these are."""
     z1, z2 = at_least_float32(z1), at_least_float32(z2)
     # the sums and how many they are of, in one message
-    total = _reduced(torch.cat([z1.sum(0), z2.sum(0), z1.new_tensor([len(z1)])]), all_reduce)
+    total = _reduced(torch.cat([z1.sum(0), z2.sum(0), z1.new_full((1,), len(z1))]), all_reduce)
     count = total[-1].detach()
     mean1, mean2 = (total[:-1] / count).chunk(2)
     return z1 - mean1, z2 - mean2, count
