@@ -13,6 +13,7 @@ python recipes/benchmark.py dino --against lightly --defaults                   
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
+python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
 time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
@@ -45,6 +46,12 @@ def gpu():
     return run_gpu_benchmark, (GpuBenchmark,), {}
 
 
+def scale():
+    from hfssl.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
+
+    return run_scale_benchmark, (ScaleBenchmark,), {}
+
+
 def vision(method):
     from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
     from hfssl.cli.image.data import ImageDataArguments
@@ -53,7 +60,7 @@ def vision(method):
 
 
 # Each gives what measures, the classes of its flags, and defaults that differ from theirs.
-METHODS = {"mlm": mlm, "views": views, "gpu": gpu}
+METHODS = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}
 METHODS |= {
     name: partial(vision, name)
     for name, model_class in hfssl.methods.METHODS.items()
