@@ -13,6 +13,7 @@ python recipes/benchmark.py dino --against lightly --defaults                   
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
+python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
 time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
@@ -24,7 +25,7 @@ import sys
 from hfssl.cli.command import command
 
 
-# Of `views`, `mlm` and `gpu` the first word of the command line is the name; any other is that of a method for images.
+# These names are the first word of the command line; any other is that of a method for images.
 def vision(method, flags):
     from hfssl import RecipeParser, methods
     from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
@@ -36,7 +37,7 @@ def vision(method, flags):
     records = {name: model_class.method for name, model_class in methods.METHODS.items()}
     measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
     if method not in measured and not HELP & set(flags):
-        names = ", ".join(["mlm", "views", "gpu", *measured])
+        names = ", ".join(["mlm", "views", "gpu", "scale", *measured])
         parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
     settings, data = parser.parse(flags)
     return settings.json, run_vision_benchmark(method, settings, data)
@@ -72,6 +73,15 @@ def gpu(method, flags):
     return settings.json, run_gpu_benchmark(settings)
 
 
+def scale(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
+
+    usage = "%(prog)s scale [--flag VALUE ...]"
+    (settings,) = RecipeParser(ScaleBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_scale_benchmark(settings)
+
+
 @command
 def main():
     from hfssl.benchmarks.base import json_line
@@ -80,7 +90,9 @@ def main():
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    with_json, (text, *reports) = {"mlm": mlm, "views": views, "gpu": gpu}.get(method, vision)(method, flags)
+    with_json, (text, *reports) = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}.get(method, vision)(
+        method, flags
+    )
     print(text)
     if with_json:
         for report in reports:

@@ -161,9 +161,9 @@ def the_loss_of_a_large_vocabulary_takes_little_memory(device):
     expected = F.cross_entropy(logits[some].float(), labels[some], reduction="sum")
     torch.testing.assert_close(cross_entropy_sum(logits[some], labels[some]), expected, rtol=1e-5, atol=1e-3)
     with PeakMemory() as memory:
-        cross_entropy_sum(logits, labels).backward()
+        [gradient] = torch.autograd.grad(cross_entropy_sum(logits, labels), logits)
     assert logits.nbytes <= memory.peak <= 1.5 * logits.nbytes, (memory.peak, logits.nbytes)
-    sums = logits.grad.float().sum(1)  # a softmax less a one
+    sums = gradient.float().sum(1)  # a softmax less a one
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=0.1)
 
 
@@ -217,14 +217,14 @@ def resumed_it_is_the_same_run(method, device, precision, folder: Path):
 
 def the_trainer_waits_for_nothing_between_two_logs(device, folder: Path):
     """Text, whose batches come from the CPU, and images, whose views are made on the device; both accumulate."""
-    changes = {"max_steps": 4, "logging_steps": 4, "save_strategy": "no", "gradient_accumulation_steps": 2}
+    changes = {"max_steps": 3, "logging_steps": 3, "save_strategy": "no", "gradient_accumulation_steps": 2}
     text = SSLTrainer(tiny.mlm(), arguments(device, folder / "text", **changes), tiny.stream(4))
     args = arguments(device, folder / "images", weight_decay_end=0.1, **changes)
     images = SSLTrainer(build("SimclrForPreTraining"), args, digit_stream(device, "simclr"))
     for trainer in (text, images):
         watch = WithoutWaits.of(trainer, device, after=1)
         trainer.train()
-        assert watch.steps == 4
+        assert watch.steps == 3
 
 
 def digit_stream(device, method, batch_size=8):

@@ -37,7 +37,7 @@ def test_compilation(method):
 
 
 def test_runs(tmp_path):
-    device_checks.trains_saves_and_exports("DinoForPreTraining", "cpu", "bf16", tmp_path)
+    device_checks.trains_saves_and_exports("SimclrForPreTraining", "cpu", "bf16", tmp_path)
 
 
 @pytest.mark.slow  # the same is asked of each method in other tests

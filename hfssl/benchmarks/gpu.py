@@ -123,11 +123,14 @@ class Row:
     tiny_encoder: str
     batch_size: int
     length: int  # tokens a row, or pixels a side
-    theirs: str | None = None
+    peer: str | None = None
 
     def sized(self, arguments: GpuBenchmark) -> "Row":
-        if not arguments.tiny:
-            return dataclasses.replace(self, batch_size=max(2, round(self.batch_size * arguments.batch_scale)))
+        if arguments.tiny:
+            return self.tiny()
+        return dataclasses.replace(self, batch_size=max(2, round(self.batch_size * arguments.batch_scale)))
+
+    def tiny(self) -> "Row":
         length = 32 if self.length == 224 else 64
         return dataclasses.replace(self, encoder=self.tiny_encoder, batch_size=4, length=length)
 
@@ -177,7 +180,7 @@ def sides_of(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]
     """Ours, and theirs where it is installed."""
     makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides}
     sides = makers.get(row.method, _vision_sides)(row, arguments, folder)
-    is_compared = arguments.against == "auto" and row.theirs and importlib.util.find_spec(row.theirs)
+    is_compared = arguments.against == "auto" and row.peer and importlib.util.find_spec(row.peer)
     wanted = ("ours", "theirs") if is_compared else ("ours",)
     return [side for side in sides if side.name in wanted]
 
@@ -319,22 +322,26 @@ def _vision_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Conte
         number = 64 if arguments.tiny else max(NUM_PHOTOS, 2 * max(each.batch_size for each in ROWS.values()))
         write_photos(photos, number, (48, 64) if arguments.tiny else PHOTO)
     benchmark = vision.VisionBenchmark(
-        against=row.theirs or "none", encoder=row.encoder, image_size=row.length, batch_size=row.batch_size,
+        against=row.peer or "none", encoder=row.encoder, image_size=row.length, batch_size=row.batch_size,
         precision=arguments.precision, seed=arguments.seed, use_cpu=arguments.use_cpu,
     )  # fmt: skip
     return vision.contenders(row.method, benchmark, ImageDataArguments(dataset=str(photos)), folder)
 
 
 def write_photos(folder: Path, number: int, size: tuple[int, int]) -> None:
-    """JPEG files of about the bytes that photos of this size have: coarse shapes, and noise on them."""
-    from PIL import Image
-
+    """JPEG files of about the bytes that photos of this size have."""
     random = np.random.default_rng(0)
     for i in range(number):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(size[::-1], Image.BICUBIC)
-        noise = random.normal(0, 12, (*size, 1)).astype(np.float32)
-        pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:05d}.jpeg", quality=90)
+        photo(random, size).save(folder / f"{i:05d}.jpeg", quality=90)
+
+
+def photo(random: np.random.Generator, size: tuple[int, int]) -> Any:
+    """What takes as long to decode as a photo: coarse shapes, and noise on them."""
+    from PIL import Image
+
+    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(size[::-1], Image.BICUBIC)
+    noise = random.normal(0, 12, (*size, 1)).astype(np.float32)
+    return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------

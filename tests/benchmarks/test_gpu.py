@@ -107,7 +107,7 @@ def test_it_runs(row, tmp_path):
     measured = report["rows"][row]
     assert "error" not in measured, measured["error"]
     assert measured["ours"]["step_s"] > 0 and measured["ours"]["utilisation"] > 0
-    if ROWS[row].theirs == "transformers":
+    if ROWS[row].peer == "transformers":
         assert measured["theirs"]["items_per_s"] > 0
-    elif ROWS[row].theirs is None:
+    elif ROWS[row].peer is None:
         assert [side.name for side in sides_of(ROWS[row].sized(arguments), arguments, tmp_path)] == ["ours"]
