@@ -90,9 +90,8 @@ def main():
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    with_json, (text, *reports) = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}.get(method, vision)(
-        method, flags
-    )
+    measure = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}.get(method, vision)
+    with_json, (text, *reports) = measure(method, flags)
     print(text)
     if with_json:
         for report in reports:

@@ -280,8 +280,8 @@ def _theirs(config: PreTrainedConfig, against: str) -> Callable:
 def _plain_run(arguments: VisionBenchmark) -> Any:
     """What a model is built for, where nothing is trained."""
     return SimpleNamespace(
-        seed=arguments.seed, per_device_train_batch_size=arguments.batch_size, world_size=1, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
-        device=torch.device("cpu"),
+        seed=arguments.seed, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
+        per_device_train_batch_size=arguments.batch_size, world_size=1, device=torch.device("cpu"),
     )  # fmt: skip
 
 
