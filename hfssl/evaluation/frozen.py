@@ -22,6 +22,7 @@ from . import metrics
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
+from .progress import Progress
 from .results import Result, command_line, versions, write_results
 
 
@@ -126,7 +127,11 @@ class FrozenEvaluator(Evaluator):
 
     def _results(self, features: ProbeFeatures, command: str | None) -> list[Result]:
         train_y, test_y = self.labels
-        measured = [self.predict(x, train_y, features.test[kind]) for kind, x in features.train.items()]
+        measured = []
+        with Progress(len(features.train), self.title, " kinds of features") as progress:
+            for kind, x in features.train.items():
+                measured.append(self.predict(x, train_y, features.test[kind]))
+                progress.update()
         results = []
         for variants in zip(*measured, strict=True):
             by_kind = dict(zip(features.train, variants, strict=True))
