@@ -37,6 +37,8 @@ class Beside:
         with torch.cuda.stream(self.stream):
             batch = make()
         user.wait_stream(self.stream)
-        for tensor in batch.values():  # their memory is the stream's, which may not have it back before it was used
-            tensor.record_stream(user)
+        for tensor in batch.values():
+            # its memory is the stream's, which may not have it back before it was used
+            if tensor.device.type == "cuda":
+                tensor.record_stream(user)
         return batch

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from ..machine import process_state, use_one_gpu
 from .classifier_folder import is_saved
+from .progress import Progress
 from .results import read_json, write_json
 
 
@@ -121,17 +121,16 @@ class CellTrainer(Trainer):
 
 
 class _ProgressBar(TrainerCallback):
-    """A bar while a cell trains, on a terminal only."""
+    """Progress while a cell trains."""
 
     def __init__(self, title: str):
         self.title = title
 
     def on_train_begin(self, args, state, control, **kwargs):
-        shown = None if state.is_world_process_zero else True
-        self.bar = tqdm(total=state.max_steps, desc=self.title, leave=False, disable=shown)
+        self.bar = Progress(state.max_steps, self.title, " steps")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.done)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()

@@ -93,6 +93,18 @@ class Embedded:
             f"\n{self.snippet()}"
         )
 
+    def load(self) -> tuple[np.ndarray, list[str]]:
+        """The features, of shape `(num_rows, dim)`, and what each is of."""
+        if self.path.suffix == ".npy":
+            samples = pq.read_table(self.path.with_name(PLACES), columns=["sample"])
+            return np.load(self.path, mmap_mode="r"), samples.column("sample").to_pylist()
+        if self.path.is_dir():
+            table = datasets.load_from_disk(str(self.path)).with_format("arrow")[:]
+        else:
+            table = pq.read_table(self.path, columns=["sample", "features"])
+        features = table.column("features").combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
+        return features, table.column("sample").to_pylist()
+
     def snippet(self) -> str:
         """Python that reads the features."""
         return _SNIPPETS[self.path.suffix].format(path=self.path, places=self.path.with_name(PLACES), dim=self.dim)

@@ -205,7 +205,7 @@ class FinetuneRun:
         folder = self._model_dir(kind, seed)
         if folder is not None and self.state.is_main_process:
             save_classifier(folder, model, self.finetuning.processor, self._key(kind, seed, rows))
-        return classification_scores(logits.argmax(-1), labels)
+        return classification_scores(logits.argmax(-1), labels, logits)
 
 
 def layer_groups(

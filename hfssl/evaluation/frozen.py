@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from scipy.special import softmax
 from transformers import PreTrainedModel
 
 from ..data.modality import modality
@@ -22,8 +23,12 @@ from . import metrics
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
+from .progress import Progress
 from .results import Result, command_line, versions, write_results
 
+
+# Of an answer that is always the same.
+CHANCE_AUROC = 0.5
 
 if TYPE_CHECKING:
     from ..data.labelled import LabelledData
@@ -42,12 +47,16 @@ class Measured:
             Labelled rows that were used.
         details (`dict[str, Any]`, *optional*):
             What was chosen on the way, or has to be said.
+        logits (`dict[int, np.ndarray]`, *optional*):
+            By seed, how much speaks for each class, of shape `(num_test, num_classes)`; -inf for one that was not
+            learned.
     """
 
     variant: dict[str, Any]
     predictions: dict[int, np.ndarray]
     num_train: int
     details: dict[str, Any] = field(default_factory=dict)
+    logits: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,13 +135,20 @@ class FrozenEvaluator(Evaluator):
 
     def _results(self, features: ProbeFeatures, command: str | None) -> list[Result]:
         train_y, test_y = self.labels
-        measured = [self.predict(x, train_y, features.test[kind]) for kind, x in features.train.items()]
+        measured = []
+        with Progress(len(features.train), self.title, " kinds of features") as progress:
+            for kind, x in features.train.items():
+                measured.append(self.predict(x, train_y, features.test[kind]))
+                progress.update()
         results = []
         for variants in zip(*measured, strict=True):
             by_kind = dict(zip(features.train, variants, strict=True))
             of_encoder = by_kind[ENCODER]
             scores = {
-                kind: {seed: classification_scores(rows, test_y) for seed, rows in variant.predictions.items()}
+                kind: {
+                    seed: classification_scores(rows, test_y, variant.logits.get(seed))
+                    for seed, rows in variant.predictions.items()
+                }
                 for kind, variant in by_kind.items()
             }
             results += make_results(
@@ -160,8 +176,11 @@ def make_results(
         "train": train.name, "test": test.name, "fingerprints": [train.fingerprint, test.fingerprint],
         "classes": len(np.unique(train_y)),
     }  # fmt: skip
+    constant = classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y)
     results = []
-    for metric, majority in classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y).items():
+    measured = [each for seeds in scores.values() for each in seeds.values()]
+    for metric in [name for name in measured[0] if all(name in each for each in measured)]:
+        majority = constant.get(metric, CHANCE_AUROC)
         figures = {kind: {seed: s[metric] for seed, s in seeds.items()} for kind, seeds in scores.items()}
         results.append(
             Result.from_scores(
@@ -252,9 +271,11 @@ def check_features(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray)
         raise EvaluationError("A probe needs features of two classes or more, got those of one.")
 
 
-def classification_scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """`accuracy`; beside it `balanced_accuracy` and `macro_f1` where one class is more than twice as frequent in
-    `references` as another."""
+def classification_scores(
+    predictions: np.ndarray, references: np.ndarray, logits: np.ndarray | None = None
+) -> dict[str, float]:
+    """`accuracy`; beside it, where one class is more than twice as frequent in `references` as another,
+    `balanced_accuracy`, `macro_f1` and, of logits of shape `(num_rows, num_classes)`, `auroc`."""
     counts = np.unique(references, return_counts=True)[1]
     # by more than the luck of a small sample
     uneven = counts.max() > 2 * counts.min() + 3 * np.sqrt(counts.max())
@@ -262,7 +283,18 @@ def classification_scores(predictions: np.ndarray, references: np.ndarray) -> di
     scores: dict[str, float] = {}
     for name in names:
         scores |= _metric(name).compute(predictions=predictions, references=references)
+    if uneven and logits is not None:
+        scores["auroc"] = area_under_roc(logits, references)
     return scores
+
+
+def area_under_roc(logits: np.ndarray, references: np.ndarray) -> float:
+    """Mean over the classes in `references` of the area under the curve of each against the rest."""
+    from sklearn.metrics import roc_auc_score
+
+    shares = softmax(logits.astype(np.float64), axis=1)
+    areas = [roc_auc_score(references == label, shares[:, label]) for label in np.unique(references)]
+    return float(np.mean(areas))
 
 
 @cache

@@ -47,8 +47,14 @@ class LinearProbeEvaluator(FrozenEvaluator):
     title: ClassVar[str] = "linear probe"
 
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
-        predictions, strength = linear_probe_predict(train_x, train_y, test_x, device=compute_device())
-        return [Measured({}, {0: predictions}, num_train=len(train_y), details={"strength": strength})]
+        check_features(train_x, train_y, test_x)
+        model, strength = fit_linear_probe(train_x, train_y, device=compute_device())
+        decision = model.decision(test_x)
+        logits = np.full((len(decision), int(train_y.max()) + 1), -np.inf)
+        logits[:, model.classes] = decision
+        predictions = model.classes[decision.argmax(1)]
+        details = {"strength": strength}
+        return [Measured({}, {0: predictions}, num_train=len(train_y), details=details, logits={0: logits})]
 
 
 @dataclass
@@ -168,6 +174,18 @@ def linear_probe_predict(
 ) -> tuple[np.ndarray, float]:
     """Predicted classes of `test_x`, of shape `(num_test,)`, and the strength that was chosen on train."""
     check_features(train_x, train_y, test_x)
+    model, strength = fit_linear_probe(train_x, train_y, strengths=strengths, device=device)
+    return model.predict(test_x), strength
+
+
+def fit_linear_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> tuple[LogisticRegression, float]:
+    """The regression fitted to all of train, and the strength that was chosen on it."""
     held_out = held_out_rows(train_y)
     if held_out.any():
         chosen = choose_strength(
@@ -179,7 +197,7 @@ def linear_probe_predict(
         logger.info("One label a class leaves nothing to choose a strength on: it is %g.", strength)
     # the optimum is unique: where the search for it begins decides how long it takes only
     model = LogisticRegression(strength, device=device).fit(train_x, train_y, start=chosen)
-    return model.predict(test_x), strength
+    return model, strength
 
 
 def choose_strength(

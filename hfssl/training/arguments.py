@@ -83,6 +83,11 @@ class SSLTrainingArguments(TrainingArguments):
             End the run when its embeddings have collapsed or it has diverged (see `hfssl/evaluation/verdict.py`),
             instead of only saying so. Either way the newest checkpoint up to the last evaluation that found it
             learning stays, beside those that `save_total_limit` keeps.
+        keep (`str`, *optional*, defaults to `"last"`):
+            best also writes the encoder to best/ of the output folder whenever an evaluation finds it better than
+            before, by k-NN accuracy where there are labelled images, else by held-out loss. The result is the last.
+        early_stopping (`int`, *optional*):
+            End the run after so many evaluations in a row without a new best.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):
@@ -114,8 +119,9 @@ class SSLTrainingArguments(TrainingArguments):
              "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
         ),
         **dict.fromkeys(
-            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "stop_on_collapse", "report_to",
-             "push_to_hub", "hub_model_id", "hub_private_repo"), "Log, checkpoints and Hub",
+            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
+             "stop_on_collapse", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+            "Log, checkpoints and Hub",
         ),
         **dict.fromkeys(
             ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile"),
@@ -131,6 +137,8 @@ class SSLTrainingArguments(TrainingArguments):
     resume: str = "auto"
     cpu_threads: int | None = None
     stop_on_collapse: bool = False
+    keep: Literal["last", "best"] = "last"
+    early_stopping: int | None = None
     lanes: int | None = None
 
     learning_rate: float | None = None
@@ -183,6 +191,8 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise UserError(f"`--early_stopping` is a number of evaluations, at least 1, got {self.early_stopping}.")
         if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
             raise UserError(
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "

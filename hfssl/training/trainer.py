@@ -47,6 +47,7 @@ from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
+from .best import follow_best
 from .callbacks import (
     BudgetClock,
     MethodCallback,
@@ -141,6 +142,7 @@ class SSLTrainer(Trainer):
         if args.weight_decay_end is not None:
             self.add_callback(WeightDecaySchedule(args.weight_decay_end, self.clock))
         self.add_callback(ProgressBar(self.stream, self.clock))
+        follow_best(self)
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
         self.targets: CorpusTargets | None = None

@@ -16,7 +16,15 @@ from hfssl.benchmarks.base import count_flops
 from hfssl.benchmarks.vision import VisionBenchmark, contenders, prepare, run_vision_benchmark
 from hfssl.cli.image.data import ImageDataArguments
 from hfssl.errors import UserError
-from hfssl.losses import byol_loss, dino_loss, swav_loss
+from hfssl.losses import (
+    barlow_twins_loss,
+    byol_loss,
+    dino_loss,
+    lejepa_terms,
+    simsiam_loss,
+    swav_loss,
+    vicreg_loss,
+)
 from hfssl.methods.vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from hfssl.modeling.vision import encode_visible
 
@@ -176,7 +184,7 @@ def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
         assert parts["RandomGrayscale"].p == view["grey_probability"]
         assert parts["GaussianBlur"].prob == view["blur_probability"] == 0.0  # small images
         assert parts["RandomHorizontalFlip"].p == view["flip_probability"]
-        if method in ("byol", "dino"):
+        if method in ("byol", "dino", "barlow_twins", "vicreg"):
             assert parts["RandomSolarization"].prob == view["solarize_probability"]
         assert parts["Normalize"].mean == settings["mean"] and parts["Normalize"].std == settings["std"]
 
@@ -188,7 +196,10 @@ def flat(transforms):
         yield from flat(getattr(transform, "transforms", [] if inner is None or inspect.ismethod(inner) else [inner]))
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae", "byol", "dino", "swav"])
+@pytest.mark.parametrize(
+    "method",
+    ["simclr", "mae", "byol", "dino", "swav", "simsiam", "barlow_twins", "vicreg", "lejepa"],
+)
 def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
     side, settings = lightly_sides(method)
     side.model.train()
@@ -209,7 +220,7 @@ def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
     assert any(parameter is own for own in side.backbone.parameters() for parameter in side.model.parameters())
     encoder_is_trained = next(side.backbone.parameters()).requires_grad
     assert encoder_is_trained == (method != "dino")
-    assert bool(teachers) == (method not in ("simclr", "swav"))  # the positions of MAE are fixed
+    assert bool(teachers) == (method in ("mae", "byol", "dino"))  # the positions of MAE are fixed
 
 
 def test_byol_of_lightly_has_our_loss_and_teacher(lightly_sides):
@@ -275,6 +286,33 @@ def test_swav_of_lightly_has_our_loss_and_prototypes(lightly_sides):
         model.zero_grad()
         loss.backward()
         assert (prototypes.weight.grad is None) == (progress < 0.1)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "barlow_twins", "vicreg", "lejepa"])
+def test_lightly_has_our_loss(lightly_sides, method):
+    side, settings = lightly_sides(method)
+    model, config = side.model.train(), settings["model"]
+    sizes = [16] * 2 + [8] * settings["num_local"]
+    views = [torch.randn(8, 3, size, size) for size in sizes]
+    if method == "simsiam":
+        targets, predictions = (torch.stack(each, dim=1) for each in zip(*map(model, views), strict=True))
+        expected = simsiam_loss(predictions, targets)
+    elif method == "lejepa":
+        torch.manual_seed(3)
+        directions = torch.nn.functional.normalize(
+            torch.randn(config["projector_output_dim"], config["num_directions"]), dim=0
+        ).T
+        projections = torch.stack([model(view) for view in views])
+        terms, weight = lejepa_terms(projections, directions, 2), config["sigreg_weight"]
+        expected = weight * terms["sigreg"] + (1 - weight) * terms["invariance"]
+        torch.manual_seed(3)
+    else:
+        loss, names = {
+            "barlow_twins": (barlow_twins_loss, ["redundancy"]),
+            "vicreg": (vicreg_loss, ["invariance", "variance", "covariance"]),
+        }[method]
+        expected = loss(*map(model, views), *(config[f"{name}_weight"] for name in names))
+    assert side.loss_of(views).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def measured(files, method, **changes):

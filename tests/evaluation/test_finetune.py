@@ -221,7 +221,7 @@ def test_rare_classes_add_macro_f1(encoder):
     test = shades(80, seed=1)
     uneven = test.take(np.concatenate([np.arange(0, 80, 2), np.arange(1, 10, 2)]))
     run = FinetuneEvaluator(shades(48), uneven, FinetuneSettings(**SHORT, random_init=False), "fp32")
-    assert [result.metric for result in run(encoder)] == ["accuracy", "balanced_accuracy", "macro_f1"]
+    assert [result.metric for result in run(encoder)] == ["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
 
 
 def test_cells_name_what_was_trained(encoder, tmp_path):

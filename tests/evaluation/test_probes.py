@@ -123,6 +123,30 @@ def test_macro_f1_agrees_with_scikit_learn():
     assert found == pytest.approx(sklearn.metrics.f1_score(references, predictions, average="macro"))
 
 
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [80, 10])
+    logits = np.stack([np.zeros(90), labels + rng.normal(size=90)], 1)
+    pairs = logits[labels == 1, 1][:, None] - logits[labels == 0, 1][None]
+    scores = classification_scores(logits.argmax(1), labels, logits)
+    assert scores["auroc"] == pytest.approx(np.mean(pairs > 0))
+    assert "auroc" not in classification_scores(labels, labels)
+    # of several classes, each against the rest; one that was not learned is never the answer
+    three = np.append(labels, [2] * 5)
+    logits = np.full((95, 4), -np.inf)
+    logits[np.arange(95), three] = logits[:, 0] = 0.0
+    assert 0.5 < classification_scores(logits.argmax(1), three, logits)["auroc"] < 1
+
+
+def test_uneven_classes_have_all_figures_beside_all_baselines(encoder):
+    train, test = digits()
+    rows = np.concatenate([np.flatnonzero(test.labels < 2), np.flatnonzero(test.labels == 3)[:1]])
+    results = LinearProbeEvaluator(train, test.take(rows), precision="fp32")(encoder)
+    assert [result.metric for result in results] == ["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
+    assert results[-1].baselines["majority"] == 0.5 and 0.5 < results[-1].value <= 1
+    assert set(results[-1].baselines) == set(results[0].baselines)
+
+
 def test_balanced_accuracy_is_the_mean_over_the_classes():
     rng = np.random.default_rng(0)
     references, predictions = rng.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1]), rng.integers(1, 6, 50)

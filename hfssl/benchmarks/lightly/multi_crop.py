@@ -126,23 +126,16 @@ def swav(settings: dict[str, Any]) -> LightlySide:
     )
     model = SwAV(build_encoder(settings), config)
     criterion = SwaVLoss(config["student_temperature"], config["sinkhorn_iterations"], config["sinkhorn_epsilon"])
-    frozen = True
 
     def loss_of(views: list[torch.Tensor]) -> torch.Tensor:
-        model.prototypes.normalize()
         outputs = [model(view) for view in views]
         return criterion(outputs[:2], outputs[2:])
 
     def before_step(progress: float) -> None:
-        nonlocal frozen
-        frozen = progress < config["freeze_prototypes"]
+        model.prototypes.normalize()
+        model.prototypes.requires_grad_(progress >= config["freeze_prototypes"])
 
-    def after_backward() -> None:
-        if frozen:
-            for parameter in model.prototypes.parameters():
-                parameter.grad = None
-
-    return LightlySide(model, model.backbone.encoder, transform, loss_of, before_step, after_backward)
+    return LightlySide(model, model.backbone.encoder, transform, loss_of, before_step)
 
 
 def lejepa(settings: dict[str, Any]) -> LightlySide:

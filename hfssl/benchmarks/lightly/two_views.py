@@ -15,7 +15,7 @@ from lightly.models.modules import (
     SimSiamProjectionHead,
 )
 from lightly.models.modules.heads import VICRegProjectionHead
-from lightly.transforms import BYOLTransform, SimCLRTransform, SimSiamTransform, VICRegTransform
+from lightly.transforms import BYOLTransform, SimCLRTransform, SimSiamTransform
 from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -157,16 +157,7 @@ def barlow_twins(settings: dict[str, Any]) -> LightlySide:
 
 
 def vicreg(settings: dict[str, Any]) -> LightlySide:
-    view, config = settings["views"][0], settings["model"]
-    transform = VICRegTransform(
-        input_size=view["size"],
-        min_scale=view["scale"][0],
-        gaussian_blur=view["blur_probability"],
-        solarize_prob=view["solarize_probability"],
-        cj_strength=1.0,
-        **color_settings(view),
-        normalize=normalization(settings),
-    )
+    config = settings["model"]
     model = Projected(build_encoder(settings), config, VICRegProjectionHead)
     weights = (config[f"{name}_weight"] for name in ("invariance", "variance", "covariance"))
     criterion = VICRegLoss(*weights)
@@ -175,7 +166,7 @@ def vicreg(settings: dict[str, Any]) -> LightlySide:
         x0, x1 = views
         return criterion(model(x0), model(x1))
 
-    return LightlySide(model, model.backbone.encoder, transform, loss_of)
+    return LightlySide(model, model.backbone.encoder, _two_kinds_of_views(settings), loss_of)
 
 
 def _two_kinds_of_views(settings: dict[str, Any]) -> BYOLTransform:

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...machine import choose_precision, local_world_size, num_cores, process_state
@@ -28,6 +27,7 @@ from ..evaluator import EvaluationError
 from ..feature_files import digest as make_digest
 from ..feature_files import read_features, write_features
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
+from ..progress import Progress
 from .encoder import VisionEncoder, size_arguments
 
 
@@ -266,10 +266,7 @@ def _extract(
     starts = range(0, len(data.images), batch_size)
     mine = starts[state.process_index :: state.num_processes]
     parts, bad = {}, []
-    bar = tqdm(
-        total=len(data.images), desc=f"Features of {title}", unit=" images", leave=False,
-        disable=None if state.is_main_process else True,
-    )  # fmt: skip
+    bar = Progress(len(data.images), f"Features of {title}", " images")
     with bar:
         for start, images in zip(mine, decoded(data.images, mine, batch_size, value_range), strict=True):
             bad += [start + i for i, image in enumerate(images) if image is None]

@@ -10,7 +10,6 @@ import numpy as np
 import regex
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...data.sources.base import Damage
@@ -20,6 +19,7 @@ from ...modeling.base import evaluating
 from ..evaluator import EvaluationError, encoder_source
 from ..feature_files import digest, read_features, write_features
 from ..probe_features import BAG_OF_WORDS, ENCODER, RANDOM_INIT, ProbeFeatures
+from ..progress import Progress
 from ..sample_features import EmbedSettings
 from .samples import TextSampleFeatures
 
@@ -82,10 +82,7 @@ def extract(
         return features
     starts = range(0, len(data), embedder.samples_at_once)
     parts: dict[int, np.ndarray] = {}
-    bar = tqdm(
-        total=len(data), desc=f"Features of {title}", unit=" texts", leave=False,
-        disable=None if state.is_main_process else True,
-    )  # fmt: skip
+    bar = Progress(len(data), f"Features of {title}", " texts")
     with bar, evaluating(embedder.model):
         for start in starts[state.process_index :: state.num_processes]:
             prepared = [embedder.prepare(text) for text in data.samples[start : start + embedder.samples_at_once]]

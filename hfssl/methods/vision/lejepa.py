@@ -78,7 +78,13 @@ METHOD = Method(
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
     chance=_chance,
-    benchmark=BenchmarkSettings(against=()),
+    benchmark=BenchmarkSettings(
+        views={"local_crops": 6},
+        notes={
+            "lightly": "lightly has no views of its own for LeJEPA: they are those of its DINO, whose first large "
+            "crop and small ones are never solarised."
+        },
+    ),
 )
 
 
