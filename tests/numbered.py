@@ -19,7 +19,7 @@ class Numbered:
         [samples] = block.columns.values()
         rows = [int(sample) for sample in samples]
         columns = {name: values[rows].numpy() for name, values in self.batch.items()}
-        return Rows(columns, np.ones(len(rows), dtype=np.int64))
+        return Rows(columns, np.ones(len(rows), dtype=np.int64), places=block.places)
 
 
 def collate(columns):

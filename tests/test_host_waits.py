@@ -15,8 +15,10 @@ EACH = [(method, variant) for method in METHODS for variant in variants_of(metho
 
 def model_and_batch(method, variant=None):
     model = build(method, variant).train()
-    getattr(model, "progress", None)  # read from its buffer once, after a model was loaded
-    return model, as_collated(model, contract(method).batch(6))
+    batch = as_collated(model, contract(method).batch(6))
+    with torch.no_grad():  # counters are read from their buffers once, in the first step after a model was loaded
+        model(**batch)
+    return model, batch
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,6 @@
 """Methods for images, measured against `lightly` and `transformers`: contenders of [`~.base.measure`].
 
-- ours: what `recipes/{simclr,mae,byol,dino}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
+- ours: what `recipes/{simclr,mae,byol,dino,swav}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
 - theirs: what lightly's examples build (`hfssl.benchmarks.lightly`), or for MAE `run_mae.py` of transformers:
   `Trainer` with `ViTMAEForPreTraining`;
 - ours in their configuration: the attention implementation that theirs has;
@@ -135,7 +135,7 @@ def run_vision_benchmark(
 
     Args:
         method (`str`):
-            simclr, mae, byol or dino.
+            simclr, mae, byol, dino or swav.
         arguments ([`VisionBenchmark`]):
             What to measure.
         data ([`ImageDataArguments`]):
@@ -281,7 +281,7 @@ def _plain_run(arguments: VisionBenchmark) -> Any:
     """What a model is built for, where nothing is trained."""
     return SimpleNamespace(
         seed=arguments.seed, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
-        device=torch.device("cpu"),
+        per_device_train_batch_size=arguments.batch_size, world_size=1, device=torch.device("cpu"),
     )  # fmt: skip
 
 

@@ -38,8 +38,7 @@ class Beside:
             batch = make()
         user.wait_stream(self.stream)
         for tensor in batch.values():
-            if (
-                tensor.device.type == "cuda"
-            ):  # its memory is the stream's, which may not have it back before it was used
+            # its memory is the stream's, which may not have it back before it was used
+            if tensor.device.type == "cuda":
                 tensor.record_stream(user)
         return batch

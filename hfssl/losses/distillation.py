@@ -35,6 +35,33 @@ def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return 2.0 - 2.0 * (p * t).sum(-1).mean()
 
 
+def simsiam_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Loss of [SimSiam](https://huggingface.co/papers/2011.10566), equation 2, between each prediction and the *other*
+    view's projection.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(batch_size, 2, dim)`):
+            Predictions from each view.
+        targets (`torch.Tensor` of shape `(batch_size, 2, dim)`):
+            Projections of each view, without gradient: with one they would all become the same.
+
+    Returns:
+        `torch.Tensor` of shape `()`: minus the mean cosine similarity over the batch and both views. -1 is perfect, 0
+        is orthogonal.
+
+    Example:
+
+    ```python
+    >>> views = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> simsiam_loss(views, views.flip(1)).item(), abs(simsiam_loss(views, views).item())
+    (-1.0, 0.0)
+    ```
+    """
+    with full_precision(predictions):
+        p, z = (F.normalize(at_least_float32(x), dim=-1) for x in (predictions, targets.flip(1)))
+        return -(p * z).sum(-1).mean()
+
+
 def dino_loss(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,

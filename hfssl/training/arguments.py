@@ -83,11 +83,19 @@ class SSLTrainingArguments(TrainingArguments):
             End the run when its embeddings have collapsed or it has diverged (see `hfssl/evaluation/verdict.py`),
             instead of only saying so. Either way the newest checkpoint up to the last evaluation that found it
             learning stays, beside those that `save_total_limit` keeps.
+        keep (`str`, *optional*, defaults to `"last"`):
+            best also writes the encoder to best/ of the output folder whenever an evaluation finds it better than
+            before, by k-NN accuracy where there are labelled images, else by held-out loss. The result is the last.
+        early_stopping (`int`, *optional*):
+            End the run after so many evaluations in a row without a new best.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):
             Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
             step, over all processes and accumulation steps, as papers on images state it.
+        bias_rate (`float`, *optional*, defaults to `1.0`):
+            Learning rate of biases and of the weights of norms, as a share of that of the others. LARS adapts its
+            steps to the length of a matrix, not to theirs.
         weight_decay_end (`float`, *optional*):
             Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
             stays.
@@ -108,11 +116,12 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "weight_decay_end", "max_grad_norm"), "Optimization",
+             "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
         ),
         **dict.fromkeys(
-            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "stop_on_collapse", "report_to",
-             "push_to_hub", "hub_model_id", "hub_private_repo"), "Log, checkpoints and Hub",
+            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
+             "stop_on_collapse", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+            "Log, checkpoints and Hub",
         ),
         **dict.fromkeys(
             ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile"),
@@ -128,10 +137,13 @@ class SSLTrainingArguments(TrainingArguments):
     resume: str = "auto"
     cpu_threads: int | None = None
     stop_on_collapse: bool = False
+    keep: Literal["last", "best"] = "last"
+    early_stopping: int | None = None
     lanes: int | None = None
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
+    bias_rate: float = 1.0
     optim: str = field(
         default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
@@ -179,11 +191,15 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise UserError(f"`--early_stopping` is a number of evaluations, at least 1, got {self.early_stopping}.")
         if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
             raise UserError(
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
                 f"{self.weight_decay_end:g} and {self.weight_decay:g}."
             )
+        if self.bias_rate < 0:
+            raise UserError(f"`--bias_rate` is a share of the learning rate, at least 0, got {self.bias_rate:g}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`

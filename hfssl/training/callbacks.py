@@ -171,6 +171,10 @@ class ProgressBar(TrainerCallback):
     """Loss, tokens or images per second, time left: one line on a terminal, a line every half minute in a log file."""
 
     SECONDS_BETWEEN_LINES = 30.0
+    # Steps after which it is known how long a run takes: the first is slower than the others.
+    ESTIMATED_AFTER = 4
+    # Seconds from which on a run is long enough for that to be said, and for what makes it shorter.
+    WORTH_SAYING, LONG = 120.0, 3600.0
 
     def __init__(self, stream=None, clock: BudgetClock | None = None):
         self.stream = stream  # has `counts["units"]` of this process, and says in `unit` what these are
@@ -195,7 +199,7 @@ class ProgressBar(TrainerCallback):
             + ("" if self.clock else "{n_fmt}/{total_fmt} ")
             + "[{elapsed}<{remaining}{postfix}]",
         )
-        self.begin = self.last_line = time.monotonic()
+        self.begin = self.last_line = self.first_end = time.monotonic()
         self.units_before = self._units()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -224,6 +228,8 @@ class ProgressBar(TrainerCallback):
         step = f"step {state.global_step}"
         self.bar.set_postfix_str((step + words if self.clock else words).removeprefix(", "), refresh=False)
         self.bar.update(self._done(state) - self.bar.n)
+        if not self.clock:
+            self._estimate(state, now)
         if not self.is_terminal and now - self.last_line > self.SECONDS_BETWEEN_LINES:
             self.last_line = now
             if self.clock:
@@ -233,6 +239,25 @@ class ProgressBar(TrainerCallback):
                 seconds_a_step = (now - self.begin) / max(state.global_step - self.bar.initial, 1)
                 left = seconds_a_step * (state.max_steps - state.global_step)
             self._line(f"{step}{words}, {tqdm.format_interval(left)} left")
+
+    def _estimate(self, state, now: float) -> None:
+        """Say once how long the run takes, without its evaluations."""
+        done = state.global_step - self.bar.initial
+        if done == 1:
+            self.first_end = now
+        if done != self.ESTIMATED_AFTER:
+            return
+        seconds = (now - self.first_end) / (done - 1)
+        left = seconds * (state.max_steps - state.global_step)
+        if left > self.LONG or left > self.WORTH_SAYING and not self.is_terminal:
+            text = f"{seconds:.2g} s a step: the run takes about {tqdm.format_interval(left)}"
+            if left > self.LONG:
+                steps = max(int(self.LONG / seconds), 1)
+                text += (
+                    f". An hour is `--max_steps {steps}` or `--budget_minutes 60`; smaller inputs, a smaller "
+                    "`--encoder` or an accelerator make steps shorter"
+                )
+            self._line(text + ".")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

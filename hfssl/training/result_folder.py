@@ -34,9 +34,7 @@ def write_result(
     staging = output_dir / STAGING / "result"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    run.model.export_encoder(staging)
-    if run.processor is not None:
-        run.processor.save_pretrained(staging)
+    run.model.export_encoder(staging, processor=run.processor)
     run.model.save_pretrained(staging / "pretraining")
     plot_history(run.history, staging / "assets" / "loss.png", contrasted, run.model.loss_units)
     plot_health(run.history, staging / "assets" / "health.png")

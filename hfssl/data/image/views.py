@@ -53,8 +53,8 @@ class ViewArguments:
 
     Args:
         image_size (`int`, *optional*):
-            Pixels a side of a view. Left out: 32 for the embedded letters, else that of the encoder
-            (vit-mini-patch4: 32), and 224 where it has none.
+            Pixels a side of a view. Left out or auto: 32 for the embedded letters, else chosen with the encoder, or
+            that of a given one (vit-mini-patch4: 32), or 224.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
