@@ -26,6 +26,8 @@ PUBLIC = [
     "SSLTrainingArguments",
     "SimclrForPreTraining",
     "SimclrPreTrainingConfig",
+    "ViewArguments",
+    "Views",
     "open_source",
 ]
 LOSSES = [
