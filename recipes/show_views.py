@@ -27,7 +27,7 @@ class ShowViews:
 
     Args:
         method (`str`, *optional*, defaults to `"simclr"`):
-            Whose views: simclr, moco, byol, dino or mae.
+            Whose views: the name of a recipe for images, such as simclr, moco, byol, dino, lejepa or mae.
         num_images (`int`, *optional*, defaults to `6`):
             Rows of the sheet.
         output (`str`, *optional*):

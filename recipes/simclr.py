@@ -8,8 +8,9 @@ accelerate launch recipes/simclr.py --dataset my_images/ --probe_dataset my_labe
 accelerate launch recipes/simclr.py --config recipes/configs/simclr_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/simclr.py                           several processes, one batch
 
-The more images a step, the better. The same command again continues a run that was stopped. What the views look like:
-recipes/show_views.py. Measured results: recipes/README.md.
+The more images a step, the better. --decoupled true is for fewer (DCL); with --nearest_neighbour_queue 16384 the
+nearest neighbours of views among earlier images stand for them (NNCLR). The same command again continues a run that
+was stopped. What the views look like: recipes/show_views.py. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command

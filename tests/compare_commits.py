@@ -44,8 +44,16 @@ METHODS: dict[str, tuple[str, dict]] = {  # name -> recipe and its settings
     "simclr": ("simclr", IMAGES | CALM | {"gradient_accumulation_steps": 2}),
     "moco": ("moco", IMAGES | CALM | {"queue_size": 40}),
     "byol": ("byol", IMAGES | CALM),
+    "simclr_neighbours": ("simclr", IMAGES | CALM | {"nearest_neighbour_queue": 40, "predictor_hidden_dim": 64}),
+    "simsiam": ("simsiam", IMAGES | CALM),
+    "barlow_twins": ("barlow_twins", IMAGES | CALM | {"projector_hidden_dim": 64, "projector_output_dim": 64}),
+    "vicreg": ("vicreg", IMAGES | CALM | {"projector_hidden_dim": 64, "projector_output_dim": 64}),
+    "lejepa": ("lejepa", IMAGES | CALM | {"local_crops": 2}),
     "dino": ("dino", IMAGES),
     "dino_small_crops": ("dino", IMAGES | {"local_crops": 2, "centering": "mean"}),
+    "swav": ("swav", IMAGES | CALM | {"queue_size": 40, "queue_start": 0.2, "local_crops": 2}),
+    "deepcluster": ("deepcluster", IMAGES | CALM | {"num_prototypes": 10, "num_clusterings": 4}),
+    "rotnet": ("rotnet", IMAGES | CALM),
     "mae": ("mae", IMAGES | {"interpolation": "bilinear"}),
 }
 

@@ -1,6 +1,7 @@
 """What holds for every registered method, by the contract in its test file (`tests/contract.py`)."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_the_names(method):
     model, _ = method
     name = type(model).__name__.removesuffix("ForPreTraining")
     assert type(model).config_class.__name__ == f"{name}PreTrainingConfig"
-    assert model.config.model_type == f"hfssl_{name.lower()}"
+    assert model.config.model_type == "hfssl_" + re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
     assert isinstance(model, SSLPreTrainedModel) and {"title", "citation"} <= set(model.paper)
     assert AutoConfig.for_model(model.config.model_type).__class__ is type(model).config_class
     parameters = inspect.signature(model.forward).parameters

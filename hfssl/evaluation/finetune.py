@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
@@ -70,6 +69,9 @@ class FinetuneEvaluator(Evaluator):
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
+    def __post_init__(self):
+        self.settings.samples_a_process(len(self.train.labels))
+
     def __call__(
         self,
         encoder: str | Path | PreTrainedModel,
@@ -82,6 +84,7 @@ class FinetuneEvaluator(Evaluator):
         with encoder_source(encoder, processor) as source:
             keep = self.settings.save_model and output_dir is not None
             run = FinetuneRun(self, source, processor, name, output_dir, Path(output_dir) / MODEL if keep else None)
+            run.check(len(run.train_y))
             kinds = [ENCODER, RANDOM_INIT] if self.settings.random_init else [ENCODER]
             todo = [(kind, seed) for seed in range(self.settings.seeds) for kind in kinds]
             scores: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in kinds}
@@ -130,6 +133,15 @@ class FinetuneRun:
         self.name = name or source
         self.cells = Cells(output_dir, self.name)
 
+    def check(self, num_labels: int) -> None:
+        """Refuse a number of labels that the encoder cannot be trained on, before the trainings on other numbers."""
+        if self.finetuning.has_batch_norm and self.settings.samples_a_process(num_labels) == 1:
+            processes = self.state.num_processes
+            raise EvaluationError(
+                f"The batch norm of {self.name} needs more than one sample in each process, but a step has "
+                f"{processes} in {processes}: pass a larger `--train_batch_size`, or more labels."
+            )
+
     def scores(self, kind: str, seed: int, rows: np.ndarray | None = None, position: str = "") -> dict[str, float]:
         """Scores on test after training on `rows` of train (all, when left out)."""
         rows = np.arange(len(self.train_y)) if rows is None else rows
@@ -160,12 +172,7 @@ class FinetuneRun:
         settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
-        batch_size = samples_a_process(min(settings.train_batch_size, len(rows)), num_processes)
-        if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-            raise EvaluationError(
-                f"The batch norm of {self.name} needs more than one sample in each process, but a step has "
-                f"{batch_size * num_processes} in {num_processes}: pass a larger `--train_batch_size`, or more labels."
-            )
+        batch_size = settings.samples_a_process(len(rows))
         num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * len(rows) / (batch_size * num_processes))))
         train = self.finetuning.training_rows(self.train_y, rows, num_steps * batch_size * num_processes, seed)
         decay = settings.layer_decay if kind == ENCODER else 1.0
@@ -199,23 +206,6 @@ class FinetuneRun:
         if folder is not None and self.state.is_main_process:
             save_classifier(folder, model, self.finetuning.processor, self._key(kind, seed, rows))
         return classification_scores(logits.argmax(-1), labels, logits)
-
-
-def samples_a_process(samples: int, num_processes: int) -> int:
-    """The samples of a step that each process gets.
-
-    Raises:
-        EvaluationError: if they cannot be shared evenly: the figure would be that of another batch than is recorded.
-    """
-    if samples % num_processes:
-        fitting = ", ".join(str(number) for number in range(1, samples + 1) if samples % number == 0)
-        fewer = samples // num_processes * num_processes
-        raise EvaluationError(
-            f"A step has {samples} samples (`--train_batch_size`, or all where there are fewer), which "
-            f"{num_processes} processes cannot share evenly. Launch one of {fitting} processes"
-            + (f", or pass `--train_batch_size {fewer}`." if fewer else ".")
-        )
-    return samples // num_processes
 
 
 def layer_groups(

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..machine import process_state
 from .evaluator import EvaluationError
 
 
@@ -97,3 +98,24 @@ class FinetuneSettings:
         chosen = {name: value for name, value in asdict(self.filled(defaults)).items() if name not in left_out}
         fixed = {"optimizer": "adamw", "adam_betas": [0.9, 0.999], "schedule": "cosine", "warmup_ratio": 0.1}
         return chosen | fixed | {"max_grad_norm": 1.0, "evaluated": "last step"}
+
+    def samples_a_process(self, num_labels: int) -> int:
+        """The samples of a step that each process gets of so many labelled ones, see [`samples_a_process`]."""
+        return samples_a_process(min(self.train_batch_size, num_labels), process_state().num_processes)
+
+
+def samples_a_process(samples: int, num_processes: int) -> int:
+    """The samples of a step that each process gets.
+
+    Raises:
+        EvaluationError: if they cannot be shared evenly: the figure would be that of another batch than is recorded.
+    """
+    if samples % num_processes:
+        fitting = ", ".join(str(number) for number in range(1, samples + 1) if samples % number == 0)
+        fewer = samples // num_processes * num_processes
+        raise EvaluationError(
+            f"A step has {samples} samples (`--train_batch_size`, or all where there are fewer), which "
+            f"{num_processes} processes cannot share evenly. Launch one of {fitting} processes"
+            + (f", or pass `--train_batch_size {fewer}`." if fewer else ".")
+        )
+    return samples // num_processes

@@ -103,6 +103,13 @@ class GlueEvaluator(Evaluator):
                 raise EvaluationError(f"`{name}` must be above 0, got {value}.")
         if self.max_length < 8:
             raise EvaluationError(f"`max_length` must be at least 8 tokens, got {self.max_length}.")
+        num_processes = process_state().num_processes
+        for batch_size in (self.batch_size or TASKS[task].batch_size for task in self.tasks):
+            if batch_size % num_processes:
+                raise EvaluationError(
+                    f"A batch of {batch_size} rows cannot be dealt to {num_processes} processes evenly: "
+                    "set --batch_size to a multiple, or launch another number of processes."
+                )
 
     @property
     def primary_metric(self) -> str:
@@ -278,19 +285,13 @@ class _Run:
     def _train(self, name: str, seed: int, kind: str) -> dict[str, dict[str, float]]:
         task, data = TASKS[name], self.data[name]
         chosen = self.hyperparameters(name)
-        num_processes = self.state.num_processes
-        if chosen["batch_size"] % num_processes:
-            raise EvaluationError(
-                f"A batch of {chosen['batch_size']} rows cannot be dealt to {num_processes} processes evenly: "
-                "set --batch_size to a multiple, or launch another number of processes."
-            )
         kwargs = {"attn_implementation": self.attention} if self.attention else {}
         model = self.encoder.load(data.label_names or task.num_labels, seed, kind == RANDOM_INIT, **kwargs)
         with tempfile.TemporaryDirectory() as scratch:
             args = training_arguments(
                 scratch,
                 self.precision,
-                per_device_train_batch_size=chosen["batch_size"] // num_processes,
+                per_device_train_batch_size=chosen["batch_size"] // self.state.num_processes,
                 per_device_eval_batch_size=64,
                 num_train_epochs=chosen["epochs"],
                 learning_rate=chosen["learning_rate"],

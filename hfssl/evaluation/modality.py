@@ -39,11 +39,14 @@ class Finetuning(Protocol):
             What is saved beside the classifier.
         digests (`dict[str, str]`):
             Of what the trained encoder and its random initialisation begin with, processor included.
+        has_batch_norm (`bool`):
+            Whether the encoder needs more than one sample in each process.
     """
 
     task: str
     processor: Any
     digests: dict[str, str]
+    has_batch_norm: bool
 
     def classifier(self, class_names: list[str], seed: int, random_init: bool) -> PreTrainedModel:
         """The encoder with a new head, or its architecture with new weights throughout."""

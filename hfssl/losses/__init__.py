@@ -4,22 +4,43 @@ What a loss needs of other processes (negatives) it is given. Softmaxes, norms a
 under autocast. One module holds one family; all of their names are here.
 """
 
-from .contrastive import moco_v3_loss, nt_xent_loss
-from .distillation import byol_loss, cross_view_entropy, dino_loss, sinkhorn_targets
+from .clustering import deepcluster_loss, swav_codes, swav_loss
+from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
+from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
+from .redundancy import (
+    barlow_twins_loss,
+    barlow_twins_terms,
+    lejepa_terms,
+    sigreg_loss,
+    vicreg_loss,
+    vicreg_terms,
+)
 from .tokens import cross_entropy_sum
 
 
 __all__ = [
     "at_least_float32",
+    "barlow_twins_loss",
+    "barlow_twins_terms",
     "byol_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
+    "deepcluster_loss",
     "dino_loss",
     "full_precision",
+    "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
+    "nearest_neighbours",
+    "nnclr_loss",
     "nt_xent_loss",
+    "sigreg_loss",
+    "simsiam_loss",
     "sinkhorn_targets",
+    "swav_codes",
+    "swav_loss",
+    "vicreg_loss",
+    "vicreg_terms",
 ]

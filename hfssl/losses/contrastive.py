@@ -13,6 +13,7 @@ def nt_xent_loss(
     all_z1: torch.Tensor | None = None,
     all_z2: torch.Tensor | None = None,
     first: int = 0,
+    decoupled: bool = False,
 ) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy of [SimCLR](https://huggingface.co/papers/2002.05709), equation 1.
 
@@ -29,10 +30,14 @@ def nt_xent_loss(
             mean over the processes is the loss of the whole batch.
         first (`int`, *optional*, defaults to `0`):
             Row of `all_z1` where `z1` begins.
+        decoupled (`bool`, *optional*, defaults to `False`):
+            Leave the other view of the image out of the denominator, as in [decoupled contrastive
+            learning](https://huggingface.co/papers/2110.06848), equation 6: a positive that is found easily does not
+            take away from the gradient of the negatives, which small batches suffer from.
 
     Returns:
         `torch.Tensor` of shape `()`: mean over the anchors. log(2N - 1) is chance; how near to 0 it can come depends
-        on the temperature.
+        on the temperature. Decoupled, log(2N - 2) is chance, and there is no lower bound but about -2 / temperature.
 
     Example:
 
@@ -52,7 +57,65 @@ def nt_xent_loss(
         view1 = torch.arange(first, first + len(z1), device=z1.device)
         view2 = view1 + num_all
         logits.scatter_(1, torch.cat([view1, view2])[:, None], float("-inf"))  # no anchor is its own candidate
-        return F.cross_entropy(logits, torch.cat([view2, view1]))
+        positives = torch.cat([view2, view1])
+        if not decoupled:
+            return F.cross_entropy(logits, positives)
+        agreement = logits.gather(1, positives[:, None])[:, 0]
+        if num_all == 1:  # nothing is left of the denominator
+            return -agreement.mean()
+        return (logits.scatter(1, positives[:, None], float("-inf")).logsumexp(1) - agreement).mean()
+
+
+def nnclr_loss(
+    neighbours1: torch.Tensor,
+    neighbours2: torch.Tensor,
+    p1: torch.Tensor,
+    p2: torch.Tensor,
+    temperature: float,
+    first: int = 0,
+) -> torch.Tensor:
+    """Contrastive loss of [NNCLR](https://huggingface.co/papers/2104.14548), equation 3 in both directions.
+
+    The nearest neighbour of a view, an embedding of an earlier image, has to find the prediction from the other view
+    among those of all images, by cosine similarity.
+
+    Args:
+        neighbours1, neighbours2 (`torch.Tensor` of shape `(batch_size, dim)`):
+            Nearest neighbours of the first and of the second view of each image, without gradient; see
+            [`nearest_neighbours`].
+        p1, p2 (`torch.Tensor` of shape `(num_all, dim)`):
+            Predictions from each view, not normalised; of the same images, or of those of all processes.
+        temperature (`float`):
+            Divisor of the similarities.
+        first (`int`, *optional*, defaults to `0`):
+            Row of `p1` and `p2` where the images of `neighbours1` begin.
+
+    Returns:
+        `torch.Tensor` of shape `()`: mean over both directions. log(num_all) is chance.
+
+    Example:
+
+    ```python
+    >>> views = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(nnclr_loss(views, views, views, views, temperature=1.0).item(), 6)  # log(1 + exp(-1))
+    0.313262
+    ```
+    """
+    with full_precision(p1):
+        own = torch.arange(first, first + len(neighbours1), device=p1.device)
+        loss = 0.0
+        for neighbours, predictions in ((neighbours1, p2), (neighbours2, p1)):
+            n, p = (F.normalize(at_least_float32(x), dim=-1) for x in (neighbours, predictions))
+            loss = loss + F.cross_entropy((n / temperature) @ p.T, own)
+        return loss / 2.0
+
+
+@torch.no_grad()
+def nearest_neighbours(embeddings: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
+    """The rows of `queue` `(queue_size, dim)` that are nearest to `embeddings` `(n, dim)` by cosine similarity."""
+    with full_precision(embeddings):
+        z, candidates = (F.normalize(at_least_float32(x), dim=-1) for x in (embeddings, queue))
+        return candidates[(z @ candidates.T).argmax(1)]
 
 
 def moco_v3_loss(

@@ -35,12 +35,39 @@ def byol_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return 2.0 - 2.0 * (p * t).sum(-1).mean()
 
 
+def simsiam_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Loss of [SimSiam](https://huggingface.co/papers/2011.10566), equation 2, between each prediction and the *other*
+    view's projection.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(batch_size, 2, dim)`):
+            Predictions from each view.
+        targets (`torch.Tensor` of shape `(batch_size, 2, dim)`):
+            Projections of each view, without gradient: with one they would all become the same.
+
+    Returns:
+        `torch.Tensor` of shape `()`: minus the mean cosine similarity over the batch and both views. -1 is perfect, 0
+        is orthogonal.
+
+    Example:
+
+    ```python
+    >>> views = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> simsiam_loss(views, views.flip(1)).item(), abs(simsiam_loss(views, views).item())
+    (-1.0, 0.0)
+    ```
+    """
+    with full_precision(predictions):
+        p, z = (F.normalize(at_least_float32(x), dim=-1) for x in (predictions, targets.flip(1)))
+        return -(p * z).sum(-1).mean()
+
+
 def dino_loss(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
     center: torch.Tensor,
     student_temperature: float,
-    teacher_temperature: float,
+    teacher_temperature: float | torch.Tensor,
 ) -> torch.Tensor:
     """Self-distillation loss of [DINO](https://huggingface.co/papers/2104.14294), equation 3 and algorithm 1.
 
@@ -51,8 +78,9 @@ def dino_loss(
             Without gradient.
         center (`torch.Tensor` of shape `(num_prototypes,)`):
             Running mean of the teacher's logits.
-        student_temperature, teacher_temperature (`float`):
-            Divisors of the logits. The teacher's is the smaller one: its targets are sharper.
+        student_temperature (`float`), teacher_temperature (`float` or `torch.Tensor` of shape `()`):
+            Divisors of the logits. The teacher's is the smaller one: its targets are sharper. What changes in the
+            course of a run is a tensor where the loss is compiled.
 
     Returns:
         `torch.Tensor` of shape `()`: the cross-entropy between teacher and student, mean over the batch and over all
@@ -72,7 +100,7 @@ def dino_loss(
 
 def sinkhorn_targets(
     teacher_logits: torch.Tensor,
-    temperature: float,
+    temperature: float | torch.Tensor,
     iterations: int = 3,
     all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -86,7 +114,7 @@ def sinkhorn_targets(
     Args:
         teacher_logits (`torch.Tensor` of shape `(..., num_prototypes)`):
             Of all samples and views together, without gradient; cosine similarities, which are at most 1.
-        temperature (`float`):
+        temperature (`float` or `torch.Tensor` of shape `()`):
             Divisor of the logits, above 0.
         iterations (`int`, *optional*, defaults to `3`):
             More come nearer to equal shares.

@@ -57,6 +57,9 @@ class SSLPreTrainedModel(PreTrainedModel):
     # [`SSLTrainer`] refuses a method that has any.
     loss_groups: dict[str, tuple[str, ...]] = {}
 
+    # How the names of parameters begin whose learning rate stays at its peak, whatever becomes of that of the others.
+    constant_rate: tuple[str, ...] = ()
+
     # Names of parameters that stay as they are, though the loss depends on them. What it does not depend on is found.
     frozen: tuple[str, ...] = ()
 

@@ -5,12 +5,15 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..errors import UserError
+from .distributed import world_size
 from .pooling import is_convolutional, outputs_for, pool_features
-from .vision import build_vision_encoder, side, transformer_blocks
+from .vision import SSLVisionModel, build_vision_encoder, side, transformer_blocks
 
 
 class VisionBranch(nn.Module):
@@ -77,6 +80,51 @@ class VisionBranch(nn.Module):
             `torch.Tensor` of shape `(sum of n, projector_output_dim)`.
         """
         return self.projector(self.features(*pixel_values))
+
+
+class OneBranchModel(SSLVisionModel):
+    """Base of methods without a teacher that send all views through one `branch`, which a subclass builds."""
+
+    base_model_prefix = "branch"
+
+    branch: VisionBranch
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The stock module that is evaluated and exported."""
+        return self.branch.encoder
+
+    def require_several_images(self, batch_size: int) -> None:
+        """Refuse to train on a single image.
+
+        Raises:
+            UserError: if the batches of all processes together are one image.
+        """
+        if self.training and batch_size * world_size() == 1:
+            raise UserError(
+                f"{self.method.title} needs more than one image, as its batch norm does, but the batch has 1. Pass a "
+                "larger `--per_device_train_batch_size`."
+            )
+
+    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Projections of two views, `(batch_size, 2, projector_output_dim)`."""
+        return torch.stack([self.branch(view) for view in batch["pixel_values"].unbind(1)[:2]], dim=1)
+
+
+def with_unit_length(projections: torch.Tensor) -> torch.Tensor:
+    """Projections that are compared by their distance, for figures that go by cosine similarity.
+
+    Each gets one more number, the length of a projection whose dimensions have a standard deviation of 1. So
+    projections that shrink to a point are alike, whatever the directions from 0 to them.
+
+    Args:
+        projections (`torch.Tensor` of shape `(..., dim)`):
+            Of which those of different samples are to lie as far apart as normal numbers.
+
+    Returns:
+        `torch.Tensor` of shape `(..., dim + 1)`.
+    """
+    return F.pad(projections, (0, 1), value=projections.shape[-1] ** 0.5)
 
 
 class DropPath(nn.Module):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -92,6 +93,9 @@ class SSLTrainingArguments(TrainingArguments):
         base_learning_rate (`float`, *optional*):
             Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
             step, over all processes and accumulation steps, as papers on images state it.
+        bias_rate (`float`, *optional*, defaults to `1.0`):
+            Learning rate of biases and of the weights of norms, as a share of that of the others. LARS adapts its
+            steps to the length of a matrix, not to theirs.
         weight_decay_end (`float`, *optional*):
             Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
             stays.
@@ -100,7 +104,8 @@ class SSLTrainingArguments(TrainingArguments):
             number of processes that divides it. Left out, at least 8 (fewer for small data). Stated when a run begins;
             a run that goes on has those that it began with.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
-            Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
+            Processes that prepare data. -1: none on a CPU, beside a GPU one for each core that this process has but
+            one. Any number gives the same batches.
     """
 
     # the fields that `--help` shows, and under which heading
@@ -111,7 +116,7 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "weight_decay_end", "max_grad_norm"), "Optimization",
+             "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
         ),
         **dict.fromkeys(
             ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
@@ -119,7 +124,7 @@ class SSLTrainingArguments(TrainingArguments):
             "Log, checkpoints and Hub",
         ),
         **dict.fromkeys(
-            ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile", "fsdp", "deepspeed"),
+            ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile"),
             "Machine",
         ),
     }  # fmt: skip
@@ -138,6 +143,7 @@ class SSLTrainingArguments(TrainingArguments):
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
+    bias_rate: float = 1.0
     optim: str = field(
         default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
@@ -168,6 +174,7 @@ class SSLTrainingArguments(TrainingArguments):
     ignore_data_skip: bool = True
 
     def __post_init__(self):
+        self._refuse_sharding()
         if self.load_best_model_at_end:
             raise UserError(
                 "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without "
@@ -191,19 +198,38 @@ class SSLTrainingArguments(TrainingArguments):
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
                 f"{self.weight_decay_end:g} and {self.weight_decay:g}."
             )
+        if self.bias_rate < 0:
+            raise UserError(f"`--bias_rate` is a share of the learning rate, at least 0, got {self.bias_rate:g}.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
         use_all_cores(self.cpu_threads)
-        if torch.accelerator.current_accelerator(check_available=True) is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
             self.use_cpu = True  # Trainer asks for it before it lets a CPU multiply in bf16
+        elif accelerator.type == "mps" and not self.use_cpu:
+            raise UserError(
+                "Evaluations add up in float64, which Apple's GPUs (mps) do not have. Pass `--use_cpu true`."
+            )
         if self.dataloader_num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.dataloader_num_workers = min(4, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+            # a core for the training itself; what is prepared on a CPU would take the cores of the training
+            self.dataloader_num_workers = max(1, num_cores() // local_world_size() - 1) if on_gpu else 0
+            if on_gpu:
+                logger.info(
+                    "%d process(es) prepare data beside each GPU, all but one of its share of the cores. "
+                    "`--dataloader_num_workers` sets another number.",
+                    self.dataloader_num_workers,
+                )
         self._may_choose_precision = self.precision == "auto" and not self.bf16 and not self.fp16
         if not self.bf16 and not self.fp16:
             precision = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+            if precision == "fp32" and self.tf32 is None and torch.cuda.is_available() and not self.use_cpu:
+                logger.info(
+                    "Matrix products keep all bits of float32, convolutions those of TF32. `--tf32 true` is several "
+                    "times as fast on recent NVIDIA GPUs, `--precision bf16` more."
+                )
         optimizer = str(getattr(self.optim, "value", self.optim))
         if optimizer not in (LARS, *(known.value for known in OptimizerNames)):
             raise UserError(
@@ -258,6 +284,20 @@ class SSLTrainingArguments(TrainingArguments):
                 "them."
             )
         self.learning_rate = scaled
+
+    def _refuse_sharding(self) -> None:
+        """What runs the model in one process alone (probes, health, pictures) would wait for the others."""
+        environment = {"--fsdp": "ACCELERATE_USE_FSDP", "--deepspeed": "ACCELERATE_USE_DEEPSPEED"}
+        launched = (flag for flag, name in environment.items() if os.environ.get(name, "").lower() == "true")
+        flag = next((f"--{name}" for name in ("fsdp", "deepspeed") if getattr(self, name)), next(launched, None))
+        if flag is not None:
+            raise UserError(
+                f"`{flag}` would share the weights out among the processes, and probes, health and pictures run the "
+                "model in one of them alone, which would then wait for the others forever. Leave it out (`accelerate "
+                "launch` takes it from its config file: use torchrun): torchrun --nproc_per_node N keeps whole "
+                "weights on each GPU. To save memory pass `--activation_checkpointing true`, or a smaller "
+                "`--per_device_train_batch_size` with more `--gradient_accumulation_steps`."
+            )
 
     def _check_budget(self) -> None:
         if not 0.0 < self.budget_minutes < math.inf:

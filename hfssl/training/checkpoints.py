@@ -329,3 +329,37 @@ def _checksum(path: Path) -> int:
 def _sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def checkpoint_bytes(model: Any) -> int:
+    """About how much a checkpoint takes: weights, and two moments in fp32 for what is trained."""
+    sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in model.parameters()]
+    return int(1.05 * sum(sizes)) + (1 << 20)
+
+
+def check_disk_space(output_dir: str | Path, model: Any) -> None:
+    """Refuse to begin where neither a checkpoint nor a result could be written.
+
+    Raises:
+        UserError: if there is less room than for two checkpoints.
+    """
+    free, needed = shutil.disk_usage(output_dir).free, 2 * checkpoint_bytes(model)
+    if free < needed:
+        raise UserError(
+            f"{output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
+            f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
+        )
+
+
+def explain_full_disk(output_dir: str | Path, model: Any, what: str, last: Path | None, error: Exception) -> None:
+    """Say so where it was for want of space that `what` could not be written.
+
+    Raises:
+        UserError: if there is less room than for a checkpoint.
+    """
+    needed = checkpoint_bytes(model)
+    if shutil.disk_usage(output_dir).free < needed:
+        raise UserError(
+            f"No space left for {what} in {output_dir} ({type(error).__name__}). Last good checkpoint: "
+            f"{last or 'none yet'}. Free {needed / 1e9:.2f} GB, then run the same command again."
+        ) from error

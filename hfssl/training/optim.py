@@ -1,4 +1,4 @@
-"""Optimizers that torch lacks."""
+"""Optimizers that torch lacks, and learning rates that do not all follow one schedule."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,6 +6,11 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..functional.schedules import budget_schedule
+
+
+# In a group of parameters: its learning rate stays at its peak.
+_CONSTANT = "constant_rate"
 
 
 class Lars(torch.optim.Optimizer):
@@ -105,3 +110,73 @@ def lars_options(text: str | None) -> dict[str, float]:
             "momentum=0.9,trust_coefficient=0.001."
         )
     return options
+
+
+def set_rates_apart(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module, method: torch.nn.Module, bias_rate: float = 1.0
+) -> None:
+    """Give the parameters that have a learning rate of their own groups of their own.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`):
+            That has made no step yet.
+        model (`torch.nn.Module`):
+            What it trains: the method, maybe in a wrapper.
+        method ([`SSLPreTrainedModel`]):
+            Says in `constant_rate` how the names of the parameters begin whose rate stays at its peak; any other model
+            has none.
+        bias_rate (`float`, *optional*, defaults to 1.0):
+            Rate of parameters of one dimension, as a share of that of the others.
+    """
+    prefixes = tuple(getattr(method, _CONSTANT, ()))
+    constant = {id(p) for name, p in model.named_parameters() if name.removeprefix("module.").startswith(prefixes)}
+    for group in list(optimizer.param_groups):
+        kinds: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for parameter in group["params"]:
+            kind = (id(parameter) in constant, bias_rate != 1.0 and parameter.ndim <= 1)
+            kinds.setdefault(kind, []).append(parameter)
+        group["params"] = kinds.pop((False, False), [])
+        for (is_constant, is_vector), parameters in sorted(kinds.items()):
+            rate = group["lr"] * bias_rate if is_vector else group["lr"]
+            more = {_CONSTANT: True} if is_constant else {}
+            optimizer.add_param_group({**group, **more, "params": parameters, "lr": rate})
+
+
+def hold_rates(scheduler: Any) -> None:
+    """Let the groups of [`set_rates_apart`] stay at the rate that a new scheduler found them with.
+
+    Raises:
+        UserError: if the schedule is none that multiplies a rate.
+    """
+    groups = [i for i, group in enumerate(scheduler.optimizer.param_groups) if group.get(_CONSTANT)]
+    if not groups:
+        return
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise UserError(
+            "This method keeps the learning rate of some parameters at its peak, which a schedule that follows a "
+            "metric cannot do. Choose another `--lr_scheduler_type`, such as cosine."
+        )
+    for i in groups:
+        scheduler.lr_lambdas[i] = _peak
+        scheduler.optimizer.param_groups[i]["lr"] = scheduler._last_lr[i] = scheduler.base_lrs[i]
+
+
+def _peak(step: int) -> float:
+    return 1.0
+
+
+def clock_scheduler(optimizer: torch.optim.Optimizer, clock: Any, args: Any) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule by the share of its time that a run has used up.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`):
+            Whose rates follow it.
+        clock ([`~hfssl.training.callbacks.BudgetClock`]):
+            Knows the share.
+        args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
+            Name the curve.
+    """
+    warmup, kind, options = args.warmup_steps, args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda _: budget_schedule(clock.progress, warmup, kind, **options)
+    )

@@ -29,6 +29,8 @@ def settings_of_run(
         arguments["world_size"] = args.world_size
     elif stream.batch_cost is not None:
         arguments["batches_per_step"] = args.gradient_accumulation_steps * args.world_size
+    if args.bias_rate != 1.0:  # left out as in checkpoints from before it was a setting
+        arguments["bias_rate"] = args.bias_rate
     if args.budget_minutes is not None:
         arguments["budget_minutes"] = args.budget_minutes
         del arguments["max_steps"]
@@ -61,11 +63,15 @@ def take_new_rates(scheduler: Any, optimizer: torch.optim.Optimizer) -> tuple[fl
 
     What was loaded has the rates that the schedule of the shorter run gave to its next step.
     """
-    then = max(group["lr"] for group in optimizer.param_groups)
+    then = _largest_rate(optimizer)
     curves = getattr(scheduler, "lr_lambdas", ())  # none of those that follow a metric
     for group, base, curve in zip(optimizer.param_groups, scheduler.base_lrs if curves else (), curves, strict=False):
         group["lr"] = base * curve(scheduler.last_epoch)
-    return then, max(group["lr"] for group in optimizer.param_groups)
+    return then, _largest_rate(optimizer)
+
+
+def _largest_rate(optimizer: torch.optim.Optimizer) -> float:
+    return max(group["lr"] for group in optimizer.param_groups if not group.get("constant_rate"))
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,13 +3,15 @@
 The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
 contract test in `tests/training/test_trainer.py` that fails when a new transformers breaks it:
 
-- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
+- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again; where a
+  method makes targets of its data, batches have them;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
+- `_prepare_input`: a batch goes to a GPU while the step before runs;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
-- `create_scheduler`: with a budget of time the learning rate follows the clock;
+- `create_optimizer`, `create_scheduler`: rates of their own; with a budget of time they follow the clock;
 - `_load_optimizer_and_scheduler`: a run may go on for longer;
 - `_issue_warnings_after_load`: a checkpoint with other weights than the model's is refused;
 - `train`, `_save_checkpoint`, `_get_output_dir`: checkpoints are written aside, sealed and renamed; stopped runs
@@ -41,8 +43,8 @@ from ..evaluation.results import command_line
 from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
-from ..functional.schedules import budget_schedule
 from ..modeling.base import SSLPreTrainedModel
+from ..modeling.corpus_targets import CorpusTargetsMixin
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best
@@ -55,10 +57,11 @@ from .callbacks import (
     WeightDecaySchedule,
     non_finite_loss,
 )
+from .corpus_targets import CorpusTargets
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
-from .optim import Lars, lars_options
+from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import RunRecord
 from .result_folder import write_result
 from .settings import is_longer, settings_of_run, take_new_rates
@@ -130,9 +133,6 @@ class SSLTrainer(Trainer):
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
         )
-        if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
-            self.health = None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
@@ -145,6 +145,10 @@ class SSLTrainer(Trainer):
         follow_best(self)
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
+        self.targets: CorpusTargets | None = None
+        if self.stream is not None and isinstance(model, CorpusTargetsMixin):
+            self.targets = CorpusTargets(model, self.stream, args, self._progress, self.compute_loss_context_manager)
+            self.add_callback(self.targets)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -179,7 +183,7 @@ class SSLTrainer(Trainer):
                 checkpoints.set_aside(self.args.output_dir, self.resumed_from, all_newer=self.is_longer)
             logger.info("Continuing from %s.", self.resumed_from)
         elif self.args.should_save:
-            self._check_disk_space()
+            checkpoints.check_disk_space(self.args.output_dir, self.model)
         if self.clock is not None:
             trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
             self.clock.seconds = trained["seconds"]
@@ -223,7 +227,9 @@ class SSLTrainer(Trainer):
             return super().get_train_dataloader()
         if self.resumed_from is not None:
             self._load_stream(self.resumed_from)
-        return self.stream
+        if self.resumed_from is not None and self.targets is not None:
+            self.targets.load(self.resumed_from)
+        return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         method = self.accelerator.unwrap_model(self.model)
@@ -248,10 +254,17 @@ class SSLTrainer(Trainer):
         return self._sum_over_processes(counts, device)
 
     def _sum_over_processes(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-        total = torch.stack([count.to(device) for count in counts]).sum().float()
+        total = torch.stack(list(counts)).sum().float()
+        if total.device.type == "cpu" != device.type:  # what the collator counted: to copy it would wait for the GPU
+            total = torch.full((), total.item(), device=device)
         if self.args.world_size > 1:
             dist.all_reduce(total)
         return total.clamp(min=1.0)  # a batch without any item has loss 0, not 0 / 0
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor) and data.device.type == "cpu" and self.args.device.type == "cuda":
+            data = data.pin_memory().to(self.args.device, non_blocking=True)  # the CPU does not wait until it is there
+        return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, micro = self._micro_step
@@ -283,15 +296,19 @@ class SSLTrainer(Trainer):
         one_dimensional = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
         return [name for name in super().get_decay_parameter_names(model) if name not in one_dimensional]
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            method = self.accelerator.unwrap_model(self.model)
+            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        if self.clock is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup, kind = self.args.warmup_steps, self.args.lr_scheduler_type
-        options = self.args.lr_scheduler_kwargs or {}
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda _: budget_schedule(self.clock.progress, warmup, kind, **options)
-        )
-        self._created_lr_scheduler = True
+        if self.lr_scheduler is None:
+            if self.clock is not None:
+                self.lr_scheduler = clock_scheduler(optimizer or self.optimizer, self.clock, self.args)
+                self._created_lr_scheduler = True
+            hold_rates(super().create_scheduler(num_training_steps, optimizer))
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -381,6 +398,8 @@ class SSLTrainer(Trainer):
             if self.stream is not None:
                 state = json.dumps(self.stream.state_dict(), indent=1)
                 (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            if self.targets is not None and self.args.should_save:
+                self.targets.save(staging / name)
             if self.clock is not None and self.args.should_save:
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
@@ -414,26 +433,8 @@ class SSLTrainer(Trainer):
                 "of hfssl and transformers that wrote it, or pass another `--output_dir`."
             )
 
-    def _checkpoint_bytes(self) -> int:
-        # weights, and two moments in fp32 for what is trained
-        sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
-        return int(1.05 * sum(sizes)) + (1 << 20)
-
     def _explain_full_disk(self, what: str, error: Exception) -> None:
-        if shutil.disk_usage(self.args.output_dir).free < self._checkpoint_bytes():
-            raise UserError(
-                f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
-                f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
-                "same command again."
-            ) from error
-
-    def _check_disk_space(self) -> None:
-        free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
-        if free < needed:
-            raise UserError(
-                f"{self.args.output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
-                f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
-            )
+        checkpoints.explain_full_disk(self.args.output_dir, self.model, what, self.last_checkpoint(), error)
 
     # -- the result -----------------------------------------------------------------------------------------------
 
@@ -449,15 +450,10 @@ class SSLTrainer(Trainer):
                 What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
                 [`~model_card.plot_history`].
         """
-        state_dict = (
-            self.accelerator.get_state_dict(self.model_wrapped)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled
-            else None
-        )
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             try:
-                write_result(self.record(), output_dir, state_dict=state_dict, **card)
+                write_result(self.record(), output_dir, **card)
             except Exception as error:
                 shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
                 self._explain_full_disk("the result", error)

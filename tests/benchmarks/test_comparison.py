@@ -204,7 +204,7 @@ def test_a_point_counts_that_was_reached_in_the_time():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"methods": "simclr,simplest"}, "--methods.*'simplest'.*byol, .*simclr"),
+        ({"methods": "simclr,jigsaw"}, "--methods.*'jigsaw'.*byol, .*dino, .*mae, .*simclr"),
         ({"methods": ""}, "a method and a seed"),
         ({"seeds": "0;1"}, "--seeds.*'0;1'"),
         ({"passes": 0}, "--passes.*at least 1, got 0"),

@@ -1,6 +1,7 @@
 """Fine-tuning of small stock encoders, on digits and on labels that a picture's brightness tells."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ from labelled import Labelled, png, processor, resnet, save, vit
 from recipe_process import printed_without_hfssl
 from transformers import AutoModelForImageClassification, ConvNextV2Config
 
-from hfssl.evaluation import EvaluationError, read_results
+from hfssl.evaluation import EvaluationError, finetune_settings, read_results
 from hfssl.evaluation.finetune import (
     FinetuneEvaluator,
     FinetuneRun,
     FinetuneSettings,
     layer_groups,
-    samples_a_process,
 )
+from hfssl.evaluation.finetune_settings import samples_a_process
 from hfssl.evaluation.image import finetuning as finetuning_module
 from hfssl.evaluation.image.finetuning import Images, TrainingImages
+from hfssl.evaluation.label_efficiency import LabelEfficiencyEvaluator
 
 
 SHORT = {"seeds": 1, "epochs": 1, "min_steps": 6, "train_batch_size": 16}
@@ -97,6 +99,18 @@ def test_what_is_recorded_is_what_was_trained_with():
     assert samples_a_process(63, 3) == 21  # which it says
     with pytest.raises(EvaluationError, match=r"Launch one of 1, 2 processes\.$"):
         samples_a_process(2, 4)
+
+
+def test_what_cannot_be_shared_is_refused_before_any_training(monkeypatch):
+    """Not when its turn comes, after hours on smaller shares of the labels."""
+    monkeypatch.setattr(finetune_settings, "process_state", lambda: SimpleNamespace(num_processes=3))
+    settings = FinetuneSettings(**SHORT | {"train_batch_size": 48})
+    assert FinetuneEvaluator(shades(48), shades(4), settings)
+    with pytest.raises(EvaluationError, match="has 40 samples"):
+        FinetuneEvaluator(shades(40), shades(4), settings)
+    assert LabelEfficiencyEvaluator(shades(48), shades(4), (0.25, 1.0), settings)  # 12 and 48
+    with pytest.raises(EvaluationError, match="has 20 samples .*Launch one of 1, 2, 4, 5, 10, 20 processes"):
+        LabelEfficiencyEvaluator(shades(40), shades(4), (0.15, 0.5), settings)  # 6 and 20
 
 
 def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from recipe_process import printed_without_hfssl
 from text_encoder import WORDS, make_config, make_tokenizer, save_text_encoder
 from transformers import AutoModel, BertModel, RobertaConfig, RobertaModel, ViTConfig
 
-from hfssl.evaluation import GlueEvaluator, read_results
+from hfssl.evaluation import EvaluationError, GlueEvaluator, read_results
 from hfssl.evaluation import glue as glue_module
 from hfssl.evaluation.glue import _LengthGroupedTrainer
 from hfssl.evaluation.glue_tasks import TASKS, load_task, parse_tasks, subset
@@ -285,6 +286,13 @@ def test_settings_out_of_range(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
         GlueEvaluator(**setting)
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused_before_any_data_is_read(monkeypatch):
+    monkeypatch.setattr(glue_module, "process_state", lambda: SimpleNamespace(num_processes=3))
+    assert GlueEvaluator(task="cola", batch_size=6, dataset="no/such/folder")
+    with pytest.raises(EvaluationError, match="32 rows cannot be dealt to 3 processes"):
+        GlueEvaluator(task="cola", dataset="no/such/folder")
 
 
 def test_missing_data(dataset, tmp_path):

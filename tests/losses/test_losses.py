@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfssl.losses import byol_loss, dino_loss, mae_loss, moco_v3_loss, nt_xent_loss, sinkhorn_targets
+from hfssl.losses import (
+    byol_loss,
+    dino_loss,
+    mae_loss,
+    moco_v3_loss,
+    nearest_neighbours,
+    nnclr_loss,
+    nt_xent_loss,
+    simsiam_loss,
+    sinkhorn_targets,
+)
 
 
 A = torch.tensor([[1.0, 2, 0], [0, 1, -1], [2, 0, 1]])
@@ -40,6 +50,40 @@ def test_nt_xent_does_not_depend_on_lengths_or_on_the_order_of_the_views():
     torch.testing.assert_close(nt_xent_loss(z1[shuffled], z2[shuffled], 0.5), loss)
 
 
+def test_decoupled_nt_xent_leaves_the_positive_out():
+    z1, z2 = torch.randn(2, 7, 5)
+    z = F.normalize(torch.cat([z1, z2]), dim=-1)
+    total = 0.0
+    for i in range(14):
+        positive = (i + 7) % 14
+        others = [torch.exp(z[i] @ z[k] / 0.3) for k in range(14) if k not in (i, positive)]
+        total += (-z[i] @ z[positive] / 0.3 + torch.log(sum(others))) / 14
+    torch.testing.assert_close(nt_xent_loss(z1, z2, 0.3, decoupled=True), total)
+    parts = [nt_xent_loss(z1[i : i + 1], z2[i : i + 1], 0.3, z1, z2, first=i, decoupled=True) for i in range(7)]
+    torch.testing.assert_close(torch.stack(parts).mean(), total)
+    same = torch.ones(4, 3)
+    assert nt_xent_loss(same, same, 0.5, decoupled=True).item() == pytest.approx(math.log(2 * 4 - 2))
+
+
+def test_decoupled_nt_xent_is_that_of_lightly():
+    lightly = pytest.importorskip("lightly.loss")
+    z1, z2 = torch.randn(2, 7, 5)
+    torch.testing.assert_close(nt_xent_loss(z1, z2, 0.3, decoupled=True), lightly.DCLLoss(temperature=0.3)(z1, z2))
+
+
+def test_nnclr_has_the_value_of_its_definition():
+    n1, n2, p1, p2 = torch.randn(4, 6, 5)
+    found = nnclr_loss(n1, n2, p1, p2, 0.3)
+    unit = [F.normalize(x, dim=-1) for x in (n1, n2, p1, p2)]
+    expected = sum(F.cross_entropy(unit[n] @ unit[p].T / 0.3, torch.arange(6)) / 2 for n, p in ((0, 3), (1, 2)))
+    torch.testing.assert_close(found, expected)
+    parts = [nnclr_loss(n1[i : i + 2], n2[i : i + 2], p1, p2, 0.3, first=i) for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.stack(parts).mean(), found)
+    queue = torch.tensor([[0.1, 0.0], [0.0, 5.0], [-3.0, -3.0]])
+    nearest = nearest_neighbours(torch.tensor([[2.0, 1.0], [1.0, 2.0], [-1.0, 0.0]]), queue)
+    torch.testing.assert_close(nearest, F.normalize(queue, dim=-1))
+
+
 def test_nt_xent_at_its_ends():
     same = torch.ones(4, 3)
     assert nt_xent_loss(same, same, 0.5).item() == pytest.approx(math.log(2 * 4 - 1))  # collapsed: chance
@@ -54,6 +98,21 @@ def test_nt_xent_of_parts_is_that_of_the_whole():
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
     gradients = [torch.autograd.grad(loss, (z1, z2)) for loss in (whole, sum(parts) / 3)]
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_simsiam_has_the_value_of_its_definition():
+    predictions, targets = torch.stack([A, B], dim=1), torch.stack([A + 1, B - 1], dim=1)
+    assert simsiam_loss(predictions, targets).item() == pytest.approx(-0.598396, abs=1e-6)
+    torch.testing.assert_close(simsiam_loss(3 * predictions, targets / 2), simsiam_loss(predictions, targets))
+    assert simsiam_loss(predictions, predictions.flip(1)).item() == pytest.approx(-1.0)
+
+
+def test_simsiam_is_that_of_lightly():
+    lightly = pytest.importorskip("lightly.loss")
+    predictions, targets = torch.randn(2, 5, 2, 7)
+    theirs = lightly.NegativeCosineSimilarity()
+    (p1, p2), (z1, z2) = predictions.unbind(1), targets.unbind(1)
+    torch.testing.assert_close(simsiam_loss(predictions, targets), (theirs(p1, z2) + theirs(p2, z1)) / 2)
 
 
 def test_mae_loss_has_the_value_of_its_definition():

@@ -9,7 +9,7 @@ from torch import nn
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
-from hfssl.training.optim import Lars
+from hfssl.training.optim import Lars, hold_rates
 
 
 def by_hand(weights, gradients, rates, momentum, weight_decay, trust):
@@ -136,3 +136,66 @@ def test_a_base_learning_rate_grows_with_the_batch(tmp_path):
         UserError, match="is a learning rate of 0.009375 at 8 samples a step, `--learning_rate` says 1"
     ):
         arguments(tmp_path, base_learning_rate=0.3, learning_rate=1.0)
+
+
+def heads_apart(folder, prefixes, **settings):
+    """A trainer of a model whose heads keep their rate, with optimizer and schedule made for 10 steps."""
+    model = tiny.mlm()
+    model.constant_rate = prefixes
+    trainer = SSLTrainer(model, arguments(folder, max_steps=10, learning_rate=0.1, **settings), tiny.stream(8))
+    trainer.create_optimizer_and_scheduler(10)
+    return trainer
+
+
+def rates(trainer):
+    """The rate of each parameter by its name."""
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("clock", [False, True])
+def test_some_rates_stay_at_their_peak(tmp_path, clock):
+    name = next(name for name, p in tiny.mlm().named_parameters() if p.ndim > 1 and "layer" in name)
+    prefix = name.rpartition("layer")[0]
+    settings = {"budget_minutes": 1.0} if clock else {}
+    trainer = heads_apart(tmp_path / "a", (prefix,), lr_scheduler_type="linear", warmup_steps=0.5, **settings)
+    plain = heads_apart(tmp_path / "b", (), lr_scheduler_type="linear", warmup_steps=0.5, **settings)
+    for step in range(4):
+        if clock:
+            trainer.clock.seconds = plain.clock.seconds = 60 * step / 10
+        if step:
+            for each in (trainer, plain):
+                each.optimizer.step()
+                each.lr_scheduler.step()
+        found, others = rates(trainer), rates(plain)
+        assert found.keys() == others.keys()
+        assert {n: 0.1 if n.startswith(prefix) else rate for n, rate in others.items()} == found
+        assert trainer.lr_scheduler.get_last_lr()[0] == others[name] < 0.1  # what is logged
+    decays = {
+        n: group["weight_decay"]
+        for each in (trainer, plain)
+        for group in each.optimizer.param_groups
+        for n, p in each.model.named_parameters()
+        if any(p is q for q in group["params"])
+    }
+    assert set(decays.values()) == {0.0, 0.01}
+
+
+def test_a_schedule_that_follows_a_metric_holds_no_rate(tmp_path):
+    optimizer = heads_apart(tmp_path, ("",)).optimizer
+    with pytest.raises(UserError, match="keeps the learning rate of some parameters at its peak"):
+        hold_rates(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+
+
+def test_biases_have_a_rate_of_their_own(tmp_path):
+    trainer = heads_apart(tmp_path / "a", (), lr_scheduler_type="linear", warmup_steps=0, bias_rate=0.5)
+    for step in (0, 1):
+        if step:
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        peak = 0.1 * (1 - step / 10)
+        expected = {n: peak * (0.5 if p.ndim <= 1 else 1.0) for n, p in trainer.model.named_parameters()}
+        assert rates(trainer) == pytest.approx(expected)
+    assert trainer.settings["bias_rate"] == 0.5
+    with pytest.raises(UserError, match="`--bias_rate` is a share of the learning rate, at least 0, got -1"):
+        arguments(tmp_path, bias_rate=-1.0)

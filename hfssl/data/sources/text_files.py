@@ -25,7 +25,7 @@ from .base import (
     new_digest,
 )
 from .columns import field_of_record, with_fields
-from .files import is_remote, open_bytes, unreadable, with_retries
+from .files import FileIsGone, is_remote, missing, open_bytes, unreadable, with_retries
 from .walk import class_of
 
 
@@ -234,8 +234,20 @@ class BytesSource(Source):
             first, last = np.searchsorted(self.pieces[:, 3], [group, group + 1])
             # A margin on both sides for the records that cross the borders.
             begin = max(int(self.pieces[first, 1]) - 1, 0)
-            self._text.prefetch(group, file, begin, int(self.pieces[last - 1, 2]) + PIECE_BYTES)
-        return self._records(file, start, stop)
+            try:
+                self._text.prefetch(group, file, begin, int(self.pieces[last - 1, 2]) + PIECE_BYTES)
+            except FileIsGone:
+                return self._missing(file, start, stop)
+        try:
+            return self._records(file, start, stop)
+        except FileIsGone:
+            return self._missing(file, start, stop)
+
+    def _missing(self, file: int, start: int, stop: int) -> PieceRows:
+        """As many damaged records as a piece of that size has on average."""
+        number = min(max(round(self.num_rows * (stop - start) / self._total), 1), stop - start)
+        bad = [(row, missing(self.files[file]).reason) for row in range(start, start + number)]
+        return PieceRows(np.empty(0, dtype=np.int64), {name: [] for name in self.columns}, bad)
 
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
         raise NotImplementedError
@@ -463,7 +475,12 @@ class TextDocumentsSource(PlainTextSource):
             if self._text.sizes[file] > MAX_RECORD_BYTES:
                 values.append(Damage(_TOO_LONG))
                 continue
-            value = decode_utf8(self._text.read(file, 0, int(self._text.sizes[file])).removeprefix(codecs.BOM_UTF8))
+            try:
+                data = self._text.read(file, 0, int(self._text.sizes[file]))
+            except FileIsGone:
+                values.append(missing(self.files[file]))
+                continue
+            value = decode_utf8(data.removeprefix(codecs.BOM_UTF8))
             values.append(value.replace("\r\n", "\n") if type(value) is str else value)
         return good_rows(np.arange(start, stop), self._with_class(values, range(start, stop)), self.inputs)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
@@ -37,6 +38,7 @@ class ImageFinetuning:
         self.processor = self.encoder.processor
         self.splits, self.settings = {"train": train, "test": test}, settings
         models = {ENCODER: self.encoder.load(), RANDOM_INIT: self.encoder.random_init()}
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in models[ENCODER].modules())
         self.digests = {kind: self.encoder.digest(model) for kind, model in models.items()}
         self._images: dict[str, Images] = {}
 

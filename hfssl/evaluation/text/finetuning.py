@@ -23,6 +23,7 @@ class TextFinetuning:
     """A [`~hfssl.evaluation.modality.Finetuning`] of texts."""
 
     task = "text-classification"
+    has_batch_norm = False  # of no model for text
 
     def __init__(
         self,

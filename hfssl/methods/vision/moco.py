@@ -17,10 +17,8 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
@@ -32,6 +30,7 @@ from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, 
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.queue import QueueMixin
 from ...modeling.teacher import TeacherMixin, check_momentum
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, frozen_patch_embed
 
@@ -157,7 +156,7 @@ class MocoOutput(ModelOutput):
     teacher_projections: torch.FloatTensor | None = None
 
 
-class MocoForPreTraining(TeacherMixin, SSLVisionModel):
+class MocoForPreTraining(QueueMixin, TeacherMixin, SSLVisionModel):
     config_class = MocoPreTrainingConfig
     method = METHOD
     base_model_prefix = "student"
@@ -187,20 +186,9 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
         )
         convert_batch_norm(self)
         self.build_teacher()
-        if config.queue_size:
-            self.register_buffer("queue", torch.empty(config.queue_size, output))
-            self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
-            # the same in all processes, and DDP would send it around before every forward
-            self._ddp_params_and_buffers_to_ignore = ["queue"]
-        self._new_keys: list[torch.Tensor] = []
+        self.build_queue(config.queue_size, output)
         self.frozen = frozen_patch_embed(self, "student.encoder", config.freeze_patch_embed)
         self.post_init()
-
-    @torch.no_grad()
-    def initialize_weights(self):
-        super().initialize_weights()
-        if self.config.queue_size:
-            init.normal_(self.queue)  # directions at random, as in the reference code
 
     def forward(self, pixel_values: torch.FloatTensor, return_loss: bool = True) -> MocoOutput:
         r"""
@@ -226,22 +214,10 @@ class MocoForPreTraining(TeacherMixin, SSLVisionModel):
             all_keys = gather_with_grad(keys) if gathers else keys
         loss = moco_v3_loss(
             *queries.unbind(1), *all_keys.unbind(1), self.config.contrastive_temperature,
-            first=rank() * batch_size if gathers else 0, queue=self.queue if self.config.queue_size else None,
+            first=rank() * batch_size if gathers else 0, queue=self.queue if self.has_queue else None,
         )  # fmt: skip
-        if self.config.queue_size and self.training and torch.is_grad_enabled():
-            self._new_keys.append(all_keys.flatten(0, 1))
+        self.enqueue(all_keys.flatten(0, 1))
         return MocoOutput(loss=loss, student_predictions=queries, teacher_projections=keys)
-
-    @torch.no_grad()
-    def after_optimizer_step(self, progress: float) -> None:
-        super().after_optimizer_step(progress)
-        if self._new_keys:
-            # after the step, so that no image is its own negative; the newest where there are more than places
-            keys = F.normalize(torch.cat(self._new_keys).to(self.queue.dtype), dim=-1)[-len(self.queue) :]
-            places = self.queue_position + torch.arange(len(keys), device=keys.device)
-            self.queue.index_copy_(0, places % len(self.queue), keys)
-            self.queue_position.add_(len(keys)).remainder_(len(self.queue))
-            self._new_keys.clear()
 
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The student's projections of both views, `(batch_size, 2, projector_output_dim)`."""

@@ -3,7 +3,10 @@
 Papers: A Simple Framework for Contrastive Learning of Visual Representations, Chen et al., 2020
 (https://huggingface.co/papers/2002.05709); three layers in the projector as in SimCLRv2
 (https://huggingface.co/papers/2006.10029) with `projector_num_layers=3`. Reference code:
-https://github.com/google-research/simclr.
+https://github.com/google-research/simclr. With `decoupled` the loss is that of Decoupled Contrastive Learning, Yeh et
+al., 2021 (https://huggingface.co/papers/2110.06848). With `nearest_neighbour_queue` the method is NNCLR: With a Little
+Help from My Friends, Dwibedi et al., 2021 (https://huggingface.co/papers/2104.14548), in which the nearest neighbour
+of a view among earlier images stands for it.
 
 The batch is that of all processes: projections are gathered with their gradients, batch norm takes its statistics over
 all of them, and 2 processes of N images have the loss and the gradient of 1 of 2N. Accumulation steps are batches of
@@ -24,11 +27,12 @@ from transformers.utils import ModelOutput
 
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
-from ...losses import nt_xent_loss
+from ...losses import nearest_neighbours, nnclr_loss, nt_xent_loss
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
-from ...modeling.method import BenchmarkSettings, LearningRates, Method
+from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.queue import QueueMixin
 from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
 
 
@@ -39,12 +43,26 @@ _VIEW = View(
 
 
 def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    if config.nearest_neighbour_queue:
+        return {
+            "constant": "neighbours are the same for all images: lower `--learning_rate`, raise `--warmup_steps`, and "
+            f"pass a longer `nearest_neighbour_queue={config.nearest_neighbour_queue}`",
+            "few directions": "images have the same few neighbours: pass a longer "
+            f"`nearest_neighbour_queue={config.nearest_neighbour_queue}`, or lower `--learning_rate`",
+        }
     return {
         "constant": "negatives do not hold the views of different images apart: lower `--learning_rate`, raise "
         "`--warmup_steps`, and show it more images a step",
         "few directions": f"at `contrastive_temperature={config.contrastive_temperature:g}` an image is hardly told "
         "from its nearest neighbours: pass 0.1 to 0.5, or, if it is in this range already, lower `--learning_rate`",
     }
+
+
+def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
+    # of equal projections; random ones of size d lie about 1 / (2 d τ²) above
+    if config.nearest_neighbour_queue:
+        return {"loss": math.log(context.num_samples)}
+    return {"loss": math.log(max(2 * context.num_samples - 1 - config.decoupled, 1))}
 
 
 METHOD = Method(
@@ -56,8 +74,7 @@ METHOD = Method(
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=5e-4, checkpoint=1e-4),
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
-    # of equal projections; random ones of size d lie about 1 / (2 d τ²) above
-    chance=lambda config, context: {"loss": math.log(max(2 * context.num_samples - 1, 1))},
+    chance=_chance,
     # the paper's temperature for CIFAR-10 (appendix B.9)
     benchmark=BenchmarkSettings(short_config={"contrastive_temperature": 0.5}),
 )
@@ -82,6 +99,14 @@ class SimclrPreTrainingConfig(PreTrainedConfig):
             Width of the projector. Left out: that of the feature.
         projector_output_dim (`int`, *optional*, defaults to `128`):
             Size of a projection.
+        decoupled (`bool`, *optional*, defaults to `False`):
+            Leave the other view of an image out of the denominator (DCL), for small batches.
+        nearest_neighbour_queue (`int`, *optional*, defaults to `0`):
+            Projections of earlier images among which each view looks for its nearest neighbour, which then has to find
+            the other view (NNCLR). The paper has 98304, and `projector_num_layers=3`, `projector_output_dim=256`.
+        predictor_hidden_dim (`int`, *optional*):
+            Width of the two layers that predict a neighbour from a projection, 0 for none. Left out: 4096, as in the
+            paper, where there is a queue.
     """
 
     model_type = "hfssl_simclr"
@@ -93,6 +118,27 @@ class SimclrPreTrainingConfig(PreTrainedConfig):
     projector_num_layers: int = 2
     projector_hidden_dim: int | None = None
     projector_output_dim: int = 128
+    decoupled: bool = False
+    nearest_neighbour_queue: int = 0
+    predictor_hidden_dim: int | None = None
+
+    def validate_neighbours(self):
+        if self.nearest_neighbour_queue < 0:
+            raise ValueError(
+                f"`nearest_neighbour_queue` is a number of projections, got {self.nearest_neighbour_queue}. 0 is none."
+            )
+        if (self.predictor_hidden_dim or 0) < 0:
+            raise ValueError(f"`predictor_hidden_dim` must be at least 0, got {self.predictor_hidden_dim}.")
+        if self.nearest_neighbour_queue and self.decoupled:
+            raise ValueError(
+                f"`decoupled` is for views that look for each other, and with "
+                f"`nearest_neighbour_queue={self.nearest_neighbour_queue}` their neighbours do. Leave one of them out."
+            )
+        if self.predictor_hidden_dim and not self.nearest_neighbour_queue:
+            raise ValueError(
+                f"`predictor_hidden_dim={self.predictor_hidden_dim}` is for predicting neighbours. Pass a "
+                "`nearest_neighbour_queue` too, or leave it out."
+            )
 
     def validate_temperature(self):
         if not self.contrastive_temperature > 0.0:
@@ -114,7 +160,8 @@ class SimclrOutput(ModelOutput):
     r"""
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean over the views of this process. log(2 * images of all processes - 1) is chance.
+            Mean over the views of this process. log(2 * images of all processes - 1) is chance, decoupled one less,
+            and with neighbours log(images of all processes).
         projections (`torch.FloatTensor` of shape `(batch_size, 2, projector_output_dim)`):
             Projection of each view, not normalised.
     """
@@ -123,7 +170,7 @@ class SimclrOutput(ModelOutput):
     projections: torch.FloatTensor | None = None
 
 
-class SimclrForPreTraining(SSLVisionModel):
+class SimclrForPreTraining(QueueMixin, SSLVisionModel):
     config_class = SimclrPreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
@@ -143,6 +190,11 @@ class SimclrForPreTraining(SSLVisionModel):
             dim, config.projector_hidden_dim or dim, config.projector_output_dim, config.projector_num_layers,
             last_norm="affine",
         )  # fmt: skip
+        self.build_queue(config.nearest_neighbour_queue, config.projector_output_dim)
+        hidden = 4096 if config.predictor_hidden_dim is None else config.predictor_hidden_dim
+        self.predictor = None
+        if self.has_queue and hidden:
+            self.predictor = MlpHead(config.projector_output_dim, hidden, config.projector_output_dim, bias=True)
         convert_batch_norm(self)
         self.post_init()
 
@@ -170,6 +222,8 @@ class SimclrForPreTraining(SSLVisionModel):
             images = images.contiguous(memory_format=torch.channels_last)
         features = image_features(self.encoder, images, self.config.pooling)
         projections = self.projector(features).unflatten(0, (batch_size, 2))
+        if self.has_queue:
+            return SimclrOutput(loss=self._loss_of_neighbours(projections), projections=projections)
         z1, z2 = projections.unbind(1)
         negatives = {}
         if self.training and world_size() > 1:
@@ -177,8 +231,24 @@ class SimclrForPreTraining(SSLVisionModel):
             negatives = {
                 "all_z1": all_projections[:, 0], "all_z2": all_projections[:, 1], "first": rank() * batch_size,
             }  # fmt: skip
-        loss = nt_xent_loss(z1, z2, self.config.contrastive_temperature, **negatives)
+        loss = nt_xent_loss(
+            z1, z2, self.config.contrastive_temperature, **negatives, decoupled=self.config.decoupled
+        )  # fmt: skip
         return SimclrOutput(loss=loss, projections=projections)
+
+    def _loss_of_neighbours(self, projections: torch.Tensor) -> torch.Tensor:
+        """NNCLR, of projections `(batch_size, 2, projector_output_dim)`."""
+        batch_size = len(projections)
+        neighbours = nearest_neighbours(projections.flatten(0, 1), self.queue).unflatten(0, (batch_size, 2))
+        predictions = projections
+        if self.predictor is not None:
+            predictions = self.predictor(projections.flatten(0, 1)).unflatten(0, (batch_size, 2))
+        first, new = 0, projections[:, 0].detach()
+        if self.training and world_size() > 1:
+            predictions, new, first = gather_with_grad(predictions), gather_with_grad(new), rank() * batch_size
+        self.enqueue(new)
+        temperature = self.config.contrastive_temperature
+        return nnclr_loss(*neighbours.unbind(1), *predictions.unbind(1), temperature, first)
 
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Projections of both views, `(batch_size, 2, projector_output_dim)`."""

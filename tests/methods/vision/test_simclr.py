@@ -33,7 +33,11 @@ CONTRACT = Contract(
     settings={"projector_output_dim": 16},
     accumulation=False,
     why_not="An image is contrasted with those of its accumulation step, and batch norm sees no others either.",
-    variants={"vit": (two_layers, {})},
+    variants={
+        "vit": (two_layers, {}),
+        "decoupled": (resnet, {"decoupled": True}),
+        "neighbours": (resnet, {"nearest_neighbour_queue": 20, "predictor_hidden_dim": 16}),
+    },
     collapse=without_negatives,
 )
 
@@ -215,3 +219,51 @@ def test_a_few_steps_find_the_other_view():
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
     assert sum(found[-5:]) / 5 > 2 * sum(found[:2]) / 2
+
+
+def test_neighbours_among_earlier_images_stand_for_the_views():
+    model = simclr(nearest_neighbour_queue=40, predictor_hidden_dim=32, contrastive_temperature=0.3).eval()
+    views = two_views()["pixel_values"]
+    out = model(views)
+    z, queue = F.normalize(out.projections, dim=-1), F.normalize(model.queue, dim=-1)
+    p = F.normalize(model.predictor(out.projections.flatten(0, 1)), dim=-1).unflatten(0, (6, 2))
+    expected = 0.0
+    for here, there in ((0, 1), (1, 0)):
+        for i in range(6):
+            neighbour = queue[(queue @ z[i, here]).argmax()]
+            scores = torch.stack([(neighbour @ p[k, there] / 0.3).exp() for k in range(6)])
+            expected = expected - (scores[i] / scores.sum()).log() / 12
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_the_queue_takes_in_first_views_after_the_step():
+    model = simclr(nearest_neighbour_queue=10, predictor_hidden_dim=0).train()
+    before = model.queue.clone()
+    z1 = F.normalize(model(**two_views()).projections[:, 0].detach(), dim=-1)
+    assert torch.equal(model.queue, before)  # an image does not meet itself
+    model.after_optimizer_step(0.5)
+    torch.testing.assert_close(model.queue[:6], z1)
+    assert torch.equal(model.queue[6:], before[6:]) and model.queue_position == 6
+    model.eval()(**two_views())
+    model.after_optimizer_step(0.6)
+    assert model.queue_position == 6
+    assert model.predictor is None and not simclr().has_queue and simclr().predictor is None
+
+
+def test_what_goes_with_neighbours_and_what_does_not():
+    assert simclr(nearest_neighbour_queue=4).predictor[0].out_features == 4096
+    for config, words in [
+        ({"nearest_neighbour_queue": -1}, "is a number of projections, got -1"),
+        ({"nearest_neighbour_queue": 4, "decoupled": True}, "Leave one of them out"),
+        ({"predictor_hidden_dim": 8}, "Pass a `nearest_neighbour_queue` too"),
+        ({"nearest_neighbour_queue": 4, "predictor_hidden_dim": -8}, "at least 0, got -8"),
+    ]:
+        with pytest.raises(Exception, match=words):
+            simclr(**config)
+
+
+def test_decoupled_it_is_the_loss_without_the_positive_in_the_denominator():
+    model = simclr(decoupled=True, contrastive_temperature=0.3).train()
+    out = model(**two_views())
+    torch.testing.assert_close(out.loss, nt_xent_loss(*out.projections.unbind(1), 0.3, decoupled=True))
+    assert simclr(decoupled=True).eval()(**two_views(1)).loss.isfinite()
