@@ -21,10 +21,13 @@ import numpy as np
 import torch
 
 from ...errors import UserError
+from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
 from .column_makers import ColumnMaker, Crops, Noise
+from .png import encoded_image
 
 
 logger = logging.getLogger(__name__)
@@ -197,6 +200,34 @@ class Views:
         self.makers: list[ColumnMaker] = []
         if preset.has_noise:
             self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))
+
+    def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
+        """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.
+
+        Args:
+            image (`PIL.Image.Image`, `torch.Tensor`, `np.ndarray` or `bytes`):
+                A picture; a uint8 tensor of shape `(3, height, width)` or `(1, height, width)`; a uint8 array of shape
+                `(height, width)` or `(height, width, 3)`; or an encoded image.
+            key (`int`):
+                Whole numbers that say which draw it is, such as seed, epoch and number of the image: the same ones
+                give the same views.
+
+        Raises:
+            UserError: for what is no image.
+
+        Example:
+
+        ```python
+        >>> views = Views(SimclrForPreTraining.method.views, ViewArguments(image_size=32), is_grey=False)
+        >>> views(Image.open("cat.png"), seed, epoch, index)["pixel_values"].shape
+        torch.Size([2, 3, 32, 32])
+        ```
+        """
+        keys = np.atleast_1d(keyed.key(Use.SAMPLE, *key))
+        rows = self.rows(Block({"image": [encoded_image(image)]}, keys, 0))
+        if rows.bad:
+            raise UserError(f"An image cannot be decoded: {rows.bad[0][1]}.")
+        return {name: values[0] for name, values in self.collator("cpu")(rows.columns).items()}
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
