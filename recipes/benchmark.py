@@ -9,9 +9,11 @@ python recipes/benchmark.py mlm --against none                                  
 python recipes/benchmark.py simclr --against lightly --dataset my_images/       embedded letters when left out
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
 python recipes/benchmark.py byol --against lightly --precision fp32
-python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops
+python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops; so swav
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
+python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
+python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
 time. What is compared, and what cannot be, stands below the table. Measured results: recipes/README.md.
@@ -19,59 +21,79 @@ time. What is compared, and what cannot be, stands below the table. Measured res
 
 import signal
 import sys
-from functools import partial
 
-import hfssl
-from hfssl.errors import explained
+from hfssl.cli.command import command
 
 
-def mlm():
+# These names are the first word of the command line; any other is that of a method for images.
+def vision(method, flags):
+    from hfssl import RecipeParser, methods
+    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
+    from hfssl.cli.command import HELP
+    from hfssl.cli.image.data import ImageDataArguments
+
+    usage = "%(prog)s METHOD [--flag VALUE ...]"
+    parser = RecipeParser(VisionBenchmark, ImageDataArguments, description=__doc__, usage=usage)
+    records = {name: model_class.method for name, model_class in methods.METHODS.items()}
+    measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
+    if method not in measured and not HELP & set(flags):
+        names = ", ".join(["mlm", "views", "gpu", "scale", *measured])
+        parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
+    settings, data = parser.parse(flags)
+    return settings.json, run_vision_benchmark(method, settings, data)
+
+
+def mlm(method, flags):
+    from hfssl import RecipeParser
     from hfssl.benchmarks.mlm import MlmBenchmark, run_mlm_benchmark
     from hfssl.cli.text.data import TextDataArguments
 
-    return run_mlm_benchmark, (MlmBenchmark, TextDataArguments), {"vocab_size": 30_528}
+    usage = "%(prog)s mlm [--flag VALUE ...]"
+    defaults = {"vocab_size": 30_528}
+    parser = RecipeParser(MlmBenchmark, TextDataArguments, description=__doc__, usage=usage, defaults=defaults)
+    settings, data = parser.parse(flags)
+    return settings.json, run_mlm_benchmark(settings, data)
 
 
-def views():
+def views(method, flags):
+    from hfssl import RecipeParser
     from hfssl.benchmarks.views import ViewsBenchmark, run_views_benchmark
 
-    return run_views_benchmark, (ViewsBenchmark,), {}
+    usage = "%(prog)s views [--flag VALUE ...]"
+    (settings,) = RecipeParser(ViewsBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_views_benchmark(settings)
 
 
-def vision(method):
-    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
-    from hfssl.cli.image.data import ImageDataArguments
-
-    return partial(run_vision_benchmark, method), (VisionBenchmark, ImageDataArguments), {}
-
-
-# Each gives what measures, the classes of its flags, and defaults that differ from theirs.
-METHODS = {"mlm": mlm, "views": views}
-METHODS |= {
-    name: partial(vision, name)
-    for name, model_class in hfssl.methods.METHODS.items()
-    if model_class.method.views is not None and model_class.method.benchmark.against
-}
-
-
-@explained
-def main():
+def gpu(method, flags):
     from hfssl import RecipeParser
+    from hfssl.benchmarks.gpu import GpuBenchmark, run_gpu_benchmark
+
+    usage = "%(prog)s gpu [--flag VALUE ...]"
+    (settings,) = RecipeParser(GpuBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_gpu_benchmark(settings)
+
+
+def scale(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
+
+    usage = "%(prog)s scale [--flag VALUE ...]"
+    (settings,) = RecipeParser(ScaleBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_scale_benchmark(settings)
+
+
+@command
+def main():
     from hfssl.benchmarks.base import json_line
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    run, classes, defaults = METHODS.get(method, mlm)()
-    usage = f"%(prog)s {method or '{' + ','.join(METHODS) + '}'} [--flag VALUE ...]"
-    parser = RecipeParser(*classes, description=__doc__, usage=usage, defaults=defaults)
-    if method not in METHODS and not {"-h", "--help", "--help-all", "--help_all"} & set(flags):
-        parser.error(f"say first which method to measure ({', '.join(METHODS)}), got {method or 'none'!r}.")
-    parsed = parser.parse(flags)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
-    text, *reports = run(*parsed)
+    measure = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}.get(method, vision)
+    with_json, (text, *reports) = measure(method, flags)
     print(text)
-    if parsed[0].json:
+    if with_json:
         for report in reports:
             print(json_line(report))
 

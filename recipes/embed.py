@@ -2,6 +2,7 @@
 
     accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/
     accelerate launch recipes/embed.py --encoder outputs/mlm --dataset my_texts/ --format npy
+    accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/ --report duplicates,outliers
     torchrun --nproc_per_node 2 recipes/embed.py --encoder facebook/dinov2-small --dataset org/name --split test
 
 Whether the data are texts or images, the encoder says. Pooling is the one that it was trained with, where its folder
@@ -24,16 +25,20 @@ class Embed:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its tokenizer or image processor.
+            Folder or Hub id of the encoder, with its tokenizer or image processor; or a checkpoint of a run.
         format (`str`, *optional*, defaults to `"parquet"`):
             parquet (features.parquet), npy (features.npy, and places.parquet beside it) or dataset (a folder that
             `datasets.load_from_disk` reads).
+        report (`str`, *optional*):
+            Of duplicates and outliers, separated by commas: what is nearly the same to the encoder, or like nothing
+            else, as csv files beside the features.
         output_dir (`str`, *optional*):
             Where features go; outputs/embed-<name of the encoder> when left out.
     """
 
     encoder: str
     format: Literal["parquet", "npy", "dataset"] = "parquet"
+    report: str | None = None
     output_dir: str | None = None
 
 
@@ -42,18 +47,24 @@ def main():
     from hfssl import RecipeParser
     from hfssl.cli.embed import WholeDataArguments
     from hfssl.evaluation.embed import embed, load_embedder
+    from hfssl.evaluation.embed_report import parse_report, report, write_report
+    from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.sample_features import EmbedSettings
     from hfssl.machine import use_all_cores
 
     parser = RecipeParser(Embed, EmbedSettings, WholeDataArguments, description=__doc__)
     recipe, settings, data = parser.parse()
     use_all_cores()
-    embedder = load_embedder(recipe.encoder, settings)
+    kinds = parse_report(recipe.report)
+    embedder = load_embedder(stock_folder(recipe.encoder), settings)
     source = data.open(embedder.modality)
     output_dir = recipe.output_dir or f"outputs/embed-{Path(recipe.encoder).resolve().name}"
     made = embed(embedder, source, output_dir, recipe.format, data.max_bad_fraction)
     if made is not None:
         print(made.summary())
+        if kinds:
+            features, samples = made.load()
+            print("\n" + "\n".join(write_report(report(features), kinds, samples, Path(output_dir))))
 
 
 if __name__ == "__main__":

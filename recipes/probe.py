@@ -1,14 +1,18 @@
-"""Is an image encoder any good? Probes of its frozen features, beside those of what needs no training.
+"""Is an encoder any good? Probes of its frozen features, beside those of what needs no training.
 
     accelerate launch recipes/probe.py --encoder outputs/simclr
     accelerate launch recipes/probe.py --encoder outputs/simclr --dataset my_images/ --protocol knn,linear,few_shot
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
+    accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
+    accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
 
-What needs no training stands beside: random weights, raw pixels, mean and deviation of each channel, the most frequent
-class. Without --dataset: the labelled images of the encoder's run, as its folder remembers them, else the embedded
-letters. Ends with a table, results.json, and pictures in assets/. Features are kept in features/, so that another
-protocol starts at once. The protocols stand in hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
+What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
+deviation of each channel, of texts a bag of words (TF-IDF of words and pairs). Whether the data are images or texts,
+the encoder says. Without --dataset: the labelled data of the encoder's run, as its folder remembers them, else the
+embedded letters. Ends with a table, results.json, and pictures of images in assets/. Features are kept in features/,
+so that another protocol starts at once. The protocols stand in
+hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
 """
 
 from dataclasses import dataclass
@@ -25,14 +29,14 @@ class Probe:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its image processor.
+            Folder or Hub id of the encoder, with its image processor or tokenizer; or a checkpoint of a run.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, label_efficiency and finetune, separated by commas.
         pooling (`str`, *optional*):
-            cls, mean, cls+mean or last4. Left out: the one that the encoder was trained with, where its folder says
-            so, else what fits it.
+            Images: cls, mean, cls+mean or last4; texts: mean, cls or last. Left out: the one that the encoder was
+            trained with, where its folder says so, else what fits it.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images a forward pass.
+            Images, or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         output_dir (`str`, *optional*):
@@ -50,9 +54,10 @@ class Probe:
 @command
 def main():
     from hfssl import RecipeParser
-    from hfssl.cli.image.probes import LabelledDataArguments
-    from hfssl.evaluation.encoder_folder import trained_pooling
-    from hfssl.evaluation.finetune import FinetuneSettings
+    from hfssl.cli.labelled import LabelledDataArguments
+    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
+    from hfssl.evaluation.finetune_settings import FinetuneSettings
+    from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import parse_protocols, probe_table
     from hfssl.machine import use_all_cores
 
@@ -61,11 +66,14 @@ def main():
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
-    train, test = data.of_run(recipe.encoder).load()
-    pooling = recipe.pooling or trained_pooling(recipe.encoder)
+    encoder = stock_folder(recipe.encoder)
+    modality = modality_of_encoder(encoder).name
+    train, test = data.of_run(encoder, modality).load(modality)
+    pooling = recipe.pooling or trained_pooling(encoder)
     probe_table(
-        recipe.encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
-        batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, command=parser.command_line(),
+        encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
+        batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
+        command=parser.command_line(),
     )  # fmt: skip
 
 

@@ -51,6 +51,9 @@ METHODS: dict[str, tuple[str, dict]] = {  # name -> recipe and its settings
     "lejepa": ("lejepa", IMAGES | CALM | {"local_crops": 2}),
     "dino": ("dino", IMAGES),
     "dino_small_crops": ("dino", IMAGES | {"local_crops": 2, "centering": "mean"}),
+    "swav": ("swav", IMAGES | CALM | {"queue_size": 40, "queue_start": 0.2, "local_crops": 2}),
+    "deepcluster": ("deepcluster", IMAGES | CALM | {"num_prototypes": 10, "num_clusterings": 4}),
+    "rotnet": ("rotnet", IMAGES | CALM),
     "mae": ("mae", IMAGES | {"interpolation": "bilinear"}),
 }
 

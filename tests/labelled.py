@@ -26,6 +26,10 @@ class Labelled:
         self.labels = np.asarray(self.labels, dtype=np.int64)
         self.fingerprint = self.fingerprint or str(hash((tuple(self.images), tuple(self.labels.tolist()))))
 
+    @property
+    def samples(self):
+        return self.images
+
     def take(self, rows, **overrides):
         fields = {"class_names": self.class_names, "name": self.name, **overrides}
         return Labelled([self.images[row] for row in rows], self.labels[rows], **fields)

@@ -6,36 +6,17 @@ In one process, by SIGTERM. What SIGKILL leaves behind is tried by `test_kill.py
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 from contract import METHODS, build, contract
+from numbered import numbered_stream
 from transformers import TrainerCallback
 
-from hfssl import ExactStream, SSLTrainer, SSLTrainingArguments
-from hfssl.data.sources import MemorySource
-from hfssl.data.stream import Rows
+from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.training.checkpoints import list_checkpoints
 
 
 STEPS, STOP = 5, 2
-
-
-class Numbered:
-    """Makes of the sample "7" row 7 of a batch of the contract."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def __call__(self, block):
-        [samples] = block.columns.values()
-        rows = [int(sample) for sample in samples]
-        columns = {name: values[rows].numpy() for name, values in self.batch.items()}
-        return Rows(columns, np.ones(len(rows), dtype=np.int64))
-
-
-def collate(columns):
-    return {name: torch.from_numpy(values) for name, values in columns.items()}
 
 
 class SendSigterm(TrainerCallback):
@@ -50,12 +31,8 @@ def trainer(method, folder, seed=0, callbacks=None):
         report_to="none", eval_strategy="no", save_strategy="steps", save_steps=100, logging_steps=1, disable_tqdm=True,
         seed=5, use_cpu=True, gradient_accumulation_steps=2,
     )  # fmt: skip
-    torch.manual_seed(1)
-    transform = Numbered(contract(method).batch(18))
-    # a pass ends within the run, and a step lies in two blocks
-    source = MemorySource([f"{i:03d}" for i in range(18)], name="numbers", piece_bytes=9)
-    stream = ExactStream(source, transform, collate, 4, seed=5, block_bytes=18)
-    return SSLTrainer(build(method, seed=seed, **contract(method).noise), args, stream, callbacks=callbacks)
+    model = build(method, seed=seed, **contract(method).noise)
+    return SSLTrainer(model, args, numbered_stream(method), callbacks=callbacks)
 
 
 def outcome(run):

@@ -83,8 +83,23 @@ class Pace:
         """Everything is imported, nothing is opened or built: the time to the first step begins."""
         self.began, self.start_mb = time.perf_counter(), _resident_mb()
 
-    def fetched(self, seconds: float, tokens: torch.Tensor | int, positions: int) -> None:
-        """A batch was waited for: how long, its tokens that are not padding (or images), and its positions."""
+    def mark(self) -> "torch.cuda.Event | None":
+        """A moment in what the GPU does; `None` without one."""
+        if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def fetched(
+        self, seconds: float, tokens: torch.Tensor | int, positions: int, marks: tuple[Any, Any] = (None, None)
+    ) -> None:
+        """A batch was waited for: how long, its tokens that are not padding (or images), and its positions.
+
+        `marks` are those before and after: between them a GPU has done all it was asked for, and waits.
+        """
+        if None not in marks:
+            self.marks.append(marks)
         self.waited_s += seconds
         self.tokens = self.tokens + tokens  # a tensor: to read it now would make a GPU wait
         self.positions += positions
@@ -103,16 +118,23 @@ class Pace:
         _synchronize()
         seconds = time.perf_counter() - self.block_began
         figures = {"seconds": seconds, "waited_s": self.waited_s, "tokens": float(self.tokens)}
-        figures |= {"positions": self.positions, "loss": float(self.loss) / self.steps_per_block}
+        figures |= {
+            "steps": self.steps_per_block,
+            "positions": self.positions,
+            "loss": float(self.loss) / self.steps_per_block,
+        }
         figures |= {"peak_mb": _peak_resident_mb(), "start_mb": self.start_mb, "first_step_s": self.first_step_s}
         if torch.cuda.is_available():
             figures["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        if self.marks:
+            figures["gpu_waited_s"] = sum(begin.elapsed_time(end) for begin, end in self.marks) / 1000
         self.connection.send(("block", figures))
         self.connection.recv()
         self._reset()
 
     def _reset(self) -> None:
         self.waited_s, self.tokens, self.positions, self.loss = 0.0, 0, 0, 0.0
+        self.marks: list[tuple[Any, Any]] = []
         self.block_began = time.perf_counter()
 
 
@@ -303,6 +325,7 @@ def _figures(contender: Contender, turns: list[dict[str, float]], flops: float, 
         "data_wait": median(lambda turn: turn["waited_s"] / turn["seconds"]),
         "data_wait_s": sum(turn["waited_s"] for turn in turns),
         "seconds": sum(turn["seconds"] for turn in turns),
+        "step_s": median(lambda turn: turn["seconds"] / turn["steps"]),
         "first_step_s": last["first_step_s"],
         "peak_mb": last["peak_mb"],
         "peak_above_start_mb": last["peak_mb"] - last["start_mb"],
@@ -316,6 +339,8 @@ def _figures(contender: Contender, turns: list[dict[str, float]], flops: float, 
     }
     if "peak_gpu_mb" in last:
         figures["peak_gpu_mb"] = last["peak_gpu_mb"]
+    if "gpu_waited_s" in last:
+        figures["gpu_wait"] = median(lambda turn: turn["gpu_waited_s"] / turn["seconds"])
     return {name: _short(value) for name, value in figures.items()}
 
 
@@ -343,6 +368,11 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.0f}" for rate in f["items_per_s_range"])),
         *([("padding", lambda f: f"{f['padding']:.1%}")] if is_text else []),
         ("waiting for data", lambda f: f"{f['data_wait_s']:.2f} s, {f['data_wait']:.1%}"),
+        *(
+            [("  the GPU, for data", lambda f: f"{f['gpu_wait']:.1%}")]
+            if all("gpu_wait" in f for f in figures.values())
+            else []
+        ),
         ("data readable to first step", lambda f: f"{f['first_step_s']:.1f} s"),
         ("peak memory", lambda f: f"{f['peak_mb']:,.0f} MB"),
         ("  above the start", lambda f: f"{f['peak_above_start_mb']:,.0f} MB"),

@@ -35,7 +35,7 @@ from .training import NOTHING_BESIDE, Timed, train_bare_loop
 logger = logging.getLogger(__name__)
 
 # Both sides: BERT's optimizer as `SSLTrainingArguments` has it.
-_TRAINING = {
+TRAINING = {
     "weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 1.0, "warmup_steps": 5,
     "optim": "adamw_torch_fused", **NOTHING_BESIDE,
 }  # fmt: skip
@@ -251,7 +251,7 @@ def _our_arguments(pace: Pace, settings: dict[str, Any]) -> Any:
     return SSLTrainingArguments(
         output_dir=_new_folder(settings), max_steps=pace.num_steps, seed=arguments.seed, use_cpu=arguments.use_cpu,
         per_device_train_batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
-        precision=settings["precision"], cpu_threads=torch.get_num_threads(), **_TRAINING,
+        precision=settings["precision"], cpu_threads=torch.get_num_threads(), **TRAINING,
     )  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def train_theirs(pace: Pace, settings: dict[str, Any]) -> float:
     args = TrainingArguments(
         output_dir=_new_folder(settings), max_steps=pace.num_steps, seed=arguments.seed,
         use_cpu=arguments.use_cpu or accelerator is None, per_device_train_batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate, bf16=settings["precision"] == "bf16", **_TRAINING,
+        learning_rate=arguments.learning_rate, bf16=settings["precision"] == "bf16", **TRAINING,
     )  # fmt: skip
     use_one_gpu(args)  # as our side
     set_seed(args.seed)

@@ -33,13 +33,13 @@ class Timed:
         self.add_callback(_steps_to(self))
 
     def get_batch_samples(self, *args, **kwargs):
-        begin = time.perf_counter()
+        begin, mark = time.perf_counter(), self.pace.mark()
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        seconds = time.perf_counter() - begin
+        seconds, marks = time.perf_counter() - begin, (mark, self.pace.mark())
         for batch in batches:
             self.batch = batch
-            self.pace.fetched(seconds, self.num_items(batch), num_positions(batch))
-            seconds = 0.0
+            self.pace.fetched(seconds, self.num_items(batch), num_positions(batch), marks)
+            seconds, marks = 0.0, (None, None)
         return batches, num_items
 
     def training_step(self, *args, **kwargs):

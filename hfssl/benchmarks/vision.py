@@ -1,6 +1,6 @@
 """Methods for images, measured against `lightly` and `transformers`: contenders of [`~.base.measure`].
 
-- ours: what `recipes/{simclr,mae,byol,dino}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
+- ours: what `recipes/{simclr,mae,byol,dino,swav}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
 - theirs: what lightly's examples build (`hfssl.benchmarks.lightly`), or for MAE `run_mae.py` of transformers:
   `Trainer` with `ViTMAEForPreTraining`;
 - ours in their configuration: the attention implementation that theirs has;
@@ -80,7 +80,7 @@ class VisionBenchmark:
         steps_per_block (`int`, *optional*, defaults to `6`):
             Steps of a turn.
         num_workers (`int`, *optional*, defaults to `-1`):
-            Processes that prepare data, on all sides. -1: none on a CPU, up to 4 beside a GPU.
+            Processes that prepare data, on all sides. -1: none on a CPU, beside a GPU one for each core but one.
         seed (`int`, *optional*, defaults to `0`):
             Seed of weights, views and order.
         cpu_threads (`int`, *optional*):
@@ -125,7 +125,7 @@ class VisionBenchmark:
             )
         if self.num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.num_workers = min(4, max(1, num_cores() - 1)) if on_gpu else 0
+            self.num_workers = max(1, num_cores() - 1) if on_gpu else 0
 
 
 def run_vision_benchmark(
@@ -135,7 +135,7 @@ def run_vision_benchmark(
 
     Args:
         method (`str`):
-            simclr, mae, byol or dino.
+            simclr, mae, byol, dino or swav.
         arguments ([`VisionBenchmark`]):
             What to measure.
         data ([`ImageDataArguments`]):
@@ -281,7 +281,7 @@ def _plain_run(arguments: VisionBenchmark) -> Any:
     """What a model is built for, where nothing is trained."""
     return SimpleNamespace(
         seed=arguments.seed, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
-        device=torch.device("cpu"),
+        per_device_train_batch_size=arguments.batch_size, world_size=1, device=torch.device("cpu"),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def num_images(batch: dict[str, torch.Tensor]) -> int:
 
 
 def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
-    """`recipes/simclr.py`, `mae.py`, `byol.py` or `dino.py` without its evaluation and its result."""
+    """`recipes/simclr.py`, `mae.py`, `byol.py`, `dino.py` or `swav.py` without its evaluation and its result."""
     from ..training.trainer import SSLTrainer
 
     class TimedTrainer(Timed, SSLTrainer):

@@ -38,7 +38,7 @@ def answer_from_source(recipe: Path) -> None:
     from .parser import RecipeParser
 
     try:
-        declared = declared_parser(recipe)
+        declared = declared_parser(recipe, *sys.argv[1:2])
         parser = RecipeParser(*declared.stand_ins(), **declared.options)
     except (NotPlain, OSError, SyntaxError, NameError, TypeError, ValueError):
         return

@@ -247,14 +247,21 @@ class DeclaredParser:
         ]
 
 
-def declared_parser(recipe: Path) -> DeclaredParser:
+def declared_parser(recipe: Path, first_word: str = "") -> DeclaredParser:
     """What the first call of `RecipeParser` in a recipe says.
+
+    Args:
+        recipe (`Path`):
+            Its source.
+        first_word (`str`, *optional*):
+            Of the command line. A recipe whose flags depend on it has a function of that name, which makes the parser.
 
     Raises:
         NotPlain: where that depends on what the recipe does before.
     """
     source = Source("__main__", recipe)
-    for function in (node for node in source.tree.body if isinstance(node, ast.FunctionDef)):
+    functions = [node for node in source.tree.body if isinstance(node, ast.FunctionDef)]
+    for function in sorted(functions, key=lambda node: node.name != first_word):
         for part in ast.walk(function):
             if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "RecipeParser":
                 source.add([statement for statement in function.body if statement.lineno < part.lineno])

@@ -21,6 +21,18 @@ def is_checkpoint(encoder: str, presets: Presets) -> bool:
     return encoder not in presets and not encoder.endswith(".json")
 
 
+def preset_name(encoder: str, presets: Presets) -> str:
+    """The preset that is written with the same letters and digits, such as resnet-18 for ResNet18; else as it is."""
+    if encoder in presets or Path(encoder).exists():
+        return encoder
+    known = {_letters(name): name for name in presets}
+    return known.get(_letters(encoder), encoder)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
 def fresh_config(
     encoder: str, presets: Presets, overrides: Mapping[str, Any] | None = None, such_as: str = "bert"
 ) -> PreTrainedConfig | None:
@@ -80,9 +92,11 @@ def config_of(fields: Mapping[str, Any], flag: str, such_as: str = "bert") -> Pr
 
 def no_encoder(encoder: str, presets: Presets, kind: str, error: Exception) -> UserError:
     """The error of an `--encoder` that nothing can be made of; `kind` is what it should be, such as "an encoder"."""
+    nearest = difflib.get_close_matches(encoder, presets, n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return UserError(
         f"`--encoder {encoder}` is neither a preset ({', '.join(presets)}), nor a folder with a checkpoint of {kind}, "
-        f"nor one that the Hub gave: {brief(error)}. Without a network, download it first and pass the folder."
+        f"nor one that the Hub gave: {brief(error)}.{hint} Without a network, download it first and pass the folder."
     )
 
 

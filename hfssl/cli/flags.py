@@ -10,11 +10,21 @@ import json
 import re
 import sys
 import types
+from collections.abc import Container
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+
+# What people type for a flag, where a recipe has no flag of that name: the first of these that it has.
+ALIASES = {
+    "batch_size": ("per_device_train_batch_size", "train_batch_size"),
+    "lr": ("learning_rate",),
+    "steps": ("max_steps",),
+    "workers": ("dataloader_num_workers",),
+    "data": ("dataset",),
+}
 
 # Nothing heavy is imported here: `--help` reads the flags of classes that are not imported either (`declared.py`).
 # So what a class is, the names of its bases say.
@@ -36,14 +46,18 @@ class Flag:
     narrow: Any = None
 
     def option_strings(self, taken: dict[str, Any]) -> list[str]:
-        """What can be typed: `--name`, and `--no_name` where that is no flag of its own (`taken`)."""
+        """What can be typed: `--name`, `--no_name` and aliases, where these are no flags of their own (`taken`)."""
         names = [self.name, f"no_{self.name}"] if self.kinds == [bool] else [self.name]
+        names += [alias for alias in ALIASES if alias_of(alias, taken) == self.name]
         return [f"--{name}" for name in names if name == self.name or name not in taken]
 
     def convert(self, words: list[str]) -> Any:
         """The value of the words typed after the flag; a `ValueError` when they are none."""
         # `--report_to none` is a value of its own: there the default says so
         if self.optional and len(words) == 1 and words[0].lower() in ("none", "null") and self.default != "none":
+            return None
+        # a number that is left out is chosen
+        if self.optional and words == ["auto"] and set(self.kinds) <= {int, float}:
             return None
         return _convert_first(self.kinds, words)
 
@@ -77,6 +91,13 @@ class Flag:
         value = value.value if isinstance(value, Enum) else value
         shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         return f"{self.help} (default: {shown.lower() if isinstance(value, bool) else shown})".lstrip()
+
+
+def alias_of(name: str, flags: Container[str]) -> str:
+    """The flag that a name stands for among the flags of a recipe; the name itself where it is none of the aliases."""
+    if name in flags:
+        return name
+    return next((flag for flag in ALIASES.get(name, ()) if flag in flags), name)
 
 
 def flags_of(cls: type) -> list[Flag]:
@@ -253,6 +274,9 @@ def _convert_one(kind: Any, words: list[str]) -> Any:
             with suppress(json.JSONDecodeError):
                 words = [word if isinstance(word, str) else json.dumps(word) for word in json.loads(words[0])]
         origin, inner = get_origin(kind) or kind, get_args(kind) or (str, ...)
+        if set(inner) <= {int, float, Ellipsis}:
+            # `0.2,1` and `0.2, 1` for `0.2 1`
+            words = [part for word in words for part in word.split(",") if part]
         if origin is list or inner[-1] is Ellipsis:
             inner = inner[:1] * len(words)
         if len(inner) != len(words):

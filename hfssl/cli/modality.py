@@ -23,6 +23,8 @@ class CliModality:
             Encoders from scratch by name.
         build (`Callable`):
             See [`build_method`].
+        prepare_labelled (`Callable`, *optional*):
+            What is done to the labelled splits of a probe, from both and `--value_range`.
     """
 
     name: str
@@ -30,6 +32,7 @@ class CliModality:
     encoder_arguments: type
     presets: dict[str, Callable]
     build: Callable[..., SSLPreTrainedModel]
+    prepare_labelled: Callable[..., None] | None = None
 
 
 def cli_modality(name: str) -> CliModality:

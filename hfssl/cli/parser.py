@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from .declared import NOT_PLAIN, declared_parser
-from .flags import Flag, flags_of, is_a
+from .flags import Flag, alias_of, flags_of, is_a
 
 
 logger = logging.getLogger(__name__)
@@ -196,6 +196,11 @@ class RecipeParser(argparse.ArgumentParser):
     def _refuse(self, name: str, problem: str) -> NoReturn:
         if name.removeprefix("--").removeprefix("no_") in self._unused:
             self.error(f"{name} has no meaning in {self.prog}: leave it out, or take a recipe whose --help names it.")
+        if name.removeprefix("--") == "epochs" and "max_steps" in self._flags:
+            self.error(
+                f"{problem} The length of this run is stated in steps: --max_steps is the passes times the samples of "
+                "the data, divided by those of a step."
+            )
         self.error(f"{problem} {self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:
@@ -214,7 +219,7 @@ class RecipeParser(argparse.ArgumentParser):
             given, lines = {}, {}
             for key, value in node.value:
                 where = f"{path}, line {key.start_mark.line + 1}"
-                name = str(key.value).removeprefix("--").replace("-", "_")
+                name = alias_of(str(key.value).removeprefix("--").replace("-", "_"), self._flags)
                 if name not in self._flags:
                     self._refuse(name, f"{where}: unknown key {key.value}.")
                 if name in lines:
@@ -242,7 +247,7 @@ class RecipeParser(argparse.ArgumentParser):
 class _FlagAction(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         value = parser._convert(self.dest, values, where=option_string)
-        setattr(namespace, self.dest, value if option_string == f"--{self.dest}" else not value)
+        setattr(namespace, self.dest, not value if option_string == f"--no_{self.dest}" else value)
 
 
 class _HelpAllAction(argparse.Action):

@@ -1,6 +1,6 @@
 """What a stream goes through: the order of pieces, blocks of samples, the rows made of them, and batches of rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ..functional import keyed
 from ..functional.keyed import Use
 from .sources import DataError, Source
+from .workers import as_arrays, shared
 
 
 @dataclass
@@ -144,6 +145,13 @@ class MadeBlock:
     num_empty: int
     num_bad: int
     first_bad: dict[int, tuple[int, str]]  # file -> (row, reason), one example a file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "rows": replace(self.rows, columns=shared(self.rows.columns))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.rows.columns = as_arrays(self.rows.columns)
 
     def __len__(self) -> int:
         """How many turns the block lasts: rows, or batches with `batch_cost`."""

@@ -52,10 +52,7 @@ def held_out_parts(source: Source, arguments: Any, options: dict[str, Any]) -> d
     fewest = min(MIN_HELD_OUT, arguments.max_held_out // len(parts))
     for part, (name, _) in zip(parts, parse_mixture(arguments.dataset), strict=True):
         most = max(round(part.share * arguments.max_held_out), fewest, 1)
-        split = arguments.eval_split
-        if split == "auto":
-            splits = available_splits(name, modality=source.modality, config=arguments.dataset_config)
-            split = next((s for s in VALIDATION_SPLITS if s in splits and s != arguments.split), None)
+        split = split_to_measure_on(name, source.modality, arguments)
         if split:
             try:
                 samples = all_samples(open_source(name, **options, split=split), most)
@@ -71,13 +68,23 @@ def held_out_parts(source: Source, arguments: Any, options: dict[str, Any]) -> d
     return held_out
 
 
+def split_to_measure_on(name: str | None, modality: str, arguments: Any) -> str | None:
+    """The split of a data set that `arguments` name (see [`held_out_parts`]), `None` to hold out training data."""
+    if arguments.eval_split != "auto":
+        return arguments.eval_split or None
+    splits = available_splits(name, modality=modality, config=arguments.dataset_config)
+    return next((split for split in VALIDATION_SPLITS if split in splits and split != arguments.split), None)
+
+
 def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 1000) -> list:
     """Choose the held-out samples of a source that has no split for it.
 
     A sample is held out where the hash of its content says so: the same in every run, in whatever order or files they
     lie, and copies of a held-out sample are held out with it. Pieces are visited in a fixed shuffled order until
     `max_samples` are found, so that a large source is not read through. Of large samples, such as images, that would
-    still be much: of a large set of them the number is the one asked for, and of what is visited more is taken.
+    still be much: of a large set of them the number is the one asked for, and of what is visited more is taken. Of few
+    samples the hashes may say that none is held out, or all: the one with the smallest always is, the one with the
+    largest never.
 
     Args:
         source (`Source`):
@@ -91,7 +98,7 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
         `list`: the samples, without duplicates.
 
     Raises:
-        DataError: if there are too few samples to hold one out.
+        DataError: if there are no two different samples.
     """
     fraction = share = max(fraction, min(MAX_FRACTION, MIN_HELD_OUT / max(source.num_rows, 1)))
     kind = modality(source.modality)
@@ -100,6 +107,8 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
         share = max(fraction, SHARE_OF_LARGE_SETS)
     limit = int(share * 2**32)
     chosen: dict = {}
+    # by hash and content
+    smallest = largest = first = None
     num_samples, example = 0, ""
     for piece in pieces_all_over(source, Use.HELD_OUT_ORDER):
         read = source.read(int(piece))
@@ -109,7 +118,11 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
         for i, sample in enumerate(source.samples(read)):
             num_samples += 1
             content = source.content(read.columns, i)
-            if _hash(content) < limit:
+            key = (_hash(content), content)
+            if smallest is None or key < smallest:
+                smallest, first = key, sample
+            largest = key if largest is None else max(key, largest)
+            if key[0] < limit:
                 chosen[content] = sample
                 if len(chosen) >= max_samples:
                     return list(chosen.values())
@@ -118,11 +131,13 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
             f"{source.description} has no {kind.name}: every sample is empty or damaged.{example} Pass other data, or "
             f"another `{kind.column_flag}`."
         )
-    if not chosen:
+    if smallest == largest:
         raise DataError(
-            f"{source.description} is too small to hold out a sample: none of about {source.num_rows} falls into the "
-            f"held-out {fraction:.1%}. Pass more data, a larger `--held_out_fraction`, or an `--eval_split`."
+            f"{source.description} holds one {kind.name} only, which cannot be trained on and measured on. Pass more "
+            "data, or an `--eval_split`."
         )
+    chosen.setdefault(smallest[1], first)
+    chosen.pop(largest[1], None)
     return list(chosen.values())
 
 

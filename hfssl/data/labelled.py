@@ -1,9 +1,12 @@
-"""Labelled images, for measuring what an encoder has learned: all labels in memory, images read when asked for."""
+"""Labelled data, for measuring what an encoder has learned: all labels in memory, images read when asked for."""
 
+import logging
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,12 +16,15 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
+from .label_files import LabelFile
 from .mixtures import parse_mixture
-from .modality import modality
+from .modality import modality as find_modality
 from .sources import Input, Source, available_splits, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
 
+
+logger = logging.getLogger(__name__)
 
 # In the order in which they are looked for, where no column or several have the type of a label.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
@@ -49,6 +55,10 @@ class LazyImages(Sequence):
             self._last = (piece, dict(zip(read.rows.tolist(), read.columns["image"], strict=True)))
         return self._last[1].get(row, b"")
 
+    def take(self, rows: np.ndarray) -> "LazyImages":
+        """Those at some places."""
+        return LazyImages(self.source, self.rows[rows], self.value_range)
+
     def where(self, index: int) -> str:
         """Name an image for messages, such as `"cats/3.png"`."""
         piece, row = self._place(index)
@@ -64,101 +74,175 @@ class LazyImages(Sequence):
         return {**self.__dict__, "_last": (-1, {})}
 
 
+class HeldSamples(list):
+    """Samples that are in memory."""
+
+    def take(self, rows: Sequence[int]) -> "HeldSamples":
+        """Those at some places."""
+        return HeldSamples(self[int(row)] for row in rows)
+
+
 @dataclass
-class LabelledImages:
-    """A split of labelled images.
+class LabelledData:
+    """A split of labelled samples.
 
     Attributes:
-        images (`Sequence[bytes]`):
-            Encoded images, read when asked for. What is damaged raises when it is decoded.
-        labels (`np.ndarray` of dtype `int64` and shape `(num_images,)`):
-            Class of each image, in `[0, num_classes)`.
+        samples (`Sequence`):
+            Encoded images, read when asked for: what is damaged raises when it is decoded. Or texts.
+        labels (`np.ndarray` of dtype `int64` and shape `(num_samples,)`):
+            Class of each, in `[0, num_classes)`.
         class_names (`list[str]`):
-            Names of the classes, the same for all splits of a data set. A class may have no image in a split.
+            Names of the classes, the same for all splits of a data set. A class may have no sample in a split.
         fingerprint (`str`):
-            Changes with the images and the labels.
+            Changes with the samples and the labels.
         name (`str`):
             Data set and split, for tables.
         modality (`str`, *optional*, defaults to `"image"`):
             What the samples are.
+        groups (`np.ndarray` of shape `(num_samples,)`, *optional*):
+            Of what belongs together, such as pictures of one patient.
     """
 
-    images: Sequence
+    samples: Sequence
     labels: np.ndarray
     class_names: list[str]
     fingerprint: str
     name: str
     modality: str = "image"
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray, name: str) -> "LabelledImages":
-        """Some of the images, under another name."""
-        images = LazyImages(self.images.source, self.images.rows[rows], self.images.value_range)
+    @property
+    def images(self) -> Sequence:
+        """The samples, where they are images."""
+        return self.samples
+
+    def take(self, rows: np.ndarray, name: str) -> "LabelledData":
+        """Some of the samples, under another name."""
         digest = new_digest("some of", self.fingerprint, rows.tolist()).hexdigest()
-        return LabelledImages(images, self.labels[rows], self.class_names, digest, name)
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(
+            self, samples=self.samples.take(rows), labels=self.labels[rows], fingerprint=digest, name=name,
+            groups=groups,
+        )  # fmt: skip
 
 
 def open_labelled(
     dataset: str | os.PathLike | None,
     split: str,
-    image_column: str | None = None,
+    column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
     max_samples: int | None = None,
     seed: int = 0,
-) -> LabelledImages:
-    """Open a split of labelled images.
+    *,
+    modality: str = "image",
+    sample_by: str = "document",
+    group_column: str | None = None,
+    labels_file: str | os.PathLike | None = None,
+) -> LabelledData:
+    """Open a split of labelled samples. Those without a label (null, blank, or -1 among classes from 0 on) are left
+    out.
 
     Args:
         dataset (`str`, *optional*):
             As in [`~hfssl.data.sources.open_source`]; `None` is the embedded set (`train` and `test`).
         split (`str`):
             Which split.
-        image_column, label_column (`str`, *optional*):
-            Where images and labels are; found by type and name if not given. Class folders are the column `label`.
-            Labels may be `ClassLabel`, strings, integers or booleans.
+        column, label_column (`str`, *optional*):
+            Where samples and labels are; found by type and name if not given. Class folders are the column `label`.
+            Labels may be `ClassLabel`, strings, whole numbers or booleans.
         config (`str`, *optional*):
             Configuration of a Hub data set.
         max_samples (`int`, *optional*):
-            Take so many images at most, drawn at random.
+            Take so many at most, drawn at random.
         seed (`int`, *optional*, defaults to 0):
             Of the draw.
+        modality (`str`, *optional*, defaults to `"image"`):
+            What the samples are.
+        sample_by (`str`, *optional*, defaults to `"document"`):
+            What a sample of a txt file is.
+        group_column (`str`, *optional*):
+            Column that says what belongs together.
+        labels_file (`str`, *optional*):
+            Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
 
     Raises:
-        DataError: if there is no label, or none for some images: names the columns that there are.
+        DataError: if there is no label: names the columns that there are.
     """
+    kind = find_modality(modality)
     if len(parse_mixture(dataset)) > 1:
         raise DataError(f"A probe takes one data set, got the mixture {str(dataset)!r}: name one of its data sets.")
-    inputs = {"image": Input("image", image_column)}
-    features = open_source(dataset, split=split, config=config, inputs=inputs).features
-    embedded = modality("image").embedded_set(dataset)
+    inputs = {modality: Input(modality, column)}
+    options = {"config": config, "sample_by": sample_by}
+    opened = open_source(dataset, split=split, inputs=inputs, **options)
+    embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    label_column = _label_column(features, label_column, name)
-    # not required: an image without a label is for the probe to refuse, not to be passed over
-    options = {"inputs": {**inputs, "label": Input(None, label_column, required=False)}, "config": config}
+    table = None if labels_file is None else _table_beside(opened, labels_file, name)
+    features = opened.features if table is None else table.features
+    label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+    wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
+    for each in wanted.values():
+        check_column(features, each, name)
+    if table is None:
+        # not required: a sample without a label is left out with a word, and damaged ones are not counted
+        inputs |= {each: Input(None, of, required=False) for each, of in wanted.items()}
+    options["inputs"] = inputs
     source = open_source(dataset, split=split, **options)
-    values = source.read_input("label")
+    if kind.samples_are_small:
+        columns, rows = _read_all(source)
+    else:
+        columns, rows = {each: source.read_input(each) for each in inputs if each != modality}, range(source.num_rows)
+    if table is not None:
+        columns |= {each: [table.values(of)[row] for row in rows] for each, of in wanted.items()}
     where = f"Column {label_column!r} of split {split!r} of {name}"
-    feature = source.features[label_column]
+    feature = features[label_column]
     if isinstance(feature, datasets.ClassLabel):
         class_names, known = list(feature.names), range(feature.num_classes)
     else:
-        others = [other for other in available_splits(dataset, modality="image", config=config) if other != split]
-        of_others = [_labels_of_split(dataset, other, options) for other in others]
-        seen = {value for labels in (values, *of_others) for value in labels if value is not None}
-        known = sorted(seen, key=lambda value: (isinstance(value, str), value))
-        class_names = [str(value) for value in known]
-    labels = _numbers(values, known, where, source.features)
-    rows = np.arange(len(labels))
+        others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
+        of_others = [_labels_of_split(dataset, other, options) for other in others] if table is None else []
+        # a table has the classes of all splits
+        of_others += [table.all_values(label_column)] if table is not None else []
+        seen = {value for labels in (columns["label"], *of_others) for value in labels}
+        known = sorted(_classes(seen), key=lambda value: (isinstance(value, str), value))
+        class_names = [str(_whole(value)) for value in known]
+    labels = _numbers(columns["label"], known, where, features, kind.samples)
+    rows = np.flatnonzero(labels >= 0)
     if max_samples is not None and max_samples < len(rows):
-        rows = np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])
+        rows = rows[np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])]
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
     short = f"embedded {embedded.name}" if embedded else Path(str(dataset).rstrip("/")).name
-    return LabelledImages(
-        LazyImages(source, rows), labels[rows], class_names, digest.hexdigest(), f"{short} ({split})"
-    )
+    samples = HeldSamples(columns[modality]).take(rows) if kind.samples_are_small else LazyImages(source, rows)
+    groups = np.array([str(group) for group in columns["group"]])[rows] if group_column is not None else None
+    return LabelledData(samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups)
+
+
+def _table_beside(source: Source, labels_file: str | os.PathLike, name: str) -> LabelFile:
+    if source.unit != "file":
+        raise DataError(
+            f"`--labels` is for data of which each file is a sample, and {name} is {source.description}. Put the "
+            "labels into a column of it."
+        )
+    return LabelFile(labels_file, source.files)
+
+
+def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
+    """The inputs of all good rows, in memory, and which rows they are."""
+    columns: dict[str, list] = {name: [] for name in source.inputs}
+    rows: list[int] = []
+    bad: list[str] = []
+    for piece in range(len(source)):
+        read = source.read(piece)
+        for name, values in columns.items():
+            values += read.columns[name]
+        rows += read.rows.tolist()
+        bad += [f"{source.where(int(source.pieces[piece, 0]), row)}: {reason}" for row, reason in read.bad]
+    if bad:
+        logger.warning("%d damaged rows of %s are left out, such as %s.", len(bad), source.description, bad[0])
+    return columns, rows
 
 
 def has_labels(source: Source) -> bool:
@@ -170,22 +254,29 @@ def has_labels(source: Source) -> bool:
     return True
 
 
-def hold_out(data: LabelledImages, share: float = 0.2) -> tuple[LabelledImages, LabelledImages]:
+def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, LabelledData]:
     """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
 
-    An image is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
-    of it with it. A class gives one image at least, unless it has a single one. All images are read once.
+    A sample is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
+    of it with it. A class gives one at least, unless it has a single one. All samples are read once. Where samples
+    have groups, whole groups are held out, by the hash of their names, until they are such a share of all samples.
 
     Args:
-        data ([`LabelledImages`]):
+        data ([`LabelledData`]):
             As [`open_labelled`] gives it.
         share (`float`, *optional*, defaults to 0.2):
-            Of the images of each class, in (0, 1).
+            Of the samples of each class, in (0, 1).
 
     Raises:
-        DataError: if no class has two different images.
+        DataError: if no class has two different samples, or there is one group only.
     """
-    hashes = content_keys(data.images)
+    test = _groups_to_hold_out(data, share) if data.groups is not None else _rows_to_hold_out(data, share)
+    kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
+    return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
+
+
+def _rows_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
+    hashes = content_keys(data.samples)
     test = np.zeros(len(data), dtype=bool)
     for label in np.unique(data.labels):
         rows = np.flatnonzero(data.labels == label)
@@ -196,14 +287,46 @@ def hold_out(data: LabelledImages, share: float = 0.2) -> tuple[LabelledImages, 
             test[rows] = hashes[rows] <= last
     if not test.any():
         raise DataError(
-            f"{data.name} has no class with two different images, so that none can be held out to measure on. Name a "
-            "split to measure on with `--test_split`."
+            f"{data.name} has no class with two different {find_modality(data.modality).samples}, so that none can be "
+            "held out to measure on. Name a split to measure on with `--test_split`."
         )
-    kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
-    return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
+    return test
 
 
-def _label_column(features: dict, asked: str | None, name: str) -> str:
+def _groups_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
+    names, of_row, counts = np.unique(data.groups, return_inverse=True, return_counts=True)
+    names = names.tolist()
+    if len(names) < 2:
+        raise DataError(
+            f"All of {data.name} belongs to one group ({names[0]!r}), so that none can be held out to measure on. "
+            "Pass another `--split_by`, or leave it out."
+        )
+    order = np.argsort(content_keys(names), kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    # the first one always, the last one never
+    chosen = order[:-1][(before < share * len(data))[:-1]]
+    return np.isin(of_row, chosen)
+
+
+def keep_groups_apart(train: LabelledData, test: LabelledData) -> LabelledData:
+    """What is left to learn from without the groups that are measured on."""
+    shared = np.isin(train.groups, test.groups)
+    if not shared.any():
+        return train
+    if shared.all():
+        raise DataError(
+            f"Every group of {train.name} is in {test.name} as well, so that nothing is left to learn from. Pass "
+            "another `--split_by`, or leave it out."
+        )
+    logger.warning(
+        "%d of the %d samples of %s belong to groups that %s has as well: they are not learned from.",
+        shared.sum(), len(train), train.name, test.name,
+    )  # fmt: skip
+    return train.take(np.flatnonzero(~shared), f"{train.name} less groups of test")
+
+
+def _label_column(features: dict, asked: str | None, name: str, of_samples: str | None = None) -> str:
+    others = {column: feature for column, feature in features.items() if column != of_samples}
     if asked is not None:
         check_column(features, asked, name)
         if not _is_label(features[asked]):
@@ -212,10 +335,10 @@ def _label_column(features: dict, asked: str | None, name: str) -> str:
                 f"The columns are: {list_columns(features)}. Choose one with `--label_column`."
             )
         return asked
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    typed = [column for column, feature in others.items() if isinstance(feature, datasets.ClassLabel)]
     if len(typed) == 1:
         return typed[0]
-    candidates = typed or [column for column, feature in features.items() if _is_label(feature)]
+    candidates = typed or [column for column, feature in others.items() if _is_label(feature)]
     by_lower_name = {column.lower(): column for column in reversed(candidates)}
     for usual in LABEL_NAMES:
         if usual in by_lower_name:
@@ -230,7 +353,8 @@ def _label_column(features: dict, asked: str | None, name: str) -> str:
 def _is_label(feature) -> bool:
     if isinstance(feature, datasets.ClassLabel):
         return True
-    kinds = ("string", "large_string", "int", "uint", "bool")
+    # whole numbers of which some are missing are read as floats
+    kinds = ("string", "large_string", "int", "uint", "bool", "float", "double")
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
 
 
@@ -241,19 +365,49 @@ def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> l
         return []
 
 
-def _numbers(values: list, known: Sequence, where: str, features: dict) -> np.ndarray:
-    """The place of each label among the known ones."""
+def _classes(values: Iterable) -> set:
+    """The classes among some labels: all that are none of those that stand for no class."""
+    there = {value for value in values if not _is_missing(value)}
+    numbers = {value for value in there if not isinstance(value, str)}
+    # of -1 and 1, both are classes; among numbers from 0 on, -1 is a label that nobody gave
+    return there - {-1} if numbers - {-1, 1} else there
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _numbers(values: list, known: Sequence, where: str, features: dict, samples: str) -> np.ndarray:
+    """The place of each label among the known ones; -1 for no label."""
     number = {value: i for i, value in enumerate(known)}
-    missing = sum(value is None for value in values)
-    if missing:
+    listing = f"The columns are: {list_columns(features)}."
+    fraction = next((value for value in known if isinstance(value, float) and not value.is_integer()), None)
+    if fraction is not None:
         raise DataError(
-            f"{where} is null for {missing} of {len(values)} images, and a probe needs a label for each. The columns "
-            f"are: {list_columns(features)}. Take another split or `--label_column`, or leave these images out."
+            f"{where} holds {fraction!r}, which is no class: classes are names or whole numbers. {listing} Choose "
+            "another with `--label_column`."
         )
-    strange = next((value for value in values if value not in number), None)
+    without = [_is_missing(value) or value == -1 and value not in number for value in values]
+    strange = next((v for v, no in zip(values, without, strict=True) if not no and v not in number), None)
     if strange is not None:
         raise DataError(
-            f"{where} holds {strange!r}, which is none of its {len(known)} classes: a split without labels? The "
-            f"columns are: {list_columns(features)}. Take another split or `--label_column`."
+            f"{where} holds {strange!r}, which is none of its {len(known)} classes. {listing} Take another split or "
+            "`--label_column`."
         )
-    return np.array([number[value] for value in values], dtype=np.int64)
+    if all(without):
+        raise DataError(
+            f"{where} says no class for any of {len(values):,} {samples}: a split without labels? {listing} Take "
+            "another split or `--label_column`."
+        )
+    if any(without):
+        logger.info(
+            "%s says no class for %s of %s %s (null, blank or -1), which are left out.",
+            where, f"{sum(without):,}", f"{len(values):,}", samples,
+        )  # fmt: skip
+    return np.array([-1 if no else number[v] for v, no in zip(values, without, strict=True)], dtype=np.int64)

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,21 +210,30 @@ def stream_class(source: Source) -> type[ExactStream]:
     return MixtureStream if isinstance(source, Mixture) and source.weighted else ExactStream
 
 
-def open_mixture(dataset: str | os.PathLike | None, **options) -> Source:
+def open_mixture(
+    dataset: str | os.PathLike | None, *, prepare: Callable[[str | None, Source], Source] | None = None, **options
+) -> Source:
     """Open what the user typed for `--dataset`: one data set, or several with commas between them.
 
     Args:
         dataset (`str`, *optional*):
             What [`parse_mixture`] and, for each of its names, [`~hfssl.data.sources.open_source`] take.
+        prepare (`Callable[[str | None, Source], Source]`, *optional*):
+            What is read instead of a source, by its name and the source.
         options (`dict`, *optional*):
             Arguments of [`~hfssl.data.sources.open_source`]; they hold for each of the data sets.
 
     Returns:
         [`~hfssl.data.sources.Source`]: a [`Mixture`] where there are several.
     """
+
+    def prepared(name: str | None, options: dict[str, Any]) -> Source:
+        source = open_source(name, **options)
+        return prepare(name, source) if prepare is not None else source
+
     named = parse_mixture(dataset)
     if len(named) == 1:
-        return open_source(named[0][0], **options)
+        return prepared(named[0][0], options)
     if options.get("config") is not None:
         raise DataError(
             f"`--dataset_config {options['config']}` cannot hold for each data set of {str(dataset)!r}. Leave it out "
@@ -236,7 +245,7 @@ def open_mixture(dataset: str | os.PathLike | None, **options) -> Source:
     for name, weight in named:
         small = int((weight or total) / total * BLOCK_BYTES / 2)
         piece_bytes = min(max(small, _MIN_PIECE_BYTES), PIECE_BYTES)
-        sources.append(open_source(name, **{**options, "piece_bytes": piece_bytes}))
+        sources.append(prepared(name, {**options, "piece_bytes": piece_bytes}))
     names = [name for name, _ in named]
     return Mixture(names, sources, [weight for _, weight in named] if weighted else None)
 

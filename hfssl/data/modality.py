@@ -55,11 +55,14 @@ class EmbeddedData:
             Its splits.
         load (`Callable[[str], tuple[str, dict[str, list], dict]]`):
             From the name of a split to one line for the log, columns, and their `datasets` features.
+        labelled (`bool`, *optional*, defaults to `False`):
+            Whether one of the columns is a class.
     """
 
     name: str
     splits: tuple[str, ...]
     load: Callable[[str], tuple[str, dict[str, list], dict]]
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ class Modality:
             return self.embedded[0] if self.embedded else None
         named = next((embedded for embedded in self.embedded if embedded.name == str(dataset)), None)
         return None if named is None or os.path.exists(dataset) else named
+
+    @property
+    def samples_are_small(self) -> bool:
+        """Whether all samples of a labelled set are held in memory."""
+        return self.read_through_bytes is None
 
     @property
     def file_extensions(self) -> tuple[str, ...]:

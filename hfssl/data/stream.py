@@ -14,6 +14,7 @@ each lane again and skips the rows that were used: its cost does not grow with t
 With `batch_cost`, what the lanes hand out in turn is not a row but a whole batch of rows of about the same length.
 """
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -470,6 +471,11 @@ class _Blocks(Dataset):
     def __getitem__(self, index: tuple[int, int, int]) -> tuple[tuple[int, int, int], MadeBlock]:
         lane, pass_index, block = index
         return index, self.stream.make(pass_index, lane + block * self.stream.lanes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        stream = copy.copy(self.stream)  # without what collates, which may hold tensors on a GPU
+        stream.collate = None
+        return {"stream": stream}
 
 
 class _NextBlocks(Sampler):

@@ -1,7 +1,7 @@
 """What evaluators that train have in common: many short trainings, of which finished ones are not done again.
 
 One training is a cell of a table: a task, a seed, an encoder or its random initialisation. It ends in scores, and
-leaves nothing else behind.
+leaves nothing else behind, unless its model is asked for.
 """
 
 import logging
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from ..machine import process_state, use_one_gpu
+from .classifier_folder import is_saved
+from .progress import Progress
 from .results import read_json, write_json
 
 
@@ -45,6 +46,12 @@ class Cells:
 
     def __contains__(self, key: str) -> bool:
         return key in self.done
+
+    def forget_unless_saved(self, key: str, folder: Path | None) -> None:
+        """Let a finished training be done again where its model is wanted in a folder, and is not there."""
+        lost = self.is_main_process and folder is not None and key in self.done and not is_saved(folder, key)
+        if broadcast_object_list([lost])[0]:
+            del self.done[key]
 
     def run(self, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell of a `key`, trained where it is not done: `metrics` that `train` returned, and `seconds` it took.
@@ -114,17 +121,16 @@ class CellTrainer(Trainer):
 
 
 class _ProgressBar(TrainerCallback):
-    """A bar while a cell trains, on a terminal only."""
+    """Progress while a cell trains."""
 
     def __init__(self, title: str):
         self.title = title
 
     def on_train_begin(self, args, state, control, **kwargs):
-        shown = None if state.is_world_process_zero else True
-        self.bar = tqdm(total=state.max_steps, desc=self.title, leave=False, disable=shown)
+        self.bar = Progress(state.max_steps, self.title, " steps")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.bar.done)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()

@@ -25,9 +25,9 @@ from ..data.mixtures import parts_of
 from ..data.sources import Source
 from ..machine import process_state
 from ..modeling.base import evaluating
-from .encoder_folder import empty_encoder, load_config, trained_pooling
+from .encoder_folder import trained_pooling
 from .evaluator import EvaluationError
-from .modality import modality_of_input
+from .modality import modality_of_encoder
 from .results import command_line, versions, write_json
 from .sample_features import EmbedSettings, SampleFeatures
 
@@ -51,14 +51,9 @@ def load_embedder(encoder: str, settings: EmbedSettings) -> SampleFeatures:
     Raises:
         EvaluationError: where it cannot be loaded, or takes neither texts nor images.
     """
-    config = load_config(encoder)
-    main_input = empty_encoder(encoder, config).main_input_name
-    modality = modality_of_input(main_input)
-    if modality is None or modality.sample_features is None:
-        raise EvaluationError(
-            f'{encoder} is a "{config.model_type}" model, which takes `{main_input}`: features are made of texts and '
-            "of images, by an encoder such as a BERT or a ViT."
-        )
+    modality = modality_of_encoder(encoder)
+    if modality.sample_features is None:
+        raise EvaluationError(f"Features of a whole data set are not there for the modality {modality.name!r} yet.")
     trained = trained_pooling(encoder)
     if settings.pooling is None:
         settings = replace(settings, pooling=trained)
@@ -97,6 +92,18 @@ class Embedded:
             f"  {folder / PARTS}/  the same, part by part: another --format is made of it; delete it when done\n"
             f"\n{self.snippet()}"
         )
+
+    def load(self) -> tuple[np.ndarray, list[str]]:
+        """The features, of shape `(num_rows, dim)`, and what each is of."""
+        if self.path.suffix == ".npy":
+            samples = pq.read_table(self.path.with_name(PLACES), columns=["sample"])
+            return np.load(self.path, mmap_mode="r"), samples.column("sample").to_pylist()
+        if self.path.is_dir():
+            table = datasets.load_from_disk(str(self.path)).with_format("arrow")[:]
+        else:
+            table = pq.read_table(self.path, columns=["sample", "features"])
+        features = table.column("features").combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
+        return features, table.column("sample").to_pylist()
 
     def snippet(self) -> str:
         """Python that reads the features."""

@@ -1,7 +1,10 @@
 """What loading a stock encoder has in common for all modalities."""
 
+import atexit
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +14,69 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from ..errors import first_line
+from ..modeling.base import SSLPreTrainedModel
 from .evaluator import EvaluationError
-from .facts import read_facts
+from .facts import read_facts, write_facts
+from .results import read_json
 
 
 logger = logging.getLogger(__name__)
+
+
+# What a processor leaves in a folder, of whatever modality.
+_OF_PROCESSORS = (
+    "*processor_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "*.model", "chat_template*",
+)  # fmt: skip
+
+
+def stock_folder(encoder: str) -> str:
+    """Folder or Hub id of a stock encoder, where a checkpoint of a run may be named as well.
+
+    Args:
+        encoder (`str`):
+            Folder or Hub id of a stock encoder, taken as it is; the folder of a run that has not ended: its newest
+            checkpoint is taken; a checkpoint, or the pre-training model of a result folder.
+
+    Returns:
+        `str`: of a checkpoint, a folder with its encoder and processor that is there until this process ends.
+    """
+    folder = Path(encoder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+        if checkpoints:
+            folder = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
+            logger.info("%s holds a run that has not ended: its newest checkpoint is taken, %s.", encoder, folder.name)
+    method = _method_of(folder)
+    if method is None:
+        return encoder
+    if folder.name == "pretraining" and (folder.parent / "config.json").is_file():
+        return str(folder.parent)
+    try:
+        with quiet():
+            model = method.from_pretrained(folder)
+    except Exception as error:  # a damaged file shows itself in many ways
+        raise EvaluationError(f"Cannot load the checkpoint {folder}: {first_line(error)}") from error
+    kept = Path(tempfile.mkdtemp(prefix="hfssl-encoder-"))
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    target = kept / folder.name
+    model.export_encoder(target)
+    for path in {path for pattern in _OF_PROCESSORS for path in folder.glob(pattern)}:
+        shutil.copyfile(path, target / path.name)
+    facts = {"modality": model.method.modality, "pooling": getattr(model.config, "pooling", None)}
+    settings = read_json(folder / "manifest.json", default={}).get("settings", {})
+    write_facts(target, **facts, dataset=settings.get("dataset"))
+    return str(target)
+
+
+def _method_of(folder: Path) -> type[SSLPreTrainedModel] | None:
+    """The method that a folder holds a pre-training model of; `None` for all else."""
+    from ..methods import METHODS
+
+    if not (folder / "config.json").is_file():
+        return None
+    model_type = read_json(folder / "config.json", default={}).get("model_type") or ""
+    return METHODS.get(model_type.removeprefix("hfssl_")) if model_type.startswith("hfssl_") else None
 
 
 def load_config(source: str) -> PreTrainedConfig:

@@ -14,12 +14,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, issparse
 
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
+from .knn import unit_rows
 from .linear_probe import LogisticRegression
 
 
@@ -86,8 +88,10 @@ def few_shot_predict(
     check_features(train_x, train_y, test_x)
     rows = draw_rows(train_y, shots, seed)
     classifier = LogisticRegression(1.0 / len(rows), standardize=False, device=device)
-    mean = train_x.mean(0)
-    return classifier.fit(_unit(train_x[rows] - mean), train_y[rows]).predict(_unit(test_x - mean))
+    if not issparse(train_x):  # which it would be no more
+        mean = train_x.mean(0)
+        train_x, test_x = train_x - mean, test_x - mean
+    return classifier.fit(_unit(train_x[rows]), train_y[rows]).predict(_unit(test_x))
 
 
 def draw_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -102,5 +106,7 @@ def draw_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
+def _unit(x: np.ndarray | csr_matrix) -> np.ndarray | csr_matrix:
+    if issparse(x):
+        return unit_rows(x)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -14,18 +14,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from scipy.special import softmax
 from transformers import PreTrainedModel
 
+from ..data.modality import modality
 from ..machine import compute_device, process_state
 from . import metrics
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
+from .progress import Progress
 from .results import Result, command_line, versions, write_results
 
 
+# Of an answer that is always the same.
+CHANCE_AUROC = 0.5
+
 if TYPE_CHECKING:
-    from ..data.labelled import LabelledImages
+    from ..data.labelled import LabelledData
 
 
 @dataclass
@@ -41,12 +47,16 @@ class Measured:
             Labelled rows that were used.
         details (`dict[str, Any]`, *optional*):
             What was chosen on the way, or has to be said.
+        logits (`dict[int, np.ndarray]`, *optional*):
+            By seed, how much speaks for each class, of shape `(num_test, num_classes)`; -inf for one that was not
+            learned.
     """
 
     variant: dict[str, Any]
     predictions: dict[int, np.ndarray]
     num_train: int
     details: dict[str, Any] = field(default_factory=dict)
+    logits: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,13 +65,13 @@ class FrozenEvaluator(Evaluator):
     A probe of a frozen encoder. A subclass implements [`~FrozenEvaluator.predict`].
 
     Args:
-        train, test ([`~hfssl.data.labelled.LabelledImages`]):
-            Labelled rows to fit and to measure on. Nothing is chosen by looking at `test`.
+        train, test ([`~hfssl.data.labelled.LabelledData`]):
+            Labelled samples to fit and to measure on. Nothing is chosen by looking at `test`.
         pooling (`str`, *optional*):
             How a feature is made of the encoder's outputs, see [`~hfssl.modeling.pooling.pool_features`]; what fits
             the architecture when left out.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images a forward pass.
+            Images, or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; `auto` takes bf16 where the hardware computes in it. Features that lie close
             together, as those of an untrained encoder, are told apart in fp32 only.
@@ -73,8 +83,8 @@ class FrozenEvaluator(Evaluator):
     # the protocol's name in a table
     title: ClassVar[str]
 
-    train: "LabelledImages"
-    test: "LabelledImages"
+    train: "LabelledData"
+    test: "LabelledData"
     pooling: str | None = None
     batch_size: int = 256
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -88,10 +98,12 @@ class FrozenEvaluator(Evaluator):
         """Predict the classes of `test_x`, by each variant of the protocol.
 
         Args:
-            train_x (`np.ndarray` of shape `(num_train, dim)`), train_y (`np.ndarray` of shape `(num_train,)`):
-                Features and classes to fit to.
-            test_x (`np.ndarray` of shape `(num_test, dim)`):
-                Features to classify.
+            train_x (`np.ndarray` or sparse, of shape `(num_train, dim)`):
+                Features to fit to.
+            train_y (`np.ndarray` of shape `(num_train,)`):
+                Their classes.
+            test_x (`np.ndarray` or sparse, of shape `(num_test, dim)`):
+                Features to classify. Sparse ones are taken as they are, neither centred nor scaled.
         """
 
     def __call__(
@@ -123,13 +135,20 @@ class FrozenEvaluator(Evaluator):
 
     def _results(self, features: ProbeFeatures, command: str | None) -> list[Result]:
         train_y, test_y = self.labels
-        measured = [self.predict(x, train_y, features.test[kind]) for kind, x in features.train.items()]
+        measured = []
+        with Progress(len(features.train), self.title, " kinds of features") as progress:
+            for kind, x in features.train.items():
+                measured.append(self.predict(x, train_y, features.test[kind]))
+                progress.update()
         results = []
         for variants in zip(*measured, strict=True):
             by_kind = dict(zip(features.train, variants, strict=True))
             of_encoder = by_kind[ENCODER]
             scores = {
-                kind: {seed: classification_scores(rows, test_y) for seed, rows in variant.predictions.items()}
+                kind: {
+                    seed: classification_scores(rows, test_y, variant.logits.get(seed))
+                    for seed, rows in variant.predictions.items()
+                }
                 for kind, variant in by_kind.items()
             }
             results += make_results(
@@ -157,8 +176,11 @@ def make_results(
         "train": train.name, "test": test.name, "fingerprints": [train.fingerprint, test.fingerprint],
         "classes": len(np.unique(train_y)),
     }  # fmt: skip
+    constant = classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y)
     results = []
-    for metric, majority in classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y).items():
+    measured = [each for seeds in scores.values() for each in seeds.values()]
+    for metric in [name for name in measured[0] if all(name in each for each in measured)]:
+        majority = constant.get(metric, CHANCE_AUROC)
         figures = {kind: {seed: s[metric] for seed, s in seeds.items()} for kind, seeds in scores.items()}
         results.append(
             Result.from_scores(
@@ -181,7 +203,7 @@ def make_results(
     return results
 
 
-def features_of(data: "LabelledImages") -> Callable[..., ProbeFeatures]:
+def features_of(data: "LabelledData") -> Callable[..., ProbeFeatures]:
     """What makes features of labelled data of its modality.
 
     Raises:
@@ -193,22 +215,23 @@ def features_of(data: "LabelledImages") -> Callable[..., ProbeFeatures]:
     return made
 
 
-def aligned_labels(train: "LabelledImages", test: "LabelledImages") -> tuple[np.ndarray, np.ndarray]:
+def aligned_labels(train: "LabelledData", test: "LabelledData") -> tuple[np.ndarray, np.ndarray]:
     """Class indices of both splits, in the numbering of `train`.
 
     Raises:
         EvaluationError: where labels are missing, where there is nothing to tell apart, or where `test` has a class
-        that `train` has no image of.
+        that `train` has none of.
     """
+    kind = modality(train.modality).samples
     for data in (train, test):
         if len(data.labels) == 0:
-            raise EvaluationError(f"{data.name} holds no images to probe on: name another split.")
-        if len(data.labels) != len(data.images):
-            raise EvaluationError(f"{data.name} has {len(data.images):,} images, but {len(data.labels):,} labels.")
+            raise EvaluationError(f"{data.name} holds no {kind} to probe on: name another split.")
+        if len(data.labels) != len(data.samples):
+            raise EvaluationError(f"{data.name} has {len(data.samples):,} {kind}, but {len(data.labels):,} labels.")
         missing = int((np.asarray(data.labels) < 0).sum())
         if missing:
             raise EvaluationError(
-                f"{missing:,} of the {len(data.labels):,} images of {data.name} have no label (-1): a probe needs one "
+                f"{missing:,} of the {len(data.labels):,} {kind} of {data.name} have no label (-1): a probe needs one "
                 "for each, so name a split that has them."
             )
     train_y, test_y = (np.asarray(data.labels, dtype=np.int64) for data in (train, test))
@@ -217,7 +240,7 @@ def aligned_labels(train: "LabelledImages", test: "LabelledImages") -> tuple[np.
     if len(known) < 2:
         only = train.class_names[train_y[0]] if train.class_names else train_y[0]
         raise EvaluationError(
-            f'All {len(train_y):,} images of {train.name} have the label "{only}": a probe needs two classes or more.'
+            f'All {len(train_y):,} {kind} of {train.name} have the label "{only}": a probe needs two classes or more.'
         )
     # two folders or files may number the same classes differently
     renumbered = {index: position.get(name, -1) for index, name in enumerate(test.class_names)}
@@ -225,7 +248,7 @@ def aligned_labels(train: "LabelledImages", test: "LabelledImages") -> tuple[np.
     if strange:
         names = ", ".join(f'"{test.class_names[i]}"' if i < len(test.class_names) else str(i) for i in strange[:5])
         raise EvaluationError(
-            f"{test.name} has {len(strange)} class(es) that no image of {train.name} has, such as {names}: take both "
+            f"{test.name} has {len(strange)} class(es) that {train.name} has none of, such as {names}: take both "
             "splits of the same data set, and enough of train."
         )
     return train_y, np.array([renumbered.get(index, index) for index in test_y.tolist()], dtype=np.int64)
@@ -242,22 +265,36 @@ def check_features(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray)
             f"Features of train and test must be of shape (num_rows, dim) with equal dim, got {train_x.shape} and "
             f"{test_x.shape}: make both with the same encoder and pooling."
         )
-    if len(train_x) != len(train_y):
-        raise EvaluationError(f"There must be a label for each feature, got {len(train_y)} for {len(train_x)}.")
+    if train_x.shape[0] != len(train_y):
+        raise EvaluationError(f"There must be a label for each feature, got {len(train_y)} for {train_x.shape[0]}.")
     if len(np.unique(train_y)) < 2:
         raise EvaluationError("A probe needs features of two classes or more, got those of one.")
 
 
-def classification_scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """`accuracy`, and `macro_f1` where one class is more than twice as frequent in `references` as another."""
+def classification_scores(
+    predictions: np.ndarray, references: np.ndarray, logits: np.ndarray | None = None
+) -> dict[str, float]:
+    """`accuracy`; beside it, where one class is more than twice as frequent in `references` as another,
+    `balanced_accuracy`, `macro_f1` and, of logits of shape `(num_rows, num_classes)`, `auroc`."""
     counts = np.unique(references, return_counts=True)[1]
     # by more than the luck of a small sample
     uneven = counts.max() > 2 * counts.min() + 3 * np.sqrt(counts.max())
-    names = ["accuracy", "macro_f1"] if uneven else ["accuracy"]
+    names = ["accuracy", "balanced_accuracy", "macro_f1"] if uneven else ["accuracy"]
     scores: dict[str, float] = {}
     for name in names:
         scores |= _metric(name).compute(predictions=predictions, references=references)
+    if uneven and logits is not None:
+        scores["auroc"] = area_under_roc(logits, references)
     return scores
+
+
+def area_under_roc(logits: np.ndarray, references: np.ndarray) -> float:
+    """Mean over the classes in `references` of the area under the curve of each against the rest."""
+    from sklearn.metrics import roc_auc_score
+
+    shares = softmax(logits.astype(np.float64), axis=1)
+    areas = [roc_auc_score(references == label, shares[:, label]) for label in np.unique(references)]
+    return float(np.mean(areas))
 
 
 @cache

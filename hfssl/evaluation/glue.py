@@ -9,7 +9,8 @@ with similar lengths in a batch; weight decay 0.1 × learning rate for RTE too (
 3 epochs for QQP and QNLI (5 and 10), 10 for RTE (3); no task starts from the MNLI checkpoint; WNLI is here as well.
 
 The score is that of the last epoch on the validation split: no epoch, seed or setting is chosen by looking at it. The
-encoder and its random initialisation share everything else: rows, their order, hyper-parameters, seeds.
+encoder and its random initialisation share everything else: rows, their order, hyper-parameters, seeds. The classifier
+of each task that stays is that of seed 0.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..machine import choose_precision, process_state, use_all_cores
 from .cells import Cells, CellTrainer, training_arguments
+from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .glue_tasks import HUB_DATASET, TASKS, load_task, parse_tasks, subset, task_scores
 from .probe_features import ENCODER, RANDOM_INIT
@@ -66,6 +68,8 @@ class GlueEvaluator(Evaluator):
             Autocast to bf16 or not; `auto` takes bf16 where the hardware computes in it.
         random_init (`bool`, *optional*, defaults to `True`):
             Train the same architecture from random initialisation as well.
+        save_model (`bool`, *optional*, defaults to `True`):
+            Keep the classifier that came of the encoder with seed 0, in model/<task>/ of the output folder.
 
     Example:
 
@@ -89,6 +93,7 @@ class GlueEvaluator(Evaluator):
     max_length: int = 128
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     random_init: bool = True
+    save_model: bool = True
 
     def __post_init__(self):
         self.tasks = parse_tasks(self.task)
@@ -98,6 +103,13 @@ class GlueEvaluator(Evaluator):
                 raise EvaluationError(f"`{name}` must be above 0, got {value}.")
         if self.max_length < 8:
             raise EvaluationError(f"`max_length` must be at least 8 tokens, got {self.max_length}.")
+        num_processes = process_state().num_processes
+        for batch_size in (self.batch_size or TASKS[task].batch_size for task in self.tasks):
+            if batch_size % num_processes:
+                raise EvaluationError(
+                    f"A batch of {batch_size} rows cannot be dealt to {num_processes} processes evenly: "
+                    "set --batch_size to a multiple, or launch another number of processes."
+                )
 
     @property
     def primary_metric(self) -> str:
@@ -127,6 +139,7 @@ class GlueEvaluator(Evaluator):
 class _TaskData:
     train: datasets.Dataset
     eval: dict[str, datasets.Dataset]
+    label_names: tuple[str, ...] = ()
     digest: str = ""
     majority: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -175,6 +188,7 @@ class _Run:
         results = []
         for task in settings.tasks:
             for cell in [cell for cell in todo if cell[0] == task]:
+                self.cells.forget_unless_saved(cells[cell], self._model_dir(*cell))
                 if cells[cell] not in self.cells:
                     left = [other for other in todo[todo.index(cell) + 1 :] if cells[other] not in self.cells]
                     self._run_cell(cell, cells[cell], left, f"[{todo.index(cell) + 1}/{len(todo)}]")
@@ -182,9 +196,13 @@ class _Run:
                 kind: {seed: self.cells.done[cells[task, seed, kind]]["metrics"] for seed in range(settings.seeds)}
                 for kind in kinds
             }
-            results += self._results(task, found)
+            of_task = self._results(task, found)
+            results += of_task
             if self.output_dir and self.state.is_main_process:
                 write_results(self.output_dir / "results.json", results)
+                if settings.save_model:
+                    folder = self._model_dir(task, KEPT_SEED, ENCODER)
+                    write_classifier_card(folder, of_task, encoder=self.name, task="text-classification")
         return results
 
     def _prepare(self, name: str) -> _TaskData:
@@ -199,11 +217,15 @@ class _Run:
         for split in task.eval_splits:
             references = np.asarray(splits[split]["label"][:])
             majority[split] = task_scores(task, np.full_like(references, constant), references)
+        feature = splits["train"].features["label"]
+        named = isinstance(feature, datasets.ClassLabel) and feature.num_classes == task.num_labels
         encoded = {
             split: self.encoder.encode(rows, task.sentences, regression=task.num_labels == 1)
             for split, rows in splits.items()
         }
-        return _TaskData(encoded.pop("train"), encoded, majority=majority)
+        return _TaskData(
+            encoded.pop("train"), encoded, tuple(feature.names) if named else task.label_names, majority=majority
+        )
 
     def hyperparameters(self, name: str) -> dict[str, Any]:
         settings, task = self.settings, TASKS[name]
@@ -251,25 +273,25 @@ class _Run:
         left = f" · {_duration(remaining)} left" if left else ""
         logger.info("%s %s: %s · %s%s", position, _title(*cell), figures, _duration(seconds), left)
 
+    def _model_dir(self, task: str, seed: int, kind: str) -> Path | None:
+        """Where the classifier of a training is to stay, if it is."""
+        if not self.settings.save_model or self.output_dir is None or (seed, kind) != (KEPT_SEED, ENCODER):
+            return None
+        return self.output_dir / "model" / task
+
     def _num_tokens(self, task: str) -> float:
         return self.data[task].num_tokens(self.settings.epochs or TASKS[task].epochs)
 
     def _train(self, name: str, seed: int, kind: str) -> dict[str, dict[str, float]]:
         task, data = TASKS[name], self.data[name]
         chosen = self.hyperparameters(name)
-        num_processes = self.state.num_processes
-        if chosen["batch_size"] % num_processes:
-            raise EvaluationError(
-                f"A batch of {chosen['batch_size']} rows cannot be dealt to {num_processes} processes evenly: "
-                "set --batch_size to a multiple, or launch another number of processes."
-            )
         kwargs = {"attn_implementation": self.attention} if self.attention else {}
-        model = self.encoder.load(task.num_labels, seed, kind == RANDOM_INIT, **kwargs)
+        model = self.encoder.load(data.label_names or task.num_labels, seed, kind == RANDOM_INIT, **kwargs)
         with tempfile.TemporaryDirectory() as scratch:
             args = training_arguments(
                 scratch,
                 self.precision,
-                per_device_train_batch_size=chosen["batch_size"] // num_processes,
+                per_device_train_batch_size=chosen["batch_size"] // self.state.num_processes,
                 per_device_eval_batch_size=64,
                 num_train_epochs=chosen["epochs"],
                 learning_rate=chosen["learning_rate"],
@@ -297,6 +319,9 @@ class _Run:
                 logits, references = trainer.logits_and_labels(rows)
                 predictions = logits.squeeze(-1) if task.num_labels == 1 else logits.argmax(-1)
                 figures[split] = task_scores(task, predictions, references)
+        folder = self._model_dir(name, seed, kind)
+        if folder is not None and self.state.is_main_process:
+            save_classifier(folder, model, self.encoder.tokenizer, self._key(name, seed, kind))
         return figures
 
     def _results(self, name: str, found: dict[str, dict[int, dict[str, dict[str, float]]]]) -> list[Result]:

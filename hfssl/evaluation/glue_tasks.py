@@ -26,14 +26,24 @@ class GlueTask:
     # 1 is a regression
     num_labels: int = 2
     eval_splits: tuple[str, ...] = ("validation",)
+    # of what the numbers stand for, where the data do not say it; a regression has none
+    label_names: tuple[str, ...] = ("not_entailment", "entailment")
 
 
 TASKS = {
-    "cola": GlueTask(("sentence",), ("matthews_correlation",), 5e-5, 32, 10),
-    "sst2": GlueTask(("sentence",), ("accuracy",), 3e-5, 16, 3),
-    "mrpc": GlueTask(("sentence1", "sentence2"), ("accuracy", "f1"), 8e-5, 32, 10),
-    "stsb": GlueTask(("sentence1", "sentence2"), ("pearsonr", "spearmanr"), 3e-5, 32, 10, num_labels=1),
-    "qqp": GlueTask(("question1", "question2"), ("accuracy", "f1"), 3e-5, 16, 3),
+    "cola": GlueTask(
+        ("sentence",), ("matthews_correlation",), 5e-5, 32, 10, label_names=("unacceptable", "acceptable")
+    ),
+    "sst2": GlueTask(("sentence",), ("accuracy",), 3e-5, 16, 3, label_names=("negative", "positive")),
+    "mrpc": GlueTask(
+        ("sentence1", "sentence2"), ("accuracy", "f1"), 8e-5, 32, 10, label_names=("not_equivalent", "equivalent")
+    ),
+    "stsb": GlueTask(
+        ("sentence1", "sentence2"), ("pearsonr", "spearmanr"), 3e-5, 32, 10, num_labels=1, label_names=()
+    ),
+    "qqp": GlueTask(
+        ("question1", "question2"), ("accuracy", "f1"), 3e-5, 16, 3, label_names=("not_duplicate", "duplicate")
+    ),
     "mnli": GlueTask(
         ("premise", "hypothesis"),
         ("accuracy",),
@@ -42,9 +52,14 @@ TASKS = {
         3,
         num_labels=3,
         eval_splits=("validation_matched", "validation_mismatched"),
+        label_names=("entailment", "neutral", "contradiction"),
     ),
-    "qnli": GlueTask(("question", "sentence"), ("accuracy",), 1e-5, 16, 3),
-    "rte": GlueTask(("sentence1", "sentence2"), ("accuracy",), 1e-5, 16, 10),
+    "qnli": GlueTask(
+        ("question", "sentence"), ("accuracy",), 1e-5, 16, 3, label_names=("entailment", "not_entailment")
+    ),
+    "rte": GlueTask(
+        ("sentence1", "sentence2"), ("accuracy",), 1e-5, 16, 10, label_names=("entailment", "not_entailment")
+    ),
     "wnli": GlueTask(("sentence1", "sentence2"), ("accuracy",), 1e-5, 16, 5),
 }
 

@@ -7,13 +7,14 @@ matters; where there are fewer than k training rows, all of them vote.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_matrix, issparse
 
 from ..machine import compute_device
 from .evaluator import EvaluationError
@@ -59,16 +60,16 @@ class KnnEvaluator(FrozenEvaluator):
         predictions = knn_predict(train_x, train_y, test_x, self.k, self.temperature, device=compute_device())
         measured = []
         for k, rows in predictions.items():
-            details = {"neighbours": len(train_x)} if k > len(train_x) else {}
+            details = {"neighbours": len(train_y)} if k > len(train_y) else {}
             variant = {"k": k, "temperature": self.temperature}
-            measured.append(Measured(variant, {0: rows}, num_train=len(train_x), details=details))
+            measured.append(Measured(variant, {0: rows}, num_train=len(train_y), details=details))
         return measured
 
 
 def knn_predict(
-    train_x: np.ndarray | torch.Tensor,
+    train_x: np.ndarray | torch.Tensor | csr_matrix,
     train_y: np.ndarray,
-    test_x: np.ndarray | torch.Tensor,
+    test_x: np.ndarray | torch.Tensor | csr_matrix,
     k: int | Sequence[int] = (20, 200),
     temperature: float = 0.07,
     *,
@@ -78,11 +79,11 @@ def knn_predict(
     Class of each test row by the votes of its nearest training rows.
 
     Args:
-        train_x (`np.ndarray` or `torch.Tensor` of shape `(num_train, dim)`):
+        train_x (`np.ndarray`, `torch.Tensor` or sparse, of shape `(num_train, dim)`):
             Features, of any length.
         train_y (`np.ndarray` of shape `(num_train,)`):
             Classes, from 0 on.
-        test_x (`np.ndarray` or `torch.Tensor` of shape `(num_test, dim)`):
+        test_x (`np.ndarray`, `torch.Tensor` or sparse, of shape `(num_test, dim)`):
             Features to classify.
         k (`int` or `Sequence[int]`, *optional*, defaults to `(20, 200)`):
             Numbers of neighbours.
@@ -100,21 +101,22 @@ def knn_predict(
         raise EvaluationError(
             f"k-NN needs k ≥ 1 and a temperature above 0, got k = {ks}, temperature = {temperature}."
         )
-    train, test = (torch.as_tensor(x, dtype=torch.float32) for x in (train_x, test_x))
-    check_features(train, train_y, test)
+    check_features(train_x, train_y, test_x)
+    num_train, num_test = train_x.shape[0], test_x.shape[0]
     classes = torch.as_tensor(train_y, dtype=torch.int64)
-    if max(ks) > len(train):
-        logger.info("k-NN with k = %d: there are %d training rows only, all of them vote.", max(ks), len(train))
+    if max(ks) > num_train:
+        logger.info("k-NN with k = %d: there are %d training rows only, all of them vote.", max(ks), num_train)
     predictions = {k: [] for k in ks}
     device = torch.device(device)
     # bf16 has too few digits to tell neighbours apart
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        train = F.normalize(train.to(device), dim=1)
-        for part in test.split(max(1, _CHUNK // len(train))):
-            similarity = F.normalize(part.to(device), dim=1) @ train.T
-            top, index = similarity.topk(min(max(ks), len(train)), dim=1)
+        similar = _cosines(train_x, test_x, device)
+        step = max(1, _CHUNK // num_train)
+        for start in range(0, num_test, step):
+            similarity = similar(slice(start, start + step))
+            top, index = similarity.topk(min(max(ks), num_train), dim=1)
             for k in ks:
-                n = min(k, len(train))
+                n = min(k, num_train)
                 # votes are summed on the CPU: sums by index are not deterministic on a GPU
                 votes = _votes(top[:, :n].cpu(), classes[index[:, :n].cpu()], temperature, int(classes.max()) + 1)
                 last = top[:, n - 1 : n]
@@ -126,6 +128,23 @@ def knn_predict(
                     )
                 predictions[k].append(votes.argmax(1))
     return {k: torch.cat(parts).numpy() for k, parts in predictions.items()}
+
+
+def _cosines(train_x: Any, test_x: Any, device: torch.device) -> Callable[[slice], torch.Tensor]:
+    """What gives the similarities of some rows of test to all of train."""
+    if issparse(train_x):
+        # sparse products are made by scipy, on the CPU
+        train, test = (unit_rows(x) for x in (train_x, test_x))
+        return lambda rows: torch.from_numpy((test[rows] @ train.T).toarray()).to(device)
+    train, test = (torch.as_tensor(x, dtype=torch.float32) for x in (train_x, test_x))
+    train = F.normalize(train.to(device), dim=1)
+    return lambda rows: F.normalize(test[rows].to(device), dim=1) @ train.T
+
+
+def unit_rows(x: csr_matrix) -> csr_matrix:
+    """Sparse rows, each of length 1; of length 0 where there is nothing in it."""
+    lengths = np.sqrt(np.asarray(x.multiply(x).sum(1)))
+    return csr_matrix(x.multiply(1 / np.maximum(lengths, 1e-12)), dtype=np.float32)
 
 
 def _votes(similarity: torch.Tensor, classes: torch.Tensor, temperature: float, num_classes: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ from .results import Result, write_results
 
 
 if TYPE_CHECKING:
-    from ..data.labelled import LabelledImages
+    from ..data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class LabelEfficiencyEvaluator(Evaluator):
     Probe, fine-tuning and training from scratch on shares of the labels. The protocol stands at the top of the module.
 
     Args:
-        train, test ([`~hfssl.data.labelled.LabelledImages`]):
+        train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled images to train and to measure on.
         fractions (`tuple[float, ...]`, *optional*, defaults to `(0.01, 0.1, 1.0)`):
             Shares of the labels.
@@ -55,8 +55,8 @@ class LabelEfficiencyEvaluator(Evaluator):
     title: ClassVar[str] = "label efficiency"
     primary_metric = "accuracy"
 
-    train: "LabelledImages"
-    test: "LabelledImages"
+    train: "LabelledData"
+    test: "LabelledData"
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     settings: FinetuneSettings = field(default_factory=FinetuneSettings)
     pooling: str | None = None
@@ -68,6 +68,13 @@ class LabelEfficiencyEvaluator(Evaluator):
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise EvaluationError(f"Shares of the labels are above 0 and at most 1, got {self.fractions}.")
         self.labels = aligned_labels(self.train, self.test)
+        self.draws = {
+            fraction: {seed: draw_fraction(self.labels[0], fraction, seed) for seed in range(self.settings.seeds)}
+            for fraction in self.fractions
+        }
+        # before hours of training on the first of them
+        for draws in self.draws.values():
+            self.settings.samples_a_process(len(draws[0]))
 
     def __call__(
         self,
@@ -90,8 +97,9 @@ class LabelEfficiencyEvaluator(Evaluator):
         results = []
         with encoder_source(encoder, processor) as source:
             run = FinetuneRun(self, source, processor, name, output_dir)
-            for fraction in self.fractions:
-                draws = {seed: draw_fraction(self.labels[0], fraction, seed) for seed in range(self.settings.seeds)}
+            for draws in self.draws.values():
+                run.check(len(draws[0]))
+            for fraction, draws in self.draws.items():
                 probed = [self._probe(features, fraction, draws, command) if is_main else None]
                 results += broadcast_object_list(probed)[0]
                 results += self._finetune(run, fraction, draws, command)

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.sparse import csr_matrix, issparse
 
 from ..functional import keyed
 from ..functional.keyed import Use
@@ -46,8 +47,14 @@ class LinearProbeEvaluator(FrozenEvaluator):
     title: ClassVar[str] = "linear probe"
 
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
-        predictions, strength = linear_probe_predict(train_x, train_y, test_x, device=compute_device())
-        return [Measured({}, {0: predictions}, num_train=len(train_x), details={"strength": strength})]
+        check_features(train_x, train_y, test_x)
+        model, strength = fit_linear_probe(train_x, train_y, device=compute_device())
+        decision = model.decision(test_x)
+        logits = np.full((len(decision), int(train_y.max()) + 1), -np.inf)
+        logits[:, model.classes] = decision
+        predictions = model.classes[decision.argmax(1)]
+        details = {"strength": strength}
+        return [Measured({}, {0: predictions}, num_train=len(train_y), details=details, logits={0: logits})]
 
 
 @dataclass
@@ -60,7 +67,8 @@ class LogisticRegression:
         strength (`float`):
             Weight of the penalty, above 0.
         standardize (`bool`, *optional*, defaults to `True`):
-            Shift and scale each dimension to mean 0 and deviation 1 over the rows that are fitted to.
+            Shift and scale each dimension to mean 0 and deviation 1 over the rows that are fitted to; sparse features
+            are taken as they are.
         tolerance (`float`, *optional*, defaults to `1e-4`):
             Largest entry that the gradient may have at the end, as a share of the largest one at weights of 0.
         max_iterations (`int`, *optional*, defaults to `2000`):
@@ -80,7 +88,7 @@ class LogisticRegression:
         if not self.strength > 0:
             raise EvaluationError(f"The strength of the penalty must be above 0, got {self.strength}.")
         self.classes, target = np.unique(y, return_inverse=True)
-        self.mean, self.scale = _moments(x) if self.standardize else (0.0, 1.0)
+        self.mean, self.scale = _moments(x) if self.standardize and not issparse(x) else (0.0, 1.0)
         rows, target = self._rows(x), torch.as_tensor(target, device=self.device)
         shape = (rows.shape[1] + 1, len(self.classes))  # the last row are the biases
         penalty = self.strength * torch.ones(shape, device=self.device)
@@ -88,7 +96,7 @@ class LogisticRegression:
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             weights = torch.as_tensor(flat, dtype=torch.float32, device=self.device).view(shape)
-            log_probability = torch.addmm(weights[-1], rows, weights[:-1]).log_softmax(1)
+            log_probability = _logits(rows, weights).log_softmax(1)
             # summed in 64 bits: the line search compares values that hardly differ
             loss = -log_probability.gather(1, target[:, None]).cpu().double().mean().item()
             error = log_probability.exp_()
@@ -118,7 +126,7 @@ class LogisticRegression:
         """Logits of shape `(num_rows, num_classes)`."""
         weights = torch.as_tensor(self.weights, dtype=torch.float32, device=self.device)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
-            return torch.addmm(weights[-1], self._rows(x), weights[:-1]).cpu().numpy()
+            return _logits(self._rows(x), weights).cpu().numpy()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Classes of shape `(num_rows,)`, as `y` had them."""
@@ -130,8 +138,30 @@ class LogisticRegression:
         target = torch.from_numpy(np.searchsorted(self.classes, y))
         return -log_probability.gather(1, target[:, None]).mean().item()
 
-    def _rows(self, x: np.ndarray) -> torch.Tensor:
+    def _rows(self, x: np.ndarray | csr_matrix) -> "torch.Tensor | _SparseRows":
+        if issparse(x):
+            return _SparseRows(csr_matrix(x, dtype=np.float32), self.device)
         return torch.as_tensor((x - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+
+
+class _SparseRows:
+    """Sparse features that are multiplied as a tensor is; the products are made by scipy, on the CPU."""
+
+    def __init__(self, x: csr_matrix, device: torch.device | str):
+        self.x, self.device, self.shape = x, device, x.shape
+
+    @property
+    def T(self) -> "_SparseRows":
+        return _SparseRows(self.x.T, self.device)
+
+    def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.x @ other.cpu().numpy()).to(self.device)
+
+
+def _logits(rows: "torch.Tensor | _SparseRows", weights: torch.Tensor) -> torch.Tensor:
+    if isinstance(rows, _SparseRows):
+        return rows @ weights[:-1] + weights[-1]
+    return torch.addmm(weights[-1], rows, weights[:-1])
 
 
 def linear_probe_predict(
@@ -144,6 +174,18 @@ def linear_probe_predict(
 ) -> tuple[np.ndarray, float]:
     """Predicted classes of `test_x`, of shape `(num_test,)`, and the strength that was chosen on train."""
     check_features(train_x, train_y, test_x)
+    model, strength = fit_linear_probe(train_x, train_y, strengths=strengths, device=device)
+    return model.predict(test_x), strength
+
+
+def fit_linear_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> tuple[LogisticRegression, float]:
+    """The regression fitted to all of train, and the strength that was chosen on it."""
     held_out = held_out_rows(train_y)
     if held_out.any():
         chosen = choose_strength(
@@ -155,7 +197,7 @@ def linear_probe_predict(
         logger.info("One label a class leaves nothing to choose a strength on: it is %g.", strength)
     # the optimum is unique: where the search for it begins decides how long it takes only
     model = LogisticRegression(strength, device=device).fit(train_x, train_y, start=chosen)
-    return model.predict(test_x), strength
+    return model, strength
 
 
 def choose_strength(

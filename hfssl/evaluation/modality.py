@@ -1,15 +1,19 @@
 """What evaluation knows of a modality: `hfssl/evaluation/<modality>/__init__.py` declares it as `MODALITY`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from .encoder_folder import empty_encoder, load_config
 from .evaluator import EvaluationError
+from .finetune_settings import FinetuneDefaults
 from .sample_features import EmbedSettings, SampleFeatures
 
 
@@ -20,6 +24,41 @@ class Embedder(Protocol):
 
     def __call__(self, encoder: PreTrainedModel, index: int, pooling: str | None) -> torch.Tensor:
         """Pooled features `(batch_size, dim)` of a batch, by an encoder in evaluation mode."""
+
+
+class Finetuning(Protocol):
+    """An encoder and two labelled splits, as fine-tuning needs them.
+
+    Made of folder or Hub id of the encoder, its processor (or `None` for the folder's), the splits to train and to
+    measure on, and the settings. Labels are given apart, in the numbering of the classes that are told apart.
+
+    Attributes:
+        task (`str`):
+            Of transformers' pipelines that takes the classifier, such as `"image-classification"`.
+        processor:
+            What is saved beside the classifier.
+        digests (`dict[str, str]`):
+            Of what the trained encoder and its random initialisation begin with, processor included.
+        has_batch_norm (`bool`):
+            Whether the encoder needs more than one sample in each process.
+    """
+
+    task: str
+    processor: Any
+    digests: dict[str, str]
+    has_batch_norm: bool
+
+    def classifier(self, class_names: list[str], seed: int, random_init: bool) -> PreTrainedModel:
+        """The encoder with a new head, or its architecture with new weights throughout."""
+
+    def training_rows(self, labels: np.ndarray, rows: np.ndarray, length: int, seed: int) -> Dataset:
+        """So many samples, epoch after epoch over some rows of train."""
+
+    def test_rows(self, labels: np.ndarray) -> Dataset:
+        """All of test, in its order."""
+
+    def collator(self, model: PreTrainedModel) -> Callable:
+        """Makes batches of either."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,10 @@ class EvaluationModality:
             What such features look like, into a folder.
         sample_features (`Callable[[str, EmbedSettings], SampleFeatures]`, *optional*):
             What makes features of a whole data set, from folder or Hub id of an encoder and how they are to be made.
+        finetuning (`Callable[..., Finetuning]`, *optional*):
+            See [`Finetuning`].
+        finetune_defaults ([`~hfssl.evaluation.finetune_settings.FinetuneDefaults`], *optional*):
+            What fine-tuning takes where settings are left out.
     """
 
     name: str
@@ -48,6 +91,8 @@ class EvaluationModality:
     probe_features: Callable[..., Any] | None = None
     draw_pictures: Callable[..., Any] | None = None
     sample_features: Callable[[str, EmbedSettings], SampleFeatures] | None = None
+    finetuning: Callable[..., Finetuning] | None = None
+    finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
 
 
 def evaluation_modality(name: str) -> EvaluationModality:
@@ -72,3 +117,20 @@ def modality_of_input(main_input: str) -> EvaluationModality | None:
             if modality is not None and modality.main_input == main_input:
                 return modality
     return None
+
+
+def modality_of_encoder(encoder: str) -> EvaluationModality:
+    """The modality of what an encoder takes, by its folder or Hub id.
+
+    Raises:
+        EvaluationError: where there is no such encoder, or it takes what nothing is known of.
+    """
+    config = load_config(encoder)
+    main_input = empty_encoder(encoder, config).main_input_name
+    found = modality_of_input(main_input)
+    if found is None:
+        raise EvaluationError(
+            f'{encoder} is a "{config.model_type}" model, which takes `{main_input}`: features are made of texts and '
+            "of images, by an encoder such as a BERT or a ViT."
+        )
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..data.labelled import LabelledImages
+from ..data.labelled import LabelledData
 from ..data.sources import identity
 from ..functional import keyed
 from ..functional.keyed import Use
@@ -28,7 +28,7 @@ class OnlineKnn(Evaluator):
     Of a run in several processes, each makes the features of its share; the figure is the same in all of them.
 
     Args:
-        train, test ([`~hfssl.data.labelled.LabelledImages`]):
+        train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled images that vote, and that are classified.
         processor:
             Image processor that goes with the encoder.
@@ -52,8 +52,8 @@ class OnlineKnn(Evaluator):
 
     def __init__(
         self,
-        train: LabelledImages,
-        test: LabelledImages,
+        train: LabelledData,
+        test: LabelledData,
         processor: Any,
         *,
         pooling: str | None = None,

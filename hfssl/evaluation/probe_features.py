@@ -3,29 +3,29 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 
 ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY = "encoder", "random_init", "raw_input", "majority"
 # a few numbers about a sample that need no network: of images mean and deviation of each channel
 STATISTICS = "simple_statistics"
+# which words a text has, with their weights: sparse
+BAG_OF_WORDS = "bag_of_words"
 
 
 @dataclass
 class ProbeFeatures:
-    """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"` and
-    `"simple_statistics"`.
+    """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"`,
+    `"simple_statistics"`, `"bag_of_words"`.
 
     Args:
         model (`str`):
             Name of the encoder.
-        train, test (`dict[str, np.ndarray]`):
-            Arrays of shape `(num_rows, dim)`.
+        train, test (`dict[str, np.ndarray | scipy.sparse.csr_matrix]`):
+            Arrays of shape `(num_rows, dim)`, or sparse matrices.
         settings (`dict[str, Any]`):
             How they were made.
     """
 
     model: str
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
+    train: dict[str, Any]
+    test: dict[str, Any]
     settings: dict[str, Any]

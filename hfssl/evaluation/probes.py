@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..data.modality import modality
 from ..machine import process_state
 from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
@@ -23,7 +24,7 @@ from .usefulness import usefulness_line
 
 
 if TYPE_CHECKING:
-    from ..data.labelled import LabelledImages
+    from ..data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def parse_protocols(text: str | Sequence[str]) -> list[str]:
 def probe_table(
     encoder: str | Path | PreTrainedModel,
     processor: Any,
-    train: "LabelledImages",
-    test: "LabelledImages",
+    train: "LabelledData",
+    test: "LabelledData",
     protocols: str | Sequence[str] = ("knn", "linear"),
     *,
     output_dir: str | Path | None = None,
@@ -73,17 +74,17 @@ def probe_table(
         encoder (`str`, `Path` or [`~transformers.PreTrainedModel`]):
             Folder or Hub id of a stock encoder, or a model.
         processor (*optional*):
-            Image processor; that of the folder when `None`.
-        train, test ([`~hfssl.data.labelled.LabelledImages`]):
-            Labelled images to learn from and to measure on.
+            Image processor or tokenizer; that of the folder when `None`.
+        train, test ([`~hfssl.data.labelled.LabelledData`]):
+            Labelled samples to learn from and to measure on.
         protocols (`str` or `Sequence[str]`, *optional*, defaults to `("knn", "linear")`):
             knn, linear, few_shot, label_efficiency, finetune.
         output_dir (`str` or `Path`, *optional*):
             Folder for `results.json`, for pictures in `assets/` and for features in `features/`.
         pooling (`str`, *optional*):
-            cls, mean, cls+mean or last4; what fits the encoder when left out.
+            Of images cls, mean, cls+mean or last4, of texts mean, cls or last; what fits the encoder when left out.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images a forward pass.
+            Images, or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not.
         settings ([`FinetuneSettings`], *optional*):
@@ -130,14 +131,15 @@ def probe_table(
     draw_pictures = evaluation_modality(train.modality).draw_pictures
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
-    state.print("\n" + probe_lines(results, features.settings["pooling"] if features else None))
+    pooling = features.settings["pooling"] if features else None
+    state.print("\n" + probe_lines(results, pooling, modality(train.modality).samples))
     state.wait_for_everyone()
     return results
 
 
-def probe_lines(results: Sequence[Result], pooling: str | None = None) -> str:
+def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: str = "images") -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
-    head = f"Probes on {results[0].task}, {results[0].num_eval:,} images"
+    head = f"Probes on {results[0].task}, {results[0].num_eval:,} {samples}"
     rows = [replace(result, task=_title(result)) for result in results]
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:

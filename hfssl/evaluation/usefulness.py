@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from .probe_features import RANDOM_INIT, RAW_INPUT, STATISTICS
+from .probe_features import BAG_OF_WORDS, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result
 
 
@@ -13,15 +13,19 @@ USEFUL, NO_BETTER, WORSE = "useful", "no better than", "worse than"
 # Of each of them the figure that tables show first.
 _PROBES, _K = ("knn", "linear"), 20
 
-_TITLES = {RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics"}
+_TITLES = {
+    RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics", BAG_OF_WORDS: "a bag of words",
+}  # fmt: skip
 
 _WHAT_TO_TRY = {
     RANDOM_INIT: "train for longer (`--max_steps`), and see whether its loss falls below chance: if not, raise "
-    "`--learning_rate`, or make the views milder (`recipes/show_views.py` shows them)",
+    "`--learning_rate`, or make the views of images milder (`recipes/show_views.py` shows them)",
     RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
     "train for longer (`--max_steps`) on more images, and pass larger crops (`--crop_scale 0.5 1.0`)",
     STATISTICS: "these labels go by colour and brightness, which views change: pass milder ones (`--jitter 0 0 0 0 "
     "--grey_probability 0`), or a method that changes no colours (`recipes/mae.py`)",
+    BAG_OF_WORDS: "for labels that single words give away, counting them is enough; else fine-tune the whole encoder "
+    "(`recipes/finetune.py`), train it for longer (`--max_steps`), or on texts nearer to these",
 }
 
 
@@ -33,8 +37,8 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
             Of one table; other protocols among them do not count.
 
     Returns:
-        `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input and simple
-        statistics; else `no better than untrained`, `worse than raw input` or `worse than simple statistics`, and what
+        `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input, simple
+        statistics and a bag of words; else `no better than untrained`, `worse than raw input` and the like, and what
         to try. Both empty where no such probe is among the results. A difference counts from two standard errors on.
     """
     probes = [
@@ -48,7 +52,7 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
     certain = 2 * math.sqrt(2 * max(value * (1 - value), 1e-4) / probes[0].num_eval)
     gains = {
         kind: value - fmean(each.baselines[kind] for each in probes)
-        for kind in (RANDOM_INIT, RAW_INPUT, STATISTICS)
+        for kind in _TITLES
         if all(kind in each.baselines for each in probes)
     }
     if RANDOM_INIT not in gains:

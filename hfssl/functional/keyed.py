@@ -45,6 +45,9 @@ class Use(IntEnum):
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31
+    # targets made of the whole corpus
+    TARGETS = 35
+    TARGET_SAMPLE = 36
     # samples of the data for something else than training
     HELD_OUT_ORDER = 40
     HELD_OUT_SAMPLE = 41

@@ -4,6 +4,7 @@ What a loss needs of other processes (negatives) it is given. Softmaxes, norms a
 under autocast. One module holds one family; all of their names are here.
 """
 
+from .clustering import deepcluster_loss, swav_codes, swav_loss
 from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
 from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
 from .precision import at_least_float32, full_precision
@@ -26,6 +27,7 @@ __all__ = [
     "byol_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
+    "deepcluster_loss",
     "dino_loss",
     "full_precision",
     "lejepa_terms",
@@ -37,6 +39,8 @@ __all__ = [
     "sigreg_loss",
     "simsiam_loss",
     "sinkhorn_targets",
+    "swav_codes",
+    "swav_loss",
     "vicreg_loss",
     "vicreg_terms",
 ]

@@ -67,7 +67,7 @@ def dino_loss(
     teacher_logits: torch.Tensor,
     center: torch.Tensor,
     student_temperature: float,
-    teacher_temperature: float,
+    teacher_temperature: float | torch.Tensor,
 ) -> torch.Tensor:
     """Self-distillation loss of [DINO](https://huggingface.co/papers/2104.14294), equation 3 and algorithm 1.
 
@@ -78,8 +78,9 @@ def dino_loss(
             Without gradient.
         center (`torch.Tensor` of shape `(num_prototypes,)`):
             Running mean of the teacher's logits.
-        student_temperature, teacher_temperature (`float`):
-            Divisors of the logits. The teacher's is the smaller one: its targets are sharper.
+        student_temperature (`float`), teacher_temperature (`float` or `torch.Tensor` of shape `()`):
+            Divisors of the logits. The teacher's is the smaller one: its targets are sharper. What changes in the
+            course of a run is a tensor where the loss is compiled.
 
     Returns:
         `torch.Tensor` of shape `()`: the cross-entropy between teacher and student, mean over the batch and over all
@@ -99,7 +100,7 @@ def dino_loss(
 
 def sinkhorn_targets(
     teacher_logits: torch.Tensor,
-    temperature: float,
+    temperature: float | torch.Tensor,
     iterations: int = 3,
     all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -113,7 +114,7 @@ def sinkhorn_targets(
     Args:
         teacher_logits (`torch.Tensor` of shape `(..., num_prototypes)`):
             Of all samples and views together, without gradient; cosine similarities, which are at most 1.
-        temperature (`float`):
+        temperature (`float` or `torch.Tensor` of shape `()`):
             Divisor of the logits, above 0.
         iterations (`int`, *optional*, defaults to `3`):
             More come nearer to equal shares.

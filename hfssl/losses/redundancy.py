@@ -144,10 +144,10 @@ def sigreg_loss(
         t = torch.linspace(0.0, 3.0, 17, dtype=x.dtype, device=x.device)
         normal = (-t.square() / 2.0).exp()
         weights = 2.0 * (t[1] - t[0]) * normal
-        weights[[0, -1]] /= 2.0
+        weights[:: len(t) - 1] /= 2.0
         waves = x[..., None] * t  # (..., batch_size, num_directions, knots)
         sums = torch.stack([waves.cos().sum(-3), waves.sin().sum(-3)])
-        count = x.new_tensor(float(x.shape[-2]))
+        count = x.new_full((), x.shape[-2])
         if all_reduce is not None:
             # the sums and how many they are of, in one message
             total = all_reduce(torch.cat([sums.flatten(), count[None]]))
@@ -195,7 +195,7 @@ def _centred(
     """Projections of both views less their means over all samples, and how many these are."""
     z1, z2 = at_least_float32(z1), at_least_float32(z2)
     # the sums and how many they are of, in one message
-    total = _reduced(torch.cat([z1.sum(0), z2.sum(0), z1.new_tensor([len(z1)])]), all_reduce)
+    total = _reduced(torch.cat([z1.sum(0), z2.sum(0), z1.new_full((1,), len(z1))]), all_reduce)
     count = total[-1].detach()
     mean1, mean2 = (total[:-1] / count).chunk(2)
     return z1 - mean1, z2 - mean2, count

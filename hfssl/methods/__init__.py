@@ -9,12 +9,15 @@ from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTrainingConfig
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
+from .vision.deepcluster import DeepclusterForPreTraining, DeepclusterPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
 from .vision.lejepa import LejepaForPreTraining, LejepaPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig
+from .vision.rotnet import RotnetForPreTraining, RotnetPreTrainingConfig
 from .vision.simclr import SimclrForPreTraining, SimclrPreTrainingConfig
 from .vision.simsiam import SimsiamForPreTraining, SimsiamPreTrainingConfig
+from .vision.swav import SwavForPreTraining, SwavPreTrainingConfig
 from .vision.vicreg import VicregForPreTraining, VicregPreTrainingConfig
 
 

@@ -135,7 +135,11 @@ class SSLPreTrainedModel(PreTrainedModel):
         return {"loss": loss, "loss_terms": {name: term.detach() for name, term in terms.items()}}
 
     def export_encoder(
-        self, folder: str | Path, name: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        processor: Any = None,
     ) -> None:
         """Write an encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.
 
@@ -149,6 +153,8 @@ class SSLPreTrainedModel(PreTrainedModel):
                 Which of `encoders`, where there are several.
             state_dict (`dict[str, torch.Tensor]`, *optional*):
                 State of this whole model where its own parameters are sharded (FSDP, DeepSpeed).
+            processor (*optional*):
+                Image processor or tokenizer to write beside it: so the folder has all that is needed to use it.
 
         Raises:
             UserError: if there are several and none is chosen, or if the method's `export_kind` cannot be written.
@@ -176,6 +182,8 @@ class SSLPreTrainedModel(PreTrainedModel):
         config.architectures = [type(encoder).__name__]
         config.dtype = encoder.config.dtype
         config.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
 
 
 def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:

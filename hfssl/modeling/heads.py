@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..losses import at_least_float32, full_precision
+from .progress import not_trained
 
 
 class MlpHead(nn.Sequential):
@@ -125,8 +126,7 @@ class DinoHead(nn.Module):
         projections = F.normalize(at_least_float32(self.layers(features)), dim=-1)
         weight = self.prototypes.weight
         if not self.trains_prototypes:
-            # a gradient of 0: for a missing one DDP would wait, and the true one would count where all are clipped
-            weight = weight.detach() + 0.0 * weight
+            weight = not_trained(weight)
         weight = F.normalize(at_least_float32(weight), dim=-1)
         if torch.is_grad_enabled():
             return F.linear(projections, weight)

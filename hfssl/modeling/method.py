@@ -73,7 +73,7 @@ class BenchmarkSettings:
         views (`dict`, *optional*):
             Flags of its views, likewise.
         short_config, short_training (`dict`, *optional*):
-            For the benchmark of quality, whose runs are shorter than those that the recipe's defaults are for: fields
+            For comparisons, whose runs are shorter than those that the recipe's defaults are for: fields
             of the config, and of the training arguments.
         against (`tuple[str, ...]`, *optional*):
             The libraries that have the method.

@@ -6,21 +6,19 @@ whose student was trained while its teacher stood still refuses to go on: it wou
 """
 
 import copy
-import weakref
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..errors import UserError
 from ..functional.schedules import cosine
+from .progress import ProgressMixin
 
 
-class TeacherMixin:
+class TeacherMixin(ProgressMixin):
     """A `student` and its `teacher`, in front of [`SSLPreTrainedModel`] among the bases of a method.
 
     In `__init__`, call [`build_teacher`] when `self.student` is complete and before `self.post_init()`; in `forward`,
@@ -35,51 +33,28 @@ class TeacherMixin:
 
     def build_teacher(self) -> None:
         self.teacher = copy.deepcopy(self.student)
-        # how far the run is; float32, and read back from there, so that a resumed run has the same numbers
-        self.register_buffer("schedule_position", torch.zeros(()))
-        self._progress: float | None = None
-        self._student_moved = False
+        self.track_progress()
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.student
 
     @property
     def encoder(self) -> PreTrainedModel:
         """The stock module that is evaluated and exported."""
         return getattr(self, self.exported).encoder
 
-    @property
-    def progress(self) -> float:
-        """How far the run is, in [0, 1], as of the last optimizer step."""
-        if self._progress is None:
-            self._progress = self.schedule_position.item()
-        return self._progress
-
     def schedules(self, progress: float) -> dict[str, float]:
-        """What changes during a run, by name, at a share `progress` of it."""
         config = self.config
-        return {"teacher_momentum": cosine(config.momentum_start, config.momentum_end, progress)}
-
-    def waiting_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the student that do not learn yet.
-
-        No optimizer gets to see their gradients, whatever loop calls its `step()` (a closure that makes them comes too
-        late): it would decay and count also what has a gradient of 0. In the backward pass they have one all the
-        same, for which DDP waits.
-        """
-        return []
+        return super().schedules(progress) | {
+            "teacher_momentum": cosine(config.momentum_start, config.momentum_end, progress)
+        }
 
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
-        """Move the teacher, and what else follows the run. [`~hfssl.training.callbacks.MethodCallback`] calls it.
-
-        Args:
-            progress (`float`):
-                Share of the run that is done with this step, in [0, 1].
-        """
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"`progress` is the share of the run that is done, between 0 and 1, got {progress}.")
+        """Move the teacher, and what else follows the run. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
+        super().after_optimizer_step(progress)
         self.update_teacher(self.schedules(progress)["teacher_momentum"])
-        self.schedule_position.fill_(progress)
-        self._progress = torch.tensor(progress, dtype=torch.float32).item()
-        self._student_moved = False
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -104,23 +79,8 @@ class TeacherMixin:
         """Make the teacher what the student is."""
         self.teacher.load_state_dict(self.student.state_dict())
 
-    @torch.compiler.disable
-    def require_advanced(self) -> None:
-        """Make sure that the teacher has followed the student since the last training forward.
-
-        Raises:
-            UserError: if an optimizer has trained the student and `after_optimizer_step` was not called.
-        """
-        if not (self.training and torch.is_grad_enabled()):
-            return
-        if self._student_moved:
-            raise UserError(
-                f"An optimizer has moved the student of this {type(self).__name__}, and its teacher was not told. "
-                "With `Trainer` pass `callbacks=[hfssl.MethodCallback()]`; in a loop of your own call "
-                "`model.after_optimizer_step(progress)` after each `optimizer.step()`."
-            )
-        _watch_optimizers()
-        _TRAINED.add(self)
+    def _not_told(self) -> str:
+        return f"An optimizer has moved the student of this {type(self).__name__}, and its teacher was not told."
 
     @classmethod
     def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "TeacherMixin":
@@ -140,8 +100,6 @@ class TeacherMixin:
         # Runs on fresh models, whose heads get their weights after the copy was made, and for what a checkpoint lacks.
         # `init` leaves alone what was loaded: a checkpoint of a student alone gets a teacher that is equal to it.
         super().initialize_weights()
-        for buffer in self.buffers(recurse=False):
-            init.zeros_(buffer)
         student = self.student.state_dict(keep_vars=True)
         for name, tensor in self.teacher.state_dict(keep_vars=True).items():
             init.copy_(tensor, student[name])
@@ -160,10 +118,6 @@ class TeacherMixin:
         super().freeze()
         self.teacher.requires_grad_(False)
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._progress = None
-
 
 def check_momentum(config: Any) -> None:
     """Refuse an impossible momentum of the teacher; for the `validate_…` methods of configs.
@@ -181,32 +135,3 @@ def check_momentum(config: Any) -> None:
             f"With momentum_start={config.momentum_start} and momentum_end={config.momentum_end} the teacher would "
             "never move: lower `momentum_start`, or leave it out for the paper's."
         )
-
-
-# Models that are being trained. Versions of tensors do not show the steps of fused optimizers: only optimizers know.
-_TRAINED: weakref.WeakSet[TeacherMixin] = weakref.WeakSet()
-
-
-@cache
-def _watch_optimizers() -> None:
-    register_optimizer_step_pre_hook(_hold_back)
-    register_optimizer_step_post_hook(_note_step)
-
-
-def _hold_back(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    if not any(model.waiting_parameters() for model in _TRAINED):
-        return
-    # only now, when processes and accumulation steps have added up their gradients
-    for model in _trained_by(optimizer):
-        for parameter in model.waiting_parameters():
-            parameter.grad = None
-
-
-def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    for model in _trained_by(optimizer):
-        model._student_moved = True
-
-
-def _trained_by(optimizer: torch.optim.Optimizer) -> list[TeacherMixin]:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return [model for model in _TRAINED if any(id(parameter) in held for parameter in model.student.parameters())]

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -82,6 +83,11 @@ class SSLTrainingArguments(TrainingArguments):
             End the run when its embeddings have collapsed or it has diverged (see `hfssl/evaluation/verdict.py`),
             instead of only saying so. Either way the newest checkpoint up to the last evaluation that found it
             learning stays, beside those that `save_total_limit` keeps.
+        keep (`str`, *optional*, defaults to `"last"`):
+            best also writes the encoder to best/ of the output folder whenever an evaluation finds it better than
+            before, by k-NN accuracy where there are labelled images, else by held-out loss. The result is the last.
+        early_stopping (`int`, *optional*):
+            End the run after so many evaluations in a row without a new best.
         learning_rate (`float`, *optional*):
             Peak learning rate. Left out, the recipe chooses.
         base_learning_rate (`float`, *optional*):
@@ -98,7 +104,8 @@ class SSLTrainingArguments(TrainingArguments):
             number of processes that divides it. Left out, at least 8 (fewer for small data). Stated when a run begins;
             a run that goes on has those that it began with.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
-            Processes that prepare data. -1: none on a CPU, up to 4 beside a GPU. Any number gives the same batches.
+            Processes that prepare data. -1: none on a CPU, beside a GPU one for each core that this process has but
+            one. Any number gives the same batches.
     """
 
     # the fields that `--help` shows, and under which heading
@@ -112,11 +119,12 @@ class SSLTrainingArguments(TrainingArguments):
              "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
         ),
         **dict.fromkeys(
-            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "stop_on_collapse", "report_to",
-             "push_to_hub", "hub_model_id", "hub_private_repo"), "Log, checkpoints and Hub",
+            ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
+             "stop_on_collapse", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+            "Log, checkpoints and Hub",
         ),
         **dict.fromkeys(
-            ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile", "fsdp", "deepspeed"),
+            ("use_cpu", "cpu_threads", "lanes", "activation_checkpointing", "torch_compile"),
             "Machine",
         ),
     }  # fmt: skip
@@ -129,6 +137,8 @@ class SSLTrainingArguments(TrainingArguments):
     resume: str = "auto"
     cpu_threads: int | None = None
     stop_on_collapse: bool = False
+    keep: Literal["last", "best"] = "last"
+    early_stopping: int | None = None
     lanes: int | None = None
 
     learning_rate: float | None = None
@@ -164,6 +174,7 @@ class SSLTrainingArguments(TrainingArguments):
     ignore_data_skip: bool = True
 
     def __post_init__(self):
+        self._refuse_sharding()
         if self.load_best_model_at_end:
             raise UserError(
                 "`--load_best_model_at_end` is not for pre-training: there is no split to choose on without "
@@ -180,6 +191,8 @@ class SSLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            raise UserError(f"`--early_stopping` is a number of evaluations, at least 1, got {self.early_stopping}.")
         if self.weight_decay_end is not None and (self.weight_decay_end < 0 or self.weight_decay <= 0):
             raise UserError(
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
@@ -191,15 +204,32 @@ class SSLTrainingArguments(TrainingArguments):
             raise UserError(f"`--seed` must be between 0 and {2**32 - 1:,}, got {self.seed}.")
         self.report_to = self.report_to or "none"  # what the command line makes of `--report_to none`
         use_all_cores(self.cpu_threads)
-        if torch.accelerator.current_accelerator(check_available=True) is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
             self.use_cpu = True  # Trainer asks for it before it lets a CPU multiply in bf16
+        elif accelerator.type == "mps" and not self.use_cpu:
+            raise UserError(
+                "Evaluations add up in float64, which Apple's GPUs (mps) do not have. Pass `--use_cpu true`."
+            )
         if self.dataloader_num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.dataloader_num_workers = min(4, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+            # a core for the training itself; what is prepared on a CPU would take the cores of the training
+            self.dataloader_num_workers = max(1, num_cores() // local_world_size() - 1) if on_gpu else 0
+            if on_gpu:
+                logger.info(
+                    "%d process(es) prepare data beside each GPU, all but one of its share of the cores. "
+                    "`--dataloader_num_workers` sets another number.",
+                    self.dataloader_num_workers,
+                )
         self._may_choose_precision = self.precision == "auto" and not self.bf16 and not self.fp16
         if not self.bf16 and not self.fp16:
             precision = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+            if precision == "fp32" and self.tf32 is None and torch.cuda.is_available() and not self.use_cpu:
+                logger.info(
+                    "Matrix products keep all bits of float32, convolutions those of TF32. `--tf32 true` is several "
+                    "times as fast on recent NVIDIA GPUs, `--precision bf16` more."
+                )
         optimizer = str(getattr(self.optim, "value", self.optim))
         if optimizer not in (LARS, *(known.value for known in OptimizerNames)):
             raise UserError(
@@ -254,6 +284,20 @@ class SSLTrainingArguments(TrainingArguments):
                 "them."
             )
         self.learning_rate = scaled
+
+    def _refuse_sharding(self) -> None:
+        """What runs the model in one process alone (probes, health, pictures) would wait for the others."""
+        environment = {"--fsdp": "ACCELERATE_USE_FSDP", "--deepspeed": "ACCELERATE_USE_DEEPSPEED"}
+        launched = (flag for flag, name in environment.items() if os.environ.get(name, "").lower() == "true")
+        flag = next((f"--{name}" for name in ("fsdp", "deepspeed") if getattr(self, name)), next(launched, None))
+        if flag is not None:
+            raise UserError(
+                f"`{flag}` would share the weights out among the processes, and probes, health and pictures run the "
+                "model in one of them alone, which would then wait for the others forever. Leave it out (`accelerate "
+                "launch` takes it from its config file: use torchrun): torchrun --nproc_per_node N keeps whole "
+                "weights on each GPU. To save memory pass `--activation_checkpointing true`, or a smaller "
+                "`--per_device_train_batch_size` with more `--gradient_accumulation_steps`."
+            )
 
     def _check_budget(self) -> None:
         if not 0.0 < self.budget_minutes < math.inf:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,43 @@ from ..functional.schedules import cosine
 logger = logging.getLogger(__name__)
 
 
+class _OneStepLate:
+    """A number that the processes of a run agree on. It travels between CPUs while a step is computed and arrives one
+    step later, so that no process and no GPU waits for it.
+
+    Args:
+        send (`Callable`):
+            Begins to make a tensor the same in all processes: called with it, a group and `async_op=True`.
+        before (`float`, *optional*, defaults to `0.0`):
+            What is agreed on before the first number has arrived.
+    """
+
+    def __init__(self, send: Callable, before: float = 0.0):
+        self.send, self.agreed = send, before
+        self._group = None
+        self._pending = None
+
+    def begin(self, args) -> None:
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def exchange(self, mine: float, args) -> float:
+        """Send the number of this process, and return what was agreed on of those before; alone, one's own."""
+        if args.world_size == 1:
+            return mine
+        self.end()
+        tensor = torch.tensor(mine, dtype=torch.float64)
+        self._pending = (tensor, self.send(tensor, group=self._group, async_op=True))
+        return self.agreed
+
+    def end(self) -> None:
+        """Take in what is still on its way."""
+        if self._pending is not None:
+            tensor, work = self._pending
+            work.wait()
+            self.agreed, self._pending = tensor.item(), None
+
+
 class BudgetClock(TrainerCallback):
     """Ends a run when its budget of wall-clock time is used up, and says how much of it is.
 
@@ -26,8 +64,7 @@ class BudgetClock(TrainerCallback):
     evaluations and checkpoints in between. What comes before (opening data, the measurement before training) and after
     (the last evaluation and checkpoint, the export) is not. A resumed run goes on with the seconds of its checkpoint.
 
-    Processes agree on the seconds of rank 0. They travel between CPUs while a step is computed and arrive one step
-    later, so that no process and no GPU waits for them.
+    Processes agree on the seconds of rank 0, one step late.
 
     Args:
         budget (`float`):
@@ -40,8 +77,7 @@ class BudgetClock(TrainerCallback):
         self.budget, self.now = budget, now
         self.seconds = 0.0  # as agreed on at the last step
         self._begin: float | None = None
-        self._group = None
-        self._pending = None
+        self._agreement: _OneStepLate | None = None
 
     @property
     def progress(self) -> float:
@@ -54,8 +90,8 @@ class BudgetClock(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._begin = None
-        if args.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+        self._agreement = _OneStepLate(partial(dist.broadcast, src=0), self.seconds)
+        self._agreement.begin(args)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self._begin is None:
@@ -63,19 +99,7 @@ class BudgetClock(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         # before the step, because the learning rate and the method's schedule of this step's end follow it
-        self._before, self.seconds = self.seconds, self._agree(args)
-
-    def _agree(self, args) -> float:
-        if args.world_size == 1:
-            return self.elapsed()
-        seconds = self.seconds
-        if self._pending is not None:
-            agreed, work = self._pending
-            work.wait()
-            seconds = agreed.item()
-        mine = torch.tensor(self.elapsed(), dtype=torch.float64)
-        self._pending = (mine, dist.broadcast(mine, src=0, group=self._group, async_op=True))
-        return seconds
+        self._before, self.seconds = self.seconds, self._agreement.exchange(self.elapsed(), args)
 
     def on_step_end(self, args, state, control, **kwargs):
         over = self.seconds >= self.budget
@@ -92,9 +116,7 @@ class BudgetClock(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._begin = None
-        if self._pending is not None:
-            self._pending[1].wait()
-            self._pending = None
+        self._agreement.end()
 
 
 class MethodCallback(TrainerCallback):
@@ -149,6 +171,10 @@ class ProgressBar(TrainerCallback):
     """Loss, tokens or images per second, time left: one line on a terminal, a line every half minute in a log file."""
 
     SECONDS_BETWEEN_LINES = 30.0
+    # Steps after which it is known how long a run takes: the first is slower than the others.
+    ESTIMATED_AFTER = 4
+    # Seconds from which on a run is long enough for that to be said, and for what makes it shorter.
+    WORTH_SAYING, LONG = 120.0, 3600.0
 
     def __init__(self, stream=None, clock: BudgetClock | None = None):
         self.stream = stream  # has `counts["units"]` of this process, and says in `unit` what these are
@@ -173,7 +199,7 @@ class ProgressBar(TrainerCallback):
             + ("" if self.clock else "{n_fmt}/{total_fmt} ")
             + "[{elapsed}<{remaining}{postfix}]",
         )
-        self.begin = self.last_line = time.monotonic()
+        self.begin = self.last_line = self.first_end = time.monotonic()
         self.units_before = self._units()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -202,6 +228,8 @@ class ProgressBar(TrainerCallback):
         step = f"step {state.global_step}"
         self.bar.set_postfix_str((step + words if self.clock else words).removeprefix(", "), refresh=False)
         self.bar.update(self._done(state) - self.bar.n)
+        if not self.clock:
+            self._estimate(state, now)
         if not self.is_terminal and now - self.last_line > self.SECONDS_BETWEEN_LINES:
             self.last_line = now
             if self.clock:
@@ -211,6 +239,25 @@ class ProgressBar(TrainerCallback):
                 seconds_a_step = (now - self.begin) / max(state.global_step - self.bar.initial, 1)
                 left = seconds_a_step * (state.max_steps - state.global_step)
             self._line(f"{step}{words}, {tqdm.format_interval(left)} left")
+
+    def _estimate(self, state, now: float) -> None:
+        """Say once how long the run takes, without its evaluations."""
+        done = state.global_step - self.bar.initial
+        if done == 1:
+            self.first_end = now
+        if done != self.ESTIMATED_AFTER:
+            return
+        seconds = (now - self.first_end) / (done - 1)
+        left = seconds * (state.max_steps - state.global_step)
+        if left > self.LONG or left > self.WORTH_SAYING and not self.is_terminal:
+            text = f"{seconds:.2g} s a step: the run takes about {tqdm.format_interval(left)}"
+            if left > self.LONG:
+                steps = max(int(self.LONG / seconds), 1)
+                text += (
+                    f". An hour is `--max_steps {steps}` or `--budget_minutes 60`; smaller inputs, a smaller "
+                    "`--encoder` or an accelerator make steps shorter"
+                )
+            self._line(text + ".")
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -231,17 +278,17 @@ class ProgressBar(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """SIGTERM and SIGINT end the run after the current step, with a checkpoint; a second one ends it at once.
 
-    Processes agree on the step: each tells the others with a sum that travels while the next step is computed, so that
-    no GPU waits for it.
+    Processes agree on the step: each tells the others, and all hear it one step later.
     """
 
     def __init__(self):
         self.received: str | None = None
         self.stopped = False
         self._previous = {}
-        self._pending = None
+        self._agreement = _OneStepLate(dist.all_reduce)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._agreement.begin(args)
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -255,28 +302,15 @@ class StopOnSignal(TrainerCallback):
         self.received = signal.Signals(number).name
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._anyone_received(args) and not control.should_training_stop:
+        anyone_received = self._agreement.exchange(float(self.received is not None), args) > 0
+        if anyone_received and not control.should_training_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
-
-    def _anyone_received(self, args) -> bool:
-        if args.world_size == 1:
-            return self.received is not None
-        stop = False
-        if self._pending is not None:
-            flag, work = self._pending
-            work.wait()
-            stop = bool(flag.item())
-        flag = torch.tensor(float(self.received is not None), device=args.device)
-        self._pending = (flag, dist.all_reduce(flag, async_op=True))
-        return stop
 
     def on_train_end(self, args, state, control, **kwargs):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._pending is not None:
-            self._pending[1].wait()
-            self._pending = None
+        self._agreement.end()
 
 
 class StopOnNonFiniteLoss(TrainerCallback):

@@ -1,5 +1,6 @@
 """The output folder of a run: who may write to it, and checkpoints that are either whole or not there."""
 
+import ast
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,8 @@ def set_aside(output_dir: str | Path, checkpoint: Path | None, all_newer: bool =
 
 
 # Settings that may grow on a resume.
+# Settings that a message names, where many differ.
+_MOST_NAMED = 6
 _LENGTHS = ("max_steps", "budget_minutes")
 _WORDS = {
     "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
@@ -219,17 +223,44 @@ def check_settings(checkpoint: Path, settings: dict[str, Any], is_named: bool = 
     # a switch that the version of hfssl that wrote the checkpoint did not have was off
     then = {name: False for name, value in now.items() if isinstance(value, bool)} | read_settings(checkpoint)
     changed = [
-        f"{_WORDS.get(name, name)} was {then.get(name)!r}, is {now.get(name)!r}"
+        difference
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name) and not (name in _LENGTHS and then.get(name, math.inf) < now.get(name, 0))
+        for difference in _differences(_WORDS.get(name, name), then.get(name), now.get(name))
     ]
     if changed:
+        changed = list(dict.fromkeys(changed))
+        changed[_MOST_NAMED:] = [f"and {len(changed) - _MOST_NAMED} more"] if len(changed) > _MOST_NAMED else []
         new_run = "another `--output_dir`" + (" and no `--resume`" if is_named else "")
         raise UserError(
             f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass {new_run} for a new run, or the same "
             "settings to continue this one (only `--max_steps`, `--max_tokens` and `--budget_minutes` may be larger "
             "than they were)."
         )
+
+
+def _differences(name: str, then: Any, now: Any) -> list[str]:
+    """In words, where two values differ: of mappings and lists, which were kept as text, each part that does."""
+    then, now = _parsed(then), _parsed(now)
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [
+            difference
+            for field in dict.fromkeys((*then, *now))
+            if then.get(field) != now.get(field)
+            for difference in _differences(str(field), then.get(field), now.get(field))
+        ]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = [pair for pair in zip(then, now, strict=True) if pair[0] != pair[1]]
+        if all(isinstance(part, dict) for pair in pairs for part in pair):
+            return [difference for pair in pairs for difference in _differences(name, *pair)]
+    return [f"{name} was {then!r}, is {now!r}"]
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(ValueError, SyntaxError):
+            return ast.literal_eval(value)
+    return value
 
 
 def seal(folder: Path, settings: dict[str, Any], world_size: int = 1, warmup_steps: int = 0) -> None:
@@ -298,3 +329,37 @@ def _checksum(path: Path) -> int:
 def _sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def checkpoint_bytes(model: Any) -> int:
+    """About how much a checkpoint takes: weights, and two moments in fp32 for what is trained."""
+    sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in model.parameters()]
+    return int(1.05 * sum(sizes)) + (1 << 20)
+
+
+def check_disk_space(output_dir: str | Path, model: Any) -> None:
+    """Refuse to begin where neither a checkpoint nor a result could be written.
+
+    Raises:
+        UserError: if there is less room than for two checkpoints.
+    """
+    free, needed = shutil.disk_usage(output_dir).free, 2 * checkpoint_bytes(model)
+    if free < needed:
+        raise UserError(
+            f"{output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
+            f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
+        )
+
+
+def explain_full_disk(output_dir: str | Path, model: Any, what: str, last: Path | None, error: Exception) -> None:
+    """Say so where it was for want of space that `what` could not be written.
+
+    Raises:
+        UserError: if there is less room than for a checkpoint.
+    """
+    needed = checkpoint_bytes(model)
+    if shutil.disk_usage(output_dir).free < needed:
+        raise UserError(
+            f"No space left for {what} in {output_dir} ({type(error).__name__}). Last good checkpoint: "
+            f"{last or 'none yet'}. Free {needed / 1e9:.2f} GB, then run the same command again."
+        ) from error

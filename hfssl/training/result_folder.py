@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..evaluation.results import write_results
 from ..evaluation.verdict import plot_health
 from .checkpoints import STAGING
@@ -16,7 +14,6 @@ from .record import RunRecord
 def write_result(
     run: RunRecord,
     output_dir: Path,
-    state_dict: dict[str, torch.Tensor] | None = None,
     contrasted: tuple[int, int] | None = None,
     **card: Any,
 ) -> None:
@@ -29,8 +26,6 @@ def write_result(
             The run.
         output_dir (`Path`):
             Where to.
-        state_dict (`dict[str, torch.Tensor]`, *optional*):
-            State of the whole model where its own parameters are sharded.
         contrasted (`tuple[int, int]`, *optional*):
             See [`~hfssl.training.model_card.plot_history`].
         card (`dict`, *optional*):
@@ -39,10 +34,8 @@ def write_result(
     staging = output_dir / STAGING / "result"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    run.model.export_encoder(staging, state_dict=state_dict)
-    if run.processor is not None:
-        run.processor.save_pretrained(staging)
-    run.model.save_pretrained(staging / "pretraining", state_dict=state_dict)
+    run.model.export_encoder(staging, processor=run.processor)
+    run.model.save_pretrained(staging / "pretraining")
     plot_history(run.history, staging / "assets" / "loss.png", contrasted, run.model.loss_units)
     plot_health(run.history, staging / "assets" / "health.png")
     for picture, _ in card.get("pictures", ()):

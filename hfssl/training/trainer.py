@@ -3,9 +3,11 @@
 The loop, Accelerate, precision and trackers are Trainer's. Overridden is only what is listed here, each with a
 contract test in `tests/training/test_trainer.py` that fails when a new transformers breaks it:
 
-- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again;
+- `get_train_dataloader`: an [`ExactStream`] is its own loader; neither Trainer nor Accelerate shard it again; where a
+  method makes targets of its data, batches have them;
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
+- `_prepare_input`: a batch goes to a GPU while the step before runs;
 - `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
@@ -42,8 +44,10 @@ from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
+from ..modeling.corpus_targets import CorpusTargetsMixin
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
+from .best import follow_best
 from .callbacks import (
     BudgetClock,
     MethodCallback,
@@ -53,6 +57,7 @@ from .callbacks import (
     WeightDecaySchedule,
     non_finite_loss,
 )
+from .corpus_targets import CorpusTargets
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
@@ -128,9 +133,6 @@ class SSLTrainer(Trainer):
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
         )
-        if self.health is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            logger.warning("Health is not measured: parts of a model whose weights are sharded cannot run alone.")
-            self.health = None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
@@ -140,8 +142,13 @@ class SSLTrainer(Trainer):
         if args.weight_decay_end is not None:
             self.add_callback(WeightDecaySchedule(args.weight_decay_end, self.clock))
         self.add_callback(ProgressBar(self.stream, self.clock))
+        follow_best(self)
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
+        self.targets: CorpusTargets | None = None
+        if self.stream is not None and isinstance(model, CorpusTargetsMixin):
+            self.targets = CorpusTargets(model, self.stream, args, self._progress, self.compute_loss_context_manager)
+            self.add_callback(self.targets)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -176,7 +183,7 @@ class SSLTrainer(Trainer):
                 checkpoints.set_aside(self.args.output_dir, self.resumed_from, all_newer=self.is_longer)
             logger.info("Continuing from %s.", self.resumed_from)
         elif self.args.should_save:
-            self._check_disk_space()
+            checkpoints.check_disk_space(self.args.output_dir, self.model)
         if self.clock is not None:
             trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
             self.clock.seconds = trained["seconds"]
@@ -220,7 +227,9 @@ class SSLTrainer(Trainer):
             return super().get_train_dataloader()
         if self.resumed_from is not None:
             self._load_stream(self.resumed_from)
-        return self.stream
+        if self.resumed_from is not None and self.targets is not None:
+            self.targets.load(self.resumed_from)
+        return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         method = self.accelerator.unwrap_model(self.model)
@@ -245,10 +254,17 @@ class SSLTrainer(Trainer):
         return self._sum_over_processes(counts, device)
 
     def _sum_over_processes(self, counts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-        total = torch.stack([count.to(device) for count in counts]).sum().float()
+        total = torch.stack(list(counts)).sum().float()
+        if total.device.type == "cpu" != device.type:  # what the collator counted: to copy it would wait for the GPU
+            total = torch.full((), total.item(), device=device)
         if self.args.world_size > 1:
             dist.all_reduce(total)
         return total.clamp(min=1.0)  # a batch without any item has loss 0, not 0 / 0
+
+    def _prepare_input(self, data):
+        if isinstance(data, torch.Tensor) and data.device.type == "cpu" and self.args.device.type == "cuda":
+            data = data.pin_memory().to(self.args.device, non_blocking=True)  # the CPU does not wait until it is there
+        return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, micro = self._micro_step
@@ -382,6 +398,8 @@ class SSLTrainer(Trainer):
             if self.stream is not None:
                 state = json.dumps(self.stream.state_dict(), indent=1)
                 (staging / name / f"stream_{self.args.process_index}.json").write_text(state)
+            if self.targets is not None and self.args.should_save:
+                self.targets.save(staging / name)
             if self.clock is not None and self.args.should_save:
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
@@ -415,26 +433,8 @@ class SSLTrainer(Trainer):
                 "of hfssl and transformers that wrote it, or pass another `--output_dir`."
             )
 
-    def _checkpoint_bytes(self) -> int:
-        # weights, and two moments in fp32 for what is trained
-        sizes = [p.numel() * (p.element_size() + 8 * p.requires_grad) for p in self.model.parameters()]
-        return int(1.05 * sum(sizes)) + (1 << 20)
-
     def _explain_full_disk(self, what: str, error: Exception) -> None:
-        if shutil.disk_usage(self.args.output_dir).free < self._checkpoint_bytes():
-            raise UserError(
-                f"No space left for {what} in {self.args.output_dir} ({type(error).__name__}). Last good checkpoint: "
-                f"{self.last_checkpoint() or 'none yet'}. Free {self._checkpoint_bytes() / 1e9:.2f} GB, then run the "
-                "same command again."
-            ) from error
-
-    def _check_disk_space(self) -> None:
-        free, needed = shutil.disk_usage(self.args.output_dir).free, 2 * self._checkpoint_bytes()
-        if free < needed:
-            raise UserError(
-                f"{self.args.output_dir} has {free / 1e9:.2f} GB left, a checkpoint of this model and its result need "
-                f"{needed / 1e9:.2f} GB. Free some space or pass another `--output_dir`."
-            )
+        checkpoints.explain_full_disk(self.args.output_dir, self.model, what, self.last_checkpoint(), error)
 
     # -- the result -----------------------------------------------------------------------------------------------
 
@@ -450,15 +450,10 @@ class SSLTrainer(Trainer):
                 What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
                 [`~model_card.plot_history`].
         """
-        state_dict = (
-            self.accelerator.get_state_dict(self.model_wrapped)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled
-            else None
-        )
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             try:
-                write_result(self.record(), output_dir, state_dict=state_dict, **card)
+                write_result(self.record(), output_dir, **card)
             except Exception as error:
                 shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
                 self._explain_full_disk("the result", error)

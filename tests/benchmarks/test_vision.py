@@ -1,5 +1,6 @@
 """What both sides of the benchmarks for images are made of, and how the benchmark runs."""
 
+import inspect
 import json
 import pickle
 import subprocess
@@ -15,7 +16,15 @@ from hfssl.benchmarks.base import count_flops
 from hfssl.benchmarks.vision import VisionBenchmark, contenders, prepare, run_vision_benchmark
 from hfssl.cli.image.data import ImageDataArguments
 from hfssl.errors import UserError
-from hfssl.losses import byol_loss, dino_loss
+from hfssl.losses import (
+    barlow_twins_loss,
+    byol_loss,
+    dino_loss,
+    lejepa_terms,
+    simsiam_loss,
+    swav_loss,
+    vicreg_loss,
+)
 from hfssl.methods.vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from hfssl.modeling.vision import encode_visible
 
@@ -130,9 +139,9 @@ def test_flops_are_those_of_one_image_whatever_the_attention():
 
 
 def test_lightly_reaches_the_same_encoder():
-    lightly = pytest.importorskip("hfssl.benchmarks.lightly", reason="lightly is not installed")
+    masked_side = pytest.importorskip("hfssl.benchmarks.lightly.masked", reason="lightly is not installed")
     encoder = tiny_vision.build("vit").eval()
-    masked = lightly.MaskedViT(encoder)
+    masked = masked_side.MaskedViT(encoder)
     images, visible = torch.randn(3, 3, 16, 16), torch.tensor([[5, 0, 2], [1, 2, 3], [15, 14, 13]])
     keep = torch.cat([torch.zeros(3, 1, dtype=torch.long), visible + 1], dim=1)
     with torch.no_grad():
@@ -153,14 +162,17 @@ def lightly_sides(files, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("method, sizes", [("simclr", [16] * 2), ("byol", [16] * 2), ("dino", [16] * 2 + [8] * 6)])
+@pytest.mark.parametrize(
+    "method, sizes",
+    [("simclr", [16] * 2), ("byol", [16] * 2), ("dino", [16] * 2 + [8] * 6), ("swav", [16] * 2 + [8] * 6)],
+)
 def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
     side, settings = lightly_sides(method)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8))
     assert [view.shape for view in side.transform(image)] == [(3, size, size) for size in sizes]
     ours = settings["views"] + [settings["local_view"]] * settings["num_local"]
     for view, theirs in zip(ours, side.transform.transforms, strict=True):
-        parts = {type(part).__name__: part for part in flat(theirs.transform.transforms)}
+        parts = {type(part).__name__: part for part in flat([theirs])}
         jitter, crop = parts["ColorJitter"], parts["RandomResizedCrop"]
         for name, strength in zip(("brightness", "contrast", "saturation"), view["jitter"], strict=False):
             assert getattr(jitter, name) == pytest.approx((1 - strength, 1 + strength)), name
@@ -172,7 +184,7 @@ def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
         assert parts["RandomGrayscale"].p == view["grey_probability"]
         assert parts["GaussianBlur"].prob == view["blur_probability"] == 0.0  # small images
         assert parts["RandomHorizontalFlip"].p == view["flip_probability"]
-        if method != "simclr":
+        if method in ("byol", "dino", "barlow_twins", "vicreg"):
             assert parts["RandomSolarization"].prob == view["solarize_probability"]
         assert parts["Normalize"].mean == settings["mean"] and parts["Normalize"].std == settings["std"]
 
@@ -180,10 +192,14 @@ def test_views_of_lightly_have_our_parameters(lightly_sides, method, sizes):
 def flat(transforms):
     for transform in transforms:
         yield transform
-        yield from flat(getattr(transform, "transforms", []))
+        inner = getattr(transform, "transform", None)  # of torchvision's second generation a method
+        yield from flat(getattr(transform, "transforms", [] if inner is None or inspect.ismethod(inner) else [inner]))
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae", "byol", "dino"])
+@pytest.mark.parametrize(
+    "method",
+    ["simclr", "mae", "byol", "dino", "swav", "simsiam", "barlow_twins", "vicreg", "lejepa"],
+)
 def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
     side, settings = lightly_sides(method)
     side.model.train()
@@ -204,7 +220,7 @@ def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
     assert any(parameter is own for own in side.backbone.parameters() for parameter in side.model.parameters())
     encoder_is_trained = next(side.backbone.parameters()).requires_grad
     assert encoder_is_trained == (method != "dino")
-    assert bool(teachers) == (method != "simclr")  # the positions of MAE are fixed
+    assert bool(teachers) == (method in ("mae", "byol", "dino"))  # the positions of MAE are fixed
 
 
 def test_byol_of_lightly_has_our_loss_and_teacher(lightly_sides):
@@ -252,6 +268,53 @@ def test_dino_of_lightly_has_our_loss_schedules_and_teacher(lightly_sides):
         assert (model.student_head.last_layer.weight_v.grad is None) == (progress < 0.1)
 
 
+def test_swav_of_lightly_has_our_loss_and_prototypes(lightly_sides):
+    side, settings = lightly_sides("swav", freeze_prototypes=0.1)
+    model = side.model.train()
+    prototypes = model.prototypes.heads[0]
+    views = [torch.randn(4, 3, size, size) for size in [16] * 2 + [8] * 6]
+    for progress in (0.0, 0.1):
+        with torch.no_grad():
+            prototypes.weight.mul_(2.0)
+        side.before_step(progress)
+        torch.testing.assert_close(prototypes.weight.norm(dim=-1), torch.ones(256))
+        logits = torch.stack([model(view) for view in views])
+        loss = side.loss_of(views)
+        # its bias makes logits that may be above 1
+        expected = swav_loss(logits, settings["model"]["student_temperature"], settings["model"]["sinkhorn_epsilon"])
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        model.zero_grad()
+        loss.backward()
+        assert (prototypes.weight.grad is None) == (progress < 0.1)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "barlow_twins", "vicreg", "lejepa"])
+def test_lightly_has_our_loss(lightly_sides, method):
+    side, settings = lightly_sides(method)
+    model, config = side.model.train(), settings["model"]
+    sizes = [16] * 2 + [8] * settings["num_local"]
+    views = [torch.randn(8, 3, size, size) for size in sizes]
+    if method == "simsiam":
+        targets, predictions = (torch.stack(each, dim=1) for each in zip(*map(model, views), strict=True))
+        expected = simsiam_loss(predictions, targets)
+    elif method == "lejepa":
+        torch.manual_seed(3)
+        directions = torch.nn.functional.normalize(
+            torch.randn(config["projector_output_dim"], config["num_directions"]), dim=0
+        ).T
+        projections = torch.stack([model(view) for view in views])
+        terms, weight = lejepa_terms(projections, directions, 2), config["sigreg_weight"]
+        expected = weight * terms["sigreg"] + (1 - weight) * terms["invariance"]
+        torch.manual_seed(3)
+    else:
+        loss, names = {
+            "barlow_twins": (barlow_twins_loss, ["redundancy"]),
+            "vicreg": (vicreg_loss, ["invariance", "variance", "covariance"]),
+        }[method]
+        expected = loss(*map(model, views), *(config[f"{name}_weight"] for name in names))
+    assert side.loss_of(views).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def measured(files, method, **changes):
     text, report = run_vision_benchmark(method, arguments(files, **changes), data(files))
     assert json.loads(json.dumps(report)) == report
@@ -259,7 +322,7 @@ def measured(files, method, **changes):
         assert side["items_per_s"] > 0 and 0 <= side["data_wait"] < 1 and side["peak_mb"] > side["peak_above_start_mb"]
         assert side["utilisation"] > 0 and side["first_step_s"] > 0
     assert "Not comparable" in text and "images/s" in text and "padding" not in text
-    assert report.get("local_crops") == (6 if method == "dino" else None)
+    assert report.get("local_crops") == (6 if method in ("dino", "swav") else None)
     assert (report["method"], report["num_images"], report["image_size"]) == (method, NUMBER, 16)
     return report
 
@@ -279,6 +342,7 @@ def test_dino_against_nobody(files):
         ("simclr", (0.5, 8.0), (0.5, 8.0)),  # log(7) = 1.9 where all are equally similar, more with noise
         ("byol", (0.0, 4.0), (-1.0, 1.0)),
         ("dino", (6.0, 8.0), (6.0, 8.0)),  # log(1024) = 6.9 is chance
+        ("swav", (5.0, 6.5), (5.0, 6.5)),  # log(256) = 5.5
     ],
 )
 def test_against_lightly(files, method, ours_between, theirs_between):

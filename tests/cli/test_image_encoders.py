@@ -5,12 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from tiny_vision import ENCODERS, build
 from transformers import AutoImageProcessor, BertConfig, BertModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hfssl import methods
-from hfssl.cli.image.encoders import is_checkpoint, vision_encoder_config
+from hfssl.cli.image.choice import Choice, choose
+from hfssl.cli.image.data import ImageData, ImageDataArguments
+from hfssl.cli.image.encoders import (
+    MaeEncoderArguments,
+    VisionEncoderArguments,
+    is_checkpoint,
+    make_views,
+    vision_encoder_config,
+)
 from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
@@ -254,3 +263,77 @@ def test_the_image_processor_is_stock(tmp_path, size, short_side):
 def test_every_kind_of_encoder_can_be_named_by_its_config():
     for name, config in ENCODERS.items():
         assert vision_encoder_config("x", config().to_dict()).model_type == name
+
+
+# -- what is left to choose -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "transformer"])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_every_choice_is_a_preset_that_takes_its_images(kind, on_cpu):
+    seen = set()
+    for side in (8, 28, 32, 64, 96, 130, 224, 4000):
+        for number in (100, 1_000_000):
+            choice = choose(kind, side, number, on_cpu)
+            assert choice.image_size <= max(32, 1.25 * side) and (choice.image_size <= 64 or not on_cpu)
+            seen |= {(choice.encoder, choice.image_size), *([choice.better] if choice.better else [])}
+            assert choice.better is None or choice.better[1] > choice.image_size
+    for name, size in sorted(seen):
+        fresh = vision_encoder_config(name)
+        assert ("patch" in name) == (kind == "transformer")
+        fresh.image_size = size
+        with torch.device("meta"):
+            encoder = build_vision_encoder(fresh)
+            assert encoder.eval()(torch.zeros(1, 3, size, size)).last_hidden_state.numel() > 0
+
+
+def test_more_images_and_a_stated_size_count():
+    assert choose("convolutional", 224, 1000, on_cpu=False) == Choice("resnet-18", 224)
+    assert choose("convolutional", 224, 10**6, on_cpu=False) == Choice("resnet-50", 224)
+    assert choose("transformer", 160, 1000, on_cpu=True) == Choice("vit-mini-patch8", 64, ("vit-tiny-patch16", 128))
+    assert choose("transformer", 160, 1000, on_cpu=True, image_size=96) == Choice("vit-mini-patch8", 96)
+    assert choose("convolutional", 20, 1000, on_cpu=False, image_size=20) == Choice("resnet-mini", 20)
+
+
+def folder_of(tmp_path, size):
+    for number in range(4):
+        pixels = torch.randint(0, 255, (size, size + 9, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return ImageDataArguments(dataset=str(tmp_path), held_out_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    "arguments, name", [(VisionEncoderArguments, "simclr"), (MaeEncoderArguments, "mae")], ids=["simclr", "mae"]
+)
+def test_an_encoder_is_chosen_for_the_data_and_said(tmp_path, caplog, monkeypatch, arguments, name):
+    caplog.set_level("INFO", logger="hfssl")
+    monkeypatch.setattr("hfssl.cli.image.encoders.compute_device", lambda: torch.device("cpu"))
+    method, recipe, data = methods.METHODS[name], arguments(), ImageData(folder_of(tmp_path, 90))
+    views = make_views(method, recipe, {}, data, ViewArguments(), set())
+    assert views.image_size == 64 and recipe.base_model is None
+    assert recipe.encoder == {"simclr": "resnet-mini", "mae": "vit-mini-patch8"}[name]
+    assert f"Chosen: --encoder {recipe.encoder} --image_size 64, for 4 images of about 90 pixels" in caplog.text
+    caplog.clear()
+    # of what comes with hfssl it is what was measured, and what is stated is taken
+    recipe = arguments()
+    assert make_views(method, recipe, {}, ImageData(ImageDataArguments()), ViewArguments(), set()).image_size == 32
+    assert recipe.encoder == {"simclr": "resnet-mini", "mae": "vit-mini-patch4"}[name]
+    recipe = arguments(encoder="vit-tiny-patch4")
+    assert make_views(method, recipe, {}, data, ViewArguments(), set()).image_size == 32
+    assert "Chosen" not in caplog.text
+
+
+def test_presets_are_known_by_their_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed, meant in (("ResNet18", "resnet-18"), ("vit_tiny_patch8", "vit-tiny-patch8"), ("vit", "vit")):
+        assert VisionEncoderArguments(encoder=typed).encoder == meant
+    (tmp_path / "resnet18").mkdir()
+    assert VisionEncoderArguments(encoder="resnet18").encoder == "resnet18"
+
+
+def test_a_single_image_a_step_has_nothing_to_compare_with(args):
+    args.per_device_train_batch_size = 1
+    for name in ("simclr", "moco"):
+        with pytest.raises(UserError, match="a step has one here: pass a `--per_device_train_batch_size` of 2"):
+            make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
+    make("mae", recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)

@@ -442,3 +442,37 @@ def test_as_a_script(tmp_path):
     bad = recipe_server().run(tmp_path, "--size", "four", script=str(script))
     assert bad.poll() == 2 and bad.stdout == ""
     assert bad.stderr == "recipe.py: error: --size expects a whole number or none, got 'four'.\n"
+
+
+# -- as people type ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class OwnBatch:
+    r"""
+    Args:
+        batch_size (`int`, *optional*, defaults to `7`):
+            A flag of its own.
+    """
+
+    batch_size: int = 7
+
+
+def test_aliases_stand_for_one_flag(write_yaml, fails):
+    recipe, _, args = parse("--batch-size", "4", "--lr=1e-3", "--steps", "5", "--workers", "2", "--data", "org/x")
+    assert (args.per_device_train_batch_size, args.learning_rate, args.max_steps) == (4, 1e-3, 5)
+    assert args.dataloader_num_workers == 2 and recipe.dataset == "org/x"
+    parser = RecipeParser(Recipe, Arguments, prog="recipe.py", defaults={"use_cpu": True})
+    _, args = parser.parse(["--config", str(write_yaml("lr: 2e-3\nsteps: 9"))])
+    assert (args.learning_rate, args.max_steps) == (2e-3, 9) and parser.given == {"learning_rate", "max_steps"}
+    assert "learning_rate is already set in line 1" in fails("--config", str(write_yaml("lr: 2e-3\nlearning_rate: 1")))
+    # what is a flag of its own stays one
+    own, args = RecipeParser(OwnBatch, Arguments, defaults={"use_cpu": True}).parse(["--batch_size", "3"])
+    assert own.batch_size == 3 and args.per_device_train_batch_size == 8
+    assert "stated in steps: --max_steps" in fails("--epochs", "3")
+
+
+def test_lists_of_numbers_may_have_commas():
+    for words in (["0.2", "1"], ["0.2,1"], ["0.2,", "1"], ["[0.2, 1]"]):
+        assert parse("--scale", *words)[0].scale == (0.2, 1.0)
+    assert parse("--layers", "3,4,5")[0].layers == [3, 4, 5]

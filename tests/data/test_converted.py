@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfssl.data.sources import DataError, convert, delimited, open_source
+from hfssl.data.sources import DataError, convert, copies, delimited, open_source
 from hfssl.data.stream import ExactStream, Rows
 
 
@@ -24,6 +24,17 @@ def all_of(source):
 
 
 TEXTS = ["one", "", "two", " ", "three"]
+
+
+def zst(data):
+    """In two frames, as those who add to a file write it."""
+    frames = []
+    for part in (data[:5], data[5:]):
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(part)
+        frames.append(sink.getvalue().to_pybytes())
+    return b"".join(frames)
 
 
 def write(path):
@@ -47,13 +58,24 @@ def write(path):
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
     else:
-        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(name.split(".")[-1], bytes)
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}
+        pack = pack.get(name.split(".")[-1], bytes)
         path.write_bytes(pack(data.encode()))
     return path
 
 
 FORMATS = ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow", "saved"]
-PACKED = ["a.txt.gz", "a.jsonl.bz2", "a.json.gz", "a.json.xz", "a.csv.gz", "a.tsv.xz", "a.txt.xz"]
+PACKED = [
+    "a.txt.gz",
+    "a.jsonl.bz2",
+    "a.json.gz",
+    "a.json.xz",
+    "a.csv.gz",
+    "a.tsv.xz",
+    "a.txt.xz",
+    "a.txt.zst",
+    "a.csv.zst",
+]
 
 
 @pytest.mark.parametrize("name", [*FORMATS, *PACKED])
@@ -174,7 +196,7 @@ def test_a_copy_is_made_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.csv", "a.txt.gz", "a.json.gz"])
 def test_without_a_cache_copies_are_made_for_the_run(tmp_path, monkeypatch, name, caplog):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nope/datasets")
-    convert._writable.cache_clear()
+    copies.writable.cache_clear()
     with caplog.at_level(logging.INFO, "hfssl"):
         assert all_of(open_source(write(tmp_path / name)))[0] == ["one", "two", "three"]
     assert "/proc/nope/datasets cannot be written" in caplog.text

@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from hfssl.data.image.decode import DamagedImage, decode_image
 from hfssl.data.image.digits import digits
-from hfssl.data.labelled import hold_out, open_labelled
+from hfssl.data.labelled import hold_out, keep_groups_apart, open_labelled
 from hfssl.data.sources import DataError
 
 
@@ -172,20 +173,24 @@ def test_damaged_images_keep_their_place(tmp_path):
 
 
 def test_missing_labels_are_a_sentence_that_names_the_columns(tmp_path):
-    write(tmp_path / "none", id=[0.5] * 40)
+    write(tmp_path / "none", id=[[0.5]] * 40)
     with pytest.raises(
         DataError, match=r"none' has no column of labels. Its columns are: 'image' \(binary\), 'id' \(.*--label_column"
     ):
         open_labelled(tmp_path / "none", "train")
-    with pytest.raises(DataError, match=r"Column 'id' of .* holds no labels: .*'id' \(double|float64\)"):
+    with pytest.raises(DataError, match=r"Column 'id' of .* holds no labels: .*'id' \(List\)"):
         open_labelled(tmp_path / "none", "train", label_column="id")
     with pytest.raises(DataError, match=r"has no column 'lable'. Its columns are: 'image'"):
         open_labelled(tmp_path / "none", "train", label_column="lable")
-    write(tmp_path / "null", label=[None, *NAMES[1:38], None, None])
+    write(tmp_path / "null", label=pa.array([None] * 40, pa.string()))
     with pytest.raises(
-        DataError, match=r"Column 'label' of split 'train' of .* is null for 3 of 40 images, .*'label' \(string\)"
+        DataError,
+        match=r"Column 'label' of split 'train' of .* says no class for any of 40 images.*'label' \(string\)",
     ):
         open_labelled(tmp_path / "null", "train")
+    write(tmp_path / "share", label=[0.5, 1.0] * 20)
+    with pytest.raises(DataError, match="holds 0.5, which is no class"):
+        open_labelled(tmp_path / "share", "train")
     for i in range(3):
         (tmp_path / "flat").mkdir(exist_ok=True)
         (tmp_path / "flat" / f"{i}.png").write_bytes(IMAGES[i])
@@ -193,12 +198,133 @@ def test_missing_labels_are_a_sentence_that_names_the_columns(tmp_path):
         open_labelled(tmp_path / "flat", "train")
 
 
-def test_hidden_labels(tmp_path):
+def test_what_has_no_label_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="hfssl")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES[:3]], "label": [0, 1, -1]}
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES[:4]], "label": [0, -1, 1, None]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match="holds -1, which is none of its 2 classes: a split without labels?"):
-        open_labelled(tmp_path / "saved", "train")
+    labelled = open_labelled(tmp_path / "saved", "train")
+    assert names_of(labelled) == ["a", "b"] and list(labelled.images) == [IMAGES[0], IMAGES[2]]
+    assert "says no class for 2 of 4 images (null, blank or -1), which are left out" in caplog.text
+    for name, given, kept in (
+        ("words", ["", "x", None, "y"] * 10, ["x", "y"] * 10),
+        ("whole", [-1, 0, 3, None] * 10, ["0", "3"] * 10),
+        ("floats", [-1.0, 0.0, float("nan"), 2.0] * 10, ["0", "2"] * 10),
+        ("signs", [-1, 1] * 20, ["-1", "1"] * 20),  # of these, both are classes
+    ):
+        write(tmp_path / name, label=given)
+        assert names_of(open_labelled(tmp_path / name, "train")) == kept, name
+
+
+def test_whole_groups_are_held_out(tmp_path):
+    patients = [f"p{number // 4}" for number in range(40)]
+    write(tmp_path / "a", label=NAMES, patient=patients)
+    kept, held_out = hold_out(open_labelled(tmp_path / "a", "train", label_column="label", group_column="patient"))
+    assert not set(kept.groups) & set(held_out.groups) and len(kept) + len(held_out) == 40
+    assert len(held_out) == 8  # two of ten
+    of_image = dict(zip(IMAGES, patients, strict=True))
+    assert [of_image[image] for image in held_out.images] == held_out.groups.tolist()
+    write(tmp_path / "one", label=NAMES, patient=["p"] * 40)
+    with pytest.raises(DataError, match="belongs to one group .'p'.*another `--split_by`"):
+        hold_out(open_labelled(tmp_path / "one", "train", label_column="label", group_column="patient"))
+
+
+def test_groups_that_are_measured_on_are_not_learned_from(tmp_path, caplog):
+    write(tmp_path / "a", label=NAMES, patient=[f"p{number // 4}" for number in range(40)])
+    write(tmp_path / "a", "test", range(4), label=NAMES[:4], patient=["p0", "p0", "new", "p9"])
+    options = {"label_column": "label", "group_column": "patient"}
+    train, test = (open_labelled(tmp_path / "a", split, **options) for split in ("train", "test"))
+    apart = keep_groups_apart(train, test)
+    assert len(apart) == 32 and not {"p0", "p9"} & set(apart.groups)
+    assert "8 of the 40 samples" in caplog.text
+    with pytest.raises(DataError, match="nothing is left to learn from"):
+        keep_groups_apart(train, train)
+
+
+# -- labels beside the files ------------------------------------------------------------------------------------------
+
+
+def test_a_table_beside_the_files_whatever_its_columns_are_called(tmp_path):
+    for i in range(8):
+        path = tmp_path / "pictures" / ("a", "b")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    kinds = ["ok", "broken", "ok", None, "ok", "broken", "odd", "ok"]
+    for how, spell in (("whole", "{}/{}.png"), ("last", "{1}.png"), ("stem", "{1}")):
+        spelt = [spell.format(("a", "b")[i % 2], i) for i in range(8)]
+        table = pd.DataFrame({"who": range(8), "Datei": spelt, "Befund": kinds, "patient": list("ppqqrrss")})
+        table.iloc[::-1].to_csv(tmp_path / f"{how}.csv", index=False)
+        labelled = open_labelled(
+            tmp_path / "pictures", "train", label_column="Befund", group_column="patient",
+            labels_file=tmp_path / f"{how}.csv",
+        )  # fmt: skip
+        of_image = {IMAGES[i]: (kinds[i], "ppqqrrss"[i]) for i in range(8) if kinds[i]}
+        found = zip(labelled.images, names_of(labelled), labelled.groups.tolist(), strict=True)
+        assert {image: (kind, patient) for image, kind, patient in found} == of_image
+        assert labelled.class_names == ["broken", "odd", "ok"]
+    with pytest.raises(DataError, match="has no column 'befund'.*Did you mean 'Befund'"):
+        options = {"labels_file": tmp_path / "whole.csv"}
+        open_labelled(tmp_path / "pictures", "train", label_column="befund", **options)
+    table[["who", "Befund"]].to_csv(tmp_path / "nameless.csv", index=False)
+    (tmp_path / "pictures" / "a" / "0.png").rename(tmp_path / "pictures" / "a" / "x.png")
+    with pytest.raises(DataError, match="No column of `--labels .*nameless.csv` names the files.*'who', 'Befund'"):
+        pd.DataFrame({"who": list("uvw"), "Befund": list("xyz")}).to_csv(tmp_path / "nameless.csv", index=False)
+        open_labelled(tmp_path / "pictures", "train", labels_file=tmp_path / "nameless.csv")
+    write(tmp_path / "table", label=NAMES)
+    with pytest.raises(DataError, match="each file is a sample, and .*table' is .*parquet.*column of it"):
+        open_labelled(tmp_path / "table", "train", labels_file=tmp_path / "whole.csv")
+    with pytest.raises(DataError, match="is no table: .csv, .tsv"):
+        open_labelled(tmp_path / "pictures", "train", labels_file="labels.xlsx")
+
+
+def test_a_table_beside_texts(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i, (text, _) in enumerate(TEXTS):
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
+    (tmp_path / "texts" / "9.txt").write_text(" ")  # blank: left out, and nobody else gets its label
+    table = pd.DataFrame({"file": [f"{i}.txt" for i in range(4)], "verdict": [label for _, label in TEXTS]})
+    table.to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
+    options = {"modality": "text", "labels_file": tmp_path / "labels.jsonl", "label_column": "verdict"}
+    assert texts_of(open_labelled(tmp_path / "texts", "train", **options)) == TEXTS
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def texts_of(labelled):
+    return list(zip(labelled.samples, (labelled.class_names[label] for label in labelled.labels), strict=True))
+
+
+TEXTS = [("a good one", "yes"), ("a bad one", "no"), ("none of it", "no"), ("fine, all\nof it", "yes")]
+
+
+def test_texts_in_class_folders(tmp_path):
+    for i, (text, label) in enumerate(TEXTS):
+        for split in ("train", "test"):
+            path = tmp_path / split / label / f"{i}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    labelled = open_labelled(tmp_path, "train", modality="text")
+    assert sorted(texts_of(labelled)) == sorted(TEXTS) and labelled.modality == "text"
+    by_line = open_labelled(tmp_path, "train", modality="text", sample_by="line")
+    assert sorted(texts_of(by_line)) == sorted([*TEXTS[:3], ("fine, all", "yes"), ("of it", "yes")])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_texts_in_tables(tmp_path, ending):
+    table = pd.DataFrame(TEXTS * 5 + [("without", None), (None, "yes")], columns=["review", "verdict"])
+    writers = {
+        "csv": lambda path: table.to_csv(path, index=False), "parquet": table.to_parquet,
+        "jsonl": lambda path: table.to_json(path, orient="records", lines=True),
+    }  # fmt: skip
+    writers[ending](tmp_path / f"my.{ending}")
+    options = {"column": "review", "label_column": "verdict", "modality": "text"}
+    labelled = open_labelled(tmp_path / f"my.{ending}", "train", **options)
+    assert texts_of(labelled) == TEXTS * 5
+    some = open_labelled(tmp_path / f"my.{ending}", "train", max_samples=7, **options)
+    assert len(some) == 7 and set(texts_of(some)) <= set(TEXTS)
+    kept, held_out = hold_out(labelled)
+    assert set(held_out.samples).isdisjoint(kept.samples) and len(kept) + len(held_out) == 20
 
 
 def test_several_candidates(tmp_path):

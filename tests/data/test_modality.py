@@ -13,7 +13,7 @@ import hfssl.data
 from hfssl.data.held_out import all_samples, content_keys, held_out_samples
 from hfssl.data.mixtures import open_mixture, stream_class
 from hfssl.data.modality import Input, leading_input, modalities, modality
-from hfssl.data.sources import DataError, available_splits, identity, open_source
+from hfssl.data.sources import DataError, MemorySource, available_splits, identity, open_source
 from hfssl.data.stream import ExactStream, Rows
 
 
@@ -47,6 +47,16 @@ def transform(block):
 def first_pass(stream, batch_size):
     batches = [batch["numbers"] for batch in islice(iter(stream), len(NUMBERS) // batch_size)]
     return np.concatenate(batches)
+
+
+def test_of_few_samples_some_are_held_out_and_some_are_not():
+    for count in range(2, 30):
+        texts = [f"text {i} of {count}" for i in range(count)]
+        held_out = held_out_samples(MemorySource(texts, name="few"), 0.01)
+        assert 1 <= len(held_out) < count
+        assert 1 <= len(held_out_samples(MemorySource(texts * 2, name="twice"), 0.99)) < count
+    with pytest.raises(DataError, match="holds one text only, .* `--eval_split`"):
+        held_out_samples(MemorySource(["the same", "the same"], name="one"))
 
 
 def test_modalities_are_found_by_their_names():

@@ -2,13 +2,14 @@
 
 import itertools
 import os
+import shutil
 import zipfile
 
 import datasets
 import pytest
 
 from hfssl.data.image.digits import digits
-from hfssl.data.sources import DataError, find, open_source
+from hfssl.data.sources import DataError, available_splits, find, open_source
 from hfssl.data.sources.walk import each_once, files_below, splits_of
 
 
@@ -127,12 +128,36 @@ def test_local_data_need_no_cache(tmp_path, monkeypatch, what):
     assert source.num_rows == {"file": 2, "images": 1}.get(what, 4)
 
 
-def test_an_archive_of_texts_is_refused_by_its_ending(tmp_path):
-    (tmp_path / "a").mkdir()
-    with zipfile.ZipFile(tmp_path / "a" / "texts.zip", "w") as archive:
-        archive.writestr("1.txt", "one")
-    with pytest.raises(DataError, match="holds a file .zip, none of which can be read. Supported are txt"):
-        open_source(tmp_path / "a")
+def write_zip(path, *names):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, f"{name}, line one\nline two\n")
+    return path
+
+
+def test_a_zip_of_texts_is_unpacked_once(tmp_path, caplog):
+    path = write_zip(tmp_path / "corpus.zip", "corpus/train/1.txt", "corpus/train/2.txt", "corpus/test/3.txt", "x.pdf")
+    with caplog.at_level("INFO", "hfssl"):
+        source = open_source(path)
+    assert source.num_rows == 4 and sorted(available_splits(path)) == ["test", "train"]
+    assert source.files == ["corpus/train/1.txt", "corpus/train/2.txt"]
+    assert open_source(path, split="test").read(0).columns["text"][0] == "corpus/test/3.txt, line one"
+    other = shutil.copy(path, tmp_path / "renamed.zip")
+    assert open_source(other).fingerprint == source.fingerprint
+    assert caplog.text.count("corpus.zip is unpacked once") <= 1 and "renamed.zip is unpacked" not in caplog.text
+
+
+def test_zips_that_cannot_be_read_are_explained(tmp_path):
+    with pytest.raises(DataError, match="'a.zip' holds no file that can be read. Those end in .txt, .jsonl"):
+        open_source(write_zip(tmp_path / "a.zip", "__MACOSX/1.txt", ".2.txt", "3.pdf"))
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 no more")
+    with pytest.raises(DataError, match="'b.zip' is no whole zip"):
+        open_source(tmp_path / "b.zip")
+    (tmp_path / "folder").mkdir()
+    inner = write_zip(tmp_path / "folder" / "texts.zip", "1.txt")
+    with pytest.raises(DataError, match="holds a file .zip, none .* A zip is read where it is named itself") as error:
+        open_source(tmp_path / "folder")
+    assert str(error.value).endswith(f"pass {inner}.") and open_source(inner).num_rows == 2
 
 
 def test_texts_among_more_pictures(tmp_path, caplog):

@@ -1,24 +1,26 @@
 """Fine-tuning of small stock encoders, on digits and on labels that a picture's brightness tells."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from labelled import Labelled, png, processor, resnet, save, vit
+from recipe_process import printed_without_hfssl
 from transformers import AutoModelForImageClassification, ConvNextV2Config
 
-from hfssl.evaluation import EvaluationError, read_results
-from hfssl.evaluation import finetune as finetune_module
+from hfssl.evaluation import EvaluationError, finetune_settings, read_results
 from hfssl.evaluation.finetune import (
     FinetuneEvaluator,
     FinetuneRun,
     FinetuneSettings,
-    _Images,
-    _TrainingRows,
-    images_a_process,
     layer_groups,
 )
+from hfssl.evaluation.finetune_settings import samples_a_process
+from hfssl.evaluation.image import finetuning as finetuning_module
+from hfssl.evaluation.image.finetuning import Images, TrainingImages
+from hfssl.evaluation.label_efficiency import LabelEfficiencyEvaluator
 
 
 SHORT = {"seeds": 1, "epochs": 1, "min_steps": 6, "train_batch_size": 16}
@@ -55,13 +57,60 @@ def test_learns_and_reports_beside_scratch_and_majority(encoder, tmp_path):
     assert record["per_seed"] == result.per_seed
 
 
+CLASSIFY = """
+import json, sys
+sys.modules["hfssl"] = None  # importing it fails, as where it is not installed
+from transformers import pipeline
+
+classify = pipeline("image-classification", sys.argv[1])
+print(json.dumps([classify(each)[0] for each in sys.argv[2:]]))
+"""
+
+
+def test_the_classifier_of_seed_0_stays_and_loads_where_there_is_no_hfssl(encoder, tmp_path):
+    (result,) = evaluator(seeds=2, min_steps=30, learning_rate=3e-3, random_init=False)(encoder, output_dir=tmp_path)
+    paths, test = [], shades(40, seed=1)
+    for number, image in enumerate(test.images):
+        paths.append(tmp_path / f"{number}.png")
+        paths[-1].write_bytes(image)
+    said = json.loads(printed_without_hfssl(tmp_path, CLASSIFY, tmp_path / "model", *paths))
+    right = [one["label"] == ["dark", "bright"][label] for one, label in zip(said, test.labels, strict=True)]
+    assert np.mean(right) == result.per_seed[0]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"| accuracy (test) | {result.per_seed[0]:.3f} | {result.value:.3f} ± {result.std:.3f} | - |" in card
+    assert "2 classes apart: dark, bright" in card and str(tmp_path) not in card
+
+
+def test_a_lost_classifier_is_trained_for_again(encoder, tmp_path, monkeypatch):
+    run = evaluator(random_init=False, save_model=False)
+    run(encoder, output_dir=tmp_path)
+    assert not (tmp_path / "model").exists()
+    run.settings.save_model = True
+    run(encoder, output_dir=tmp_path)
+    written = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    run(encoder, output_dir=tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == written
+
+
 def test_what_is_recorded_is_what_was_trained_with():
-    assert [images_a_process(64, number) for number in (1, 2, 64)] == [64, 32, 1]
-    with pytest.raises(EvaluationError, match="has 64 images .* 3 processes cannot.*`--train_batch_size 63`"):
-        images_a_process(64, 3)
-    assert images_a_process(63, 3) == 21  # which it says
+    assert [samples_a_process(64, number) for number in (1, 2, 64)] == [64, 32, 1]
+    with pytest.raises(EvaluationError, match="has 64 samples .* 3 processes cannot.*`--train_batch_size 63`"):
+        samples_a_process(64, 3)
+    assert samples_a_process(63, 3) == 21  # which it says
     with pytest.raises(EvaluationError, match=r"Launch one of 1, 2 processes\.$"):
-        images_a_process(2, 4)
+        samples_a_process(2, 4)
+
+
+def test_what_cannot_be_shared_is_refused_before_any_training(monkeypatch):
+    """Not when its turn comes, after hours on smaller shares of the labels."""
+    monkeypatch.setattr(finetune_settings, "process_state", lambda: SimpleNamespace(num_processes=3))
+    settings = FinetuneSettings(**SHORT | {"train_batch_size": 48})
+    assert FinetuneEvaluator(shades(48), shades(4), settings)
+    with pytest.raises(EvaluationError, match="has 40 samples"):
+        FinetuneEvaluator(shades(40), shades(4), settings)
+    assert LabelEfficiencyEvaluator(shades(48), shades(4), (0.25, 1.0), settings)  # 12 and 48
+    with pytest.raises(EvaluationError, match="has 20 samples .*Launch one of 1, 2, 4, 5, 10, 20 processes"):
+        LabelEfficiencyEvaluator(shades(40), shades(4), (0.15, 0.5), settings)  # 6 and 20
 
 
 def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
@@ -98,7 +147,7 @@ def test_convolutional_encoders_and_other_image_sizes(tmp_path):
 
 def test_images_that_do_not_fit_into_memory_lie_in_a_file(encoder, monkeypatch):
     (kept,) = evaluator(random_init=False)(encoder)
-    monkeypatch.setattr(finetune_module, "_MAX_KEPT_BYTES", 100)
+    monkeypatch.setattr(finetuning_module, "_MAX_KEPT_BYTES", 100)
     (mapped,) = evaluator(random_init=False)(encoder)
     assert kept.per_seed == mapped.per_seed
 
@@ -140,12 +189,12 @@ def test_the_order_is_a_new_permutation_each_epoch_and_keyed():
     rows = np.array([1, 3, 4, 8])
 
     def seen(seed, **settings):
-        images = _Images(processor(8), data.images)
-        training = _TrainingRows(images, data.labels, rows, 10, seed, FinetuneSettings(**settings))
+        images = Images(processor(8), data.images)
+        training = TrainingImages(images, data.labels, rows, 10, seed, FinetuneSettings(**settings))
         return [training[position] for position in range(10)]
 
     plain = [item["pixel_values"] for item in seen(0, shift=0.0)]
-    known = {tuple(_Images(processor(8), data.images)[row].ravel().tolist()): row for row in rows}
+    known = {tuple(Images(processor(8), data.images)[row].ravel().tolist()): row for row in rows}
     order = [known[tuple(pixels.ravel().tolist())] for pixels in plain]
     assert sorted(order[:4]) == sorted(order[4:8]) == rows.tolist()
     assert order[:4] != order[4:8]
@@ -172,7 +221,7 @@ def test_rare_classes_add_macro_f1(encoder):
     test = shades(80, seed=1)
     uneven = test.take(np.concatenate([np.arange(0, 80, 2), np.arange(1, 10, 2)]))
     run = FinetuneEvaluator(shades(48), uneven, FinetuneSettings(**SHORT, random_init=False), "fp32")
-    assert [result.metric for result in run(encoder)] == ["accuracy", "macro_f1"]
+    assert [result.metric for result in run(encoder)] == ["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
 
 
 def test_cells_name_what_was_trained(encoder, tmp_path):

@@ -2,62 +2,26 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    ViTConfig,
-)
+from recipe_process import printed_without_hfssl
+from text_encoder import WORDS, make_config, make_tokenizer, save_text_encoder
+from transformers import AutoModel, BertModel, RobertaConfig, RobertaModel, ViTConfig
 
-from hfssl.evaluation import GlueEvaluator, read_results
+from hfssl.evaluation import EvaluationError, GlueEvaluator, read_results
 from hfssl.evaluation import glue as glue_module
 from hfssl.evaluation.glue import _LengthGroupedTrainer
 from hfssl.evaluation.glue_tasks import TASKS, load_task, parse_tasks, subset
 from hfssl.evaluation.text.encoder import TextEncoder
 
 
-WORDS = ["good", "bad", *"abcdefghijklmnopqrstuvwxyz"]
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def make_tokenizer(pairs=True):
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if pairs:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-        )
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
-
-
-def make_config(config_class=BertConfig, **overrides):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    return config_class(
-        **{"vocab_size": len(SPECIAL_TOKENS) + len(WORDS), "max_position_embeddings": 64} | sizes | overrides
-    )
-
-
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """An encoder as pre-training leaves it: a stock model without a pooler, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    BertModel(make_config(), add_pooling_layer=False).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def make_rows(task, size, seed):
@@ -85,7 +49,7 @@ def dataset(tmp_path_factory):
 
 
 def evaluator(dataset, task="sst2", **settings):
-    quick = {"seeds": 1, "epochs": 1, "learning_rate": 3e-3, "precision": "fp32"}
+    quick = {"seeds": 1, "epochs": 1, "learning_rate": 3e-3, "precision": "fp32", "save_model": False}
     return GlueEvaluator(task=task, dataset=str(dataset), **quick | settings)
 
 
@@ -117,6 +81,35 @@ def test_learns_above_the_majority_and_writes_it_down(encoder, dataset, tmp_path
     (record,) = read_results(tmp_path / "results.json")
     assert record["value"] == result.value and record["command"] == "python recipes/glue.py"
     assert (record["protocol"], record["version"]) == ("glue", 1)
+
+
+CLASSIFY = """
+import json, sys
+sys.modules["hfssl"] = None  # importing it fails, as where it is not installed
+from transformers import pipeline
+
+classify = pipeline(sys.argv[1], sys.argv[2])
+print(json.dumps([classify(each)[0]["label"] for each in sys.argv[3:]]))
+"""
+
+
+def test_the_classifier_of_seed_0_stays_and_loads_where_there_is_no_hfssl(encoder, dataset, tmp_path):
+    run = evaluator(dataset, epochs=8, save_model=True, random_init=False)
+    run(encoder, output_dir=tmp_path)
+    folder = tmp_path / "model" / "sst2"
+    texts = ["bad a b c", "good x y", "bad f", "good v u"]
+    said = json.loads(printed_without_hfssl(tmp_path, CLASSIFY, "text-classification", folder, *texts))
+    assert said == ["negative", "positive", "negative", "positive"]
+    card = (folder / "README.md").read_text()
+    assert "2 classes apart: negative, positive" in card and "those of seed 0, whatever it scored" in card
+    assert str(tmp_path) not in card  # it may leave this machine
+    # what is lost is made again, and what is there is not
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    run(encoder, output_dir=tmp_path)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    (folder / "config.json").unlink()
+    run(encoder, output_dir=tmp_path)
+    assert (folder / "config.json").is_file()
 
 
 def test_a_model_in_memory_gives_the_same_as_its_folder(encoder, dataset):
@@ -293,6 +286,13 @@ def test_settings_out_of_range(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
         GlueEvaluator(**setting)
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused_before_any_data_is_read(monkeypatch):
+    monkeypatch.setattr(glue_module, "process_state", lambda: SimpleNamespace(num_processes=3))
+    assert GlueEvaluator(task="cola", batch_size=6, dataset="no/such/folder")
+    with pytest.raises(EvaluationError, match="32 rows cannot be dealt to 3 processes"):
+        GlueEvaluator(task="cola", dataset="no/such/folder")
 
 
 def test_missing_data(dataset, tmp_path):

@@ -101,7 +101,7 @@ def test_labels_that_cannot_be_probed_are_explained():
     with pytest.raises(EvaluationError, match='have the label "3": a probe needs two classes'):
         aligned_labels(threes, test)
     no_nines = train.take(np.flatnonzero(train.labels < 8))
-    with pytest.raises(EvaluationError, match='has 2 class.es. that no image of digits has, such as "8", "9"'):
+    with pytest.raises(EvaluationError, match='has 2 class.es. that digits has none of, such as "8", "9"'):
         aligned_labels(no_nines, test)
     with pytest.raises(EvaluationError, match="holds no images"):
         aligned_labels(train, test.take([]))
@@ -123,8 +123,41 @@ def test_macro_f1_agrees_with_scikit_learn():
     assert found == pytest.approx(sklearn.metrics.f1_score(references, predictions, average="macro"))
 
 
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [80, 10])
+    logits = np.stack([np.zeros(90), labels + rng.normal(size=90)], 1)
+    pairs = logits[labels == 1, 1][:, None] - logits[labels == 0, 1][None]
+    scores = classification_scores(logits.argmax(1), labels, logits)
+    assert scores["auroc"] == pytest.approx(np.mean(pairs > 0))
+    assert "auroc" not in classification_scores(labels, labels)
+    # of several classes, each against the rest; one that was not learned is never the answer
+    three = np.append(labels, [2] * 5)
+    logits = np.full((95, 4), -np.inf)
+    logits[np.arange(95), three] = logits[:, 0] = 0.0
+    assert 0.5 < classification_scores(logits.argmax(1), three, logits)["auroc"] < 1
+
+
+def test_uneven_classes_have_all_figures_beside_all_baselines(encoder):
+    train, test = digits()
+    rows = np.concatenate([np.flatnonzero(test.labels < 2), np.flatnonzero(test.labels == 3)[:1]])
+    results = LinearProbeEvaluator(train, test.take(rows), precision="fp32")(encoder)
+    assert [result.metric for result in results] == ["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
+    assert results[-1].baselines["majority"] == 0.5 and 0.5 < results[-1].value <= 1
+    assert set(results[-1].baselines) == set(results[0].baselines)
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes():
+    rng = np.random.default_rng(0)
+    references, predictions = rng.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1]), rng.integers(1, 6, 50)
+    (found,) = metrics.load("balanced_accuracy").compute(predictions=predictions, references=references).values()
+    right = [np.mean(predictions[references == each] == each) for each in range(4)]
+    assert found == pytest.approx(np.mean(right))
+
+
 def test_macro_f1_is_reported_where_classes_are_uneven():
-    for counts, names in (((30, 20), {"accuracy"}), ((9, 3), {"accuracy"}), ((90, 20), {"accuracy", "macro_f1"})):
+    both = {"accuracy", "balanced_accuracy", "macro_f1"}
+    for counts, names in (((30, 20), {"accuracy"}), ((9, 3), {"accuracy"}), ((90, 20), both)):
         labels = np.repeat([0, 1], counts)
         assert set(classification_scores(labels, labels)) == names
 

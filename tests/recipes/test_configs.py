@@ -122,7 +122,7 @@ def test_reported_figures_are_of_as_many_passes_or_say_how_to_get_them(load, nam
 def test_nothing_is_left_of_the_recipe_s_short_run(load, name):
     config = load(name)
     left = config.defaults - config.content.keys()
-    assert left <= ({"adam_beta2", "adam_epsilon"} if config.args.optim == "lars" else set())
+    assert left <= ({"adam_beta2", "adam_epsilon"} if config.args.optim in ("lars", "sgd") else set())
 
 
 @pytest.mark.parametrize("name", PAPERS)

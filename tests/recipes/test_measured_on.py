@@ -9,7 +9,7 @@ from image_recipes import TINY, flags
 from PIL import Image
 from recipe_process import ROOT, recipe_server
 
-from hfssl.cli.image.probes import LabelledDataArguments
+from hfssl.cli.labelled import LabelledDataArguments
 from hfssl.evaluation.probes import probe_table
 
 

@@ -124,6 +124,12 @@ def write_csv(folder: Path) -> Path:
     return folder / "texts.csv"
 
 
+def write_book(folder: Path) -> Path:
+    """One text, which is one line."""
+    (folder / "book.txt").write_text(" ".join(tiny.texts()))
+    return folder / "book.txt"
+
+
 def write_splits(folder: Path) -> Path:
     (folder / "splits").mkdir()
     jsonl(folder / "splits" / "train.jsonl", ({"text": text} for text in tiny.texts(600)))
@@ -141,6 +147,7 @@ MODERN_BERT = TINY_ENCODER | {"model_type": "modernbert", "local_attention": 8, 
         (write_txt, {}, "3 txt files, 600 rows"),
         (write_parquet, {}, "1 parquet file, 600 rows"),
         (write_csv, {}, "600 rows, column 'text'"),
+        (write_book, {"sample_by": "document"}, "1 text: too few to hold some out. Cut into "),
         (write_txt, {"packing": "false"}, "Held out"),
         (write_txt, {"whole_word_masking": "true", "mask_ratio": 0.3}, "Held out"),
         (write_splits, {"eval_split": "test"}, "Held out: 80 texts of the split test."),

@@ -176,3 +176,52 @@ def test_one_process_trains_on_one_gpu_of_several(tmp_path, monkeypatch, caplog,
         args.eval_strategy = "no"
         trainer = SSLTrainer(tiny.mlm(), args)
         assert trainer._wrap_model(trainer.model) is trainer.model
+
+
+@pytest.mark.parametrize(
+    "given, launched, flag",
+    [
+        ({"fsdp": True}, {}, "--fsdp"),
+        ({"fsdp": "full_shard"}, {}, "--fsdp"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {}, "--deepspeed"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "--fsdp"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "True"}, "--deepspeed"),
+    ],
+)
+def test_weights_that_are_shared_out_are_refused(tmp_path, monkeypatch, given, launched, flag):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"`{flag}` would share the weights out.*torchrun --nproc_per_node"):
+        SSLTrainingArguments(str(tmp_path), report_to="none", **given)
+
+
+def a_machine_with(monkeypatch, accelerator, cores=16, processes=1):
+    """As if there were such an accelerator; only what is decided before anything is sent there."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device(accelerator))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
+    for name in ("use_one_gpu", "_check_tracker"):
+        monkeypatch.setattr(f"hfssl.training.arguments.{name}", lambda _: None)
+    monkeypatch.setattr(SSLTrainingArguments, "world_size", 1)
+    for module in ("hfssl.training.arguments", "hfssl.machine"):
+        monkeypatch.setattr(f"{module}.num_cores", lambda: cores)
+        monkeypatch.setattr(f"{module}.local_world_size", lambda: processes)
+
+
+def test_apples_gpus_are_refused(tmp_path, monkeypatch):
+    a_machine_with(monkeypatch, "mps")
+    with pytest.raises(UserError, match="float64.*`--use_cpu true`"):
+        SSLTrainingArguments(str(tmp_path), report_to=[])
+    SSLTrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+
+
+@pytest.mark.parametrize("cores, processes, workers", [(16, 1, 15), (128, 8, 15), (4, 4, 1), (1, 1, 1)])
+def test_beside_a_gpu_data_are_prepared_on_all_cores_but_one(tmp_path, monkeypatch, caplog, cores, processes, workers):
+    a_machine_with(monkeypatch, "cuda", cores, processes)
+    with caplog.at_level("INFO", "hfssl"):
+        args = SSLTrainingArguments(str(tmp_path), report_to=[])
+    assert args.dataloader_num_workers == workers
+    assert f"{workers} process(es) prepare data beside each GPU" in caplog.text
+    assert "`--tf32 true`" in caplog.text
+    assert SSLTrainingArguments(str(tmp_path), report_to=[], use_cpu=True).dataloader_num_workers == 0

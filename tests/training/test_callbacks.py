@@ -86,6 +86,18 @@ def test_a_resumed_run_counts_its_own_time(tmp_path, monkeypatch):
     )
 
 
+def test_how_long_it_takes_is_said_before_it_is_long(tmp_path, monkeypatch):
+    assert " a step" not in drive(tmp_path, monkeypatch, terminal=False)  # of 100 seconds
+    lines = drive(tmp_path, monkeypatch, terminal=False, seconds_a_step=20.0).splitlines()
+    assert [line for line in lines if " a step" in line] == ["20 s a step: the run takes about 32:00."]
+    assert " a step" not in drive(tmp_path, monkeypatch, terminal=True, seconds_a_step=20.0)  # the bar says it
+    for terminal in (False, True):
+        shown = drive(tmp_path, monkeypatch, terminal, seconds_a_step=60.0)
+        assert (
+            "60 s a step: the run takes about 1:36:00. An hour is `--max_steps 60` or `--budget_minutes 60`" in shown
+        )
+
+
 def on_screen(written: str) -> list[str]:
     """The lines that a terminal shows: what follows a carriage return is written over what was there."""
     lines = []

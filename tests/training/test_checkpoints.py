@@ -275,3 +275,18 @@ def test_a_seal_covers_every_file(tmp_path):
     assert set(manifest["files"]) == {"model.safetensors", "sub/state.json"}
     assert manifest["files"]["model.safetensors"][0] == 256 * 40
     assert manifest["settings"] == SETTINGS
+
+
+def test_of_settings_with_parts_the_parts_that_differ_are_named(tmp_path):
+    views = [{"size": 64, "crop": {"scale": (0.2, 1.0)}, "flip": 0.5}] * 2
+    checkpoint = make(tmp_path, 5, {"views": str(views), "mean": str([0.1, 0.2])})
+    now = [{**view, "size": 32} for view in views]
+    with pytest.raises(UserError) as refused:
+        checkpoints.check_settings(checkpoint, {"views": str(now), "mean": str([0.1, 0.2])})
+    assert "holds another run: size was 64, is 32. Pass another" in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        checkpoints.check_settings(checkpoint, {"views": str(views[:1]), "mean": str([0.1, 0.3])})
+    assert "mean was [0.1, 0.2], is [0.1, 0.3]; views was [{" in str(refused.value)
+    many = {f"setting_{number}": number for number in range(9)} | checkpoints.read_settings(checkpoint)
+    with pytest.raises(UserError, match="setting_5 was None, is 5; and 3 more. Pass"):
+        checkpoints.check_settings(checkpoint, many)

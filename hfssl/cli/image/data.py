@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Enough for three digits of mean and standard deviation.
 STATISTICS_SAMPLE = 256
+# Enough for the size of a usual image.
+SIZES_SAMPLE = 64
 # Shorter side to which a JPEG may be reduced for statistics: that of most views.
 STATISTICS_SIDE = 224
 
@@ -123,6 +126,21 @@ class ImageData:
             for part in parts_of(self.source)
             for _, image in islice(_images(part.source), max(round(part.share * STATISTICS_SAMPLE), 1))
         )
+
+    @cached_property
+    def short_side(self) -> int:
+        """The shorter side of a usual image, in pixels."""
+        sides = []
+        for part in parts_of(self.source):
+            for _, image in islice(_images(part.source), max(round(part.share * SIZES_SAMPLE), 1)):
+                with suppress(DamagedImage):
+                    header = image_header(image)
+                    sides.append(min(header.height, header.width))
+        if not sides:
+            raise DataError(
+                f"No image of {self.source.description} can be read. Pass other data, or another `--image_column`."
+            )
+        return int(np.median(sides))
 
     @cached_property
     def is_grey(self) -> bool:

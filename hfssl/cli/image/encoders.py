@@ -1,7 +1,7 @@
 """Image encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
 from ...evaluation.image.encoder import size_arguments
+from ...machine import compute_device
 from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.method import width_of
 from ...modeling.packing import recommended_attention
@@ -25,10 +26,13 @@ from ...modeling.vision import (
 )
 from ...training.arguments import SSLTrainingArguments
 from .. import encoders
+from .choice import CONVOLUTIONAL, TRANSFORMER, choose, embedded_encoder, say
 from .data import ImageData
 from .presets import IMAGE_SIZES, VISION_PRESETS
 
 
+# The encoder that is left to choose.
+AUTO = "auto"
 # Of encoders that do not say, and of most checkpoints.
 IMAGE_SIZE = 224
 # Last stage of a convolutional encoder from which on a CPU with bf16 gains by it: its narrow convolutions are slower
@@ -52,17 +56,25 @@ class VisionEncoderArguments:
     > Encoder
 
     Args:
-        encoder (`str`, *optional*, defaults to `"resnet-mini"`):
-            resnet-mini (half of resnet-18's widths and blocks), vit-mini-patch4, vit-tiny-patch4,
-            convnextv2-atto-patch2 or convnextv2-tiny-patch2 for images of 32 pixels or less; vit-tiny-patch16,
-            vit-small-patch16, vit-base-patch16, resnet-18, resnet-50 or convnextv2-tiny-patch4 for larger ones; a
-            config file; or a Hub id or folder to continue from.
+        encoder (`str`, *optional*, defaults to `"auto"`):
+            auto (chosen for the size and the number of the images and for the machine); resnet-mini (half of
+            resnet-18's widths and blocks), vit-mini-patch4, vit-tiny-patch4, convnextv2-atto-patch2 or
+            convnextv2-tiny-patch2 for images of 32 pixels or less; resnet-18-half, vit-mini-patch8, vit-tiny-patch8,
+            vit-small-patch8 or convnextv2-atto-patch4 for those of 64 to 128; vit-tiny-patch16, vit-small-patch16,
+            vit-base-patch16, resnet-18, resnet-50 or convnextv2-tiny-patch4 for larger ones; a config file; or a Hub
+            id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, lean (eager in less memory, for ViTs), sdpa, flash_attention_2 or flex_attention.
     """
 
-    encoder: str = "resnet-mini"
+    # what auto chooses among
+    kind: ClassVar[str] = CONVOLUTIONAL
+
+    encoder: str = AUTO
     attention: str = "auto"
+
+    def __post_init__(self):
+        self.encoder = encoders.preset_name(self.encoder, VISION_PRESETS)
 
     @property
     def base_model(self) -> str | None:
@@ -76,18 +88,22 @@ class MaeEncoderArguments(VisionEncoderArguments):
     > Encoder
 
     Args:
-        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
-            vit-mini-patch4 or vit-tiny-patch4 for images of 32 pixels or less; vit-tiny-patch16, vit-small-patch16 or
-            vit-base-patch16 for larger ones; a config file; or a Hub id or folder to continue from: a ViT (MAE's own
-            checkpoints too), DeiT, Dinov2, MSN or I-JEPA.
+        encoder (`str`, *optional*, defaults to `"auto"`):
+            auto (chosen for the size and the number of the images and for the machine); vit-mini-patch4 or
+            vit-tiny-patch4 for images of 32 pixels or less; vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for
+            those of 64 to 128; vit-tiny-patch16, vit-small-patch16 or vit-base-patch16 for larger ones; a config
+            file; or a Hub id or folder to continue from: a ViT (MAE's own checkpoints too), DeiT, Dinov2, MSN or
+            I-JEPA.
     """
 
-    encoder: str = "vit-mini-patch4"
+    kind: ClassVar[str] = TRANSFORMER
+
+    encoder: str = AUTO
 
 
 def is_checkpoint(encoder: str) -> bool:
     """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
-    return encoders.is_checkpoint(encoder, VISION_PRESETS)
+    return encoder != AUTO and encoders.is_checkpoint(encoder, VISION_PRESETS)
 
 
 def vision_encoder_config(encoder: str, overrides: dict[str, Any] | None = None) -> PreTrainedConfig | None:
@@ -116,8 +132,9 @@ def make_views(
 ) -> Views:
     """The views of a method, fitted to its encoder and to the data.
 
-    Left out, the size of the images is the one that the encoder was made for, and mean and standard deviation are
-    those of the checkpoint that is continued. Embedded images have views of their own.
+    An encoder that is left to choose is chosen here, and `recipe` names it afterwards. Left out, the size of the
+    images is the one that the encoder was made for, and mean and standard deviation are those of the checkpoint that
+    is continued. Embedded images have views of their own.
 
     Args:
         method (`type`):
@@ -133,6 +150,8 @@ def make_views(
         given (`set[str]`):
             Names of the flags that the user gave.
     """
+    if recipe.encoder == AUTO:
+        arguments = _choose_encoder(recipe, config, data, arguments)
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
     sizes, patch_size = getattr(encoder, "image_size", None), getattr(encoder, "patch_size", None)
     if data.embedded is not None:
@@ -149,6 +168,21 @@ def make_views(
         method.method.views, arguments, is_grey=data.is_grey, mean_std=mean_std,
         patch_size=side(patch_size) if patch_size else None, value_range=data.value_range,
     )  # fmt: skip
+
+
+def _choose_encoder(
+    recipe: VisionEncoderArguments, config: dict[str, Any], data: ImageData, arguments: ViewArguments
+) -> ViewArguments:
+    """Name the encoder in `recipe`, and state the size of the images where it is not."""
+    recipe.encoder = embedded_encoder(recipe.kind)
+    if data.embedded is not None or "model_type" in (config.get("encoder_config") or {}):
+        return arguments
+    on_cpu = compute_device().type == "cpu"
+    facts = data.short_side, data.num_images, on_cpu
+    choice = choose(recipe.kind, *facts, image_size=arguments.image_size)
+    recipe.encoder = choice.encoder
+    say(choice, *facts)
+    return replace(arguments, image_size=choice.image_size)
 
 
 def _checkpoint_mean_std(encoder: str) -> tuple[list[float], list[float]] | None:
@@ -174,6 +208,11 @@ def build(
     """
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     record, image_size = method.method, views.image_size
+    if record.contrasts_batch and args.per_device_train_batch_size * args.world_size < 2:
+        raise UserError(
+            f"{record.title} tells images apart by comparing those of a step, and a step has one here: pass a "
+            "`--per_device_train_batch_size` of 2 or more, better 64 or more."
+        )
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
     config |= record.fields_for(fresh, given)
     if fresh is not None:

@@ -20,21 +20,28 @@ def _convnext(depths: tuple[int, ...], widths: tuple[int, ...], patch: int, imag
 
 
 # Of presets whose configuration says none: the images that they are for.
-IMAGE_SIZES = {"resnet-mini": 32}
+IMAGE_SIZES = {"resnet-mini": 32, "resnet-18-half": 64}
 
 # Sizes are those of the papers: tiny and small ViTs of DeiT (2012.12877), the ConvNeXt V2 named atto (2301.00808). The
 # stem of a ResNet in transformers reduces images to a quarter: small ones want the others.
 VISION_PRESETS = {
     "vit-mini-patch4": lambda: _vit(4, 192, 3, 4, 32),
     "vit-tiny-patch4": lambda: _vit(12, 192, 3, 4, 32),
+    # for images of 64 to 128 pixels, of which patches of 16 would leave little
+    "vit-mini-patch8": lambda: _vit(4, 192, 3, 8, 64),
+    "vit-tiny-patch8": lambda: _vit(12, 192, 3, 8, 64),
+    "vit-small-patch8": lambda: _vit(12, 384, 6, 8, 96),
     "vit-tiny-patch16": lambda: _vit(12, 192, 3, 16, 224),
     "vit-small-patch16": lambda: _vit(12, 384, 6, 16, 224),
     "vit-base-patch16": lambda: _vit(12, 768, 12, 16, 224),
     # half of resnet-18's widths and blocks
     "resnet-mini": lambda: _resnet("basic", (1, 1, 1, 1), (32, 64, 128, 256), stem=32),
+    # half of its widths, all of its blocks
+    "resnet-18-half": lambda: _resnet("basic", (2, 2, 2, 2), (32, 64, 128, 256), stem=32),
     "resnet-18": lambda: _resnet("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet-50": lambda: _resnet("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
     "convnextv2-atto-patch2": lambda: _convnext((2, 2, 6, 2), (40, 80, 160, 320), 2, 32),
     "convnextv2-tiny-patch2": lambda: _convnext((3, 3, 9, 3), (96, 192, 384, 768), 2, 32),
+    "convnextv2-atto-patch4": lambda: _convnext((2, 2, 6, 2), (40, 80, 160, 320), 4, 64),
     "convnextv2-tiny-patch4": lambda: _convnext((3, 3, 9, 3), (96, 192, 384, 768), 4, 224),
 }

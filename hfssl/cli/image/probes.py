@@ -1,30 +1,20 @@
 """What the image recipes share about probes: the flags, the labelled images that they name, and the evaluators."""
 
-import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from ...data.image.value_range import RangeOfSet, check_range
+from ...data.image.value_range import RangeOfSet
 from ...data.image.views import Views
-from ...data.labelled import LabelledImages, hold_out, open_labelled
+from ...data.labelled import LabelledData
 from ...data.modality import modality
-from ...data.sources import available_splits
-from ...errors import UserError
-from ...evaluation.evaluator import EvaluationError, Evaluator
-from ...evaluation.facts import read_facts
-from ...evaluation.frozen import aligned_labels
+from ...evaluation.evaluator import Evaluator
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.online_knn import OnlineKnn
 from ...training.arguments import SSLTrainingArguments
+from ..labelled import LabelledDataArguments, load_splits, named_flags
 from .data import ImageData
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,7 +47,7 @@ class ProbeArguments:
     probe_max_samples: int | None = 3_000
     probe_pooling: str | None = None
 
-    def load(self, dataset: str | None) -> tuple[LabelledImages, LabelledImages] | None:
+    def load(self, dataset: str | None) -> tuple[LabelledData, LabelledData] | None:
         """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
         name = self.probe_dataset
         if name == "auto":
@@ -66,13 +56,13 @@ class ProbeArguments:
         if name == "none":
             return None
         flags = ("dataset", "split", "test_split", "label_column")
-        with _named_flags({flag: f"probe_{flag}" for flag in flags}):
+        with named_flags({flag: f"probe_{flag}" for flag in flags}):
             return load_splits(
                 name, self.probe_split, self.probe_test_split, label_column=self.probe_label_column,
                 max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
             )  # fmt: skip
 
-    def named(self, dataset: str | None, *splits: LabelledImages) -> dict[str, Any]:
+    def named(self, dataset: str | None, *splits: LabelledData) -> dict[str, Any]:
         """The flags of `recipes/probe.py` for the images that [`load`] gives."""
         embedded = modality("image").embedded_set(dataset) if self.probe_dataset == "auto" else None
         most = self.probe_max_samples
@@ -87,126 +77,6 @@ class ProbeArguments:
         }  # fmt: skip
         usual = {field.name: field.default for field in fields(LabelledDataArguments)}
         return {name: value for name, value in flags.items() if value != usual[name]}
-
-
-@dataclass
-class LabelledDataArguments:
-    r"""
-    > Data
-
-    Args:
-        dataset (`str`, *optional*):
-            Labelled images: a Hub id, a folder with a folder for each class, parquet or arrow files; letters or
-            digits, which come with hfssl. Left out, they are those of the encoder's run as far as its folder
-            remembers them, and letters for an encoder from elsewhere.
-        dataset_config (`str`, *optional*):
-            Configuration of a data set on the Hub.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to learn from.
-        test_split (`str`, *optional*, defaults to `"auto"`):
-            Split to measure on. auto takes test or validation where there is one, else holds out a fifth of each
-            class.
-        image_column (`str`, *optional*):
-            Column of the images; found by its type when left out.
-        label_column (`str`, *optional*):
-            Column of the labels; found by its type when left out.
-        max_train_samples (`int`, *optional*):
-            Learn from so many images at most.
-        max_test_samples (`int`, *optional*):
-            Measure on so many images at most.
-        value_range (`tuple[float, float]`, *optional*):
-            The values that become black and white, of images with more than 8 bits a value. Left out: those of the
-            encoder's training, where its folder says so, else judged on some of the images.
-    """
-
-    dataset: str | None = None
-    dataset_config: str | None = None
-    split: str = "train"
-    test_split: str = "auto"
-    image_column: str | None = None
-    label_column: str | None = None
-    max_train_samples: int | None = None
-    max_test_samples: int | None = None
-    value_range: tuple[float, float] | None = None
-
-    def __post_init__(self):
-        check_range(self.value_range)
-
-    def of_run(self, encoder: str) -> "LabelledDataArguments":
-        """With the labelled images that the folder of an encoder remembers, where none are named.
-
-        Raises:
-            UserError: where it remembers none, but that it was trained on other data than the embedded ones.
-        """
-        facts = read_facts(encoder)
-        if self.dataset is not None or not facts:
-            return self
-        remembered = facts.get("labelled")
-        if remembered is None and (embedded := modality("image").embedded_set(facts.get("dataset"))):
-            remembered = {"dataset": embedded.name}
-        if remembered is None:
-            raise UserError(
-                f"{encoder} was trained on {facts['dataset']}, and its folder names no labelled images. Pass "
-                "`--dataset`: a Hub id, a folder with a folder for each class, or letters for the images that come "
-                "with hfssl."
-            )
-        usual = {field.name: field.default for field in fields(self)}
-        missing = {n: v for n, v in remembered.items() if n in usual and getattr(self, n) == usual[n]}
-        if missing:
-            words = ", ".join(f"--{name} {value}" for name, value in missing.items())
-            logger.info("Labelled images, as the encoder's folder remembers them: %s.", words)
-        return replace(self, **missing)
-
-    def load(self) -> tuple[LabelledImages, LabelledImages]:
-        """Both splits."""
-        return load_splits(
-            self.dataset, self.split, self.test_split, config=self.dataset_config, image_column=self.image_column,
-            label_column=self.label_column, max_train_samples=self.max_train_samples,
-            max_test_samples=self.max_test_samples, value_range=self.value_range,
-        )  # fmt: skip
-
-
-def load_splits(
-    dataset: str | None,
-    split: str = "train",
-    test_split: str = "auto",
-    *,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    max_train_samples: int | None = None,
-    max_test_samples: int | None = None,
-    value_range: tuple[float, float] | None = None,
-) -> tuple[LabelledImages, LabelledImages]:
-    """The labelled images to learn from and those to measure on, checked to be of the same classes."""
-    if split == test_split:
-        raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
-    columns = {"image_column": image_column, "label_column": label_column, "config": config}
-    train = open_labelled(dataset, split, max_samples=max_train_samples, **columns)
-    train.images.value_range = RangeOfSet(train.images, value_range)
-    if test_split == "auto":
-        splits = available_splits(dataset, modality="image", config=config)
-        usual = ("test", "validation", "dev", "valid", "val")
-        test_split = next((other for other in usual if other in splits and other != split), None)
-    if test_split is None:
-        train, test = hold_out(train)
-        logger.info("There is no split to measure on: %s images of %s are held out.", f"{len(test):,}", train.name)
-    else:
-        with _named_flags({"split": "test_split"}):
-            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **columns)
-            test.images.value_range = train.images.value_range
-    aligned_labels(train, test)
-    return train, test
-
-
-@contextmanager
-def _named_flags(names: dict[str, str]) -> Iterator[None]:
-    """Let what is wrong with the data be told with the flags that the user has."""
-    try:
-        yield
-    except UserError as error:
-        told = re.sub("`--([a-z_]+)", lambda flag: f"`--{names.get(flag[1], flag[1])}", str(error))
-        raise type(error)(told) from error
 
 
 def image_evaluators(
@@ -240,3 +110,8 @@ def image_evaluators(
             OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(data.arguments.dataset, *probes))
         )
     return evaluators
+
+
+def share_value_range(train: LabelledData, test: LabelledData, stated: tuple[float, float] | None) -> None:
+    """Let both splits have one range of values: what is stated, the encoder's, or that of the images of train."""
+    train.images.value_range = test.images.value_range = RangeOfSet(train.images, stated)

@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...data.held_out import held_out_parts
+from ...data.held_out import held_out_parts, split_to_measure_on
 from ...data.mixtures import open_mixture, parts_of, stream_class
+from ...data.sources import Source
 from ...data.stream import BLOCK_BYTES, ExactStream
 from ...data.text.fit import check_fit_to_corpus, check_words, tokenizer_fit
+from ...data.text.passages import in_passages
 from ...data.text.rows import TextCollator, TextRows, sample_texts
 from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
@@ -44,14 +46,15 @@ class TextDataArguments(DataArguments):
 
     Args:
         dataset (`str`, *optional*):
-            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, `save_to_disk`). Several with commas between
-            them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes through each
-            again and again on its own; without weights they are read as one. Left out: docstrings and language
-            reference of this Python.
+            Hub id, file, folder or glob (txt, jsonl, csv, parquet, arrow, a zip of them, `save_to_disk`). Several with
+            commas between them are mixed: a:0.7,b:0.3 takes 70 % of the text (bytes, not documents) from a, and goes
+            through each again and again on its own; without weights they are read as one. Left out: docstrings and
+            language reference of this Python.
         text_column (`str`, *optional*):
             Column with the text. Left out, it is found by its type.
         sample_by (`str`, *optional*, defaults to `"line"`):
-            What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
+            What a document of a .txt file is: line, paragraph (blank lines between) or document (the whole file). Of
+            fewer than ten long ones, passages are taken for documents, so that some can be held out.
 
     > Text
 
@@ -145,7 +148,11 @@ class TextData:
             "column": arguments.text_column, "config": arguments.dataset_config, "sample_by": arguments.sample_by,
             "streaming": arguments.streaming,
         }  # fmt: skip
-        self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
+
+        def prepare(name: str | None, source: Source) -> Source:
+            return source if split_to_measure_on(name, "text", arguments) else in_passages(source)
+
+        self.source = open_mixture(arguments.dataset, prepare=prepare, **options, split=arguments.split)
         logger.info("Data: %s.", self.source.description)
         self.held_out_of = held_out_parts(self.source, arguments, options)
         self.held_out = list(dict.fromkeys(chain.from_iterable(self.held_out_of.values())))

@@ -43,6 +43,9 @@ class TextEncoderArguments:
     encoder: str = "modernbert-mini"
     attention: str = "auto"
 
+    def __post_init__(self):
+        self.encoder = encoders.preset_name(self.encoder, TEXT_PRESETS | CAUSAL_PRESETS)
+
     @property
     def base_model(self) -> str | None:
         """The checkpoint to continue, `None` where the encoder is trained from scratch."""

@@ -86,7 +86,7 @@ MODALITY = Modality(
     samples_per_block=(16, 512),
     read_through_bytes=256 << 20,
     embedded=(
-        EmbeddedData("letters", ("train", "test"), _load_letters),
-        EmbeddedData("digits", ("train", "test"), _load_digits),
+        EmbeddedData("letters", ("train", "test"), _load_letters, labelled=True),
+        EmbeddedData("digits", ("train", "test"), _load_digits, labelled=True),
     ),
 )  # fmt: skip

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..device import send
+
 
 WHITE = 255.0
 # Rec. 601, as torchvision rounds it.
@@ -116,7 +118,7 @@ class Finish:
             images.index_copy_(0, self._on_device(members), values)
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return send(array, self.device)
 
 
 def adjust_brightness_(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

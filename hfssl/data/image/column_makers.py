@@ -16,6 +16,7 @@ import torch
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.views import View
+from ..device import send
 from ..stream import Block
 from .color_ops import Finish
 from .crops import PixelRows
@@ -91,4 +92,4 @@ class Noise:
         return {"noise": (keys >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)}
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        return {"noise": torch.from_numpy(columns["noise"]).to(device, non_blocking=True)}
+        return {"noise": send(columns["noise"], device)}

@@ -7,8 +7,9 @@ from ...errors import DataError
 from ..modality import modality
 from ..sources.base import Source
 from ..sources.files import SplitFiles, download_once, is_remote, read_file
-from ..sources.image_folders import ImageFolderSource, class_names, image_files, is_metadata, metadata_features
+from ..sources.image_folders import ImageFolderSource, image_files, is_metadata, metadata_features
 from ..sources.tars import TarSource
+from ..sources.walk import class_names
 
 
 def from_arrow(column: pa.ChunkedArray) -> list:

@@ -22,6 +22,7 @@ import torch
 
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
+from ..device import Beside
 from ..stream import Block, Rows
 from .column_makers import ColumnMaker, Crops, Noise
 
@@ -52,8 +53,8 @@ class ViewArguments:
 
     Args:
         image_size (`int`, *optional*):
-            Pixels a side of a view. Left out: 32 for the embedded letters, else that of the encoder
-            (vit-mini-patch4: 32), and 224 where it has none.
+            Pixels a side of a view. Left out or auto: 32 for the embedded letters, else chosen with the encoder, or
+            that of a given one (vit-mini-patch4: 32), or 224.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
@@ -225,8 +226,12 @@ class ViewCollator:
 
     def __init__(self, views: Views, device: torch.device | str):
         self.makers, self.device = (views.crops, *views.makers), torch.device(device)
+        self.beside = Beside(self.device)
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return self.beside(lambda: self._collate(columns))
+
+    def _collate(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch = {}
         for maker in self.makers:
             batch |= maker.collate(columns, self.device)

@@ -1,6 +1,5 @@
 """Files that cannot be opened in the middle (csv, a JSON array, compressed) are converted to a memory-mapped copy."""
 
-import atexit
 import codecs
 import json
 import logging
@@ -9,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +21,7 @@ from filelock import FileLock
 
 from ...errors import DataError
 from .base import Source, new_digest, third_party
+from .copies import writable
 from .delimited import DAMAGE, convert_delimited
 from .files import SplitFiles, as_patterns, file_sizes, is_remote, open_bytes, relative_names
 from .find import COMPRESSIONS, Found, quiet_cards
@@ -78,7 +78,7 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
 
     `options` are those of [`TableSource`].
     """
-    folder_of_copies = _writable(datasets.config.HF_DATASETS_CACHE)
+    folder_of_copies = writable(datasets.config.HF_DATASETS_CACHE)
     if found.module != "cache":
         logger.info("%s is converted once to a copy in %s, since %s.", found.name, folder_of_copies, why)
     paths = found.splits[split]
@@ -132,21 +132,6 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     )
 
 
-@cache
-def _writable(folder: str | Path) -> Path:
-    """A folder that is to hold copies; where it cannot be written, one for this process."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        temporary = tempfile.mkdtemp(prefix="hfssl-")
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        logger.info("%s cannot be written (%s): copies are made in %s, for this run.", folder, error, temporary)
-        return Path(temporary)
-    return folder
-
-
 def _cache_dir(folder: Path) -> dict[str, str]:
     return {} if folder == Path(datasets.config.HF_DATASETS_CACHE) else {"cache_dir": str(folder)}
 
@@ -172,6 +157,9 @@ def _unpack(path: str, target: Path) -> None:
 
 def _open_plain(path: str) -> BinaryIO:
     """A file from its beginning, unpacked."""
+    if path.endswith(".zst"):  # fsspec wants another package for it
+        packed = open_bytes(path)
+        return pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd")
     return fsspec.open(path, "rb", compression="infer").open()
 
 

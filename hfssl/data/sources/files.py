@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 MAX_SAMPLE_BYTES = 256 << 20
 
 
+class FileIsGone(DataError):
+    """A file that was there when the data set was opened: what is met in the middle of a run is damage."""
+
+
 @dataclass
 class SplitFiles:
     """The files of one split on their way to what reads them.
@@ -97,10 +101,15 @@ def read_file(path: str) -> bytes | Damage:
     try:
         data = with_retries(read)
     except FileNotFoundError:
-        return Damage(f"the file {path!r} is missing")
+        return missing(path)
     except Exception as error:
         raise unreadable(path, error) from error
     return data if len(data) <= MAX_SAMPLE_BYTES else Damage(f"longer than {MAX_SAMPLE_BYTES >> 20} MiB")
+
+
+def missing(name: str) -> Damage:
+    """A sample whose file is gone."""
+    return Damage(f"the file {name!r} is missing")
 
 
 def download_once(paths: Sequence[str], dataset: str, sizes: Sequence[int]) -> list[str]:
@@ -120,7 +129,7 @@ def unreadable(name: str, error: Exception) -> DataError:
             f"{name!r} cannot be read: permission denied. Change its permissions (e.g. `chmod +r`) or its owner."
         )
     if isinstance(error, FileNotFoundError):
-        return DataError(
+        return FileIsGone(
             f"{name!r} is gone: it was there when the data set was opened. Put it back, or start again without it."
         )
     if isinstance(error, (httpx.HTTPError, ConnectionError, TimeoutError)):

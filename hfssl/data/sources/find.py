@@ -31,6 +31,7 @@ from huggingface_hub.utils import httpx
 from ...errors import DataError, first_line
 from ..modality import Modality, modalities, modality
 from .base import third_party
+from .copies import unpacked_zip
 from .files import as_patterns, is_remote
 from .walk import each_once, files_below, splits_of
 
@@ -77,6 +78,9 @@ def find_data(dataset: str, config: str | None, revision: str | None, kind: Moda
         )
     path = os.path.expanduser(dataset)
     if os.path.isfile(path):
+        if kind.folder_module is None and path.lower().endswith(".zip"):
+            folder = unpacked_zip(os.path.abspath(path), tuple(kind.extensions))
+            return replace(_find_folder(dataset, folder, config, kind), name=dataset)
         return _find_files(dataset, [os.path.abspath(path)], config, kind)
     if os.path.isdir(path):
         return _find_folder(dataset, os.path.realpath(path), config, kind)
@@ -205,9 +209,11 @@ def _format_of(dataset: str, splits: Mapping[str, list[str]], kind: Modality) ->
 
 
 def _nothing_to_read(dataset: str, files: Sequence[str], kind: Modality) -> DataError:
+    zipped = next((file for file in files if file.lower().endswith(".zip")), None)
+    hint = f" A zip is read where it is named itself: pass {zipped}." if zipped and kind.folder_module is None else ""
     return DataError(
         f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read. "
-        f"Supported are {kind.supported}."
+        f"Supported are {kind.supported}.{hint}"
     )
 
 

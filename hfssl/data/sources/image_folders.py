@@ -18,6 +18,7 @@ from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_r
 from .columns import find_inputs
 from .files import MAX_SAMPLE_BYTES, open_bytes, read_file, unreadable, with_retries
 from .find import METADATA
+from .walk import class_of
 
 
 # Between the path of a zip file and that of a file in it.
@@ -61,22 +62,6 @@ def metadata_features(path: str) -> dict:
 
     features = third_party(lambda: datasets.Features.from_arrow_schema(read()), f"{path!r} cannot be read")
     return {name: feature for name, feature in features.items() if name != "file_name"}
-
-
-def class_of(path: str) -> str:
-    """The folder in which a file lies."""
-    return os.path.basename(os.path.dirname(path))
-
-
-def class_names(splits: Sequence[Sequence[str]]) -> list[str]:
-    """The class folders of the files of each split, sorted; none where the files do not lie in such.
-
-    The rule is nearly that of the `datasets` library: several folders that hold files, all at the same depth. Folders
-    with a split in each are none.
-    """
-    classes = [{class_of(path) for path in paths} for paths in splits]
-    depths = {path.count("/") for paths in splits for path in paths}
-    return sorted(set().union(*classes)) if max(map(len, classes)) > 1 and len(depths) == 1 else []
 
 
 class ImageFolderSource(Source):

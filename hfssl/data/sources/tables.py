@@ -25,7 +25,7 @@ from .base import (
     row_pieces,
 )
 from .columns import column_of_table, find_inputs, with_fields
-from .files import is_remote, open_bytes, unreadable, with_retries
+from .files import is_remote, missing, open_bytes, unreadable, with_retries
 
 
 # Decoded row groups that a process keeps, to mix their pieces: always one, else as many as fit.
@@ -145,6 +145,8 @@ class ParquetSource(Source):
             table = with_retries(read, again=lambda: self._cache.forget(file))
             # files of one data set may have their columns in different orders
             table = pa.table({name: _plain(column_of_table(table, name)) for name in columns})
+        except FileNotFoundError:
+            return missing(self.files[file])
         except Exception as error:
             if not _is_damage(error):
                 raise unreadable(self.files[file], error) from error

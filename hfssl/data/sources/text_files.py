@@ -3,7 +3,8 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 
 import datasets
 import numpy as np
@@ -24,7 +25,8 @@ from .base import (
     new_digest,
 )
 from .columns import field_of_record, with_fields
-from .files import is_remote, open_bytes, unreadable, with_retries
+from .files import FileIsGone, is_remote, missing, open_bytes, unreadable, with_retries
+from .walk import class_of
 
 
 # One request to a remote file fetches this much; its pieces share a group.
@@ -232,8 +234,20 @@ class BytesSource(Source):
             first, last = np.searchsorted(self.pieces[:, 3], [group, group + 1])
             # A margin on both sides for the records that cross the borders.
             begin = max(int(self.pieces[first, 1]) - 1, 0)
-            self._text.prefetch(group, file, begin, int(self.pieces[last - 1, 2]) + PIECE_BYTES)
-        return self._records(file, start, stop)
+            try:
+                self._text.prefetch(group, file, begin, int(self.pieces[last - 1, 2]) + PIECE_BYTES)
+            except FileIsGone:
+                return self._missing(file, start, stop)
+        try:
+            return self._records(file, start, stop)
+        except FileIsGone:
+            return self._missing(file, start, stop)
+
+    def _missing(self, file: int, start: int, stop: int) -> PieceRows:
+        """As many damaged records as a piece of that size has on average."""
+        number = min(max(round(self.num_rows * (stop - start) / self._total), 1), stop - start)
+        bad = [(row, missing(self.files[file]).reason) for row in range(start, start + number)]
+        return PieceRows(np.empty(0, dtype=np.int64), {name: [] for name in self.columns}, bad)
 
     def _records(self, file: int, start: int, stop: int) -> PieceRows:
         raise NotImplementedError
@@ -353,7 +367,24 @@ def _json_feature(values: list):
         return datasets.Value("null")
 
 
-class TextLinesSource(BytesSource):
+class PlainTextSource(BytesSource):
+    """Files that hold text only. What says their class is the folder that they lie in, where there are several."""
+
+    def _with_class(self, texts: list, files: Iterable[int]) -> dict[str, list]:
+        """The columns of some texts, of which each lies in one of `files`."""
+        columns: dict[str, list] = {self.leading: texts}
+        for name in self.inputs:
+            if name != self.leading:
+                label = self.features[self.inputs[name].column].str2int
+                of = zip(texts, files, strict=False)
+                columns[name] = [label(class_of(self._text.paths[file])) for _, file in of]
+        return columns
+
+    def read_input(self, name: str) -> list:
+        return [value for index in range(len(self)) for value in self.read(index).columns[name]]
+
+
+class TextLinesSource(PlainTextSource):
     """One sample per line. Blank lines are no rows."""
 
     kind = "txt"
@@ -364,12 +395,12 @@ class TextLinesSource(BytesSource):
         kept = [i for i, line in enumerate(lines) if type(line) is not str or (line and not line.isspace())]
         if len(kept) < len(lines):
             starts, lines = starts[kept], [lines[i] for i in kept]
-        result = good_rows(starts, {self.leading: lines}, self.inputs)
+        result = good_rows(starts, self._with_class(lines, repeat(file)), self.inputs)
         result.bad.extend(too_long)
         return result
 
 
-class TextParagraphsSource(BytesSource):
+class TextParagraphsSource(PlainTextSource):
     """One sample per paragraph: lines up to a blank one."""
 
     kind = "txt (by paragraph)"
@@ -408,7 +439,7 @@ class TextParagraphsSource(BytesSource):
                     continue
             rows.append(first + begin)
             values.append(value)
-        result = good_rows(np.array(rows, dtype=np.int64), {self.leading: values}, self.inputs)
+        result = good_rows(np.array(rows, dtype=np.int64), self._with_class(values, repeat(file)), self.inputs)
         result.bad.extend(too_long)
         return result
 
@@ -419,7 +450,7 @@ def _blank_line(data: bytes, at: int) -> int:
     return match.start() if match else -1
 
 
-class TextDocumentsSource(BytesSource):
+class TextDocumentsSource(PlainTextSource):
     """One sample per file. A piece is a file, or a run of files where there are very many; rows count files."""
 
     kind = "txt (by document)"
@@ -444,9 +475,14 @@ class TextDocumentsSource(BytesSource):
             if self._text.sizes[file] > MAX_RECORD_BYTES:
                 values.append(Damage(_TOO_LONG))
                 continue
-            value = decode_utf8(self._text.read(file, 0, int(self._text.sizes[file])).removeprefix(codecs.BOM_UTF8))
+            try:
+                data = self._text.read(file, 0, int(self._text.sizes[file]))
+            except FileIsGone:
+                values.append(missing(self.files[file]))
+                continue
+            value = decode_utf8(data.removeprefix(codecs.BOM_UTF8))
             values.append(value.replace("\r\n", "\n") if type(value) is str else value)
-        return good_rows(np.arange(start, stop), {self.leading: values}, self.inputs)
+        return good_rows(np.arange(start, stop), self._with_class(values, range(start, stop)), self.inputs)
 
 
 # What a sample of a txt file is.

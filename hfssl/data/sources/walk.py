@@ -99,3 +99,19 @@ def splits_of(names: Sequence[str]) -> dict[str, list[str]]:
         str(split): list(dict.fromkeys(name for pattern in of_split for name in matching(pattern)))
         for split, of_split in patterns.items()
     }
+
+
+def class_of(path: str) -> str:
+    """The folder in which a file lies."""
+    return os.path.basename(os.path.dirname(path))
+
+
+def class_names(splits: Sequence[Sequence[str]]) -> list[str]:
+    """The class folders of the files of each split, sorted; none where the files do not lie in such.
+
+    The rule is nearly that of the `datasets` library: several folders that hold files, all at the same depth. Folders
+    with a split in each are none.
+    """
+    classes = [{class_of(path) for path in paths} for paths in splits]
+    depths = {path.count("/") for paths in splits for path in paths}
+    return sorted(set().union(*classes)) if max(map(len, classes)) > 1 and len(depths) == 1 else []

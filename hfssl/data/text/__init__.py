@@ -65,7 +65,10 @@ MODALITY = Modality(
         ".txt": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
         ".parquet": "parquet", ".arrow": "arrow",
     },
-    supported="txt, jsonl, json, csv, tsv, parquet and arrow (txt, json and csv also compressed: gz, zst, bz2, xz)",
+    supported=(
+        "txt, jsonl, json, csv, tsv, parquet and arrow (txt, json and csv also compressed: gz, zst, bz2, xz), and a "
+        "zip of them"
+    ),
     is_empty=lambda text: not text or text.isspace(),
     is_raw=_is_raw,
     from_arrow=_from_arrow,

@@ -15,6 +15,7 @@ from ..sources.text_files import (
     joined_paragraphs,
     json_features,
 )
+from ..sources.walk import class_names
 
 
 def from_arrow(column: pa.ChunkedArray) -> list:
@@ -56,9 +57,15 @@ def read_json_lines(files: SplitFiles) -> Source:
 
 
 def read_txt(files: SplitFiles) -> Source:
-    """Lines, paragraphs or whole files, by ranges of bytes. They hold one column, called `text`."""
+    """Lines, paragraphs or whole files, by ranges of bytes. They hold one column, called `text`.
+
+    Class folders become the column `label`.
+    """
     text = _opened(files)
     features = {"text": datasets.Value("string")}
+    classes = class_names(list(files.splits.values()))
+    if classes:
+        features["label"] = datasets.ClassLabel(names=classes)
     return TXT_SOURCES[files.sample_by](
         text,
         inputs=find_inputs(features, files.inputs, repr(files.dataset)),

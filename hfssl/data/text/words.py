@@ -20,6 +20,8 @@ _OTHERS = (
     r"\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Yi}\p{Javanese}\p{Balinese}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}"
     r"\p{Tai_Viet}"
 )
+# Inside a class of characters of `regex`: what is written without spaces between words.
+SPACELESS = rf"{_SIGNS}{_OTHERS}\p{{Thai}}"
 # Of one script, and not longer than segmenters are quick with.
 _STRETCH = regex.compile(
     rf"(?P<signs>[{_SIGNS}][{_SIGNS}\p{{M}}ー]{{0,999}})|(?P<thai>[\p{{Thai}}]{{1,1000}})|(?P<others>[{_OTHERS}]{{1,1000}})"

@@ -1,12 +1,15 @@
 """Evaluation of encoders of images."""
 
+from ..finetune_settings import FinetuneDefaults
 from ..modality import EvaluationModality
 from .embedder import ImageEmbedder
 from .features import probe_features
+from .finetuning import ImageFinetuning
 from .pictures import draw_pictures
 from .samples import ImageSampleFeatures
 
 
 MODALITY = EvaluationModality(
-    "image", "pixel_values", ImageEmbedder, probe_features, draw_pictures, ImageSampleFeatures
-)
+    "image", "pixel_values", ImageEmbedder, probe_features, draw_pictures, ImageSampleFeatures, ImageFinetuning,
+    FinetuneDefaults({"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3}, unused=("max_length",)),
+)  # fmt: skip

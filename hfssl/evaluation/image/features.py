@@ -4,10 +4,7 @@ Images are decoded in threads while the encoder works on those before, and pre-p
 What is on disk is found again by its content: weights, configuration, processor, pooling, precision and images.
 """
 
-import hashlib
-import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ...machine import choose_precision, local_world_size, num_cores, process_state
@@ -28,12 +24,15 @@ from ...modeling.base import evaluating
 from ...modeling.pooling import check_pooling
 from ...modeling.vision import image_features
 from ..evaluator import EvaluationError
+from ..feature_files import digest as make_digest
+from ..feature_files import read_features, write_features
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
+from ..progress import Progress
 from .encoder import VisionEncoder, size_arguments
 
 
 if TYPE_CHECKING:
-    from ...data.labelled import LabelledImages
+    from ...data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +49,6 @@ class Extractor(Protocol):
 
     def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
         """Images, uint8 of shape `(3, height, width)` each, to features of shape `(len(images), dim)`."""
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 class EncoderFeatures:
@@ -77,7 +72,7 @@ class EncoderFeatures:
         self.processor, self.model = encoder.processor, model
         self.pooling = check_pooling(model.config, pooling)
         self.precision = choose_precision(precision, use_cpu=process_state().device.type == "cpu")
-        self.digest = _digest("encoder", encoder.digest(model), self.pooling, self.precision)
+        self.digest = make_digest("encoder", encoder.digest(model), self.pooling, self.precision)
         # a model that was given as an object stays where it is
         self.device = model.device if encoder.model is model else process_state().device
 
@@ -100,11 +95,11 @@ class PixelFeatures:
     Args:
         processor:
             Image processor of the encoder.
-        data ([`~hfssl.data.labelled.LabelledImages`]):
+        data ([`~hfssl.data.labelled.LabelledData`]):
             The images to learn from.
     """
 
-    def __init__(self, processor: Any, data: "LabelledImages"):
+    def __init__(self, processor: Any, data: "LabelledData"):
         from ...data.image.decode import DamagedImage, image_header
 
         headers = []
@@ -114,7 +109,7 @@ class PixelFeatures:
         sides = [max(header.height, header.width) for header in headers]
         self.size = min([32, max(sides, default=32), *processed_size(processor).values()])
         self.is_grey = bool(headers) and all(header.is_grey for header in headers)
-        self.digest = _digest("pixels", self.size, self.is_grey)
+        self.digest = make_digest("pixels", self.size, self.is_grey)
 
     def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
         shape = (self.size, self.size)
@@ -134,7 +129,7 @@ class PixelFeatures:
 class ChannelStatistics:
     """Mean and standard deviation of each channel, in [0, 1]: what is known of an image without its shapes."""
 
-    digest = _digest("channel statistics")
+    digest = make_digest("channel statistics")
 
     def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
         channels = (image.flatten(1).float() / 255 for image in images)
@@ -144,8 +139,8 @@ class ChannelStatistics:
 def probe_features(
     encoder: str | Path | PreTrainedModel,
     processor: Any,
-    train: "LabelledImages",
-    test: "LabelledImages",
+    train: "LabelledData",
+    test: "LabelledData",
     *,
     pooling: str | None = None,
     batch_size: int = 256,
@@ -188,7 +183,7 @@ def probe_features(
 def extract_features(
     encoder: str | Path | PreTrainedModel,
     processor: Any,
-    images: "LabelledImages",
+    images: "LabelledData",
     *,
     pooling: str | None = None,
     batch_size: int = 256,
@@ -205,7 +200,7 @@ def extract_features(
             Folder or Hub id of a stock encoder, or a model.
         processor (*optional*):
             Image processor; that of the folder when `None`.
-        images ([`~hfssl.data.labelled.LabelledImages`]):
+        images ([`~hfssl.data.labelled.LabelledData`]):
             Encoded images, and their fingerprint.
         pooling (`str`, *optional*):
             See [`~hfssl.modeling.pooling.pool_features`]; what fits the architecture when left out.
@@ -232,7 +227,7 @@ def extract_features(
 
 
 def extract(
-    data: "LabelledImages",
+    data: "LabelledData",
     extractors: Mapping[str, Extractor],
     *,
     batch_size: int = 256,
@@ -244,7 +239,7 @@ def extract(
     paths = {name: _cache_path(cache_dir, data, extractor, value_range) for name, extractor in extractors.items()}
     is_main = process_state().is_main_process
     # the main process alone looks: another one may be on a machine that does not see the folder
-    found = {name: _read(path, len(data.images)) for name, path in paths.items()} if is_main else {}
+    found = {name: read_features(path, len(data.images)) for name, path in paths.items()} if is_main else {}
     (found,) = broadcast_object_list([found])
     missing = {name: extractor for name, extractor in extractors.items() if found[name] is None}
     if missing:
@@ -256,12 +251,12 @@ def extract(
                 )
             found[name] = features
             if is_main and paths[name] is not None:
-                _write(paths[name], features)
+                write_features(paths[name], features)
     return {name: found[name] for name in extractors}
 
 
 def _extract(
-    data: "LabelledImages",
+    data: "LabelledData",
     extractors: Mapping[str, Extractor],
     batch_size: int,
     title: str,
@@ -271,10 +266,7 @@ def _extract(
     starts = range(0, len(data.images), batch_size)
     mine = starts[state.process_index :: state.num_processes]
     parts, bad = {}, []
-    bar = tqdm(
-        total=len(data.images), desc=f"Features of {title}", unit=" images", leave=False,
-        disable=None if state.is_main_process else True,
-    )  # fmt: skip
+    bar = Progress(len(data.images), f"Features of {title}", " images")
     with bar:
         for start, images in zip(mine, decoded(data.images, mine, batch_size, value_range), strict=True):
             bad += [start + i for i, image in enumerate(images) if image is None]
@@ -307,7 +299,7 @@ def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], li
     return parts, sorted(row for _, rows in shares for row in rows)
 
 
-def _damage(data: "LabelledImages", row: int, value_range: tuple[float, float] | None) -> str:
+def _damage(data: "LabelledData", row: int, value_range: tuple[float, float] | None) -> str:
     """Name a damaged image, and say what is wrong with it."""
     from ...data.image.decode import DamagedImage, decode_image
     from ...data.labelled import LazyImages
@@ -428,31 +420,12 @@ def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> 
 
 def _cache_path(
     cache_dir: str | Path | None,
-    data: "LabelledImages",
+    data: "LabelledData",
     extractor: Extractor,
     value_range: tuple[float, float] | None,
 ) -> Path | None:
     if cache_dir is None:
         return None
     ranged = () if value_range is None else (value_range,)
-    name = _digest(_VERSION, data.fingerprint, len(data.images), extractor.digest, *ranged)[:32]
+    name = make_digest(_VERSION, data.fingerprint, len(data.images), extractor.digest, *ranged)[:32]
     return Path(cache_dir) / f"{name}.npy"
-
-
-def _read(path: Path | None, num_rows: int) -> np.ndarray | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        features = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s is damaged (%s): its features are made again.", path, error)
-        return None
-    return features if features.ndim == 2 and len(features) == num_rows else None
-
-
-def _write(path: Path, features: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, features, allow_pickle=False)
-    temporary.replace(path)

@@ -24,7 +24,7 @@ from .features import normalized, resized_images
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ...data.labelled import LabelledImages
+    from ...data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ FEW_ROWS = 50
 def draw_pictures(
     encoder: str | Path | PreTrainedModel,
     processor: Any,
-    train: "LabelledImages",
-    test: "LabelledImages",
+    train: "LabelledData",
+    test: "LabelledData",
     features: ProbeFeatures,
     folder: Path,
 ) -> list[Path]:
@@ -75,8 +75,8 @@ def nearest_rows(train_x: np.ndarray, query_x: np.ndarray, num: int) -> np.ndarr
 
 def plot_neighbours(
     processor: Any,
-    train: "LabelledImages",
-    test: "LabelledImages",
+    train: "LabelledData",
+    test: "LabelledData",
     labels: tuple[np.ndarray, np.ndarray],
     names: Sequence[str],
     features: ProbeFeatures,

@@ -1,8 +1,16 @@
 """Evaluation of encoders of text."""
 
+from ..finetune_settings import FinetuneDefaults
 from ..modality import EvaluationModality
 from .embedder import TextEmbedder
+from .features import probe_features
+from .finetuning import TextFinetuning
 from .samples import TextSampleFeatures
 
 
-MODALITY = EvaluationModality("text", "input_ids", TextEmbedder, sample_features=TextSampleFeatures)
+MODALITY = EvaluationModality(
+    "text", "input_ids", TextEmbedder, probe_features, None, TextSampleFeatures, TextFinetuning,
+    FinetuneDefaults(
+        {"epochs": 5.0, "learning_rate": 2e-4, "scratch_learning_rate": 3e-4}, unused=("shift", "flip"),
+    ),
+)  # fmt: skip

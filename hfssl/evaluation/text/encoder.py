@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -109,6 +110,12 @@ class TextEncoder:
             )
         return encoded
 
+    def tokens(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+        """What the encoder takes of each text: token ids and the like, cut off at the longest length."""
+        rows = datasets.Dataset.from_dict({"text": list(texts), "label": [0] * len(texts)})
+        encoded = self.encode(rows, ("text",)).remove_columns(["labels", "length"])
+        return encoded.to_list()
+
     def warn_of_joined_pairs(self):
         separators = {self.tokenizer.sep_token_id, self.tokenizer.eos_token_id} - {None}
         if not separators & set(self.tokenizer("a", "b")["input_ids"]):
@@ -118,10 +125,17 @@ class TextEncoder:
                 self.source,
             )
 
-    def load(self, num_labels: int, seed: int, random_init: bool = False, **kwargs) -> PreTrainedModel:
-        """The encoder with a new head (1 label: regression), or its architecture with new weights throughout."""
+    def load(self, labels: int | Sequence[str], seed: int, random_init: bool = False, **kwargs) -> PreTrainedModel:
+        """The encoder with a new head, or its architecture with new weights throughout.
+
+        The labels are their names, or how many there are; a single one is a regression.
+        """
         config = type(self.config).from_dict(self.config.to_dict())
-        config.num_labels = num_labels
+        names = None if isinstance(labels, int) else list(labels)
+        config.num_labels = num_labels = labels if names is None else len(names)
+        if names is not None:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: index for index, name in config.id2label.items()}
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
         config.dtype = torch.float32  # a checkpoint in bf16 would lose the small updates of fine-tuning
         set_seed(seed)
@@ -150,6 +164,12 @@ class TextEncoder:
             raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
         check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
         return model
+
+    def random_encoder(self, seed: int = 0) -> PreTrainedModel:
+        """The architecture with new weights, without a head."""
+        with torch.random.fork_rng(devices=[]), quiet():
+            torch.manual_seed(seed)
+            return AutoModel.from_config(self.config).float()
 
     def digest(self, random_init: bool) -> str:
         """Changes with the architecture, and with the weights unless they are to be drawn at random."""

@@ -307,6 +307,7 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             return DinoOutput(loss=loss)
         return DinoOutput(loss=loss, student_logits=student_logits, teacher_logits=teacher_logits)
 
+    @torch.compiler.disable  # sets what changes only in the course of a run: a compiler would look at it in each step
     def _follow_schedules(self) -> None:
         # here and not after the last step, so that a model that was just loaded does so too
         self.student.projector.trains_prototypes = not (self.training and self.waiting_parameters())
@@ -315,7 +316,7 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             module.drop_prob = share * rate
 
     def _loss(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-        student, teacher = self.config.student_temperature, self.schedules(self.progress)["teacher_temperature"]
+        student, teacher = self.config.student_temperature, self._teacher_temperature(student_logits.device)
         if self.config.centering == "mean":
             return dino_loss(student_logits, teacher_logits, self.center, student, teacher)
         # evaluation goes on in each process alone
@@ -323,6 +324,12 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
         targets = sinkhorn_targets(teacher_logits, teacher, all_reduce=together)
         return cross_view_entropy(student_logits, targets, student)
 
+    @torch.compiler.disable  # a number of another value would be compiled again in each step
+    def _teacher_temperature(self, device: torch.device) -> torch.Tensor:
+        temperature = self.schedules(self.progress)["teacher_temperature"]
+        return torch.full((), temperature, dtype=torch.float64, device=device)  # as exact as the number
+
+    @torch.compiler.disable
     def _add_logits(self, logits: torch.Tensor) -> None:
         total = logits.sum((0, 1), dtype=self.center.dtype)
         self._logits_sum = total if self._logits_sum is None else self._logits_sum + total

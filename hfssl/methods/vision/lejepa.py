@@ -78,7 +78,13 @@ METHOD = Method(
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
     chance=_chance,
-    benchmark=BenchmarkSettings(against=()),
+    benchmark=BenchmarkSettings(
+        views={"local_crops": 6},
+        notes={
+            "lightly": "lightly has no views of its own for LeJEPA: they are those of its DINO, whose first large "
+            "crop and small ones are never solarised."
+        },
+    ),
 )
 
 
@@ -225,9 +231,10 @@ class LejepaForPreTraining(OneBranchModel):
         if self._num_steps is None:
             self._num_steps = int(self.num_steps)
         number = 1 + self._num_steps if self.training else 0
-        generator = torch.Generator(like.device).manual_seed(keyed.torch_seed(Use.DIRECTIONS, number))
+        # on the CPU: devices draw other numbers
+        generator = torch.Generator().manual_seed(keyed.torch_seed(Use.DIRECTIONS, number))
         size = self.config.num_directions, self.config.projector_output_dim
-        return F.normalize(torch.randn(size, generator=generator, device=like.device), dim=-1)
+        return F.normalize(torch.randn(size, generator=generator).to(like.device, non_blocking=True), dim=-1)
 
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:

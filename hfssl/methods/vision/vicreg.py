@@ -67,7 +67,7 @@ METHOD = Method(
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
     chance=_chance,
-    benchmark=BenchmarkSettings(against=()),
+    benchmark=BenchmarkSettings(),
 )
 
 

@@ -1,15 +1,15 @@
-"""How good the encoders are that hfssl and another library train: same images, weights, steps, schedule and probes.
+"""How good the encoders are that methods, and another library, train: same images, weights, steps and probes.
 
-A cell is one training: a method, a side and a seed. Both sides start from the same weights of the encoder and train on
-the same files with views of the same parameters, the same batches in size and number, AdamW with the same groups,
-learning rate, warm-up and cosine, the same clipping and the same precision. Ours is what the recipe builds
-([`SSLTrainer`] on an [`ExactStream`]); theirs is lightly's model, loss and views
+A cell is one training: a method, a side and a seed. All start from the same weights of the encoder and train on the
+same files, for as many steps of as many images, with AdamW, warm-up and cosine in one precision; views, learning rate
+and heads are those of the method. The two sides of a method share these too, and groups of weights and clipping. Ours
+is what the recipe builds ([`SSLTrainer`] on an [`ExactStream`]); theirs is lightly's model, loss and views
 (`hfssl.benchmarks.lightly`) in a plain loop over its data set. What remains different is what the libraries are: order
 of the images, pixels of the views, heads.
 
-After each pass the clock stands still while the encoder is measured: k-NN, and at the end the linear probe, both as in
-`hfssl.evaluation`. Each cell writes one JSON file when it has finished and is not run again; `cells.py` beside this
-trains and measures, `report.py` makes the table of the cells that are there.
+After each pass, or fifth of `--steps`, the clock stands still while the encoder is measured: k-NN, the health of ours,
+and at the end the linear probe, all as in `hfssl.evaluation`. Each cell writes one JSON file when it has finished and
+is not run again; `cells.py` beside this trains and measures, `report.py` makes the table of the cells that are there.
 """
 
 import logging
@@ -36,6 +36,8 @@ METHODS = {
     for name, model_class in methods.METHODS.items()
     if model_class.method.views is not None and model_class.method.benchmark is not None
 }
+# Of a run that is given in steps.
+POINTS = 5
 # Of both sides, where the method says nothing else.
 _TRAINING = {
     "weight_decay": 0.05, "weight_decay_end": None, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
@@ -44,24 +46,22 @@ _TRAINING = {
 
 
 @dataclass
-class QualityBenchmark:
+class Comparison:
     r"""
-    > Benchmark
+    > Comparison
 
     Args:
         methods (`str`, *optional*, defaults to `"simclr,dino"`):
-            Methods to train: simclr, moco, byol, dino, mae.
-        against (`str`, *optional*, defaults to `"lightly"`):
-            The other side, or none.
-        compared (`str`, *optional*, defaults to `"simclr,dino"`):
-            Those of the methods that the other side trains too.
+            Methods to train, with commas between them.
+        against (`str`, *optional*, defaults to `"none"`):
+            lightly trains those of the methods that it has too, beside ours; or none.
         seeds (`str`, *optional*, defaults to `"0,1"`):
             Seeds of weights, views and order.
         cell (`str`, *optional*):
             Only this one, such as dino,lightly,1, or baselines. Left out, all that are missing, one after the other.
         table (`bool`, *optional*, defaults to `False`):
             Train nothing: only the table of what is there.
-        output_dir (`str`, *optional*, defaults to `"outputs/benchmark_quality"`):
+        output_dir (`str`, *optional*, defaults to `"outputs/compare"`):
             Folder for the cells, their encoders, the table and the picture.
 
     > Data
@@ -90,16 +90,19 @@ class QualityBenchmark:
     > Training
 
     Args:
-        encoder (`str`, *optional*, defaults to `"vit-mini-patch4"`):
-            A preset of the recipes or a config file.
+        encoder (`str`, *optional*, defaults to `"resnet-mini"`):
+            A preset of the recipes or a config file, of all methods. Those that fill in hidden patches need a Vision
+            Transformer, such as vit-mini-patch4.
         encoder_config (`dict`, *optional*):
             Fields of it that differ, such as '{"depths": [1, 1, 2, 1]}'.
         passes (`int`, *optional*, defaults to `5`):
             Passes over the images; each is a point of the curve.
+        steps (`int`, *optional*):
+            Steps to train instead; each fifth of them is a point of the curve.
         batch_size (`int`, *optional*, defaults to `256`):
             Images a step.
-        learning_rate (`float`, *optional*, defaults to `0.001`):
-            Peak learning rate.
+        learning_rate (`float`, *optional*):
+            Peak learning rate of all methods. Left out, that of each method's recipe.
         warmup (`float`, *optional*, defaults to `0.1`):
             Share of the steps over which the learning rate rises; then it falls along half a cosine, to 0.
         precision (`str`, *optional*, defaults to `"auto"`):
@@ -115,12 +118,11 @@ class QualityBenchmark:
     """
 
     methods: str = "simclr,dino"
-    against: Literal["lightly", "none"] = "lightly"
-    compared: str = "simclr,dino"
+    against: Literal["lightly", "none"] = "none"
     seeds: str = "0,1"
     cell: str | None = None
     table: bool = False
-    output_dir: str = "outputs/benchmark_quality"
+    output_dir: str = "outputs/compare"
     dataset: str | None = None
     split: str = "train"
     test_split: str = "test"
@@ -130,11 +132,12 @@ class QualityBenchmark:
     image_size: int | None = None
     local_crops: int = 6
     local_size: int | None = None
-    encoder: str = "vit-mini-patch4"
+    encoder: str = "resnet-mini"
     encoder_config: dict[str, Any] | None = None
     passes: int = 5
+    steps: int | None = None
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     warmup: float = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     method_config: dict[str, Any] = field(default_factory=dict)
@@ -143,8 +146,10 @@ class QualityBenchmark:
     use_cpu: bool = False
 
     def __post_init__(self):
-        for name, least in (("passes", 1), ("batch_size", 2), ("max_train_samples", 2), ("max_test_samples", 1)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("passes", 1), ("steps", 1), ("batch_size", 2), ("max_train_samples", 2), ("max_test_samples", 1),
+        ):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.max_images < self.batch_size:
             raise UserError(
@@ -153,18 +158,17 @@ class QualityBenchmark:
             )
         if is_checkpoint(self.encoder):
             raise UserError(
-                f"`--encoder {self.encoder}` would be a checkpoint, and both sides train from scratch: choose "
+                f"`--encoder {self.encoder}` would be a checkpoint, and all cells train from scratch: choose "
                 f"{', '.join(VISION_PRESETS)} or a config file that ends in .json."
             )
-        for flag, names in (("methods", self.methods), ("compared", self.compared)):
-            for name in _words(names):
-                if name not in METHODS:
-                    raise UserError(f"`--{flag}` names {name!r}: choose among {', '.join(METHODS)}.")
+        for name in _words(self.methods):
+            if name not in METHODS:
+                raise UserError(f"`--methods` names {name!r}: choose among {', '.join(METHODS)}.")
         for name in self.method_config:
             if name not in METHODS:
                 raise UserError(f"`--method_config` is by method ({', '.join(METHODS)}), got {name!r}.")
         if not _words(self.methods) or not self.seed_list:
-            raise UserError("The benchmark needs a method and a seed: pass `--methods` and `--seeds`.")
+            raise UserError("A comparison needs a method and a seed: pass `--methods` and `--seeds`.")
         if self.cell is not None:
             self.one_cell  # noqa: B018 - says what is wrong with it
 
@@ -181,7 +185,7 @@ class QualityBenchmark:
         found = [Cell(BASELINES)]
         for seed in self.seed_list:
             for method in _words(self.methods):
-                has_two = self.against != "none" and method in _words(self.compared)
+                has_two = self.against in METHODS[method].benchmark.against
                 found += [Cell(method, side, seed) for side in (OURS, self.against)[: 1 + has_two]]
         return found
 
@@ -193,6 +197,15 @@ class QualityBenchmark:
                 return cell
         named = " ".join(cell.name.replace("-", ",") for cell in self.cells)
         raise UserError(f"There is no cell {self.cell!r}; with these flags there are: {named}.")
+
+    def num_steps(self, num_images: int) -> int:
+        """Steps of a training on so many images."""
+        return self.steps or self.passes * (num_images // self.batch_size)
+
+    def points(self, num_steps: int) -> list[int]:
+        """After which steps it is measured."""
+        parts = POINTS if self.steps else self.passes
+        return sorted({max(1, round(num_steps * (i + 1) / parts)) for i in range(parts)})
 
     def config(self, method: str) -> dict[str, Any]:
         """Fields of a method's config that differ from its recipe's defaults."""
@@ -207,11 +220,11 @@ class QualityBenchmark:
         """What a cell has to share with the others of its table."""
         names = (
             "dataset", "split", "test_split", "max_images", "max_train_samples", "max_test_samples", "image_size",
-            "encoder", "encoder_config", "passes", "batch_size", "learning_rate", "warmup", "precision",
+            "encoder", "encoder_config", "passes", "steps", "batch_size", "learning_rate", "warmup", "precision",
         )  # fmt: skip
         shared = {name: getattr(self, name) for name in names}
         if method == BASELINES:  # nothing is trained for them
-            return {name: shared[name] for name in names[:-5] if name != "max_images"}
+            return {name: shared[name] for name in names[: names.index("passes")] if name != "max_images"}
         if METHODS[method].views.local is not None:
             shared |= {"local_crops": self.local_crops, "local_size": self.local_size}
         return shared | {"config": self.config(method), "training": self.training(method)}
@@ -230,11 +243,11 @@ class Cell:
         return f"{self.method}-{self.side}-{self.seed}" if self.side else self.method
 
 
-def cell_path(arguments: QualityBenchmark, cell: Cell) -> Path:
+def cell_path(arguments: Comparison, cell: Cell) -> Path:
     return Path(arguments.output_dir) / f"{cell.name}.json"
 
 
-def read_cell(arguments: QualityBenchmark, cell: Cell) -> dict[str, Any] | None:
+def read_cell(arguments: Comparison, cell: Cell) -> dict[str, Any] | None:
     """What a finished cell has found; `None` where it is not finished.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The runner of the quality benchmark, what both sides have in common, and what its table says."""
+"""The runner of a comparison, what both sides have in common, and what its table says."""
 
 import json
 import sys
@@ -10,16 +10,18 @@ import tiny_vision
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from hfssl.benchmarks.quality import cells as benchmark_quality_cells
-from hfssl.benchmarks.quality import plan as benchmark_quality
-from hfssl.benchmarks.quality import run as quality_run
-from hfssl.benchmarks.quality.cells import Curve, build_ours
-from hfssl.benchmarks.quality.plan import QualityBenchmark, read_cell
-from hfssl.benchmarks.quality.report import at_time_of, report
-from hfssl.benchmarks.quality.run import run_quality_benchmark
+from hfssl.benchmarks.comparison import cells as comparison_cells
+from hfssl.benchmarks.comparison import plan as comparison_plan
+from hfssl.benchmarks.comparison import run as comparison_run
+from hfssl.benchmarks.comparison.cells import Curve, build_ours
+from hfssl.benchmarks.comparison.plan import Comparison, read_cell
+from hfssl.benchmarks.comparison.report import at_time_of, report
+from hfssl.benchmarks.comparison.run import run_comparison
 from hfssl.errors import UserError
+from hfssl.methods.vision.simclr import METHOD as SIMCLR
 
 
+TINY_MOCO = {"projector_hidden_dim": 16, "projector_output_dim": 8}
 TINY_DINO = {"num_prototypes": 16, "projector_hidden_dim": 16, "projector_output_dim": 8}
 
 
@@ -32,10 +34,10 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture
 def arguments(encoder, tmp_path):
-    return QualityBenchmark(
-        dataset="digits", encoder=encoder, output_dir=str(tmp_path), max_images=40, batch_size=16, passes=2, max_train_samples=60,
-        max_test_samples=40, seeds="0", compared="simclr", precision="fp32", use_cpu=True, local_crops=1, cpu_threads=1,
-        method_config={"dino": TINY_DINO},
+    return Comparison(
+        dataset="digits", methods="simclr,moco", encoder=encoder, output_dir=str(tmp_path), max_images=40, batch_size=16, passes=2, max_train_samples=60,
+        max_test_samples=40, seeds="0", against="lightly", precision="fp32", use_cpu=True, local_crops=1, cpu_threads=1,
+        method_config={"dino": TINY_DINO, "moco": TINY_MOCO}, learning_rate=1e-3,
     )  # fmt: skip
 
 
@@ -46,27 +48,27 @@ def in_this_process(monkeypatch):
 
     def run(arguments, cell):
         ran.append(cell.name)
-        quality_run.run_cell(arguments, cell)
+        comparison_run.run_cell(arguments, cell)
 
-    monkeypatch.setattr(quality_run, "_run_in_a_process", run)
+    monkeypatch.setattr(comparison_run, "_run_in_a_process", run)
     return ran
 
 
 def test_a_half_done_table_goes_on_and_ends_with_the_table(arguments, in_this_process, tmp_path):
     pytest.importorskip("lightly")
-    said = run_quality_benchmark(replace(arguments, cell="simclr, lightly, 0"))
+    said = run_comparison(replace(arguments, cell="simclr, lightly, 0"))
     assert "simclr-lightly-0.json" in said and in_this_process == []
-    text = run_quality_benchmark(replace(arguments, table=True))
-    assert "1 of 3 trainings have finished; missing: baselines, simclr-hfssl-0, dino-hfssl-0." in text
+    text = run_comparison(replace(arguments, table=True))
+    assert "1 of 3 trainings have finished; missing: baselines, simclr-hfssl-0, moco-hfssl-0." in text
     written = (tmp_path / "simclr-lightly-0.json").stat().st_mtime_ns
 
-    text = run_quality_benchmark(arguments)
-    assert in_this_process == ["baselines", "simclr-hfssl-0", "dino-hfssl-0"]
+    text = run_comparison(arguments)
+    assert in_this_process == ["baselines", "simclr-hfssl-0", "moco-hfssl-0"]
     assert (tmp_path / "simclr-lightly-0.json").stat().st_mtime_ns == written
-    for row in ("SimCLR, hfssl", "SimCLR, lightly", "DINO, hfssl", "random initialisation", "raw pixels"):
+    for row in ("SimCLR, hfssl", "SimCLR, lightly", "MoCo v3, hfssl", "random initialisation", "raw pixels"):
         assert f"| {row} |" in text
-    assert "DINO, lightly" not in text and "missing" not in text
-    assert (tmp_path / "quality.md").read_text() in text + "\n" and (tmp_path / "quality.png").is_file()
+    assert "MoCo v3, lightly" not in text and "missing" not in text
+    assert (tmp_path / "comparison.md").read_text() in text + "\n" and (tmp_path / "comparison.png").is_file()
 
     ours, theirs = (json.loads((tmp_path / f"simclr-{side}-0.json").read_text()) for side in ("hfssl", "lightly"))
     assert ours["steps"] == theirs["steps"] == 4 and ours["num_images"] == 40
@@ -75,22 +77,36 @@ def test_a_half_done_table_goes_on_and_ends_with_the_table(arguments, in_this_pr
     baseline = json.loads((tmp_path / "baselines.json").read_text())["random_init"]["0"]
     for name in ("knn_20", "knn_200"):
         assert ours["curve"][0][name] == theirs["curve"][0][name] == baseline[name]
-    for cell in ("simclr-hfssl-0", "simclr-lightly-0", "dino-hfssl-0"):
+    for cell in ("simclr-hfssl-0", "simclr-lightly-0", "moco-hfssl-0"):
         AutoImageProcessor.from_pretrained(tmp_path / cell)
         assert AutoModel.from_pretrained(tmp_path / cell).config.model_type == "vit"
 
     in_this_process.clear()
-    run_quality_benchmark(arguments)
+    run_comparison(arguments)
     assert in_this_process == []
     with pytest.raises(UserError, match="batch_size = 16, this command says 8.*--output_dir"):
-        run_quality_benchmark(replace(arguments, batch_size=8))
+        run_comparison(replace(arguments, batch_size=8))
+
+
+def test_a_run_of_so_many_steps_is_measured_at_each_fifth_and_judged(arguments, in_this_process, tmp_path):
+    text = run_comparison(replace(arguments, methods="simclr", against="none", steps=10))
+    record = json.loads((tmp_path / "simclr-hfssl-0.json").read_text())
+    assert [point["step"] for point in record["curve"]] == [0, 2, 4, 6, 8, 10]
+    assert all(point["loss"] > 1 for point in record["curve"][1:])
+    assert record["curve"][0]["health_verdict"] == "untrained"
+    assert f"| {record['curve'][-1]['health_verdict']} |" in text and "10 steps of 16, 4 times 40 images" in text
+    assert replace(arguments, steps=3).points(3) == [1, 2, 3]
+    # given no rate, each method has that of its recipe
+    images = comparison_run.prepare_images(arguments)
+    own = build_ours(replace(arguments, learning_rate=None), "simclr", 0, images).args.learning_rate
+    assert own == pytest.approx(SIMCLR.learning_rates.narrow * 16 / 256)
 
 
 def test_both_sides_see_all_images_and_start_alike(arguments, tmp_path):
-    images = quality_run.prepare_images(arguments)
+    images = comparison_run.prepare_images(arguments)
     assert len(list(images.iterdir())) == 40
     # another cell that begins later finds them, and leaves nothing beside them
-    assert quality_run.prepare_images(arguments) == images
+    assert comparison_run.prepare_images(arguments) == images
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     simclr, dino = (build_ours(arguments, method, 0, images) for method in ("simclr", "dino"))
     assert simclr.data.exclude == frozenset() and simclr.args.max_steps == 4
@@ -102,7 +118,7 @@ def test_both_sides_see_all_images_and_start_alike(arguments, tmp_path):
 
 def test_the_other_side_trains_with_our_weights_schedules_and_clipping(arguments, monkeypatch):
     pytest.importorskip("lightly")
-    images = quality_run.prepare_images(arguments)
+    images = comparison_run.prepare_images(arguments)
     parts = build_ours(arguments, "dino", 0, images)
     rates, decays = [], []
 
@@ -116,7 +132,7 @@ def test_the_other_side_trains_with_our_weights_schedules_and_clipping(arguments
     curve = SimpleNamespace(begin=lambda encoder: begun.append(encoder), stepped=lambda loss: None)
     begun = []
     start = {name: tensor.clone() for name, tensor in parts.model.encoder.state_dict().items()}
-    teacher = benchmark_quality_cells.train_lightly(arguments, "dino", parts, images, curve)
+    teacher = comparison_cells.train_lightly(arguments, "dino", parts, images, curve)
     assert begun == [teacher]
     assert any(not torch.equal(tensor, start[name]) for name, tensor in teacher.state_dict().items())
     # 4 steps: one of warm-up from 0, then half a cosine
@@ -127,13 +143,15 @@ def test_the_other_side_trains_with_our_weights_schedules_and_clipping(arguments
 def test_the_clock_stands_while_it_measures(monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0])
-    monkeypatch.setattr(benchmark_quality_cells, "time", clock)
+    monkeypatch.setattr(comparison_cells, "time", clock)
 
     def features(encoder):
         now[0] += 100.0
         return [None, None]
 
-    curve = Curve("a run", SimpleNamespace(features=features, knn=lambda *_: {"knn_20": 0.5, "knn_200": 0.25}), 2, 8)
+    curve = Curve(
+        "a run", SimpleNamespace(features=features, knn=lambda *_: {"knn_20": 0.5, "knn_200": 0.25}), [2, 4], 8
+    )
     curve.begin(None)
     for loss in (1.0, 3.0, 5.0, 7.0):
         now[0] += 10.0
@@ -150,10 +168,10 @@ def write(arguments, method, side, seed, *, seconds, knn, linear=0.5):
         for i in range(3)
     ]
     record = {
-        "method": method, "side": side, "seed": seed, "curve": curve, "linear": linear, "seconds": seconds, "steps": 4,
+        "method": method, "side": side, "seed": seed, "curve": curve, "linear": linear, "seconds": seconds, "cpu_seconds": 2 * seconds, "steps": 4,
         "num_images": 40, "precision": "fp32", "threads": 1, "protocol": arguments.protocol(method),
     }  # fmt: skip
-    path = benchmark_quality.cell_path(arguments, benchmark_quality.Cell(method, side, seed))
+    path = comparison_plan.cell_path(arguments, comparison_plan.Cell(method, side, seed))
     path.write_text(json.dumps(record))
     return record
 
@@ -186,10 +204,11 @@ def test_a_point_counts_that_was_reached_in_the_time():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"methods": "simclr,pirl"}, "--methods.*'pirl'.*barlow_twins, byol, .*mae, moco, simclr"),
+        ({"methods": "simclr,jigsaw"}, "--methods.*'jigsaw'.*byol, .*dino, .*mae, .*simclr"),
         ({"methods": ""}, "a method and a seed"),
         ({"seeds": "0;1"}, "--seeds.*'0;1'"),
         ({"passes": 0}, "--passes.*at least 1, got 0"),
+        ({"steps": 0}, "--steps.*at least 1, got 0"),
         ({"max_images": 100}, "--max_images 100.*--batch_size.*256"),
         ({"encoder": "org/model"}, "org/model.*from scratch"),
         ({"cell": "mae,lightly,0"}, "no cell 'mae,lightly,0'.*simclr,hfssl,0"),
@@ -198,16 +217,16 @@ def test_a_point_counts_that_was_reached_in_the_time():
 )
 def test_bad_settings_are_named(fields, words):
     with pytest.raises(UserError, match=words):
-        QualityBenchmark(**fields)
+        Comparison(**fields)
 
 
 def test_a_cell_needs_a_batch_of_images_and_the_other_side(arguments, monkeypatch):
     with pytest.raises(UserError, match=r"fewer than `--batch_size 1000000`"):
-        quality_run.prepare_images(replace(arguments, batch_size=10**6, max_images=10**6))
+        comparison_run.prepare_images(replace(arguments, batch_size=10**6, max_images=10**6))
     for name in ("lightly", "lightly.transforms"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"lightly, which is not installed.*--against none"):
-        run_quality_benchmark(arguments)
+        run_comparison(arguments)
     assert read_cell(arguments, arguments.cells[0]) is None
 
 
@@ -215,4 +234,4 @@ def test_a_cell_needs_a_batch_of_images_and_the_other_side(arguments, monkeypatc
 def test_a_cell_of_its_own_process_hands_its_error_over(arguments, tmp_path):
     (tmp_path / "images").mkdir()  # a folder without any
     with pytest.raises(UserError, match="images"):
-        quality_run._run_in_a_process(arguments, arguments.cells[0])
+        comparison_run._run_in_a_process(arguments, arguments.cells[0])

@@ -1,4 +1,4 @@
-"""Trains and measures the cells of a quality benchmark that are missing, each in a process of its own, and reports."""
+"""Trains and measures the cells of a comparison that are missing, each in a process of its own, and reports."""
 
 import logging
 import multiprocessing
@@ -20,13 +20,13 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...machine import use_all_cores
 from ..vision import require_lightly
-from .plan import BASELINES, Cell, QualityBenchmark, cell_path, read_cell
+from .plan import BASELINES, Cell, Comparison, cell_path, read_cell
 
 
 logger = logging.getLogger(__name__)
 
 
-def run_quality_benchmark(arguments: QualityBenchmark) -> str:
+def run_comparison(arguments: Comparison) -> str:
     """Run the cells that are missing, and return the table of those that are there.
 
     Raises:
@@ -49,7 +49,7 @@ def run_quality_benchmark(arguments: QualityBenchmark) -> str:
     return report(arguments)
 
 
-def _run_in_a_process(arguments: QualityBenchmark, cell: Cell) -> None:
+def _run_in_a_process(arguments: Comparison, cell: Cell) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and memory
     connection, other = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(other, arguments, cell, logger.getEffectiveLevel()))
@@ -71,7 +71,7 @@ def _run_in_a_process(arguments: QualityBenchmark, cell: Cell) -> None:
         raise error
 
 
-def _work(connection: Any, arguments: QualityBenchmark, cell: Cell, level: int) -> None:
+def _work(connection: Any, arguments: Comparison, cell: Cell, level: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("hfssl").setLevel(level)
     error = None
@@ -82,7 +82,7 @@ def _work(connection: Any, arguments: QualityBenchmark, cell: Cell, level: int) 
     connection.send(error)
 
 
-def prepare_images(arguments: QualityBenchmark) -> Path:
+def prepare_images(arguments: Comparison) -> Path:
     """The images to train on as files of one folder, written by whoever comes first."""
     folder = Path(arguments.output_dir) / "images"
     if folder.is_dir():
@@ -110,7 +110,7 @@ def prepare_images(arguments: QualityBenchmark) -> Path:
     return folder
 
 
-def run_cell(arguments: QualityBenchmark, cell: Cell) -> None:
+def run_cell(arguments: Comparison, cell: Cell) -> None:
     """Train and measure, then write the encoder and after it the record."""
     from .cells import measure_baselines, train_cell
 

@@ -1,11 +1,11 @@
-"""The table of a quality benchmark, what it says of each method, and the curves as a picture."""
+"""The table of a comparison, what it says of each method, and the curves as a picture."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .plan import BASELINES, METHODS, OURS, Cell, QualityBenchmark, read_cell
+from .plan import BASELINES, METHODS, OURS, Cell, Comparison, read_cell
 
 
 # What a method is judged by: the first number of neighbours of the protocol.
@@ -14,8 +14,8 @@ MAIN = "knn_20"
 Figures = list[float]
 
 
-def report(arguments: QualityBenchmark) -> str:
-    """Write `quality.md` and `quality.png` of the cells that have finished, and return the text."""
+def report(arguments: Comparison) -> str:
+    """Write `comparison.md` and `comparison.png` of the cells that have finished, and return the text."""
     records = {cell.name: record for cell in arguments.cells if (record := read_cell(arguments, cell)) is not None}
     baselines = records.pop(BASELINES, None)
     by_side: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -24,10 +24,10 @@ def report(arguments: QualityBenchmark) -> str:
     text = _text(arguments, by_side, baselines)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "quality.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     if by_side:
-        plot_curves(by_side, baselines, folder / "quality.png")
-        text += f"\n\nTable and curves: {folder / 'quality.md'}, {folder / 'quality.png'}"
+        plot_curves(by_side, baselines, folder / "comparison.png")
+        text += f"\n\nTable and curves: {folder / 'comparison.md'}, {folder / 'comparison.png'}"
     return text
 
 
@@ -37,12 +37,15 @@ def at_time_of(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(
-    arguments: QualityBenchmark,
+    arguments: Comparison,
     by_side: dict[tuple[str, str], list[dict[str, Any]]],
     baselines: dict[str, Any] | None,
 ) -> str:
     done, planned = sum(map(len, by_side.values())), len(arguments.cells) - 1
-    heads = ["method", "k-NN, k = 20", "at the other's time", "k-NN, k = 200", "linear probe", "training seconds"]
+    heads = [
+        "method", "k-NN, k = 20", "at the other's time", "k-NN, k = 200", "linear probe", "seconds", "CPU seconds",
+        "verdict",
+    ]  # fmt: skip
     rows, verdicts = [], []
     for method in METHODS:
         ours, theirs = by_side.get((method, OURS), []), by_side.get((method, arguments.against), [])
@@ -67,12 +70,19 @@ def _is_there(cell: Cell, by_side: dict[tuple[str, str], list[dict[str, Any]]], 
     return any(record["seed"] == cell.seed for record in by_side.get((cell.method, cell.side), []))
 
 
-def _setting(arguments: QualityBenchmark, by_side: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def _setting(arguments: Comparison, by_side: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     encoder = arguments.encoder + (f" {arguments.encoder_config}" if arguments.encoder_config else "")
     some = next(iter(by_side.values()), [None])[0]
-    words = [encoder, f"{arguments.passes} passes over {some['num_images']:,} images" if some else "nothing trained"]
-    words.append(f"{some['steps']:,} steps of {arguments.batch_size}" if some else f"steps of {arguments.batch_size}")
-    words.append(f"AdamW, learning rate {arguments.learning_rate:g}, warm-up {arguments.warmup:g}, cosine")
+    words = [encoder]
+    if some:
+        seen = some["steps"] * arguments.batch_size / some["num_images"]
+        words.append(f"{some['steps']:,} steps of {arguments.batch_size}")
+        words.append(f"{seen:.3g} times {some['num_images']:,} images")
+    else:
+        words.append("nothing trained")
+    given = arguments.learning_rate
+    rate = "learning rate of the method" if given is None else f"learning rate {given:g}"
+    words.append(f"AdamW, {rate}, warm-up {arguments.warmup:g}, cosine")
     if some:
         words.append(f"{some['precision']}, {some['threads']} thread{'s' if some['threads'] != 1 else ''}")
     probes = f"Probes: {arguments.max_train_samples:,} images of {arguments.split} at most, measured on at most "
@@ -96,7 +106,9 @@ def _row(title: str, own: list[dict[str, Any]], pairs: list[tuple[dict[str, Any]
     ends = [record["curve"][-1] for record in own]
     return [
         title, _percent([end[MAIN] for end in ends]), at_time, _percent([end["knn_200"] for end in ends]),
-        _percent([record["linear"] for record in own]), _spread([record["seconds"] for record in own], ",.0f"),
+        _percent([record["linear"] for record in own]),
+        *(_spread([record[name] for record in own], ",.0f") for name in ("seconds", "cpu_seconds")),
+        ", ".join(sorted({end.get("health_verdict", "–") for end in ends})),
     ]  # fmt: skip
 
 
@@ -105,9 +117,9 @@ def _baseline_rows(baselines: dict[str, Any]) -> list[list[str]]:
     rows = []
     for title, figures in (("random initialisation", at_random), ("raw pixels", [baselines["raw_input"]])):
         knn, knn_200, linear = (_percent([f[name] for f in figures]) for name in (MAIN, "knn_200", "linear"))
-        rows.append([title, knn, "–", knn_200, linear, "–"])
+        rows.append([title, knn, "–", knn_200, linear, "–", "–", "–"])
     majority = _percent([baselines["majority"]])
-    return [*rows, ["most frequent class", majority, "–", majority, majority, "–"]]
+    return [*rows, ["most frequent class", majority, "–", majority, majority, "–", "–", "–"]]
 
 
 def _verdicts(

@@ -1,9 +1,11 @@
-"""What a cell of the quality benchmark does: build a side, train it, stop the clock after each pass and measure."""
+"""What a cell of a comparison does: build a side, train it, stop the clock at the points of its curve and measure."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +29,7 @@ from ...modeling.base import evaluating
 from ...modeling.image_processing import build_image_processor
 from ...modeling.pooling import check_pooling
 from ..training import NOTHING_BESIDE, Timed
-from .plan import OURS, Cell, QualityBenchmark
+from .plan import OURS, Cell, Comparison
 
 
 logger = logging.getLogger(__name__)
@@ -41,18 +43,19 @@ class Probe:
     """The same images for all encoders of a table: resized once, then features, k-NN and linear probe in fp32.
 
     Args:
-        arguments ([`QualityBenchmark`]):
+        arguments ([`Comparison`]):
             Which images.
         processor:
             The image processor that goes with the encoder.
     """
 
-    def __init__(self, arguments: QualityBenchmark, processor: Any):
+    def __init__(self, arguments: Comparison, processor: Any):
         self.processor = processor
         self.labelled, test = load_splits(
             arguments.dataset or "letters", arguments.split, arguments.test_split,
             max_train_samples=arguments.max_train_samples, max_test_samples=arguments.max_test_samples,
         )  # fmt: skip
+        self.samples = test.images
         self.train_y, self.test_y = aligned_labels(self.labelled, test)
         self.train, self.test = (resized_images(processor, split.images) for split in (self.labelled, test))
 
@@ -81,22 +84,33 @@ class Probe:
 
 
 class Curve:
-    """What an encoder is worth after each pass. It is the pace of a trainer ([`Timed`]) whose clock can be stopped.
+    """What an encoder is worth as it is trained. It is the pace of a trainer ([`Timed`]) whose clock can be stopped.
 
     Args:
         title (`str`):
             For the log.
         probe ([`Probe`]):
             What measures.
-        steps_per_point (`int`), images_per_step (`int`):
+        steps (`Sequence[int]`):
+            After which it is measured; the last ends the run.
+        images_per_step (`int`):
             Of the run.
+        check (`Callable[[int, list[dict], float], dict]`, *optional*):
+            From the steps that are done, the points before and the share of the run to what is measured of its health.
     """
 
-    def __init__(self, title: str, probe: Probe, steps_per_point: int, images_per_step: int):
-        self.title, self.probe = title, probe
-        self.steps_per_point, self.images_per_step = steps_per_point, images_per_step
-        self.points: list[dict[str, float]] = []
-        self.step, self.loss, self.seconds, self.cpu_seconds = 0, 0.0, 0.0, 0.0
+    def __init__(
+        self,
+        title: str,
+        probe: Probe,
+        steps: Sequence[int],
+        images_per_step: int,
+        check: Callable[[int, list[dict[str, Any]], float], dict[str, Any]] | None = None,
+    ):
+        self.title, self.probe, self.check = title, probe, check
+        self.steps, self.images_per_step = steps, images_per_step
+        self.points: list[dict[str, Any]] = []
+        self.step, self.measured, self.loss, self.seconds, self.cpu_seconds = 0, 0, 0.0, 0.0, 0.0
 
     def begin(self, encoder: PreTrainedModel) -> None:
         """Measure the encoder as it starts, then let the clock run."""
@@ -111,11 +125,12 @@ class Curve:
         """An optimizer step is done."""
         self.step += 1
         self.loss = self.loss + loss.detach()
-        if self.step % self.steps_per_point == 0:
-            self.loss = float(self.loss) / self.steps_per_point  # waits for the device
+        if self.step in self.steps:
+            self.loss = float(self.loss) / (self.step - self.measured)  # waits for the device
             self.seconds += time.perf_counter() - self._began
             self.cpu_seconds += time.process_time() - self._cpu_began
             self._measure()
+            self.measured = self.step
             self._go_on()
 
     def _go_on(self) -> None:
@@ -126,13 +141,15 @@ class Curve:
         point = {"step": self.step, "images": self.step * self.images_per_step}
         point |= {"seconds": round(self.seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
         point |= {"loss": self.loss if self.step else None, **self.probe.knn(*self.features)}
+        if self.check is not None:
+            point |= self.check(self.step, self.points, self.step / self.steps[-1])
         self.points.append(point)
         said = ", ".join(f"k = {k}: {100 * point[f'knn_{k}']:.1f} %" for k in NEIGHBOURS)
         loss = f", loss {self.loss:.4f}" if self.step else ""
         logger.info("%s: step %d, %.0f s%s, k-NN %s", self.title, self.step, self.seconds, loss, said)
 
 
-def measure_baselines(arguments: QualityBenchmark, images: Path) -> dict[str, Any]:
+def measure_baselines(arguments: Comparison, images: Path) -> dict[str, Any]:
     """The encoder as it starts, for each seed; raw pixels; the most frequent class."""
     probe, at_random = None, {}
     for seed in arguments.seed_list:
@@ -154,11 +171,11 @@ def measure_baselines(arguments: QualityBenchmark, images: Path) -> dict[str, An
     }
 
 
-def train_cell(arguments: QualityBenchmark, cell: Cell, images: Path) -> dict[str, Any]:
+def train_cell(arguments: Comparison, cell: Cell, images: Path) -> dict[str, Any]:
     """Train, write the encoder as a stock folder, and return the curve and what it was trained with."""
     parts = build_ours(arguments, cell.method, cell.seed, images)
-    steps_per_pass = parts.args.max_steps // arguments.passes
-    curve = Curve(cell.name, Probe(arguments, parts.processor), steps_per_pass, arguments.batch_size)
+    probe, steps = Probe(arguments, parts.processor), arguments.points(parts.args.max_steps)
+    curve = Curve(cell.name, probe, steps, arguments.batch_size)
     folder = Path(arguments.output_dir) / cell.name
     if cell.side == OURS:
         shutil.rmtree(parts.args.output_dir, ignore_errors=True)  # its clock is lost: it starts again
@@ -178,7 +195,7 @@ def train_cell(arguments: QualityBenchmark, cell: Cell, images: Path) -> dict[st
     }  # fmt: skip
 
 
-def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path) -> SimpleNamespace:
+def build_ours(arguments: Comparison, method: str, seed: int, images: Path) -> SimpleNamespace:
     """What the recipe of a method builds: `args`, `data`, `views`, `model` and `processor`.
 
     The other side takes the settings of its views and of its model and its first weights from it.
@@ -190,7 +207,7 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
     data.exclude = frozenset()  # both sides train on all images: what is measured on is another split
     args = SSLTrainingArguments(
         output_dir=Path(arguments.output_dir) / f".{method}-{seed}", seed=seed,  # written to by a run that is stopped
-        max_steps=arguments.passes * (data.num_images // arguments.batch_size),
+        max_steps=arguments.num_steps(data.num_images),
         per_device_train_batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
         warmup_steps=arguments.warmup, lr_scheduler_type="cosine", precision=arguments.precision,
         dataloader_num_workers=arguments.num_workers, use_cpu=arguments.use_cpu,
@@ -207,22 +224,26 @@ def build_ours(arguments: QualityBenchmark, method: str, seed: int, images: Path
 
 
 def train_ours(parts: SimpleNamespace, curve: Curve) -> None:
-    """`SSLTrainer` as the recipe uses it, without its evaluations and checkpoints."""
+    """`SSLTrainer` as the recipe uses it, without its evaluations and checkpoints; health by the test images."""
+    from ...training.health import HealthMonitor
     from ...training.trainer import SSLTrainer
 
     class TimedTrainer(Timed, SSLTrainer):
         pass
 
+    stream = parts.data.stream(parts.args, parts.views)
+    monitor = HealthMonitor(curve.probe.samples, parts.processor, parts.model.method.modality, stream)
+    curve.check = functools.partial(monitor.check, parts.model)
     trainer = TimedTrainer(
-        curve, lambda batch: len(batch["pixel_values"]), parts.model, parts.args,
-        parts.data.stream(parts.args, parts.views), settings=parts.data.settings | parts.views.settings,
+        curve, lambda batch: len(batch["pixel_values"]), parts.model, parts.args, stream,
+        settings=parts.data.settings | parts.views.settings,
     )  # fmt: skip
     curve.begin(parts.model.encoder)
     trainer.train()
 
 
 def train_lightly(
-    arguments: QualityBenchmark, method: str, parts: SimpleNamespace, images: Path, curve: Curve
+    arguments: Comparison, method: str, parts: SimpleNamespace, images: Path, curve: Curve
 ) -> PreTrainedModel:
     """lightly's model, loss and views in a loop with our optimizer, schedules and clipping; returns its encoder."""
     from lightly.data import LightlyDataset

@@ -1,0 +1,183 @@
+"""Labelled data on the command line: the flags, and both splits that they name, of any modality."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+from ..data.image.value_range import check_range
+from ..data.labelled import LabelledData, hold_out, keep_groups_apart, open_labelled
+from ..data.modality import modality as find_modality
+from ..data.sources import available_splits
+from ..errors import UserError
+from ..evaluation.evaluator import EvaluationError
+from ..evaluation.facts import read_facts
+from ..evaluation.frozen import aligned_labels
+from .modality import cli_modality
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LabelledDataArguments:
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            Labelled images or texts, as the encoder takes them: a Hub id, a folder with a folder for each class,
+            parquet, arrow, and of texts csv and jsonl files; letters or digits (images), which come with hfssl. Left
+            out, they are those of the encoder's run as far as its folder remembers them, and letters for an encoder
+            of images from elsewhere.
+        dataset_config (`str`, *optional*):
+            Configuration of a data set on the Hub.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to learn from.
+        test_split (`str`, *optional*, defaults to `"auto"`):
+            Split to measure on. auto takes test or validation where there is one, else holds out a fifth of each
+            class.
+        image_column (`str`, *optional*):
+            Column of the images; found by its type when left out.
+        text_column (`str`, *optional*):
+            Column of the texts; found by its type when left out.
+        label_column (`str`, *optional*):
+            Column of the labels; found by its type when left out.
+        labels (`str`, *optional*):
+            Table (csv, tsv, parquet, json, jsonl) with the labels of a folder of files: one of its columns, whatever
+            it is called, names the files.
+        split_by (`str`, *optional*):
+            Column of what must not be on both sides, such as the patient: rows of one value are learned from, or
+            measured on.
+        sample_by (`str`, *optional*, defaults to `"document"`):
+            What a sample of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
+        max_train_samples (`int`, *optional*):
+            Learn from so many at most.
+        max_test_samples (`int`, *optional*):
+            Measure on so many at most.
+        value_range (`tuple[float, float]`, *optional*):
+            The values that become black and white, of images with more than 8 bits a value. Left out: those of the
+            encoder's training, where its folder says so, else judged on some of the images.
+    """
+
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    test_split: str = "auto"
+    image_column: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    labels: str | None = None
+    split_by: str | None = None
+    sample_by: str = "document"
+    max_train_samples: int | None = None
+    max_test_samples: int | None = None
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        check_range(self.value_range)
+
+    def of_run(self, encoder: str, modality: str = "image") -> "LabelledDataArguments":
+        """With the labelled data that the folder of an encoder remembers, where none are named.
+
+        Raises:
+            UserError: where it remembers none, but that it was trained on other data than embedded ones with labels.
+        """
+        kind, facts = find_modality(modality), read_facts(encoder)
+        if self.dataset is not None or not facts and any(embedded.labelled for embedded in kind.embedded[:1]):
+            return self
+        remembered = facts.get("labelled")
+        embedded = kind.embedded_set(facts.get("dataset"))
+        if remembered is None and embedded and embedded.labelled:
+            remembered = {"dataset": embedded.name}
+        if remembered is None:
+            known = " or ".join(embedded.name for embedded in kind.embedded if embedded.labelled)
+            known = f", or {known} for the {kind.samples} that come with hfssl" if known else ""
+            trained_on = facts.get("dataset") or f"the {kind.samples} that come with hfssl"
+            was = f"was trained on {trained_on}, and its" if facts else "is no result of hfssl: its"
+            raise UserError(
+                f"{encoder} {was} folder names no labelled {kind.samples}. Pass `--dataset`: a Hub id, a file with "
+                f"a column of labels, or a folder with a folder for each class{known}."
+            )
+        usual = {field.name: field.default for field in fields(self)}
+        missing = {n: v for n, v in remembered.items() if n in usual and getattr(self, n) == usual[n]}
+        if missing:
+            words = ", ".join(f"--{name} {value}" for name, value in missing.items())
+            logger.info("Labelled %s, as the encoder's folder remembers them: %s.", kind.samples, words)
+        return replace(self, **missing)
+
+    def load(self, modality: str = "image") -> tuple[LabelledData, LabelledData]:
+        """Both splits.
+
+        Raises:
+            UserError: also where a column of another modality is named.
+        """
+        columns = {"image": self.image_column, "text": self.text_column}
+        for other, column in columns.items():
+            if other != modality and column is not None:
+                raise UserError(
+                    f"`--{other}_column {column}` does not fit this encoder, which takes {modality}s. Leave it out, "
+                    f"or pass an encoder of {other}s."
+                )
+        return load_splits(
+            self.dataset, self.split, self.test_split, config=self.dataset_config, column=columns.get(modality),
+            label_column=self.label_column, max_train_samples=self.max_train_samples,
+            max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
+            sample_by=self.sample_by, split_by=self.split_by, labels=self.labels,
+        )  # fmt: skip
+
+
+def load_splits(
+    dataset: str | None,
+    split: str = "train",
+    test_split: str = "auto",
+    *,
+    config: str | None = None,
+    column: str | None = None,
+    label_column: str | None = None,
+    max_train_samples: int | None = None,
+    max_test_samples: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    modality: str = "image",
+    sample_by: str = "document",
+    split_by: str | None = None,
+    labels: str | None = None,
+) -> tuple[LabelledData, LabelledData]:
+    """The labelled samples to learn from and those to measure on, checked to be of the same classes."""
+    if split == test_split:
+        raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
+    options = {
+        "column": column, "label_column": label_column, "config": config, "modality": modality,
+        "sample_by": sample_by, "group_column": split_by, "labels_file": labels,
+    }  # fmt: skip
+    train = open_labelled(dataset, split, max_samples=max_train_samples, **options)
+    if test_split == "auto":
+        splits = available_splits(dataset, modality=modality, config=config)
+        usual = ("test", "validation", "dev", "valid", "val")
+        test_split = next((other for other in usual if other in splits and other != split), None)
+    if test_split is None:
+        train, test = hold_out(train)
+        samples = find_modality(modality).samples
+        logger.info(
+            "There is no split to measure on: %s %s of %s are held out.", f"{len(test):,}", samples, train.name
+        )
+    else:
+        with named_flags({"split": "test_split"}):
+            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **options)
+        train = keep_groups_apart(train, test) if split_by is not None else train
+    prepare = cli_modality(modality).prepare_labelled
+    if prepare is not None:
+        prepare(train, test, value_range)
+    aligned_labels(train, test)
+    return train, test
+
+
+@contextmanager
+def named_flags(names: dict[str, str]) -> Iterator[None]:
+    """Let what is wrong with the data be told with the flags that the user has."""
+    try:
+        yield
+    except UserError as error:
+        told = re.sub("`--([a-z_]+)", lambda flag: f"`--{names.get(flag[1], flag[1])}", str(error))
+        raise type(error)(told) from error

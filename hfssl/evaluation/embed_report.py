@@ -1,0 +1,106 @@
+"""What stands out among features: samples that are nearly the same to an encoder, and samples that are like no other.
+
+Both go by the cosine of features that have their mean taken off, since else what all samples have in common would be
+most of it. Duplicates are pairs above a cosine. An outlier is what is least like its nearest neighbours: its figure is
+the mean cosine to the ten nearest.
+"""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..machine import compute_device
+from .evaluator import EvaluationError
+from .progress import Progress
+
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("duplicates", "outliers")
+# Cosine from which on two samples count as the same, and neighbours that say how usual a sample is.
+SAME, NEIGHBOURS = 0.98, 10
+# Most outliers that are listed.
+MOST_OUTLIERS = 100
+# Most duplicates of one sample that are found.
+MOST_COPIES = 50
+# Cosines that are held at once.
+_CHUNK = 1 << 26
+
+
+@dataclass
+class Report:
+    """What was found; `pairs` are rows and cosine of duplicates, `outliers` rows and mean cosine, the oddest first."""
+
+    pairs: list[tuple[int, int, float]]
+    outliers: list[tuple[int, float]]
+
+
+def parse_report(text: str | None) -> list[str]:
+    """The kinds of a report from `"a,b"`; none from `None`.
+
+    Raises:
+        EvaluationError: for one that there is not.
+    """
+    names = [name.strip().lower() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            raise EvaluationError(f"`--report` takes {' and '.join(KINDS)}, got {name!r}.")
+    return names
+
+
+def report(features: np.ndarray, same: float = SAME) -> Report:
+    """Look for both in features of shape `(num_rows, dim)`.
+
+    Args:
+        features (`np.ndarray`):
+            A row a sample; may be mapped from a file.
+        same (`float`, *optional*, defaults to 0.98):
+            Cosine from which on two samples count as the same.
+    """
+    device, number = compute_device(), len(features)
+    rows = torch.from_numpy(np.array(features, dtype=np.float32))
+    rows = F.normalize(rows - rows.mean(0), dim=1).to(device)
+    num_near = min(max(NEIGHBOURS, MOST_COPIES), number - 1)
+    pairs, usual = [], np.ones(number)
+    with torch.no_grad(), Progress(number, "Neighbours") as progress:
+        step = max(_CHUNK // number, 1)
+        for start in range(0, number if number > 1 else 0, step):
+            similar = rows[start : start + step] @ rows.T
+            at = torch.arange(len(similar), device=device)
+            similar[at, at + start] = -2.0  # itself
+            top, index = similar.topk(num_near, dim=1)
+            usual[start : start + len(similar)] = top[:, :NEIGHBOURS].mean(1).cpu().numpy()
+            for row, column in (top >= same).nonzero().tolist():
+                first, second = start + row, int(index[row, column])
+                if first < second:
+                    pairs.append((first, second, float(top[row, column])))
+            progress.update(len(similar))
+    pairs.sort(key=lambda pair: (-pair[2], pair[:2]))
+    order = np.argsort(usual, kind="stable")[: min(MOST_OUTLIERS, max(number // 10, 1))]
+    return Report(pairs, [(int(row), float(usual[row])) for row in order])
+
+
+def write_report(found: Report, kinds: Sequence[str], samples: Sequence[str], folder: Path) -> list[str]:
+    """Write `duplicates.csv` and `outliers.csv`, and return what to say of them."""
+    said = []
+    if "duplicates" in kinds:
+        table = [(samples[a], samples[b], f"{cosine:.4f}") for a, b, cosine in found.pairs]
+        _write(folder / "duplicates.csv", ("sample", "other", "cosine"), table)
+        such = f", such as {table[0][0]} and {table[0][1]}" if table else ""
+        said.append(f"{len(table):,} pairs are nearly the same to this encoder{such}: {folder / 'duplicates.csv'}")
+    if "outliers" in kinds:
+        table = [(samples[row], f"{cosine:.4f}") for row, cosine in found.outliers]
+        _write(folder / "outliers.csv", ("sample", "cosine_to_neighbours"), table)
+        said.append(f"Least like any other is {table[0][0]}; the {len(table)} oddest: {folder / 'outliers.csv'}")
+    return said
+
+
+def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *rows])

@@ -1,0 +1,53 @@
+"""SwAV: from images without labels to an encoder that plain transformers loads, by clusters that two crops agree on.
+
+accelerate launch recipes/swav.py                                       embedded letters, minutes on a laptop
+accelerate launch recipes/swav.py --dataset my_images/ --encoder vit-small-patch16 --max_steps 20000
+accelerate launch recipes/swav.py --dataset uoft-cs/cifar10 --encoder convnextv2-atto-patch2        32 x 32 pixels
+accelerate launch recipes/swav.py --dataset my_images/ --encoder facebook/dinov2-small       continue a checkpoint
+accelerate launch recipes/swav.py --dataset my_images/ --probe_dataset my_labelled_images/      k-NN while it trains
+accelerate launch recipes/swav.py --config recipes/configs/swav_imagenet.yaml
+torchrun --nproc_per_node 2 recipes/swav.py                             several processes, one batch
+
+With fewer images a step than --num_prototypes pass --queue_size as well; where the loss stays at that of chance, lower
+--sinkhorn_epsilon. Embedded images have no small crops unless --local_crops says so. The same command again continues
+a run that was stopped. What the crops look like: recipes/show_views.py --method swav. Measured results:
+recipes/README.md.
+"""
+
+from hfssl.cli.command import command
+
+
+@command
+def main():
+    from hfssl import RecipeParser, SSLTrainer, SSLTrainingArguments, SwavForPreTraining, SwavPreTrainingConfig
+    from hfssl.cli.image.data import ImageData, ImageDataArguments
+    from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
+    from hfssl.cli.image.finish import finish_images
+    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.modality import build_method
+    from hfssl.data.image.views import ViewArguments
+    from hfssl.modeling.image_processing import build_image_processor
+
+    adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
+    defaults = {"output_dir": "outputs/swav", "max_steps": 400, "per_device_train_batch_size": 256, **adam}
+    parser = RecipeParser(
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, SwavPreTrainingConfig, ProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
+    )  # fmt: skip
+    recipe, data_args, view_args, config, probe_args, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = ImageData(data_args, checkpoint)
+    views = make_views(SwavForPreTraining, recipe, config, data, view_args, parser.given)
+    model = build_method(SwavForPreTraining, recipe, config, views, args, parser.given)
+    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
+    evaluators = image_evaluators(model, data, views, processor, probe_args, args)
+    trainer = SSLTrainer(
+        model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,
+        held_out=data.held_out, processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    finish_images(trainer, data, views, recipe.base_model)
+
+
+if __name__ == "__main__":
+    main()

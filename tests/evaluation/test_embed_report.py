@@ -1,0 +1,44 @@
+"""Duplicates and outliers among features."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from hfssl.evaluation import EvaluationError, embed_report
+from hfssl.evaluation.embed_report import parse_report, report, write_report
+
+
+def features():
+    """Two clouds of samples; 40 is a copy of 3 times two, 41 nearly one of 9, and 42 lies by itself."""
+    rng = np.random.default_rng(0)
+    clouds = rng.normal(size=(40, 16)) * 0.3 + np.where(np.arange(40) % 2, 1, -1)[:, None] * np.eye(16)[0] * 3
+    nearly = clouds[9] + 1e-3 * rng.normal(size=16)
+    x = np.stack([*clouds, clouds[3], nearly, -9 * np.eye(16)[5]])
+    return (x + 5.0).astype(np.float32)  # what all have in common says nothing
+
+
+@pytest.mark.parametrize("chunk", [1 << 26, 100])
+def test_what_stands_out(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(embed_report, "_CHUNK", chunk)
+    found = report(features(), same=0.999)
+    assert [pair[:2] for pair in found.pairs] == [(3, 40), (9, 41)]
+    assert found.pairs[0][2] == pytest.approx(1.0, abs=1e-5)
+    assert found.outliers[0][0] == 42 and len(found.outliers) == 4
+    names = [f"{number}.png" for number in range(43)]
+    said = write_report(found, ["duplicates", "outliers"], names, tmp_path)
+    assert said[0].startswith("2 pairs are nearly the same to this encoder, such as 3.png and 40.png")
+    assert said[1].startswith("Least like any other is 42.png; the 4 oddest: ")
+    rows = list(csv.reader((tmp_path / "duplicates.csv").open()))
+    assert rows[0] == ["sample", "other", "cosine"] and rows[2][:2] == ["9.png", "41.png"] and len(rows) == 3
+    assert len(list(csv.reader((tmp_path / "outliers.csv").open()))) == 5
+
+
+def test_a_single_sample_has_no_neighbours():
+    assert report(features()[:1]).pairs == []
+
+
+def test_what_is_asked_for():
+    assert parse_report(None) == [] and parse_report("Outliers, duplicates") == ["outliers", "duplicates"]
+    with pytest.raises(EvaluationError, match="takes duplicates and outliers, got 'outlier'"):
+        parse_report("outlier")

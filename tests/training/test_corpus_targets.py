@@ -1,0 +1,176 @@
+"""Targets made of the whole corpus: when, of which samples, for which batches, and after a kill in the middle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_vision import resnet
+from torch import nn
+from transformers import TrainerCallback
+
+from hfssl import (
+    DeepclusterForPreTraining,
+    DeepclusterPreTrainingConfig,
+    ExactStream,
+    SSLTrainer,
+    SSLTrainingArguments,
+)
+from hfssl.data.sources import MemorySource, identity
+from hfssl.data.stream import Rows
+from hfssl.modeling.corpus_targets import NO_TARGET
+from hfssl.training.checkpoints import list_checkpoints
+
+
+SAMPLES = [f"{number:03d}" for number in range(200)]
+DAMAGED, HELD_OUT = "017", "123"
+STEPS, TIMES = 6, 3
+
+
+class Views:
+    """Two views of an image that is drawn from the number of the sample."""
+
+    def __call__(self, block):
+        [samples] = block.columns.values()
+        kept = [i for i, sample in enumerate(samples) if sample != DAMAGED]
+        pixels = np.empty((len(kept), 2, 3, 16, 16), np.float32)
+        for row, i in enumerate(kept):
+            number = int(samples[i])
+            image = np.random.default_rng(number % 7).standard_normal((1, 3, 16, 16))
+            pixels[row] = image + 0.1 * np.random.default_rng(int(block.keys[i])).standard_normal((2, 3, 16, 16))
+        bad = [(i, "torn") for i in range(len(samples)) if i not in kept]
+        numbers = np.array([int(samples[i]) for i in kept], np.int64)
+        return Rows({"pixel_values": pixels, "number": numbers}, np.ones(len(kept), np.int64), bad, block.places[kept])
+
+
+class Model(DeepclusterForPreTraining):
+    """Keeps what it is asked for."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.seen, self.calls, self.killed_at = [], [], None
+
+    def forward(self, pixel_values, number=None, targets=None, return_loss=True):
+        if self.training:
+            self.seen.append((int(self.target_passes), number, targets))
+        return super().forward(pixel_values, targets=targets)
+
+    def corpus_features(self, batch):
+        if len(self.calls) == self.killed_at:
+            raise KeyboardInterrupt
+        self.calls.append(batch["number"])
+        return super().corpus_features(batch)
+
+    def make_targets(self, features, seed):
+        made = super().make_targets(features, seed)
+        self.made = [*getattr(self, "made", []), made[0]["targets"]]
+        return made
+
+
+def trainer(folder, killed_at=None, rank=0, world_size=1, times=TIMES):
+    torch.manual_seed(1)
+    config = DeepclusterPreTrainingConfig(
+        encoder_config=resnet(), projector_hidden_dim=16, projector_output_dim=8, num_heads=2, num_prototypes=5,
+        num_clusterings=times,
+    )  # fmt: skip
+    model = Model(config)
+    model.killed_at = killed_at
+    args = SSLTrainingArguments(
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=16 // world_size, learning_rate=1e-2,
+        precision="fp32", report_to="none", eval_strategy="no", save_strategy="steps", save_steps=1, disable_tqdm=True,
+        seed=5, use_cpu=True, logging_steps=1,
+    )  # fmt: skip
+    source = MemorySource(SAMPLES, name="numbers", piece_bytes=12)
+    stream = ExactStream(
+        source, Views(), lambda columns: {name: torch.from_numpy(values) for name, values in columns.items()},
+        16 // world_size, seed=5, rank=rank, world_size=world_size, block_bytes=60, max_bad_fraction=0.1,
+        exclude=frozenset([identity(HELD_OUT)]),
+    )  # fmt: skip
+    return SSLTrainer(model, args, stream)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = trainer(tmp_path_factory.mktemp("whole"))
+    run.train()
+    return run
+
+
+def test_they_are_made_of_all_samples_but_the_held_out_ones_at_the_stated_steps(whole):
+    assert [made for made, _, _ in whole.model.seen] == [1, 1, 2, 2, 3, 3]
+    numbers = torch.cat(whole.model.calls).tolist()
+    there = [number for number in range(200) if number != int(DAMAGED)]
+    assert numbers == TIMES * there  # in the order of the data
+    assert [made.shape for made in whole.model.made] == TIMES * [(198, 2)]
+    assert not (Path(whole.args.output_dir) / "targets").exists()
+
+
+def test_each_sample_of_a_batch_has_its_own(whole):
+    rows = {number: row for row, number in enumerate(n for n in range(200) if n not in (17, 123))}
+    for made, numbers, targets in whole.model.seen:
+        assert targets.shape == (16, 2) and int(HELD_OUT) not in numbers.tolist()
+        expected = whole.model.made[made - 1][[rows[number] for number in numbers.tolist()]]
+        assert np.array_equal(targets.numpy(), expected)
+
+
+def test_a_place_without_a_target_is_said_so(whole):
+    places = np.array([[0, 0, int(HELD_OUT), 0], [0, 0, 5, 0], [1, 9, 9, 9]])
+    found = whole.targets.of(places)["targets"]
+    assert (found[[0, 2]] == NO_TARGET).all() and (found[1] >= 0).all()
+
+
+def test_a_run_that_is_killed_while_they_are_made_goes_on_with_those_that_are_missing(whole, tmp_path):
+    calls = len(whole.model.calls) // TIMES
+    assert calls >= 4
+    run = trainer(tmp_path, killed_at=calls + 2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert list_checkpoints(tmp_path)[0].name == "checkpoint-1"
+    parts = list(tmp_path.glob("targets/0002-*/features/*.arrow"))
+    assert 0 < len(parts) < calls
+    again = trainer(tmp_path)
+    again.train()
+    # what was finished is not made a second time
+    assert len(again.model.calls) == calls - len(parts) + calls
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    [losses, expected] = ([e["loss"] for e in r.state.log_history if "loss" in e] for r in (again, whole))
+    assert losses == expected and len(losses) == STEPS
+
+
+def test_features_of_other_weights_are_not_taken(tmp_path, whole):
+    run = trainer(tmp_path, killed_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    other = trainer(tmp_path)
+    nn.init.zeros_(other.model.branch.projector[0].weight)
+    other.args.max_steps = 1
+    other.train()
+    assert len(other.model.calls) >= len(whole.model.calls) // TIMES
+
+
+class StopAfter(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+def made_together(rank, world_size, folder):
+    """Clusters and centroids of the first pass, and the features that this process made."""
+    run = trainer(folder, rank=rank, world_size=world_size, times=1)
+    run.add_callback(StopAfter())
+    run.train()
+    return {
+        "prototypes": run.model.prototypes, "targets": torch.from_numpy(run.targets._columns["targets"]),
+        "own": len(torch.cat(run.model.calls)),
+    }  # fmt: skip
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_pass_and_have_the_same_targets(pair, tmp_path):
+    alone = made_together(0, 1, tmp_path / "alone")
+    together = pair.ask(Path(__file__), "made_together", folder=tmp_path / "together")
+    assert sum(found["own"] for found in together) == alone["own"] and all(found["own"] for found in together)
+    for found in together:
+        assert torch.equal(found["targets"], alone["targets"]) and torch.equal(
+            found["prototypes"], alone["prototypes"]
+        )
