@@ -32,6 +32,8 @@ class LearningRates:
             With Adam, for a checkpoint that is continued.
         lars (`float`, *optional*):
             With LARS.
+        sgd (`float`, *optional*):
+            With SGD and a momentum of 0.9.
         narrow_convolutional (`float`, *optional*):
             Instead of `narrow` for convolutional encoders, whose batch norm bears more than a Vision Transformer does.
         per_256_samples (`bool`, *optional*, defaults to `True`):
@@ -42,6 +44,7 @@ class LearningRates:
     wide: float
     checkpoint: float
     lars: float | None = None
+    sgd: float | None = None
     narrow_convolutional: float | None = None
     per_256_samples: bool = True
 
@@ -49,6 +52,8 @@ class LearningRates:
         """The rate for an optimizer (`--optim`) and an encoder."""
         if optimizer == "lars" and self.lars is not None:
             return self.lars
+        if optimizer == "sgd" and self.sgd is not None:
+            return self.sgd
         if not from_scratch:
             return self.checkpoint
         if width > NARROW_WIDTH:

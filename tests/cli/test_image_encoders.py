@@ -207,13 +207,16 @@ def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, f
     assert config == {"encoder_config": encoder.config.to_dict(), **given}
 
 
-def test_lars_has_a_learning_rate_of_its_own(tmp_path):
+@pytest.mark.parametrize("method, optim, rate", [
+    ("simclr", "lars", 0.3), ("simsiam", "sgd", 0.05), ("simsiam", "adamw_torch", 3e-4), ("simclr", "sgd", 1e-3),
+])  # fmt: skip
+def test_some_optimizers_have_a_learning_rate_of_their_own(tmp_path, method, optim, rate):
     args = SSLTrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim="lars",
+        output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim=optim,
         per_device_train_batch_size=256,
     )  # fmt: skip
-    make("simclr", recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
-    assert args.learning_rate == pytest.approx(0.3)
+    make(method, recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    assert args.learning_rate == pytest.approx(rate)
 
 
 def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args):
