@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForPreTraining
 
+import hfssl.methods
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
@@ -272,7 +273,8 @@ def health_and_evaluators_run(device, folder: Path, precision="fp32"):
 
 def views_are_those_of_the_cpu(method, device, size):
     """Colour, blur and normalising: of the same crops the same pixels."""
-    views = Views(tiny_vision.preset_of(method), ViewArguments(image_size=size), is_grey=False, patch_size=8)
+    preset = getattr(hfssl.methods, method).method.views
+    views = Views(preset, ViewArguments(image_size=size), is_grey=False, patch_size=8)
     coarse = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     encoded = []
     for pixels in coarse:
