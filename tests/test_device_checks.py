@@ -51,7 +51,7 @@ def test_the_trainer_waits_for_nothing_between_two_logs(tmp_path):
 
 
 def test_data():
-    device_checks.views_are_those_of_the_cpu("dino", "cpu", 32)
+    device_checks.views_are_those_of_the_cpu("DinoForPreTraining", "cpu", 32)
     device_checks.packed_documents_equal_each_alone(tiny.bert_config(), "cpu", "sdpa", False, AutoModelForMaskedLM)
 
 

@@ -12,9 +12,11 @@ import device_checks
 import pytest
 import tiny
 import torch
-from contract import METHODS, file_of, variants_of
+from contract import METHODS, variants_of
 from device_checks import DTYPES
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, LlamaConfig, ModernBertConfig
+
+import hfssl.methods
 
 
 pytestmark = [
@@ -23,7 +25,7 @@ pytestmark = [
 ]
 
 PRECISIONS = list(DTYPES)
-IMAGE_METHODS = [method for method in METHODS if "vision" in str(file_of(method))]
+IMAGE_METHODS = [method for method in METHODS if getattr(hfssl.methods, method).method.views is not None]
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -104,8 +106,7 @@ def test_health_and_evaluators_run(tmp_path, precision):
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_views_are_those_of_the_cpu(method, size):
-    name = method.removesuffix("ForPreTraining").lower()
-    device_checks.views_are_those_of_the_cpu(name, "cuda", size)
+    device_checks.views_are_those_of_the_cpu(method, "cuda", size)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "flash_attention_2"])
