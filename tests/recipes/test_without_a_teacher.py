@@ -26,7 +26,7 @@ def test_stopped_and_continued_it_is_the_same_run(tmp_path, method):
 
 @pytest.mark.slow
 def test_terms_are_logged_by_name_and_drawn(tmp_path):
-    done = run("vicreg", tmp_path, **METHODS["vicreg"])
+    done = run("vicreg", tmp_path, logging_steps=6, **METHODS["vicreg"])
     assert done.poll() == 0, done.stderr
     check_result(tmp_path / "out")
     [state] = (tmp_path / "out").glob("checkpoint-6/trainer_state.json")
