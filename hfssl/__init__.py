@@ -23,6 +23,7 @@ if not _is_asked_for_help():
 
 if TYPE_CHECKING:
     from .cli.parser import RecipeParser
+    from .data.image.views import ViewArguments, Views
     from .data.sources import open_source
     from .data.stream import ExactStream
     from .methods import *  # noqa: F403
@@ -39,6 +40,8 @@ _LAZY = {
     "RecipeParser": ".cli.parser",
     "SSLTrainer": ".training.trainer",
     "SSLTrainingArguments": ".training.arguments",
+    "ViewArguments": ".data.image.views",
+    "Views": ".data.image.views",
     "open_source": ".data.sources",
 }
 

@@ -12,6 +12,8 @@ from recipe_process import recipe_server
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 import hfssl.methods  # noqa: F401 - what the result folders hold is registered
+from hfssl.modeling.pooling import check_pooling, is_convolutional
+from hfssl.modeling.vision import image_features
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -68,9 +70,24 @@ def check_result(folder: Path, size: int = 16) -> list[dict]:
         assert torch.equal(tensor, stock[name]), name
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: image-feature-extraction" in card and "images in" in card
+    check_snippet(card, folder, encoder, processor)
     for picture in (folder / "assets").iterdir():
         assert f"](assets/{picture.name})" in card
     return json.loads((folder / "results.json").read_text())
+
+
+def check_snippet(card: str, folder: Path, encoder, processor) -> None:
+    """The Python of the card makes the feature that was measured, as it stands."""
+    code = card.split("```python\n")[1].split("```")[0].replace(f'"{folder.name}"', repr(str(folder)))
+    image = Image.fromarray(torch.randint(0, 255, (20, 20, 3), dtype=torch.uint8).numpy())
+    scope = {"image": image}
+    exec(code, scope)
+    pooling = json.loads((folder / "hfssl.json").read_text())["pooling"]
+    with torch.no_grad():
+        pixels = processor(image, return_tensors="pt").pixel_values
+        expected = image_features(encoder.eval(), pixels, check_pooling(encoder.config, pooling))
+    torch.testing.assert_close(scope["feature"].detach(), expected)
+    assert ("its weights are drawn at random" in code) == (not is_convolutional(encoder.config))
 
 
 STOP = """

@@ -40,6 +40,8 @@ PUBLIC = [
     "SwavPreTrainingConfig",
     "VicregForPreTraining",
     "VicregPreTrainingConfig",
+    "ViewArguments",
+    "Views",
     "open_source",
 ]
 LOSSES = [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.seen import write_seen
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.facts import write_facts
 from ..evaluation.results import Result
@@ -65,6 +66,8 @@ def write_and_say(
     if not trainer.is_world_process_zero():
         return
     write_facts(folder, method=method_name(trainer), **facts)
+    if trainer.stream is not None:
+        write_seen(folder, trainer.stream.source, trainer.stream.exclude)
     say = trainer.accelerator.print
     for text in told:
         say(text)

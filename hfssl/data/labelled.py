@@ -196,7 +196,8 @@ def open_labelled(
     else:
         columns, rows = {each: source.read_input(each) for each in inputs if each != modality}, range(source.num_rows)
     if table is not None:
-        columns |= {each: [table.values(of)[row] for row in rows] for each, of in wanted.items()}
+        said = {each: table.values(of) for each, of in wanted.items()}
+        columns |= {each: [values[row] for row in rows] for each, values in said.items()}
     where = f"Column {label_column!r} of split {split!r} of {name}"
     feature = features[label_column]
     if isinstance(feature, datasets.ClassLabel):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from ..data.modality import modality
+from ..data.seen import num_seen
 from ..machine import process_state
 from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
@@ -101,6 +102,8 @@ def probe_table(
     """
     names = parse_protocols(protocols)
     state = process_state()
+    if isinstance(encoder, (str, Path)) and state.is_main_process:
+        warn_of_seen(encoder, test)
     output_dir = Path(output_dir) if output_dir is not None else None
     settings = settings or FinetuneSettings()
     made = {}
@@ -135,6 +138,18 @@ def probe_table(
     state.print("\n" + probe_lines(results, pooling, modality(train.modality).samples))
     state.wait_for_everyone()
     return results
+
+
+def warn_of_seen(encoder: str | Path, test: "LabelledData") -> None:
+    """Say where an encoder was trained on samples that it is measured on."""
+    number = num_seen(encoder, test.samples)
+    if number:
+        samples = modality(test.modality).samples
+        logger.warning(
+            "At least %s of the %s %s of %s are among those that this encoder was trained on, without their labels: "
+            "figures on them are better than on new ones. Measure on others (`--test_split`), or train without these.",
+            f"{number:,}", f"{len(test):,}", samples, test.name,
+        )  # fmt: skip
 
 
 def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: str = "images") -> str:

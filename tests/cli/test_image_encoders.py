@@ -174,6 +174,19 @@ def test_a_method_from_scratch(name, method, args):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_mae_predicts_pixels_as_they_are_where_most_patches_are_flat(args):
+    config = {"encoder_config": TINY, "norm_pix_loss": True}
+
+    def normalises(embedded, *given):
+        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None)
+        of_recipe = recipe("vit-tiny-patch4"), config
+        views = make_views(MaeForPreTraining, *of_recipe, data, ViewArguments(image_size=16), set(given))
+        return build_method(MaeForPreTraining, *of_recipe, views, args, set(given)).config.norm_pix_loss
+
+    assert not normalises("letters")
+    assert normalises("letters", "norm_pix_loss") and normalises("digits") and normalises(None)
+
+
 def test_a_narrow_mae_has_a_narrow_decoder(args):
     config = {"encoder_config": TINY, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16}
     assert make("mae", recipe("vit-tiny-patch4"), config, 16, args).config.decoder_hidden_size == 128

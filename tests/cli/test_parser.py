@@ -350,7 +350,7 @@ def test_help(capsys, monkeypatch):
     assert headings == ["Help and settings:", "Run:", "Data:", "Text:", "Speed:", "Recipe:", "Method:"]
     assert "Usage:\n    indented" in text
     assert {
-        "--dataset TEXT A Hub id, e.g. org/data, or a Source; 100 % of it. Left out: the embedded corpus.",
+        "--dataset, --data TEXT A Hub id, e.g. org/data, or a Source; 100 % of it. Left out: the embedded corpus.",
         "--max_length INT Tokens a row. (default: 128)",
         "--packing, --no_packing Several documents a row. (default: true)",
         "--precision {auto,bf16} Number format. (default: auto)",
@@ -362,7 +362,7 @@ def test_help(capsys, monkeypatch):
         "--warmup_steps NUMBER A share of all steps. (default: 0.06)",
         # a new default without a new help
         "--max_grad_norm NUMBER Maximum gradient norm for gradient clipping. Set to 0 to disable. (default: 2.0)",
-        "--learning_rate NUMBER The initial learning rate for the optimizer. (default: 5e-05)",
+        "--learning_rate, --lr NUMBER The initial learning rate for the optimizer. (default: 5e-05)",
     } <= lines
     assert "weight_decay" not in text and "TrainingArguments" not in text
     # of a config the fields of hfssl, not those of transformers
@@ -372,7 +372,7 @@ def test_help(capsys, monkeypatch):
 def test_help_all_adds_the_rest(capsys, monkeypatch):
     text = help_text("--help-all", capsys, monkeypatch)
     assert "TrainingArguments: Optimizer:" in text and "--weight_decay NUMBER" in text
-    assert "--dataset TEXT" in text and "--architectures" not in text
+    assert "--dataset, --data TEXT" in text and "--architectures" not in text
     assert text == help_text("--help_all", capsys, monkeypatch)
 
 

@@ -48,8 +48,10 @@ def flags(things, encoder, data, out, format="npy"):
 
 
 def test_images_as_parquet(things, tmp_path):
-    result = run(tmp_path / "log", *flags(things, "vit", "images", tmp_path / "out", "parquet"))
+    words = flags(things, "vit", "images", tmp_path / "out", "parquet")
+    result = run(tmp_path / "log", *words, "--report", "duplicates,outliers")
     assert result.poll() == 0, result.stderr
+    assert "Least like any other is " in result.stdout and (tmp_path / "out" / "outliers.csv").is_file()
     assert "300 features of 32 numbers, of 300 samples" in result.stdout and "pd.read_parquet" in result.stdout
     table = pd.read_parquet(tmp_path / "out" / "features.parquet")
     assert table["sample"].tolist() == [f"{number:03d}.png" for number in range(300)]

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from labelled import save, vit
 from recipe_process import recipe_server
+from text_encoder import opinions, save_text_encoder
 
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,21 @@ def test_ends_with_a_table_and_goes_on_with_the_same_command(tmp_path):
     cells = (tmp_path / "cells.json").read_text()
     assert run(tmp_path / "log", *flags).poll() == 0
     assert (tmp_path / "cells.json").read_text() == cells
+
+
+def test_texts_in_a_csv(tmp_path):
+    data = opinions(60)
+    rows = {"what": list(data.samples), "verdict": [data.class_names[label] for label in data.labels]}
+    pd.DataFrame(rows).to_csv(tmp_path / "opinions.csv", index=False)
+    flags = ["--encoder", save_text_encoder(tmp_path / "bert"), "--dataset", tmp_path / "opinions.csv"]
+    flags += ["--text_column", "what", "--label_column", "verdict", "--output_dir", tmp_path / "out", "--seeds", 1]
+    done = run(tmp_path / "log", *flags, "--epochs", 1, "--min_steps", 3, "--batch_size", 16, "--random_init", "false")
+    assert done.poll() == 0, done.stderr
+    assert f"The classifier (seed 0): {tmp_path / 'out' / 'model'}" in done.stdout
+    (record,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["num_train"] + record["num_eval"] == 60 and record["hyperparameters"]["train_batch_size"] == 16
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
 
 
 def test_mistakes_end_in_one_sentence(tmp_path):

@@ -103,6 +103,10 @@ def check_result(folder: Path) -> dict[str, dict]:
     with torch.no_grad():
         logits = model(**tokenizer("the quick brown fox", return_tensors="pt")).logits
     assert logits.isfinite().all()
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(code.replace(f'"{folder.name}"', repr(str(folder))), scope)
+    assert scope["feature"].shape == (2, model.config.hidden_size) and scope["feature"].isfinite().all()
     return records
 
 

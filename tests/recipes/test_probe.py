@@ -40,7 +40,7 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):
     for flags, message in (
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
-        (["--encoder", save_bert(tmp_path / "bert")], "takes `input_ids` and no images"),
+        (["--encoder", save_bert(tmp_path / "bert")], "names no labelled texts. Pass `--dataset`"),
     ):
         result = run(tmp_path / "log", *flags, "--output_dir", tmp_path)
         assert result.poll() in (1, 2)

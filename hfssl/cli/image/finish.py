@@ -24,6 +24,12 @@ from ..finish import changed_flags, method_name, next_folder, recipe_command, re
 from .data import ImageData
 
 
+# Of a transformer whose stock class has one.
+_NO_POOLER = (
+    "\n# not `pooler_output`, where there is one: pre-training has no pooler, and its weights are drawn at random"
+)
+
+
 def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model: str | None = None) -> None:
     """Measure an image method, write the result folder with its pictures, and say it all.
 
@@ -133,6 +139,7 @@ def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | Non
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
         f'outputs = encoder(**processor(image, return_tensors="pt"){options})\n'
         f"feature = {feature}  # the pooling that was measured: {pooling}"
+        + ("" if is_convolutional(config) else _NO_POOLER)
     )
 
 

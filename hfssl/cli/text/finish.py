@@ -79,9 +79,13 @@ def finish_text(
 def _masked_usage(name: str, hidden_size: int) -> str:
     return (
         "from transformers import AutoModel, AutoTokenizer, pipeline\n\n"
-        f'encoder = AutoModel.from_pretrained("{name}")'
-        f"  # last_hidden_state: (batch_size, sequence_length, {hidden_size})\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nfill = pipeline("fill-mask", "{name}")'
+        f'encoder = AutoModel.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        'inputs = tokenizer(["A text.", "Another, longer text."], padding=True, return_tensors="pt")\n'
+        'mask = inputs["attention_mask"].unsqueeze(-1)\n'
+        "# not `pooler_output`, where there is one: pre-training has no pooler, and its weights are drawn at random\n"
+        f"feature = (encoder(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)  # (2, {hidden_size})\n\n"
+        f'fill = pipeline("fill-mask", "{name}")'
     )
 
 

@@ -1,9 +1,15 @@
 """PNG files from arrays, the same bytes on every machine."""
 
+import io
 import zlib
 from struct import pack
+from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+
+from ...errors import UserError
 
 
 def png_files(images: np.ndarray) -> list[bytes]:
@@ -22,3 +28,29 @@ def png_files(images: np.ndarray) -> list[bytes]:
             file += pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
         files.append(file)
     return files
+
+
+def encoded_image(image: Any) -> bytes:
+    """A picture, a uint8 tensor `(channels, height, width)` or a uint8 array `(height, width, ...)`, encoded.
+
+    Raises:
+        UserError: for anything else; what is encoded already stays as it is.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, torch.Tensor) and image.ndim == 3 and image.dtype == torch.uint8:
+        image = image.cpu().numpy().transpose(1, 2, 0)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        if image.ndim == 2 or image.shape[2] == 3:
+            return png_files(image[None])[0]
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=0)
+        return file.getvalue()
+    what = f"{type(image).__name__} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+    kind = f" and type {image.dtype}" if hasattr(image, "dtype") else ""
+    raise UserError(
+        "An image is a PIL image, encoded bytes, a uint8 tensor (3, height, width) or a uint8 array (height, width, "
+        f"3), got {what}{kind}."
+    )

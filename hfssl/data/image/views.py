@@ -21,10 +21,13 @@ import numpy as np
 import torch
 
 from ...errors import UserError
+from ...functional import keyed
+from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
 from .column_makers import ColumnMaker, Crops, Noise
+from .png import encoded_image
 
 
 logger = logging.getLogger(__name__)
@@ -157,6 +160,8 @@ class Views:
         value_range (`tuple[float, float]`, *optional*):
             What becomes black and white of images with more than 8 bits, see
             [`~hfssl.data.image.decode.decode_image`].
+        embedded (`str`, *optional*):
+            The embedded set that they are of, to whose images a method may fit its config.
 
     Raises:
         UserError: if a flag does not fit the method, or a size does not fit the patches.
@@ -171,11 +176,13 @@ class Views:
         mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
         patch_size: int | None = None,
         value_range: tuple[float, float] | None = None,
+        embedded: str | None = None,
     ):
         arguments = arguments or ViewArguments()
         if mean_std is None and arguments.normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
         self.preset, self.is_grey, self.patch_size, self.value_range = preset, is_grey, patch_size, value_range
+        self.embedded = embedded
         mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         self.image_size = arguments.image_size or preset.views[0].size
@@ -193,6 +200,34 @@ class Views:
         self.makers: list[ColumnMaker] = []
         if preset.has_noise:
             self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))
+
+    def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
+        """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.
+
+        Args:
+            image (`PIL.Image.Image`, `torch.Tensor`, `np.ndarray` or `bytes`):
+                A picture; a uint8 tensor of shape `(3, height, width)` or `(1, height, width)`; a uint8 array of shape
+                `(height, width)` or `(height, width, 3)`; or an encoded image.
+            key (`int`):
+                Whole numbers that say which draw it is, such as seed, epoch and number of the image: the same ones
+                give the same views.
+
+        Raises:
+            UserError: for what is no image.
+
+        Example:
+
+        ```python
+        >>> views = Views(SimclrForPreTraining.method.views, ViewArguments(image_size=32), is_grey=False)
+        >>> views(Image.open("cat.png"), seed, epoch, index)["pixel_values"].shape
+        torch.Size([2, 3, 32, 32])
+        ```
+        """
+        keys = np.atleast_1d(keyed.key(Use.SAMPLE, *key))
+        rows = self.rows(Block({"image": [encoded_image(image)]}, keys, 0))
+        if rows.bad:
+            raise UserError(f"An image cannot be decoded: {rows.bad[0][1]}.")
+        return {name: values[0] for name, values in self.collator("cpu")(rows.columns).items()}
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""

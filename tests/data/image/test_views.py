@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_vision import NAMES, preset_of
+from tiny_vision import NAMES, preset_of, two_layers
 
+import hfssl
+from hfssl import SimclrForPreTraining
 from hfssl.cli.parser import RecipeParser
+from hfssl.data.image.png import encoded_image
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import Block, ExactStream
@@ -281,3 +284,52 @@ def test_a_maker_of_rows_of_any_length_goes_through_the_stream():
         for noise, row in zip(got["noise"], got["hidden"], strict=True):
             assert alone.setdefault(noise.sum().item(), row.tolist()) == row.tolist(), i
     assert len({tuple(row) for row in alone.values()}) > 5
+
+
+# -- in a data set of one's own ---------------------------------------------------------------------------------------
+
+
+def test_views_of_one_image_whatever_holds_it():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    views = hfssl.Views(SimclrForPreTraining.method.views, hfssl.ViewArguments(image_size=32), is_grey=False)
+    first = views(Image.fromarray(pixels), 0, 1, 2)["pixel_values"]
+    assert first.shape == (2, 3, 32, 32) and first.dtype == torch.float32
+    for same in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), encoded_image(Image.fromarray(pixels))):
+        assert torch.equal(views(same, 0, 1, 2)["pixel_values"], first)
+    assert not torch.equal(views(pixels, 0, 2, 1)["pixel_values"], first)
+    assert torch.equal(
+        views(pixels[..., 0], 7)["pixel_values"], views(torch.from_numpy(pixels[None, ..., 0]), 7)["pixel_values"]
+    )
+
+
+def test_a_data_set_of_ones_own_trains():
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self):
+            self.views = hfssl.Views(
+                SimclrForPreTraining.method.views, hfssl.ViewArguments(image_size=16), is_grey=False
+            )
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return self.views(np.full((20, 20, 3), 60 * index, np.uint8), 0, index)
+
+    batch = next(iter(torch.utils.data.DataLoader(Pictures(), batch_size=4)))
+    model = SimclrForPreTraining(hfssl.SimclrPreTrainingConfig(encoder_config=two_layers()))
+    assert model(**batch).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (torch.zeros(3, 8, 8), "got Tensor of shape .3, 8, 8. and type torch.float32"),
+        (np.zeros((8, 8, 2), np.uint8), "got ndarray of shape .8, 8, 2. and type uint8"),
+        ("cat.png", "got str"),
+        (b"no image", "cannot be decoded"),
+    ],
+)
+def test_what_is_no_image_is_a_sentence(image, words):
+    views = hfssl.Views(SimclrForPreTraining.method.views, hfssl.ViewArguments(image_size=16), is_grey=False)
+    with pytest.raises(UserError, match=words):
+        views(image, 0)
