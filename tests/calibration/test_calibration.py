@@ -14,7 +14,12 @@ record = load(Path(__file__).with_name("record.py"))
 
 # By (data set, method), with the reason why the rules are right all the same.
 FALSE_ALARMS: dict[tuple[str, str], str] = {}
-MISSES: dict[tuple[str, str], str] = {}
+# Around a ResNet these collapse more slowly than in the 200 steps of a run, and are called narrowing at its end.
+MISSES: dict[tuple[str, str], str] = {
+    ("letters", "byol"): "the std of projections has come to .70, of .99",
+    ("letters", "moco"): "the std of projections has come to .57, of .98",
+    ("letters", "simclr"): "the std of projections has come to .18, of .97; .61 of the views are recognised",
+}
 
 
 def replayed(run):
