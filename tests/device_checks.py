@@ -35,10 +35,10 @@ from hfssl.modeling.packing import packed_inputs
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# of the largest loss and gradient there is: sums in another order; 8 and 11 bits
-TOLERANCE = {"fp32": 2e-3, "bf16": 8e-2, "fp16": 2e-2}
-# fp16 has no gradients below 6e-8: what a GradScaler does
-SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
+# of the loss, which has 8 and 11 bits
+TOLERANCE = {"bf16": 5e-2, "fp16": 1e-2}
+# Least cosine of all gradients with those of fp32. Batch norm over a few rows of noise divides by little.
+COSINE = {"bf16": 0.9, "fp16": 0.98}
 
 
 def on(device, batch):
@@ -59,15 +59,17 @@ def arguments(device, folder, **changes):
 
 
 def loss_and_gradients(model, batch, device, precision="fp32"):
-    """In float32, on the CPU."""
-    model.zero_grad()
-    with torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
-        loss = model(**batch).loss
-    (SCALE[precision] * loss).backward()
-    gradients = {
-        name: p.grad.float().cpu() / SCALE[precision] for name, p in model.named_parameters() if p.grad is not None
-    }
-    return loss.detach().cpu(), gradients
+    """In float32, on the CPU. In fp16 the loss is scaled as a GradScaler does: by less where something is too large."""
+    scale = 1024.0 if precision == "fp16" else 1.0
+    while True:
+        model.zero_grad()
+        with torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
+            loss = model(**batch).loss
+        (scale * loss).backward()
+        gradients = {n: p.grad.float().cpu() / scale for n, p in model.named_parameters() if p.grad is not None}
+        if scale <= 1.0 or all(gradient.isfinite().all() for gradient in gradients.values()):
+            return loss.detach().cpu(), gradients
+        scale /= 4
 
 
 def assert_near(found, expected, tolerance):
@@ -84,7 +86,13 @@ def loss_and_gradients_are_those_of_the_cpu(method, device, precision):
     batch = as_collated(model, batch)
     expected = loss_and_gradients(model.train(), batch, "cpu")
     found = loss_and_gradients(copy.deepcopy(model).to(device), on(device, batch), device, precision)
-    assert_near(found, expected, TOLERANCE[precision])
+    if precision == "fp32":
+        assert_near(found, expected, 2e-3)
+        return
+    assert abs(found[0] - expected[0]) <= TOLERANCE[precision] * max(1.0, abs(expected[0].item()))
+    all_found, all_expected = (torch.cat([g.flatten() for g in each[1].values()]) for each in (found, expected))
+    cosine = F.cosine_similarity(all_found, all_expected, dim=0).item()
+    assert cosine >= COSINE[precision], cosine
 
 
 def checkpointed_activations_have_the_same_gradients(method, device):
