@@ -8,8 +8,10 @@ accelerate launch recipes/mae.py --dataset my_images/ --probe_dataset my_labelle
 accelerate launch recipes/mae.py --config recipes/configs/mae_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/mae.py                              several processes
 
-MAE is a start for fine-tuning (recipes/finetune.py) more than a maker of features: k-NN says little about it. The same
-command again continues a run that was stopped. Measured results: recipes/README.md.
+MAE is a start for fine-tuning (recipes/finetune.py) more than a maker of features: k-NN says little about it. For
+pictures on a flat ground (drawings, logos, charts) pass --norm_pix_loss false, as is done for the letters: a patch of
+one colour, normalised, teaches its colour only. The same command again continues a run that was stopped. Measured
+results: recipes/README.md.
 """
 
 from hfssl.cli.command import command

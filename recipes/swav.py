@@ -8,10 +8,10 @@ accelerate launch recipes/swav.py --dataset my_images/ --probe_dataset my_labell
 accelerate launch recipes/swav.py --config recipes/configs/swav_imagenet.yaml
 torchrun --nproc_per_node 2 recipes/swav.py                             several processes, one batch
 
-With fewer images a step than --num_prototypes pass --queue_size as well; where the loss stays at that of chance, lower
---sinkhorn_epsilon. Embedded images have no small crops unless --local_crops says so. The same command again continues
-a run that was stopped. What the crops look like: recipes/show_views.py --method swav. Measured results:
-recipes/README.md.
+Defaults are for short runs: codes are harder than the paper's, and prototypes wait longer. With fewer images a step
+than --num_prototypes pass --queue_size as well; where the loss stays at that of chance, lower --sinkhorn_epsilon.
+Embedded images have no small crops unless --local_crops says so. The same command again continues a run that was
+stopped. What the crops look like: recipes/show_views.py --method swav. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command
@@ -29,7 +29,9 @@ def main():
     from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    defaults = {"output_dir": "outputs/swav", "max_steps": 400, "per_device_train_batch_size": 256, **adam}
+    # codes that tell images apart from the first steps on, of prototypes that wait until features do
+    short = {"max_steps": 400, "sinkhorn_epsilon": 0.03, "freeze_prototypes": 0.3}
+    defaults = {"output_dir": "outputs/swav", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, SwavPreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),

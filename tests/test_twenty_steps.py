@@ -31,6 +31,10 @@ SSLTrainer.train = train_alone
 DRAW_FROM_MKL = ("mlm", "dino", "dino_small_crops")  # dropout and stochastic depth
 
 
+# clusters of what an untrained encoder says hang on the last bits of its features
+HANGS_ON_BITS = ("deepcluster",)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -38,7 +42,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in HANGS_ON_BITS])
 def test_the_losses_are_the_recorded_ones(method, data, tmp_path):
     if method in DRAW_FROM_MKL and not torch.backends.mkl.is_available():
         pytest.skip("a PyTorch without MKL drops out others")

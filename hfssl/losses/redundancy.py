@@ -66,9 +66,8 @@ def vicreg_loss(
     covariance_weight: float = 1.0,
     all_reduce: AllReduce | None = None,
 ) -> torch.Tensor:
-    """Loss of [VICReg](https://huggingface.co/papers/2105.04906), equation 6, its variance term halved as in its
-    code: views agree, each dimension has a
-    standard deviation of at least 1, and no two vary together.
+    """Loss of [VICReg](https://huggingface.co/papers/2105.04906), equation 6, its variance term halved as in its code:
+    views agree, each dimension has a standard deviation of at least 1, and no two vary together.
 
     Args:
         z1, z2 (`torch.Tensor` of shape `(batch_size, dim)`):

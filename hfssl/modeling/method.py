@@ -32,6 +32,8 @@ class LearningRates:
             With Adam, for a checkpoint that is continued.
         lars (`float`, *optional*):
             With LARS.
+        sgd (`float`, *optional*):
+            With SGD and a momentum of 0.9.
         narrow_convolutional (`float`, *optional*):
             Instead of `narrow` for convolutional encoders, whose batch norm bears more than a Vision Transformer does.
         per_256_samples (`bool`, *optional*, defaults to `True`):
@@ -42,6 +44,7 @@ class LearningRates:
     wide: float
     checkpoint: float
     lars: float | None = None
+    sgd: float | None = None
     narrow_convolutional: float | None = None
     per_256_samples: bool = True
 
@@ -49,6 +52,8 @@ class LearningRates:
         """The rate for an optimizer (`--optim`) and an encoder."""
         if optimizer == "lars" and self.lars is not None:
             return self.lars
+        if optimizer == "sgd" and self.sgd is not None:
+            return self.sgd
         if not from_scratch:
             return self.checkpoint
         if width > NARROW_WIDTH:
@@ -149,6 +154,8 @@ class Method:
             Fields of the config for an encoder from scratch, by its configuration.
         embedded_views (`dict[str, dict]`, *optional*):
             By the name of an embedded set of images, flags of the views that differ from those of other methods.
+        embedded_config (`dict[str, dict]`, *optional*):
+            By the name of an embedded set, fields of the config that fit it better than the paper's.
         contrasts_batch (`bool`, *optional*, defaults to `False`):
             Whether a sample is compared with the others of its batch: the loss of fewer is lower, and not comparable.
         collapse_hints (`Callable[[PreTrainedConfig], dict[str, str]]`, *optional*):
@@ -170,6 +177,7 @@ class Method:
     narrow_heads: Fields = field(default_factory=dict)
     fresh_encoder: Callable[[PreTrainedConfig], Fields] = _nothing
     embedded_views: Mapping[str, Fields] = field(default_factory=dict)
+    embedded_config: Mapping[str, Fields] = field(default_factory=dict)
     contrasts_batch: bool = False
     collapse_hints: Callable[[PreTrainedConfig], Mapping[str, str]] = _diverged_hint
     chance: Callable[[PreTrainedConfig, LossContext], Mapping[str, float]] = no_chance
@@ -179,19 +187,24 @@ class Method:
         if not self.inputs:
             object.__setattr__(self, "inputs", (self.modality,))
 
-    def fields_for(self, encoder: PreTrainedConfig | None, given: set[str]) -> dict[str, Any]:
-        """Fields of the method's config that fit an encoder from scratch, in what the user did not give.
+    def fields_for(
+        self, encoder: PreTrainedConfig | None, given: set[str], embedded: str | None = None
+    ) -> dict[str, Any]:
+        """Fields of the method's config that fit an encoder from scratch and the data, in what the user did not give.
 
         Args:
             encoder (`PreTrainedConfig`, *optional*):
                 `None` for a checkpoint that is continued.
             given (`set[str]`):
                 Names of the fields that the user gave.
+            embedded (`str`, *optional*):
+                The embedded set that is trained on.
         """
-        if encoder is None:
-            return {}
-        fields = dict(self.narrow_heads) if width_of(encoder) < NARROW_HEAD_WIDTH else {}
-        fields |= self.fresh_encoder(encoder)
+        fields: dict[str, Any] = {}
+        if encoder is not None:
+            fields |= self.narrow_heads if width_of(encoder) < NARROW_HEAD_WIDTH else {}
+            fields |= self.fresh_encoder(encoder)
+        fields |= self.embedded_config.get(embedded, {})
         return {name: value for name, value in fields.items() if name not in given}
 
 

@@ -30,6 +30,7 @@ class QueueMixin:
         """Whether there is room in it."""
         return "queue" in self._buffers
 
+    @torch.compiler.disable  # what waits has another length in each accumulation step: all would be compiled again
     def enqueue(self, embeddings: torch.Tensor) -> None:
         """Have embeddings `(n, dim)`, of all processes, enter after the optimizer step, while the model trains."""
         if self.has_queue and self.training and torch.is_grad_enabled():

@@ -127,12 +127,15 @@ class CorpusTargets(TrainerCallback):
     def _corpus_pass(self, folder: Path, seed: int) -> CorpusPass:
         leading, exclude = self.stream.source.leading, self.stream.exclude
 
-        def prepare(sample: Any) -> Damage | tuple[dict[str, Any], bool]:
-            keys = keyed.key(Use.TARGET_SAMPLE, seed, content_keys([sample]))
-            rows = self.stream.transform(Block({leading: [sample]}, keys, key=0))
-            if not len(rows):
-                return Damage(rows.bad[0][1] if rows.bad else "nothing is left of it")
-            return rows.columns, identity(sample) not in exclude
+        def prepare(samples: list) -> list[Damage | tuple[dict[str, Any], bool]]:
+            keys = keyed.key(Use.TARGET_SAMPLE, seed, content_keys(samples))
+            rows = self.stream.transform(Block({leading: samples}, keys, key=0))
+            reasons, columns = dict(rows.bad), rows.columns
+            prepared: list = [Damage(reasons.get(i, "nothing is left of it")) for i in range(len(samples))]
+            for row, i in enumerate(rows.places[:, 2].tolist()):  # a block without places numbers its samples
+                one = {name: values[row : row + 1] for name, values in columns.items()}
+                prepared[i] = one, identity(samples[i]) not in exclude
+            return prepared
 
         def features(prepared: list) -> ResultRows:
             parts, included = zip(*prepared, strict=True)
@@ -141,7 +144,7 @@ class CorpusTargets(TrainerCallback):
             return ResultRows({**columns, _INCLUDED: np.array(included)})
 
         return CorpusPass(
-            self.stream.source, features, folder, identity={"seed": seed}, prepare=prepare,
+            self.stream.source, features, folder, identity={"seed": seed}, prepare_many=prepare,
             max_bad_fraction=self.stream.max_bad_fraction,
         )  # fmt: skip
 

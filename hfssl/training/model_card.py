@@ -249,6 +249,10 @@ def history_figure(
     axes_of = [(unit, losses, kinds) for unit, losses in panels.items()]
     if contrasted is not None and len(set(contrasted)) > 1:
         axes_of = [(unit, losses, {kind: kinds[kind]}) for unit, losses, _ in axes_of for kind in kinds]
+    # terms are not measured on held-out data
+    names = set().union(*history)
+    seen = [each for each in axes_of if any(prefix + loss in names for loss in each[1] for prefix in each[2])]
+    axes_of = seen or axes_of[:1]
     figure = Figure(figsize=(7, 4 * len(axes_of)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (unit, losses, shown) in zip(

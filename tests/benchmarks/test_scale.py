@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import ViTConfig
 
 from hfssl.benchmarks import scale
 from hfssl.benchmarks.gpu import ROWS
@@ -14,6 +15,15 @@ from hfssl.methods import METHODS
 
 
 SIMCLR = replace(ROWS["simclr"].tiny(), batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def small_encoder(request, monkeypatch):
+    if "slow" not in request.keywords:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        monkeypatch.setitem(
+            scale.VISION_PRESETS, "vit-mini-patch4", lambda: ViTConfig(**sizes, image_size=32, patch_size=4)
+        )
 
 
 def two_views():

@@ -174,6 +174,19 @@ def test_a_method_from_scratch(name, method, args):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_mae_predicts_pixels_as_they_are_where_most_patches_are_flat(args):
+    config = {"encoder_config": TINY, "norm_pix_loss": True}
+
+    def normalises(embedded, *given):
+        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None)
+        of_recipe = recipe("vit-tiny-patch4"), config
+        views = make_views(MaeForPreTraining, *of_recipe, data, ViewArguments(image_size=16), set(given))
+        return build_method(MaeForPreTraining, *of_recipe, views, args, set(given)).config.norm_pix_loss
+
+    assert not normalises("letters")
+    assert normalises("letters", "norm_pix_loss") and normalises("digits") and normalises(None)
+
+
 def test_a_narrow_mae_has_a_narrow_decoder(args):
     config = {"encoder_config": TINY, "decoder_hidden_size": 512, "decoder_num_attention_heads": 16}
     assert make("mae", recipe("vit-tiny-patch4"), config, 16, args).config.decoder_hidden_size == 128
@@ -194,13 +207,16 @@ def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, f
     assert config == {"encoder_config": encoder.config.to_dict(), **given}
 
 
-def test_lars_has_a_learning_rate_of_its_own(tmp_path):
+@pytest.mark.parametrize("method, optim, rate", [
+    ("simclr", "lars", 0.3), ("simsiam", "sgd", 0.05), ("simsiam", "adamw_torch", 3e-4), ("simclr", "sgd", 1e-3),
+])  # fmt: skip
+def test_some_optimizers_have_a_learning_rate_of_their_own(tmp_path, method, optim, rate):
     args = SSLTrainingArguments(
-        output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim="lars",
+        output_dir=str(tmp_path), max_steps=1, report_to="none", precision="fp32", use_cpu=True, optim=optim,
         per_device_train_batch_size=256,
     )  # fmt: skip
-    make("simclr", recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
-    assert args.learning_rate == pytest.approx(0.3)
+    make(method, recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
+    assert args.learning_rate == pytest.approx(rate)
 
 
 def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args):

@@ -210,6 +210,19 @@ def prepared(text):
     return Damage("it is bad") if text.startswith(("13 ", "14 ", "600 ")) else text
 
 
+def test_samples_may_be_prepared_several_at_once(tmp_path):
+    sizes = []
+
+    def prepared_together(texts):
+        sizes.append(len(texts))
+        return [prepared(text) for text in texts]
+
+    together = run(begin(tmp_path / "together", prepare_many=prepared_together, max_bad_fraction=0.1))
+    alone = run(begin(tmp_path / "alone", prepare=prepared, max_bad_fraction=0.1))
+    assert sum(sizes) == 700 and max(sizes) > 1 and together.num_bad == alone.num_bad == 3
+    assert together.to_table().equals(alone.to_table())
+
+
 def test_damaged_samples_are_left_out_counted_and_named_once_a_file(tmp_path, caplog):
     folder = tmp_path / "texts"
     folder.mkdir()

@@ -12,7 +12,7 @@ import device_checks
 import pytest
 import tiny
 import torch
-from contract import METHODS, file_of
+from contract import METHODS, file_of, variants_of
 from device_checks import DTYPES
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, LlamaConfig, ModernBertConfig
 
@@ -73,9 +73,11 @@ def test_checkpointed_activations_have_the_same_gradients(method):
     device_checks.checkpointed_activations_have_the_same_gradients(method, "cuda")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_compiled_it_is_the_same_and_is_compiled_once(method):
-    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cuda")
+@pytest.mark.parametrize(
+    "method, variant", [(method, variant) for method in METHODS for variant in variants_of(method)]
+)
+def test_compiled_it_is_the_same_and_is_compiled_once(method, variant):
+    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cuda", variant=variant)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -118,6 +118,9 @@ class Curve:
         self._measure()
         self._go_on()
 
+    def mark(self) -> None:
+        """A moment of a GPU, which is not asked for its."""
+
     def fetched(self, *_: Any) -> None:
         """A batch was waited for, which the clock has counted."""
 

@@ -166,7 +166,7 @@ def make_views(
         mean_std = _checkpoint_mean_std(recipe.encoder)
     return Views(
         method.method.views, arguments, is_grey=data.is_grey, mean_std=mean_std,
-        patch_size=side(patch_size) if patch_size else None, value_range=data.value_range,
+        patch_size=side(patch_size) if patch_size else None, value_range=data.value_range, embedded=data.embedded,
     )  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def build(
             "`--per_device_train_batch_size` of 2 or more, better 64 or more."
         )
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
-    config |= record.fields_for(fresh, given)
+    config |= record.fields_for(fresh, given, views.embedded)
     if fresh is not None:
         if hasattr(fresh, "image_size"):
             fresh.image_size = image_size

@@ -96,6 +96,8 @@ class CorpusPass:
         prepare (`Callable[[Any], Any]`, *optional*):
             Called in threads with each sample before the function gets it, while the function works on the batch
             before: decoding, tokenising. Returns a [`~hfssl.data.sources.base.Damage`] for what cannot be used.
+        prepare_many (`Callable[[list], list]`, *optional*):
+            Instead of `prepare`, for what costs less for several samples at once; how many they are must not matter.
         batch_size (`int`, *optional*, defaults to `64`):
             Samples a call of the function; fewer where they are large.
         max_bad_fraction (`float`, *optional*, defaults to `0.01`):
@@ -113,13 +115,15 @@ class CorpusPass:
         *,
         identity: dict[str, Any],
         prepare: Callable[[Any], Any] | None = None,
+        prepare_many: Callable[[list], list] | None = None,
         batch_size: int = 64,
         max_bad_fraction: float = 0.01,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.source, self.sources = source, [part.source for part in parts_of(source)]
-        self.function, self.prepare = function, prepare
+        self.function, self.prepare, self.prepare_many = function, prepare, prepare_many
+        self.threads = max(1, num_cores() // local_world_size())
         self.folder = Path(folder)
         self.batch_size, self.max_bad_fraction = batch_size, max_bad_fraction
         self.counts = {"read": 0, "bad": 0}
@@ -194,8 +198,7 @@ class CorpusPass:
         self._count_finished(set(parts))
         unit = f" {self.source.modality}s"
         bar = tqdm(total=self._about(parts), desc=title, unit=unit, disable=None if show_progress else True)
-        threads = max(1, num_cores() // local_world_size())
-        with bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
+        with bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.threads) as pool:
             batches = self._batches(parts)
             # one thread reads all: sources keep what neighbours share, each thread for itself
             ahead = deque(reader.submit(self._next, batches, pool) for _ in range(2))
@@ -234,9 +237,14 @@ class CorpusPass:
     def _next(self, batches: Iterator[_Batch], pool: ThreadPoolExecutor) -> _Batch | None:
         """The next batch, prepared. Runs in the thread that reads."""
         batch = next(batches, None)
-        if batch is None or self.prepare is None:
+        if batch is None or not batch.samples or self.prepare is self.prepare_many is None:
             return batch
-        prepared = list(pool.map(self.prepare, batch.samples))
+        if self.prepare_many is None:
+            prepared = list(pool.map(self.prepare, batch.samples))
+        else:
+            size = -(-len(batch.samples) // self.threads)
+            some = (batch.samples[i : i + size] for i in range(0, len(batch.samples), size))
+            prepared = [sample for part in pool.map(self.prepare_many, some) for sample in part]
         good = [i for i, sample in enumerate(prepared) if not isinstance(sample, Damage)]
         batch.bad += [
             (*place, sample.reason)

@@ -160,6 +160,8 @@ class Views:
         value_range (`tuple[float, float]`, *optional*):
             What becomes black and white of images with more than 8 bits, see
             [`~hfssl.data.image.decode.decode_image`].
+        embedded (`str`, *optional*):
+            The embedded set that they are of, to whose images a method may fit its config.
 
     Raises:
         UserError: if a flag does not fit the method, or a size does not fit the patches.
@@ -174,11 +176,13 @@ class Views:
         mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
         patch_size: int | None = None,
         value_range: tuple[float, float] | None = None,
+        embedded: str | None = None,
     ):
         arguments = arguments or ViewArguments()
         if mean_std is None and arguments.normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
         self.preset, self.is_grey, self.patch_size, self.value_range = preset, is_grey, patch_size, value_range
+        self.embedded = embedded
         mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         self.image_size = arguments.image_size or preset.views[0].size

@@ -261,9 +261,12 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
         if not self.training:
             return SwavOutput(loss=loss, projections=projections, logits=logits)
         if self.config.queue_size and torch.is_grad_enabled() and self.progress >= self.config.queue_start:
-            large = projections[:2].detach().transpose(0, 1)
-            self._for_queue.append(gather_with_grad(large.contiguous()).transpose(0, 1))
+            self._enqueue(projections[:2].detach())
         return SwavOutput(loss=loss)
+
+    @torch.compiler.disable  # what waits has another length in each accumulation step: all would be compiled again
+    def _enqueue(self, large: torch.Tensor) -> None:
+        self._for_queue.append(gather_with_grad(large.transpose(0, 1).contiguous()).transpose(0, 1))
 
     def _similarities(self, projections: torch.Tensor) -> torch.Tensor:
         weight = at_least_float32(self.prototypes.weight)
@@ -272,6 +275,7 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
         with full_precision(projections):
             return F.linear(projections, weight)
 
+    @torch.compiler.disable  # counts what is in the queue, which is more after each step
     @torch.no_grad()
     def _code_options(self) -> dict:
         """How codes are made now, see [`~hfssl.losses.swav_codes`]."""

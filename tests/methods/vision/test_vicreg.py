@@ -12,6 +12,7 @@ from hfssl.functional.embedding_figures import spread
 from hfssl.losses import vicreg_loss
 from hfssl.modeling.branch import with_unit_length
 from hfssl.modeling.distributed import GlobalBatchNorm
+from hfssl.training.model_card import history_figure
 
 
 HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 12}
@@ -67,6 +68,18 @@ def test_health_sees_projections_shrink_to_a_point():
     assert spread(0.001 * z)["std"] > 0.9
     model = vicreg().eval()
     assert model.compared_embeddings(two_views()).shape == (6, 2, 13)
+
+
+def test_each_term_has_a_picture_and_no_picture_is_empty():
+    terms = {f"loss_{name}": 1.0 for name in VicregForPreTraining.loss_units}
+    history = [{"step": 0, "eval_loss": 3.0}, {"step": 10, "loss": 2.0, **terms}, {"step": 20, "eval_loss": 2.0}]
+    figure = history_figure(history, contrasted=(64, 53), units=VicregForPreTraining.loss_units)
+    labels = [[line.get_label() for line in axes.lines] for axes in figure.axes]
+    assert labels == [
+        ["training (64 images at once)"], ["held out (53 images at once)"],
+        *([f"{name}, training (64 images at once)"] for name in VicregForPreTraining.loss_units),
+    ]  # fmt: skip
+    assert len(history_figure([], units=VicregForPreTraining.loss_units).axes) == 1
 
 
 def test_a_few_steps_spread_what_was_close():
