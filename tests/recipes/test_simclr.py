@@ -72,7 +72,10 @@ def test_mistakes_end_in_one_sentence(tmp_path):
         tmp_path / "bert"
     )
     for settings, words in [
-        ({"per_device_train_batch_size": 1}, "the batch has 1 image. Pass a larger `--per_device_train_batch_size`"),
+        (
+            {"per_device_train_batch_size": 1},
+            "a step has one here: pass a `--per_device_train_batch_size` of 2 or more",
+        ),
         ({"image_size": 18}, "`--image_size 18` is no multiple of the encoder's patches of 4 pixels"),
         ({"encoder": "vit-mini", "encoder_config": None}, "`--encoder vit-mini` is neither a preset (vit-mini-patch4"),
         ({"encoder": tmp_path / "bert", "encoder_config": None}, "A bert is no encoder of images alone"),
