@@ -30,6 +30,7 @@ from ..data.image.views import ViewArguments, Views
 from ..data.stream import Block
 from ..errors import UserError
 from ..functional import keyed
+from ..functional.keyed import Use
 from ..methods import METHODS
 from ..modeling.base import SSLPreTrainedModel
 from .gpu import PHOTO, ROWS, Row, photo
@@ -234,7 +235,7 @@ def small_batch(row: Row) -> tuple[dict[str, torch.Tensor], float, float]:
     try:
         for i in range(3):
             begin = time.process_time()
-            rows = views.rows(Block({"image": files}, keyed.key(i, np.arange(4)), 9))
+            rows = views.rows(Block({"image": files}, keyed.key(Use.BENCHMARK_IMAGES, i, np.arange(4)), 9))
             seconds.append((time.process_time() - begin) / 4)
     finally:
         torch.set_num_threads(threads)
