@@ -10,21 +10,24 @@ from torch import nn
 from hfssl import SimsiamForPreTraining, SimsiamPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import simsiam_loss
+from hfssl.methods.vision import simsiam as simsiam_module
 from hfssl.methods.vision.simsiam import SimsiamOutput
 from hfssl.modeling.distributed import GlobalBatchNorm
+from hfssl.modeling.heads import MlpHead
 
 
 HEADS = {"projector_hidden_dim": 16, "projector_output_dim": 12, "predictor_hidden_dim": 8}
 
 
 def without_stop_gradient(change):
-    """Without the predictor as well: equal views are all that counts."""
+    """Without the predictor as well, and not normalised over the batch: equal views are all that counts."""
 
     def forward(self, pixel_values, return_loss=True):
         z = torch.stack([self.branch(view) for view in pixel_values.unbind(1)], dim=1)
         return SimsiamOutput(loss=simsiam_loss(z, z))
 
     change(SimsiamForPreTraining, "forward", forward)
+    change(simsiam_module, "MlpHead", lambda *args, last_norm=None, **more: MlpHead(*args, **more))
     return {}
 
 
