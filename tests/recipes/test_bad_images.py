@@ -179,8 +179,6 @@ def test_missing_labels_are_explained(tmp_path, encoder):
 
     for split in ("train", "test"):
         write(tmp_path / "flat" / split, {f"{i}.png": png(pixels(seed=i)) for i in range(4)})
-    table("null/train.parquet", [0, 1, None, 1], datasets.Value("int64"))
-    table("null/test.parquet", [0, 1], datasets.Value("int64"))
     table("hidden/train.parquet", [0, 1, 0, 1], datasets.ClassLabel(names=["x", "y"]))
     table("hidden/test.parquet", [-1, -1], datasets.ClassLabel(names=["x", "y"]))
     good(tmp_path / "one_split", 8)
@@ -188,8 +186,7 @@ def test_missing_labels_are_explained(tmp_path, encoder):
     splits(tmp_path / "one_class", 8, 4, "a")
     for name, (words, *flags) in {
         "flat": ["have labels where each class has a folder of its own"],
-        "null": ["is null for 1 of 4 images, and a probe needs a label for each"],
-        "hidden": ["holds -1, which is none of its 2 classes: a split without labels?"],
+        "hidden": ["says no class for any of 2 images: a split without labels?"],
         "one_split": ["Its splits are: 'train'. Choose one with `--test_split`", "--test_split", "test"],
         "one_each": ["no class with two different images", "--test_split", "auto"],
         "one_class": ["no column of labels"],
@@ -229,4 +226,4 @@ def test_fine_tuning_batch_norm_on_one_image(tmp_path):
     images = splits(tmp_path / "images")
     encoder = save(resnet(), tmp_path / "resnet")
     error = the_error(measure(tmp_path / "one", images, encoder, "--train_batch_size", 1, recipe="finetune"))
-    assert "needs more than one image in each process" in error and "`--train_batch_size`" in error
+    assert "needs more than one sample in each process" in error and "`--train_batch_size`" in error

@@ -96,7 +96,7 @@ def test_mistakes_end_in_one_sentence(encoder, dataset, tmp_path, flags, message
 def test_a_batch_is_dealt_to_all_processes(encoder, dataset, tmp_path):
     flags = ["--encoder", encoder, "--task", "cola", "--dataset", dataset, "--batch_size", 3]
     result = run(tmp_path, *flags, "--output_dir", tmp_path / "out", ranks=2)
-    assert result.poll() == 1 and "3 rows cannot be dealt to 2 processes evenly" in result.stderr
+    assert result.poll() == 2 and "3 rows cannot be dealt to 2 processes evenly" in result.stderr
 
 
 @pytest.mark.slow

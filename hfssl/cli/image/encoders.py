@@ -210,8 +210,8 @@ def build(
     record, image_size = method.method, views.image_size
     if record.contrasts_batch and args.per_device_train_batch_size * args.world_size < 2:
         raise UserError(
-            f"{record.title} tells images apart by comparing those of a step, and a step has one here: pass a "
-            "`--per_device_train_batch_size` of 2 or more, better 64 or more."
+            f"{record.title} tells images apart by comparing those of a step, and a step has one here. Pass a larger "
+            "`--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
     config |= record.fields_for(fresh, given, views.embedded)
