@@ -30,7 +30,7 @@ def main():
 
     # of the paper, but for the batch
     adam = {"weight_decay": 0.05, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    defaults = {"output_dir": "outputs/mae", "max_steps": 600, "per_device_train_batch_size": 128, **adam}
+    defaults = {"output_dir": "outputs/mae", "max_steps": 300, "per_device_train_batch_size": 128, **adam}
     parser = RecipeParser(
         MaeEncoderArguments, ImageDataArguments, ViewArguments, MaePreTrainingConfig, ProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
