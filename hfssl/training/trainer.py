@@ -147,7 +147,9 @@ class SSLTrainer(Trainer):
         self.add_callback(self.stop)
         self.targets: CorpusTargets | None = None
         if self.stream is not None and isinstance(model, CorpusTargetsMixin):
-            self.targets = CorpusTargets(model, self.stream, args, self._progress, self.compute_loss_context_manager)
+            self.targets = CorpusTargets(
+                model, self.stream, args, self._progress, self.compute_loss_context_manager, lambda: self.settings
+            )
             self.add_callback(self.targets)
 
     # -- the run --------------------------------------------------------------------------------------------------
