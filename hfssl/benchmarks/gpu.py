@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # Height and width of a typical photo of ImageNet.
 PHOTO = (375, 500)
-# Enough that a pass is longer than what is measured is not needed: files stay in memory, and decoding is not.
+# At least so many, and twice the largest batch: they stay in memory, and each is decoded anew whenever it is read.
 NUM_PHOTOS = 1024
 # Entries of GPT-2's vocabulary, rounded up to a multiple of 64, and of BERT's.
 CAUSAL_VOCABULARY, VOCABULARY = 50_304, 30_528
@@ -170,17 +170,19 @@ def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
                     sides, blocks=arguments.blocks, steps_per_block=arguments.steps_per_block, threads=threads,
                     device=arguments.device,
                 )  # fmt: skip
-            except (UserError, RuntimeError) as error:  # the other rows are worth having all the same
-                entry["error"] = str(error).strip().splitlines()[-1]
+            except Exception as error:  # the other rows are worth having all the same
+                entry["error"] = (str(error).strip() or type(error).__name__).splitlines()[-1]
                 logger.warning("%s: %s", name, error)
     return _text(report), report
 
 
 def sides_of(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
     """Ours, and theirs where it is installed."""
+    is_compared = bool(arguments.against == "auto" and row.peer and importlib.util.find_spec(row.peer))
     makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides}
+    # what prepares the other side may need what is not installed
+    row = row if is_compared else dataclasses.replace(row, peer=None)
     sides = makers.get(row.method, _vision_sides)(row, arguments, folder)
-    is_compared = arguments.against == "auto" and row.peer and importlib.util.find_spec(row.peer)
     wanted = ("ours", "theirs") if is_compared else ("ours",)
     return [side for side in sides if side.name in wanted]
 
@@ -319,7 +321,8 @@ def _vision_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Conte
     photos = folder / "images"
     if not photos.exists():
         photos.mkdir()
-        number = 64 if arguments.tiny else max(NUM_PHOTOS, 2 * max(each.batch_size for each in ROWS.values()))
+        largest = max(each.sized(arguments).batch_size for each in [row, *ROWS.values()])
+        number = 64 if arguments.tiny else max(NUM_PHOTOS, 2 * largest)
         write_photos(photos, number, (48, 64) if arguments.tiny else PHOTO)
     benchmark = vision.VisionBenchmark(
         against=row.peer or "none", encoder=row.encoder, image_size=row.length, batch_size=row.batch_size,

@@ -24,6 +24,14 @@ class CorpusTargetsMixin:
     def track_targets(self) -> None:
         # how often targets were made: a run that goes on is to have those that it had
         self.register_buffer("target_passes", torch.zeros((), dtype=torch.long))
+        self._num_passes_made: int | None = None
+
+    @property
+    def num_passes_made(self) -> int:
+        """How often targets were made, as a number that no GPU is waited for in each step."""
+        if self._num_passes_made is None:
+            self._num_passes_made = int(self.target_passes)
+        return self._num_passes_made
 
     @property
     def num_target_passes(self) -> int:
@@ -56,11 +64,16 @@ class CorpusTargetsMixin:
         for name, values in tensors.items():
             state[name].copy_(values)
         self.target_passes.fill_(number)
+        self._num_passes_made = number
 
     @torch.no_grad()
     def initialize_weights(self):
         super().initialize_weights()
         init.zeros_(self.target_passes)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._num_passes_made = None
 
 
 def target_passes_due(progress: float, number: int) -> int:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -32,7 +32,7 @@ class Best(TrainerCallback):
             The run; its arguments say what is wanted.
 
     Raises:
-        UserError: where nothing is measured, or parts of the model lie on other devices.
+        UserError: where nothing is measured.
     """
 
     def __init__(self, trainer: "SSLTrainer"):
@@ -43,24 +43,18 @@ class Best(TrainerCallback):
             raise UserError(
                 f"{wanted} goes by what is measured while a run trains, and here nothing is. Leave it out."
             )
-        if self.keep and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            raise UserError("`--keep best` needs the whole model on each device: leave it out, or FSDP and DeepSpeed.")
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         figure = next((name for name in _FIGURES if name in (metrics or {})), None)
         if figure is None or state.global_step == 0:
             return
-        sign = 1 if _FIGURES[figure] else -1
-        measured = {entry["step"]: sign * entry[figure] for entry in state.log_history if figure in entry}
-        measured.pop(0, None)  # before training
-        best = max(measured, key=lambda step: (measured[step], -step))
+        best, value, since = _best_of(state.log_history, figure)
         if best == state.global_step and self.keep and state.is_world_process_zero:
             self._write(state.global_step, figure, metrics[figure])
-        since = sum(step > best for step in measured)
         if self.patience is not None and since >= self.patience and not control.should_training_stop:
             logger.info(
                 "%s has not become better in %d evaluations: the run ends at step %d. Its best was %.4f, at step %d.",
-                _words(figure), since, state.global_step, sign * measured[best], best,
+                _words(figure), since, state.global_step, value, best,
             )  # fmt: skip
             control.should_training_stop = control.should_save = True
 
@@ -86,6 +80,21 @@ def follow_best(trainer: "SSLTrainer") -> None:
     """Let a run keep its best state, or end when it becomes no better, where its arguments say so."""
     if trainer.args.keep == BEST or trainer.args.early_stopping is not None:
         trainer.add_callback(Best(trainer))
+
+
+def is_stopped_early(history: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether a run with this log has not become better for `patience` evaluations (`--early_stopping`)."""
+    figure = next((name for name in _FIGURES if any(name in entry and entry["step"] for entry in history)), None)
+    return patience is not None and figure is not None and _best_of(history, figure)[2] >= patience
+
+
+def _best_of(history: list[dict[str, Any]], figure: str) -> tuple[int, float, int]:
+    """The step with the best value of a figure, the first of several, this value, and how many were measured since."""
+    sign = 1 if _FIGURES[figure] else -1
+    measured = {entry["step"]: sign * entry[figure] for entry in history if figure in entry}
+    measured.pop(0, None)  # before training
+    best = max(measured, key=lambda step: (measured[step], -step))
+    return best, sign * measured[best], sum(step > best for step in measured)
 
 
 def _words(figure: str) -> str:

@@ -1,6 +1,7 @@
 """Makes the targets of a method by a pass over the corpus, and puts them into its batches."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -18,7 +19,8 @@ from transformers import TrainerCallback
 from ..data.corpus import CorpusPass, CorpusResults, ResultRows, deal
 from ..data.corpus.columns import place_keys
 from ..data.held_out import content_keys
-from ..data.sources import identity
+from ..data.mixtures import parts_of
+from ..data.sources import digest_of, identity
 from ..data.sources.base import Damage
 from ..data.stream import Block, ExactStream
 from ..functional import keyed
@@ -54,6 +56,8 @@ class CorpusTargets(TrainerCallback):
             What share of it is done.
         autocast (`Callable[[], AbstractContextManager]`):
             The precision of its forward passes.
+        settings (`Callable[[], dict[str, Any]]`):
+            What makes it this run.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class CorpusTargets(TrainerCallback):
         args: SSLTrainingArguments,
         progress: Callable[[], float],
         autocast: Callable[[], AbstractContextManager],
+        settings: Callable[[], dict[str, Any]],
     ):
         self.model, self.stream, self.args = model, stream, args
-        self.progress, self.autocast = progress, autocast
+        self.progress, self.autocast, self.settings = progress, autocast, settings
         self.folder = Path(args.output_dir) / FOLDER
         # those of today: places of samples, their keys, and the targets column by column
         self._places, self._keys, self._columns = np.zeros((0, 4), np.int64), np.zeros(0, "S32"), {}
@@ -87,13 +92,14 @@ class CorpusTargets(TrainerCallback):
 
     def _make_if_due(self) -> None:
         due = target_passes_due(self.progress(), self.model.num_target_passes)
-        if due > int(self.model.target_passes):
+        if due > self.model.num_passes_made:
             self._make(due)
 
     # -- the pass -------------------------------------------------------------------------------------------------
 
     def _make(self, number: int) -> None:
-        folder = self.folder / f"{number:04d}-{self._digest()}"
+        digest = self._digest()
+        folder = self.folder / f"{number:04d}-{digest}"
         file = folder / FILE
         is_main, title = self.args.process_index == 0, f"Targets, {number} of {self.model.num_target_passes}"
         if is_main:
@@ -103,7 +109,7 @@ class CorpusTargets(TrainerCallback):
         is_made = broadcast_object_list([file.exists()])[0]
         if not is_made:
             seed = keyed.torch_seed(Use.TARGETS, self.args.seed, number)
-            corpus = self._corpus_pass(folder / "features", seed)
+            corpus = self._corpus_pass(folder / "features", seed, digest)
             missing = broadcast_object_list([corpus.missing() if is_main else None])[0]
             with evaluating(self.model), self.autocast():
                 mine = deal(missing, self.args.process_index, self.args.world_size)
@@ -118,13 +124,15 @@ class CorpusTargets(TrainerCallback):
         logger.info("%s, of %s samples.", title, f"{len(self._keys):,}")
 
     def _digest(self) -> str:
-        """Of the weights: features that others made are of no use."""
-        digest = hashlib.sha256()
+        """Of weights, settings and data: features that others made, or of others, are of no use."""
+        data = [part.source.fingerprint for part in parts_of(self.stream.source)]
+        run = [self.settings(), data, digest_of(self.stream.exclude)]
+        digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode())
         for tensor in self.model.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return broadcast_object_list([digest.hexdigest()[:16]])[0]
 
-    def _corpus_pass(self, folder: Path, seed: int) -> CorpusPass:
+    def _corpus_pass(self, folder: Path, seed: int, digest: str) -> CorpusPass:
         leading, exclude = self.stream.source.leading, self.stream.exclude
 
         def prepare(samples: list) -> list[Damage | tuple[dict[str, Any], bool]]:
@@ -144,7 +152,7 @@ class CorpusTargets(TrainerCallback):
             return ResultRows({**columns, _INCLUDED: np.array(included)})
 
         return CorpusPass(
-            self.stream.source, features, folder, identity={"seed": seed}, prepare_many=prepare,
+            self.stream.source, features, folder, identity={"seed": seed, "run": digest}, prepare_many=prepare,
             max_bad_fraction=self.stream.max_bad_fraction,
         )  # fmt: skip
 

@@ -47,7 +47,7 @@ from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
 from . import checkpoints
 from .arguments import LARS, SSLTrainingArguments
-from .best import follow_best
+from .best import follow_best, is_stopped_early
 from .callbacks import (
     BudgetClock,
     MethodCallback,
@@ -147,7 +147,9 @@ class SSLTrainer(Trainer):
         self.add_callback(self.stop)
         self.targets: CorpusTargets | None = None
         if self.stream is not None and isinstance(model, CorpusTargetsMixin):
-            self.targets = CorpusTargets(model, self.stream, args, self._progress, self.compute_loss_context_manager)
+            self.targets = CorpusTargets(
+                model, self.stream, args, self._progress, self.compute_loss_context_manager, lambda: self.settings
+            )
             self.add_callback(self.targets)
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -191,6 +193,7 @@ class SSLTrainer(Trainer):
         self.args.eval_on_start = bool(self.evaluators or self.health) and self.resumed_from is None
         if self.resumed_from is not None and self._is_finished(self.resumed_from):
             flag = "--max_steps" if self.clock is None else "--budget_minutes"
+            flag = "--early_stopping" if is_stopped_early(self.state.log_history, self.args.early_stopping) else flag
             logger.info(
                 "The run is finished: %s is its last step. A larger `%s` continues it.", self.resumed_from, flag
             )
@@ -210,7 +213,8 @@ class SSLTrainer(Trainer):
     def _is_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is the last step of its run; if so, become it."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < self.args.max_steps and not (self.clock is not None and self.clock.progress == 1.0):
+        is_over = self.clock is not None and self.clock.progress == 1.0 or state.global_step >= self.args.max_steps
+        if not (is_over or is_stopped_early(state.log_history, self.args.early_stopping)):
             return False
         self._load_from_checkpoint(str(checkpoint))
         self.state = state

@@ -66,8 +66,23 @@ def test_a_row_that_cannot_run_says_why_and_the_others_go_on(told, monkeypatch):
     text, report = run_gpu_benchmark(GpuBenchmark(rows=["bert", "gpt2"], **TINY))
     assert "| bert | bert-tiny, 4 × 64 | Out of memory, for a change. |" in text
     assert "ours" in report["rows"]["gpt2"] and "ours" not in report["rows"]["bert"]
+
+    def says_nothing(row, arguments, folder):
+        raise AssertionError
+
+    monkeypatch.setattr(gpu, "_mlm_sides", says_nothing)
+    assert run_gpu_benchmark(GpuBenchmark(rows=["bert"], **TINY))[1]["rows"]["bert"]["error"] == "AssertionError"
     text, _ = run_gpu_benchmark(GpuBenchmark(rows=["gpt2"], minutes=1e-9, **TINY))
     assert "not run: `--minutes 1e-09` were over" in text
+
+
+def test_nothing_of_the_other_side_is_needed_where_it_is_left_out(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(gpu.vision, "contenders", lambda method, benchmark, *_: asked.append(benchmark.against) or [])
+    sides_of(ROWS["simclr"].tiny(), GpuBenchmark(against="none", **TINY), tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    sides_of(ROWS["simclr"].tiny(), GpuBenchmark(**TINY), tmp_path)
+    assert asked == ["none", "none"]
 
 
 def test_every_row_has_a_method_and_a_size(monkeypatch):

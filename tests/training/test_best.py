@@ -63,6 +63,10 @@ def test_a_run_ends_when_it_becomes_no_better(tmp_path, caplog):
         "has not become better in 2 evaluations: the run ends at step 4. Its best was 3.0000, at step 2" in caplog.text
     )
     assert (tmp_path / "checkpoint-4").is_dir()
+    # the same command again: it is over, and a larger number continues it
+    again = run(tmp_path, Scripted("loss"), early_stopping=2)
+    assert again.state.global_step == 4 and "A larger `--early_stopping` continues it" in caplog.text
+    assert run(tmp_path, Scripted("loss", 1, 1), early_stopping=3).state.global_step == 6
 
 
 def test_neither_is_there_unless_it_is_asked_for(tmp_path):

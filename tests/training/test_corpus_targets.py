@@ -67,7 +67,7 @@ class Model(DeepclusterForPreTraining):
         return made
 
 
-def trainer(folder, killed_at=None, rank=0, world_size=1, times=TIMES):
+def trainer(folder, killed_at=None, rank=0, world_size=1, times=TIMES, held_out=HELD_OUT, **settings):
     torch.manual_seed(1)
     config = DeepclusterPreTrainingConfig(
         encoder_config=resnet(), projector_hidden_dim=16, projector_output_dim=8, num_heads=2, num_prototypes=5,
@@ -84,9 +84,9 @@ def trainer(folder, killed_at=None, rank=0, world_size=1, times=TIMES):
     stream = ExactStream(
         source, Views(), lambda columns: {name: torch.from_numpy(values) for name, values in columns.items()},
         16 // world_size, seed=5, rank=rank, world_size=world_size, block_bytes=60, max_bad_fraction=0.1,
-        exclude=frozenset([identity(HELD_OUT)]),
+        exclude=frozenset([identity(held_out)]),
     )  # fmt: skip
-    return SSLTrainer(model, args, stream)
+    return SSLTrainer(model, args, stream, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,17 @@ def test_features_of_other_weights_are_not_taken(tmp_path, whole):
         run.train()
     other = trainer(tmp_path)
     nn.init.zeros_(other.model.branch.projector[0].weight)
+    other.args.max_steps = 1
+    other.train()
+    assert len(other.model.calls) >= len(whole.model.calls) // TIMES
+
+
+@pytest.mark.parametrize("change", [{"held_out": "124"}, {"interpolation": "bicubic"}])
+def test_features_of_other_data_or_settings_are_not_taken(tmp_path, whole, change):
+    run = trainer(tmp_path, killed_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    other = trainer(tmp_path, **change)
     other.args.max_steps = 1
     other.train()
     assert len(other.model.calls) >= len(whole.model.calls) // TIMES

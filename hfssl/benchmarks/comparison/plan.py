@@ -83,7 +83,7 @@ class Comparison:
         image_size (`int`, *optional*):
             Height and width of a view in pixels. Left out, that of the encoder.
         local_crops (`int`, *optional*, defaults to `6`):
-            Small crops of an image, for DINO.
+            Small crops of an image, for methods that have them.
         local_size (`int`, *optional*):
             Their height and width in pixels. Left out, 3/7 of the others', rounded up to a multiple of 8.
 

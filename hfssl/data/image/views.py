@@ -63,7 +63,8 @@ class ViewArguments:
         crop_ratio (`tuple[float, float]`, *optional*):
             Smallest and largest width / height of what is cut out. 3/4 and 4/3 when left out.
         interpolation (`str`, *optional*):
-            bilinear or bicubic, both antialiased. Left out: bilinear for SimCLR and MoCo, else bicubic.
+            bilinear or bicubic, both antialiased. Left out: bicubic for BYOL, DINO, MAE, Barlow Twins and
+            VICReg, else bilinear.
         flip_probability (`float`, *optional*):
             How many views are mirrored left to right. 0.5 when left out.
         jitter (`tuple[float, float, float, float]`, *optional*):

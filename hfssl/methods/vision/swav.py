@@ -75,6 +75,7 @@ METHOD = Method(
     chance=lambda config, context: {"loss": math.log(config.num_prototypes)},
     benchmark=BenchmarkSettings(
         views={"local_crops": 6},
+        short_config={"sinkhorn_epsilon": 0.03, "freeze_prototypes": 0.3},  # as its recipe
         notes={
             "lightly": "lightly's prototypes have a bias. Its similarities and codes are computed at the precision of "
             "the run, ours in fp32."
