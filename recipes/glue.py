@@ -36,7 +36,9 @@ def main():
     parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
     recipe, evaluator = parser.parse()
     output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
-    results = evaluator(stock_folder(recipe.encoder), output_dir=output_dir, command=parser.command_line())
+    results = evaluator(
+        stock_folder(recipe.encoder), output_dir=output_dir, command=parser.command_line(), name=recipe.encoder
+    )
     echo = process_state().print
     echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
     echo(format_table(results))

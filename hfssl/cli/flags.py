@@ -49,7 +49,7 @@ class Flag:
         """What can be typed: `--name`, `--no_name` and aliases, where these are no flags of their own (`taken`)."""
         names = [self.name, f"no_{self.name}"] if self.kinds == [bool] else [self.name]
         names += [alias for alias in ALIASES if alias_of(alias, taken) == self.name]
-        return [f"--{name}" for name in names if name == self.name or name not in taken]
+        return [f"--{name}" for name in dict.fromkeys(names) if name == self.name or name not in taken]
 
     def convert(self, words: list[str]) -> Any:
         """The value of the words typed after the flag; a `ValueError` when they are none."""

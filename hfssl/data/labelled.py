@@ -1,9 +1,11 @@
 """Labelled data, for measuring what an encoder has learned: all labels in memory, images read when asked for."""
 
+import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +182,11 @@ def open_labelled(
     opened = open_source(dataset, split=split, inputs=inputs, **options)
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    table = None if labels_file is None else _table_beside(opened, labels_file, name)
+    table = None if labels_file is None else _table_beside(
+        opened, labels_file, name,
+        [other for other in available_splits(dataset, modality=modality, config=config) if other != split],
+        lambda other: open_source(dataset, split=other, inputs=inputs, **options),
+    )  # fmt: skip
     features = opened.features if table is None else table.features
     label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
     wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
@@ -207,8 +213,10 @@ def open_labelled(
         of_others = [_labels_of_split(dataset, other, options) for other in others] if table is None else []
         # a table has the classes of all splits
         of_others += [table.all_values(label_column)] if table is not None else []
-        seen = {value for labels in (columns["label"], *of_others) for value in labels}
-        known = sorted(_classes(seen), key=lambda value: (isinstance(value, str), value))
+        classes = _classes([columns["label"], *of_others])
+        known = sorted(classes, key=lambda value: (isinstance(value, str), value))
+        if -1 in classes and len(classes) > 2:
+            logger.info("%s: -1 is taken for a class like the others. Leave blank what has no label.", where)
         class_names = [str(_whole(value)) for value in known]
     labels = _numbers(columns["label"], known, where, features, kind.samples)
     rows = np.flatnonzero(labels >= 0)
@@ -217,17 +225,25 @@ def open_labelled(
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
     short = f"embedded {embedded.name}" if embedded else Path(str(dataset).rstrip("/")).name
     samples = HeldSamples(columns[modality]).take(rows) if kind.samples_are_small else LazyImages(source, rows)
-    groups = np.array([str(group) for group in columns["group"]])[rows] if group_column is not None else None
+    groups = None
+    if group_column is not None:
+        groups = _group_names(columns["group"], split, f"Column {group_column!r} of split {split!r} of {name}")[rows]
     return LabelledData(samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups)
 
 
-def _table_beside(source: Source, labels_file: str | os.PathLike, name: str) -> LabelFile:
+def _table_beside(
+    source: Source, labels_file: str | os.PathLike, name: str, others: list[str], open_split: Callable[[str], Source]
+) -> LabelFile:
     if source.unit != "file":
         raise DataError(
             f"`--labels` is for data of which each file is a sample, and {name} is {source.description}. Put the "
             "labels into a column of it."
         )
-    return LabelFile(labels_file, source.files)
+    of_others: set[str] = set()
+    for other in others:
+        with suppress(DataError):  # a split of something else
+            of_others |= set(open_split(other).files)
+    return LabelFile(labels_file, source.files, of_others - set(source.files))
 
 
 def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
@@ -260,7 +276,8 @@ def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, Labe
 
     A sample is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
     of it with it. A class gives one at least, unless it has a single one. All samples are read once. Where samples
-    have groups, whole groups are held out, by the hash of their names, until they are such a share of all samples.
+    have groups, whole groups are held out, in the order of the hash of their names, of which each class comes nearer
+    to its share; the last one to learn a class from never is, if another can be held out.
 
     Args:
         data ([`LabelledData`]):
@@ -302,11 +319,47 @@ def _groups_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
             f"All of {data.name} belongs to one group ({names[0]!r}), so that none can be held out to measure on. "
             "Pass another `--split_by`, or leave it out."
         )
-    order = np.argsort(content_keys(names), kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    # the first one always, the last one never
-    chosen = order[:-1][(before < share * len(data))[:-1]]
-    return np.isin(of_row, chosen)
+    totals = np.bincount(data.labels, minlength=len(data.class_names))
+    rows_of = np.split(np.argsort(of_row, kind="stable"), np.cumsum(counts)[:-1])
+    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
+
+    def labels_in(group: int) -> np.ndarray:
+        return np.bincount(data.labels[rows_of[group]], minlength=len(totals))
+
+    def distance(held_out: np.ndarray) -> float:
+        return float(((held_out - share * totals) ** 2 / np.maximum(totals, 1)).sum())
+
+    def keeps_all(held_out: np.ndarray) -> bool:
+        return bool(((held_out < totals) | (totals == 0)).all())
+
+    chosen: set[int] = set()
+    held_out = np.zeros_like(totals)
+    # first those that make it too many of no class, so that a large group does not come before many that fit
+    for no_more_than in (np.ceil(share * totals), totals):
+        for group in order:
+            with_it = held_out + labels_in(group)
+            fits = keeps_all(with_it) and (with_it <= no_more_than).all() and distance(with_it) < distance(held_out)
+            if fits and group not in chosen:
+                chosen.add(group)
+                held_out = with_it
+    # of a class of which nothing is held out yet, the group that does so at the least cost
+    for label in np.flatnonzero(totals):
+        if held_out[label] == 0:
+            able = (i for i in order if (here := labels_in(i))[label] and keeps_all(held_out + here))
+            group = min(able, key=lambda i: distance(held_out + labels_in(i)), default=None)
+            if group is not None:
+                chosen.add(group)
+                held_out = held_out + labels_in(group)
+    if not chosen:  # each group is the only one of a class
+        group = min(order, key=lambda i: distance(labels_in(i)))
+        chosen, held_out = {group}, labels_in(group)
+    for without, side in ((held_out == 0, "held out to measure on"), (held_out == totals, "left to learn from")):
+        missing = [data.class_names[i] for i in np.flatnonzero(without & (totals > 0))]
+        if missing:
+            logger.warning(
+                "Nothing of class %s is %s: too few groups of %s have it.", ", ".join(missing[:5]), side, data.name
+            )
+    return np.isin(of_row, list(chosen))
 
 
 def keep_groups_apart(train: LabelledData, test: LabelledData) -> LabelledData:
@@ -366,12 +419,26 @@ def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> l
         return []
 
 
-def _classes(values: Iterable) -> set:
-    """The classes among some labels: all that are none of those that stand for no class."""
-    there = {value for value in values if not _is_missing(value)}
-    numbers = {value for value in there if not isinstance(value, str)}
-    # of -1 and 1, both are classes; among numbers from 0 on, -1 is a label that nobody gave
-    return there - {-1} if numbers - {-1, 1} else there
+def _classes(splits: list[list]) -> set:
+    """The classes among the labels of some splits: all that are none of those that stand for no class."""
+    of_splits = [{value for value in values if not _is_missing(value)} for values in splits]
+    labelled = [there for there in of_splits if there != {-1}]  # of -1 alone: a split without labels
+    there = set().union(*labelled)
+    numbers = {value for value in there if not isinstance(value, str)} - {-1}
+    # beside 0, 1, 2, ... it is a label that nobody gave; beside 1, or 0 and 1, one of them
+    return there - {-1} if len(numbers) > 2 and numbers == set(range(len(numbers))) else there
+
+
+def _group_names(values: list, split: str, where: str) -> np.ndarray:
+    """Groups as text, the same for 2 and 2.0; who has none is alone in one."""
+    without = [_is_missing(value) for value in values]
+    if any(without):
+        logger.warning(
+            "%s is empty in %s of %s rows: each of them counts as a group of its own.",
+            where, f"{sum(without):,}", f"{len(values):,}",
+        )  # fmt: skip
+    rows = enumerate(zip(values, without, strict=True))
+    return np.array([f"row {row} of {split}, without a group" if no else str(_whole(of)) for row, (of, no) in rows])
 
 
 def _is_missing(value: Any) -> bool:
@@ -407,7 +474,7 @@ def _numbers(values: list, known: Sequence, where: str, features: dict, samples:
             "another split or `--label_column`."
         )
     if any(without):
-        logger.info(
+        logger.warning(
             "%s says no class for %s of %s %s (null, blank or -1), which are left out.",
             where, f"{sum(without):,}", f"{len(values):,}", samples,
         )  # fmt: skip

@@ -1,5 +1,7 @@
 """A fine-tuned classifier as a folder that plain transformers loads: weights with label names, processor, card."""
 
+import itertools
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +14,9 @@ from ..machine import fit_to_leave
 from .encoder_folder import quiet
 from .facts import read_facts, write_facts
 from .results import Result, versions
+
+
+logger = logging.getLogger(__name__)
 
 
 # Of the trainings of an encoder, the one whose model stays. It is fixed before anything is measured: the best one on
@@ -54,7 +59,7 @@ Versions: {versions}.
 
 
 def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: str) -> None:
-    """Write weights and processor, and which training they are of; the folder is replaced when it is complete."""
+    """Write weights and processor, and which training they are of; that of another training is kept aside."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -63,7 +68,14 @@ def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: 
         processor.save_pretrained(temporary)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_facts(temporary, cell=cell, architecture=type(model).__name__, parameters=parameters)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        if is_saved(folder, cell):
+            shutil.rmtree(folder)
+        else:
+            before = (folder.with_name(f"{folder.name}-before-{number}") for number in itertools.count(1))
+            aside = next(path for path in before if not path.exists())
+            os.replace(folder, aside)
+            logger.warning("%s held the classifier of another training: it lies in %s now.", folder, aside)
     os.replace(temporary, folder)
 
 

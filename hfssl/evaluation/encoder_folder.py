@@ -3,6 +3,7 @@
 import atexit
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -43,7 +44,11 @@ def stock_folder(encoder: str) -> str:
     """
     folder = Path(encoder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+        checkpoints = [
+            path
+            for path in folder.glob("checkpoint-*")
+            if re.fullmatch(r"checkpoint-\d+", path.name) and (path / "config.json").is_file()
+        ]
         if checkpoints:
             folder = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
             logger.info("%s holds a run that has not ended: its newest checkpoint is taken, %s.", encoder, folder.name)

@@ -79,8 +79,10 @@ class FinetuneEvaluator(Evaluator):
         *,
         output_dir: str | Path | None = None,
         command: str | None = None,
+        name: str | None = None,
     ) -> list[Result]:
-        name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        if name is None:
+            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         with encoder_source(encoder, processor) as source:
             keep = self.settings.save_model and output_dir is not None
             run = FinetuneRun(self, source, processor, name, output_dir, Path(output_dir) / MODEL if keep else None)

@@ -127,10 +127,12 @@ class GlueEvaluator(Evaluator):
         *,
         output_dir: str | Path | None = None,
         command: str | None = None,
+        name: str | None = None,
     ) -> list[Result]:
         if os.environ.get("OMP_NUM_THREADS") == "1":  # perhaps by a launcher
             use_all_cores()
-        name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        if name is None:
+            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         with encoder_source(encoder, processor) as source:
             return _Run(self, source, name, output_dir, command or command_line()).all_tasks()
 

@@ -83,11 +83,13 @@ class LabelEfficiencyEvaluator(Evaluator):
         *,
         output_dir: str | Path | None = None,
         command: str | None = None,
+        name: str | None = None,
         features: ProbeFeatures | None = None,
     ) -> list[Result]:
         from .image.pictures import plot_label_efficiency
 
-        name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        if name is None:
+            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
         is_main = process_state().is_main_process
         cache_dir = self.cache_dir or (Path(output_dir) / "features" if output_dir is not None else None)
         features = features or features_of(self.train)(

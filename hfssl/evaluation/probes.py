@@ -126,8 +126,7 @@ def probe_table(
             found = evaluator.results(features, command)
         else:
             options = {"features": features} if isinstance(evaluator, LabelEfficiencyEvaluator) else {}
-            found = evaluator(encoder, processor, output_dir=output_dir, command=command, **options)
-            found = [replace(result, model=name or result.model) for result in found]
+            found = evaluator(encoder, processor, output_dir=output_dir, command=command, name=name, **options)
         results += found
         if output_dir is not None and state.is_main_process:
             write_results(output_dir / "results.json", found)

@@ -29,6 +29,7 @@ OPTIMIZER = "adamw_torch_fused"
 # `--optim` of [`~hfssl.training.optim.Lars`]: TrainingArguments knows its own names only.
 LARS = "lars"
 # What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
+MOST_WORKERS = 16
 BASE_BATCH_SIZE = 256
 
 
@@ -105,7 +106,7 @@ class SSLTrainingArguments(TrainingArguments):
             a run that goes on has those that it began with.
         dataloader_num_workers (`int`, *optional*, defaults to `-1`):
             Processes that prepare data. -1: none on a CPU, beside a GPU one for each core that this process has but
-            one. Any number gives the same batches.
+            one, 16 at most. Any number gives the same batches.
     """
 
     # the fields that `--help` shows, and under which heading
@@ -214,10 +215,12 @@ class SSLTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers < 0:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             # a core for the training itself; what is prepared on a CPU would take the cores of the training
-            self.dataloader_num_workers = max(1, num_cores() // local_world_size() - 1) if on_gpu else 0
+            self.dataloader_num_workers = (
+                min(MOST_WORKERS, max(1, num_cores() // local_world_size() - 1)) if on_gpu else 0
+            )
             if on_gpu:
                 logger.info(
-                    "%d process(es) prepare data beside each GPU, all but one of its share of the cores. "
+                    "%d process(es) prepare data beside each GPU: its share of the cores but one, 16 at most. "
                     "`--dataloader_num_workers` sets another number.",
                     self.dataloader_num_workers,
                 )

@@ -96,8 +96,8 @@ def push(
         logger.warning(
             "The push to %s failed (%s: %s). The result is safe in %s. To push it later run the same command again, "
             "which then trains nothing, or: "
-            'hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*" --exclude hfssl.json '
-            "--exclude seen.npy",
+            'hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*" --exclude "*hfssl.json" '
+            '--exclude "*seen.npy"',
             repo_id, type(error).__name__, str(error).split("\n")[0][:200], folder, repo_id,
             folder,
         )  # fmt: skip

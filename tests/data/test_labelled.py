@@ -208,12 +208,20 @@ def test_what_has_no_label_is_left_out(tmp_path, caplog):
     assert "says no class for 2 of 4 images (null, blank or -1), which are left out" in caplog.text
     for name, given, kept in (
         ("words", ["", "x", None, "y"] * 10, ["x", "y"] * 10),
-        ("whole", [-1, 0, 3, None] * 10, ["0", "3"] * 10),
-        ("floats", [-1.0, 0.0, float("nan"), 2.0] * 10, ["0", "2"] * 10),
-        ("signs", [-1, 1] * 20, ["-1", "1"] * 20),  # of these, both are classes
+        ("whole", [-1, 0, 1, 2, None] * 8, ["0", "1", "2"] * 8),
+        ("floats", [-1.0, 0.0, 1.0, float("nan"), 2.0] * 8, ["0", "1", "2"] * 8),
+        ("signs", [-1, 1] * 20, ["-1", "1"] * 20),  # of these, all are classes
+        ("opinions", [-1, 0, 1, 0] * 10, ["-1", "0", "1", "0"] * 10),
+        ("gaps", [-1, 0, 3, None] * 10, ["-1", "0", "3"] * 10),
     ):
         write(tmp_path / name, label=given)
         assert names_of(open_labelled(tmp_path / name, "train")) == kept, name
+    # a split of -1 alone has no labels, and makes no class of it
+    write(tmp_path / "two", label=[0, 1] * 20)
+    write(tmp_path / "two", "test", label=[-1] * 40)
+    assert open_labelled(tmp_path / "two", "train").class_names == ["0", "1"]
+    with pytest.raises(DataError, match="says no class for any of 40 images"):
+        open_labelled(tmp_path / "two", "test")
 
 
 def test_whole_groups_are_held_out(tmp_path):
@@ -227,6 +235,34 @@ def test_whole_groups_are_held_out(tmp_path):
     write(tmp_path / "one", label=NAMES, patient=["p"] * 40)
     with pytest.raises(DataError, match="belongs to one group .'p'.*another `--split_by`"):
         hold_out(open_labelled(tmp_path / "one", "train", label_column="label", group_column="patient"))
+
+
+def test_each_class_is_on_both_sides_where_its_groups_allow_it(tmp_path, caplog):
+    # one class in few small groups, and a third of all in the first group of many
+    labels = ["often"] * 60 + ["seldom"] * 6
+    groups = ["g0"] * 20 + [f"g{1 + i // 4}" for i in range(40)] + [f"s{i // 2}" for i in range(6)]
+    for seed in range(5):  # other names, other order
+        write(tmp_path / str(seed), rows=[0] * 66, label=labels, patient=[f"{seed} {group}" for group in groups])
+        kept, held_out = hold_out(
+            open_labelled(tmp_path / str(seed), "train", label_column="label", group_column="patient")
+        )
+        assert not set(kept.groups) & set(held_out.groups)
+        assert np.bincount(held_out.labels).tolist() == [12, 2], seed
+    assert "Nothing of class" not in caplog.text
+    write(tmp_path / "each", label=["a"] * 15 + ["b"] * 25, patient=["a"] * 15 + ["b"] * 25)
+    kept, held_out = hold_out(open_labelled(tmp_path / "each", "train", label_column="label", group_column="patient"))
+    assert (names_of(held_out), len(kept)) == (["a"] * 15, 25)
+    assert "Nothing of class b is held out" in caplog.text and "Nothing of class a is left to learn" in caplog.text
+
+
+def test_groups_have_the_same_names_in_all_splits_and_none_is_not_one_group(tmp_path, caplog):
+    write(tmp_path / "a", label=NAMES, patient=[i // 4 for i in range(40)])
+    write(tmp_path / "a", "test", range(4), label=NAMES[:4], patient=[2.0, None, float("nan"), 77.0])
+    options = {"label_column": "label", "group_column": "patient"}
+    train, test = (open_labelled(tmp_path / "a", split, **options) for split in ("train", "test"))
+    assert set(keep_groups_apart(train, test).groups) == set(train.groups) - {"2"}
+    assert len(set(test.groups)) == 4 and {"2", "77"} < set(test.groups)
+    assert "Column 'patient' of split 'test' of" in caplog.text and "is empty in 2 of 4 rows" in caplog.text
 
 
 def test_groups_that_are_measured_on_are_not_learned_from(tmp_path, caplog):
@@ -275,6 +311,59 @@ def test_a_table_beside_the_files_whatever_its_columns_are_called(tmp_path):
         open_labelled(tmp_path / "table", "train", labels_file=tmp_path / "whole.csv")
     with pytest.raises(DataError, match="is no table: .csv, .tsv"):
         open_labelled(tmp_path / "pictures", "train", labels_file="labels.xlsx")
+
+
+def test_a_row_of_a_table_is_about_the_file_of_one_split(tmp_path):
+    for split in ("train", "test"):
+        for i in range(4):
+            put(tmp_path / "pictures" / split / f"{i}.png", IMAGES[i + 4 * (split == "test")])
+    pd.DataFrame({"file": [f"{i}.png" for i in range(4)], "kind": list("xyxy")}).to_csv(tmp_path / "a.csv")
+    for split in ("train", "test"):
+        with pytest.raises(
+            DataError, match=rf"two files of different splits: '0.png' is '{split}/0.png' and '.*split"
+        ):
+            open_labelled(tmp_path / "pictures", split, label_column="kind", labels_file=tmp_path / "a.csv")
+    # both ways out
+    of_train = {"label_column": "kind", "labels_file": tmp_path / "a.csv"}
+    assert names_of(open_labelled(tmp_path / "pictures" / "train", "train", **of_train)) == list("xyxy")
+    whole = [f"{split}/{i}.png" for split in ("test", "train") for i in range(4)]
+    pd.DataFrame({"file": whole, "kind": list("xxyyxyxy")}).to_csv(tmp_path / "b.csv")
+    for split, kinds in (("train", "xyxy"), ("test", "xxyy")):
+        of_all = {"label_column": "kind", "labels_file": tmp_path / "b.csv"}
+        assert names_of(open_labelled(tmp_path / "pictures", split, **of_all)) == list(kinds)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl"])
+def test_a_table_means_what_is_written_in_it(tmp_path, ending):
+    for i in range(4):
+        put(tmp_path / "pictures" / f"00{i}.png", IMAGES[i])
+    table = pd.DataFrame({
+        "file": [f"00{i}" for i in range(4)], "code": ["07", "7", "007", "7"], "word": ["NA", "None", "", "x"],
+        "stars": [1, 2, 10, 2],
+    })  # fmt: skip
+    path = tmp_path / f"labels.{ending}"
+    if ending.startswith("json"):
+        table.to_json(path, orient="records", lines=ending == "jsonl")
+    else:
+        table.to_csv(path, index=False, sep="," if ending == "csv" else "\t")
+    for column, classes, given in (
+        ("code", ["007", "07", "7"], ["07", "7", "007", "7"]),
+        ("word", ["NA", "None", "x"], ["NA", "None", "x"]),
+        ("stars", ["1", "2", "10"], ["1", "2", "10", "2"]),
+    ):
+        labelled = open_labelled(tmp_path / "pictures", "train", label_column=column, labels_file=path)
+        assert (labelled.class_names, names_of(labelled)) == (classes, given)
+
+
+def test_rows_about_one_file_agree(tmp_path):
+    for i in range(3):
+        put(tmp_path / "pictures" / f"{i}.png", IMAGES[i])
+    rows = {"file": ["0.png", "1.png", "1.png", "2.png", "2.png"], "kind": ["x", "y", "y", None, "x"], "box": range(5)}
+    pd.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    options = {"labels_file": tmp_path / "a.csv"}
+    assert names_of(open_labelled(tmp_path / "pictures", "train", label_column="kind", **options)) == ["x", "y", "x"]
+    with pytest.raises(DataError, match=r"says both 1 and 2 of '1.png' in column 'box'.*one row for each file"):
+        open_labelled(tmp_path / "pictures", "train", label_column="box", **options)
 
 
 def test_a_table_beside_texts(tmp_path):

@@ -11,6 +11,7 @@ from recipe_process import printed_without_hfssl
 from transformers import AutoModelForImageClassification, ConvNextV2Config
 
 from hfssl.evaluation import EvaluationError, finetune_settings, read_results
+from hfssl.evaluation.classifier_folder import save_classifier
 from hfssl.evaluation.finetune import (
     FinetuneEvaluator,
     FinetuneRun,
@@ -90,6 +91,24 @@ def test_a_lost_classifier_is_trained_for_again(encoder, tmp_path, monkeypatch):
     written = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
     run(encoder, output_dir=tmp_path)
     assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_classifier_of_another_training_is_kept_aside(tmp_path, caplog):
+    class Saved:
+        def __init__(self, word):
+            self.word = word
+
+        def save_pretrained(self, folder):
+            (folder / "config.json").write_text(self.word)
+
+        def parameters(self):
+            return []
+
+    for cell, word in (("first", "a"), ("second", "b"), ("second", "c"), ("third", "d")):
+        save_classifier(tmp_path / "model", Saved(word), Saved(word), cell)
+    kept = {path.name: (path / "config.json").read_text() for path in tmp_path.iterdir()}
+    assert kept == {"model-before-1": "a", "model-before-2": "c", "model": "d"}
+    assert "model-before-2 now" in caplog.text
 
 
 def test_what_is_recorded_is_what_was_trained_with():

@@ -216,7 +216,7 @@ def test_apples_gpus_are_refused(tmp_path, monkeypatch):
     SSLTrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
 
 
-@pytest.mark.parametrize("cores, processes, workers", [(16, 1, 15), (128, 8, 15), (4, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize("cores, processes, workers", [(16, 1, 15), (128, 8, 15), (128, 1, 16), (4, 4, 1), (1, 1, 1)])
 def test_beside_a_gpu_data_are_prepared_on_all_cores_but_one(tmp_path, monkeypatch, caplog, cores, processes, workers):
     a_machine_with(monkeypatch, "cuda", cores, processes)
     with caplog.at_level("INFO", "hfssl"):
