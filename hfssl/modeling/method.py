@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..errors import UserError
 from ..functional.views import ViewPreset
 
 
@@ -54,6 +55,11 @@ class LearningRates:
             return self.lars
         if optimizer == "sgd" and self.sgd is not None:
             return self.sgd
+        if optimizer in ("lars", "sgd"):
+            raise UserError(
+                f"There is no default learning rate for `--optim {optimizer}` here: those of Adam are far from what "
+                "it needs. Pass `--base_learning_rate` (of 256 samples a step) or `--learning_rate`."
+            )
         if not from_scratch:
             return self.checkpoint
         if width > NARROW_WIDTH:

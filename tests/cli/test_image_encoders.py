@@ -24,6 +24,7 @@ from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError
+from hfssl.methods import METHODS
 from hfssl.methods.vision.mae import MaeForPreTraining
 from hfssl.methods.vision.simclr import SimclrForPreTraining
 from hfssl.modeling.base import drop_pooler
@@ -208,7 +209,7 @@ def test_byol_holds_up_fresh_vision_transformers(args, encoder, given, steady, f
 
 
 @pytest.mark.parametrize("method, optim, rate", [
-    ("simclr", "lars", 0.3), ("simsiam", "sgd", 0.05), ("simsiam", "adamw_torch", 3e-4), ("simclr", "sgd", 1e-3),
+    ("simclr", "lars", 0.3), ("simsiam", "sgd", 0.05), ("simsiam", "adamw_torch", 3e-4),
 ])  # fmt: skip
 def test_some_optimizers_have_a_learning_rate_of_their_own(tmp_path, method, optim, rate):
     args = SSLTrainingArguments(
@@ -217,6 +218,8 @@ def test_some_optimizers_have_a_learning_rate_of_their_own(tmp_path, method, opt
     )  # fmt: skip
     make(method, recipe("vit-tiny-patch4"), {"encoder_config": TINY}, 16, args)
     assert args.learning_rate == pytest.approx(rate)
+    with pytest.raises(UserError, match="no default learning rate for `--optim sgd`.*`--base_learning_rate`"):
+        METHODS["simclr"].method.learning_rates.choose("sgd", 64, from_scratch=True)
 
 
 def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args):

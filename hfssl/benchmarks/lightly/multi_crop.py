@@ -12,6 +12,7 @@ from lightly.transforms import DINOTransform, SwaVTransform
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...errors import UserError
 from ...functional.schedules import linear
 from ...modeling.branch import build_with_drop_path
 from ...modeling.pooling import feature_size
@@ -140,6 +141,8 @@ def swav(settings: dict[str, Any]) -> LightlySide:
 
 def lejepa(settings: dict[str, Any]) -> LightlySide:
     config = settings["model"]
+    if not settings["num_local"]:
+        raise UserError("lightly's loss of LeJEPA needs small crops. Pass `--local_crops 6`, or `--against none`.")
     model = LeJEPA(build_encoder(settings), config)
     criterion = LeJEPALoss(config["sigreg_weight"], sigreg_num_vectors=config["num_directions"])
 
