@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
-from .distributed import world_size
+from .distributed import all_reduce_with_grad, world_size
 from .pooling import is_convolutional, outputs_for, pool_features
 from .vision import SSLVisionModel, build_vision_encoder, side, transformer_blocks
 
@@ -94,6 +95,11 @@ class OneBranchModel(SSLVisionModel):
         """The stock module that is evaluated and exported."""
         return self.branch.encoder
 
+    @property
+    def all_reduce(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Sums over processes for a loss while it trains, as part of the graph; evaluation goes on in each alone."""
+        return all_reduce_with_grad if self.training and world_size() > 1 else None
+
     def require_several_images(self, batch_size: int) -> None:
         """Refuse to train on a single image.
 
@@ -109,6 +115,11 @@ class OneBranchModel(SSLVisionModel):
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Projections of two views, `(batch_size, 2, projector_output_dim)`."""
         return torch.stack([self.branch(view) for view in batch["pixel_values"].unbind(1)[:2]], dim=1)
+
+
+def crop_by_crop(crops: torch.Tensor) -> torch.Tensor:
+    """Crops `(batch_size, num_crops, ...)` as rows, so that those of an image are `batch_size` rows apart."""
+    return crops.transpose(0, 1).flatten(0, 1)
 
 
 def with_unit_length(projections: torch.Tensor) -> torch.Tensor:

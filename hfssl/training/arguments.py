@@ -28,8 +28,9 @@ ENDLESS = 10**12
 OPTIMIZER = "adamw_torch_fused"
 # `--optim` of [`~hfssl.training.optim.Lars`]: TrainingArguments knows its own names only.
 LARS = "lars"
-# What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
+# Processes that prepare data, where their number is left to choose: each holds blocks in shared memory.
 MOST_WORKERS = 16
+# What a base learning rate is the learning rate of: in papers on images, 256 samples a step.
 BASE_BATCH_SIZE = 256
 
 

@@ -176,7 +176,6 @@ def set_aside(output_dir: str | Path, checkpoint: Path | None, all_newer: bool =
             newer.rename(aside)
 
 
-# Settings that may grow on a resume.
 # Settings that a message names, where many differ.
 _MOST_NAMED = 6
 _LENGTHS = ("max_steps", "budget_minutes")

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from ...functional.views import View, ViewPreset
 from ...losses import barlow_twins_terms
 from ...modeling.branch import OneBranchModel, VisionBranch, check_two_views
-from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm, world_size
+from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size
@@ -172,7 +172,5 @@ class BarlowTwinsForPreTraining(OneBranchModel):
         check_two_views(pixel_values, "Barlow Twins")
         self.require_several_images(len(pixel_values))
         z1, z2 = (self.branch(view) for view in pixel_values.unbind(1))
-        # evaluation goes on in each process alone
-        together = all_reduce_with_grad if self.training and world_size() > 1 else None
-        terms = barlow_twins_terms(z1, z2, together)
+        terms = barlow_twins_terms(z1, z2, self.all_reduce)
         return BarlowTwinsOutput(**self.sum_terms(terms), projections=torch.stack([z1, z2], dim=1))

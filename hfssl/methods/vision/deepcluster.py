@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
@@ -37,13 +37,13 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, deepcluster_loss, full_precision
-from ...modeling.branch import VisionBranch, check_two_views
+from ...modeling.branch import OneBranchModel, VisionBranch, check_two_views, crop_by_crop
 from ...modeling.corpus_targets import CorpusTargetsMixin, spherical_kmeans, whitened
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size
-from ...modeling.vision import SSLVisionModel, build_vision_encoder
+from ...modeling.vision import build_vision_encoder
 
 
 # Those of SwAV. PIL's blur, which its code used, has no kernel size: as wide as sigma wants it.
@@ -167,10 +167,9 @@ class DeepclusterOutput(ModelOutput):
     targets: torch.LongTensor | None = None
 
 
-class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
+class DeepclusterForPreTraining(CorpusTargetsMixin, OneBranchModel):
     config_class = DeepclusterPreTrainingConfig
     method = METHOD
-    base_model_prefix = "branch"
     paper = {
         "title": "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
         "id": "2006.09882",
@@ -198,11 +197,6 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
         convert_batch_norm(self)
         self.track_targets()
         self.post_init()
-
-    @property
-    def encoder(self) -> PreTrainedModel:
-        """The stock module that is evaluated and exported."""
-        return self.branch.encoder
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -242,10 +236,7 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
                 "`targets` of shape (batch_size, num_heads) and call `model.take_targets`."
             )
         batch_size = len(pixel_values)
-        # crop by crop, so that the crops of an image are `batch_size` rows apart
-        crops = [pixel_values.transpose(0, 1).flatten(0, 1)]
-        if local_pixel_values is not None:
-            crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
+        crops = [crop_by_crop(each) for each in (pixel_values, local_pixel_values) if each is not None]
         projections = self._project(*crops).unflatten(0, (-1, batch_size))
         logits = self._logits(projections)
         if targets is None:
@@ -313,10 +304,6 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, SSLVisionModel):
         return tuple({name: tensor.cpu().numpy() for name, tensor in each.items()} for each in (columns, tensors))
 
     # -- health ---------------------------------------------------------------------------------------------------
-
-    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Projections of the large crops, `(batch_size, 2, projector_output_dim)`."""
-        return torch.stack([self.branch(view) for view in batch["pixel_values"].unbind(1)], dim=1)
 
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """By how much the loss grows with the clusters of other images: `(batch_size,)`, the mean for each.

@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 from ...functional.schedules import linear
 from ...functional.views import View, ViewPreset
 from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
-from ...modeling.branch import VisionBranch, build_with_drop_path, drop_path_shares
+from ...modeling.branch import VisionBranch, build_with_drop_path, crop_by_crop, drop_path_shares
 from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm
 from ...modeling.heads import DinoHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
@@ -292,12 +292,11 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
                 "them."
             )
         batch_size = len(pixel_values)
-        # crop by crop, so that the crops of an image are `batch_size` rows apart
-        crops = [pixel_values.transpose(0, 1).flatten(0, 1)]
+        crops = [crop_by_crop(pixel_values)]
         with torch.no_grad():
             teacher_logits = self.teacher(*crops).unflatten(0, (-1, batch_size))
         if local_pixel_values is not None:
-            crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
+            crops.append(crop_by_crop(local_pixel_values))
         self._follow_schedules()
         student_logits = self.student(*crops).unflatten(0, (-1, batch_size))
         loss = self._loss(student_logits, teacher_logits)

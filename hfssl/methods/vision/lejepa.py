@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
@@ -27,11 +26,12 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ...losses import lejepa_terms, sigreg_loss
-from ...modeling.branch import OneBranchModel, VisionBranch, with_unit_length
-from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm, world_size
+from ...modeling.branch import OneBranchModel, VisionBranch, crop_by_crop, with_unit_length
+from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size
+from ...modeling.progress import ProgressMixin
 from ...modeling.vision import build_vision_encoder
 
 
@@ -159,7 +159,7 @@ class LejepaOutput(ModelOutput):
     projections: torch.FloatTensor | None = None
 
 
-class LejepaForPreTraining(OneBranchModel):
+class LejepaForPreTraining(ProgressMixin, OneBranchModel):
     config_class = LejepaPreTrainingConfig
     method = METHOD
     loss_units = {"invariance": "squared distance", "sigreg": "statistic of Epps and Pulley"}
@@ -186,12 +186,8 @@ class LejepaForPreTraining(OneBranchModel):
         # of the optimizer, by which directions are drawn; as a number too, which no GPU is waited for
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
         self._num_steps: int | None = None
+        self.track_progress()
         self.post_init()
-
-    @torch.no_grad()
-    def initialize_weights(self):
-        super().initialize_weights()
-        init.zeros_(self.num_steps)
 
     def forward(
         self,
@@ -209,6 +205,7 @@ class LejepaForPreTraining(OneBranchModel):
             return_loss (`bool`, *optional*, defaults to `True`):
                 Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
         """
+        self.require_advanced()
         if pixel_values.ndim != 5 or pixel_values.shape[1] < 2:
             raise ValueError(
                 "LeJEPA compares at least 2 large crops of each image: `pixel_values` has shape "
@@ -217,12 +214,9 @@ class LejepaForPreTraining(OneBranchModel):
             )
         batch_size, num_large = pixel_values.shape[:2]
         self.require_several_images(batch_size)
-        # crop by crop, so that the crops of an image are `batch_size` rows apart
-        crops = [c.transpose(0, 1).flatten(0, 1) for c in (pixel_values, local_pixel_values) if c is not None]
+        crops = [crop_by_crop(each) for each in (pixel_values, local_pixel_values) if each is not None]
         projections = self.branch(*crops).unflatten(0, (-1, batch_size))
-        # evaluation goes on in each process alone
-        together = all_reduce_with_grad if self.training and world_size() > 1 else None
-        terms = lejepa_terms(projections, self._directions(projections), num_large, together)
+        terms = lejepa_terms(projections, self._directions(projections), num_large, self.all_reduce)
         return LejepaOutput(**self.sum_terms(terms), projections=projections)
 
     @torch.compiler.disable
@@ -239,6 +233,7 @@ class LejepaForPreTraining(OneBranchModel):
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
         """Other directions for the next step. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
+        super().after_optimizer_step(progress)
         self.num_steps.add_(1)
         self._num_steps = None if self._num_steps is None else self._num_steps + 1
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
@@ -30,13 +30,13 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, cross_view_entropy, full_precision, swav_codes, swav_loss
-from ...modeling.branch import VisionBranch, check_two_views
-from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm, gather_with_grad, rank, world_size
+from ...modeling.branch import OneBranchModel, VisionBranch, check_two_views, crop_by_crop
+from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.progress import ProgressMixin, not_trained
-from ...modeling.vision import SSLVisionModel, build_vision_encoder
+from ...modeling.vision import build_vision_encoder
 
 
 # Appendix A.1, and its code. PIL's blur, which it used, has no kernel size: as wide as sigma wants it.
@@ -177,10 +177,9 @@ class SwavOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
 
 
-class SwavForPreTraining(ProgressMixin, SSLVisionModel):
+class SwavForPreTraining(ProgressMixin, OneBranchModel):
     config_class = SwavPreTrainingConfig
     method = METHOD
-    base_model_prefix = "branch"
     paper = {
         "title": "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
         "id": "2006.09882",
@@ -211,11 +210,6 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
         self._queue_count: int | None = None
         self._for_queue: list[torch.Tensor] = []
         self.post_init()
-
-    @property
-    def encoder(self) -> PreTrainedModel:
-        """The stock module that is evaluated and exported."""
-        return self.branch.encoder
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -251,10 +245,7 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
                 "SwAV shares its prototypes out among the images of a batch, and its batch norm needs several too, "
                 "but the batch has 1 image. Pass a larger `--per_device_train_batch_size`."
             )
-        # crop by crop, so that the crops of an image are `batch_size` rows apart
-        crops = [pixel_values.transpose(0, 1).flatten(0, 1)]
-        if local_pixel_values is not None:
-            crops.append(local_pixel_values.transpose(0, 1).flatten(0, 1))
+        crops = [crop_by_crop(each) for each in (pixel_values, local_pixel_values) if each is not None]
         projections = F.normalize(at_least_float32(self.branch(*crops)), dim=-1)
         logits = self._similarities(projections).unflatten(0, (-1, batch_size))
         projections = projections.unflatten(0, (-1, batch_size))
@@ -281,15 +272,14 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
     def _code_options(self) -> dict:
         """How codes are made now, see [`~hfssl.losses.swav_codes`]."""
         config, queue_logits = self.config, None
-        # evaluation goes on in each process alone
-        together = self.training and world_size() > 1
+        together = self.all_reduce
         if self.config.queue_size and self._num_queued() >= config.queue_size:
             # sums over processes are to count each of them once
             mine = self.queue[:, rank() :: world_size()] if together else self.queue
             queue_logits = self._similarities(mine)
         return {
             "epsilon": config.sinkhorn_epsilon, "iterations": config.sinkhorn_iterations, "queue_logits": queue_logits,
-            "all_reduce": all_reduce_with_grad if together else None,
+            "all_reduce": together,
         }  # fmt: skip
 
     def _num_queued(self) -> int:
@@ -311,10 +301,6 @@ class SwavForPreTraining(ProgressMixin, SSLVisionModel):
             self.queue_count.add_(new.shape[1])
             self._queue_count += new.shape[1]
             self._for_queue.clear()
-
-    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Projections of the large crops, `(batch_size, 2, projector_output_dim)`."""
-        return torch.stack([self.branch(view) for view in batch["pixel_values"].unbind(1)], dim=1)
 
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """By how much the loss grows with the codes of other images: `(batch_size,)`, the mean for each.
