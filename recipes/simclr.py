@@ -23,6 +23,7 @@ def main():
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
     from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
@@ -38,6 +39,7 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = ImageData(data_args, checkpoint)
+    view_args = fit_views(SimclrForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(SimclrForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(SimclrForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)

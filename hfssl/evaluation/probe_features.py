@@ -7,6 +7,8 @@ from typing import Any
 ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY = "encoder", "random_init", "raw_input", "majority"
 # a few numbers about a sample that need no network: of images mean and deviation of each channel
 STATISTICS = "simple_statistics"
+# the checkpoint that a run continued, as it came
+BEFORE = "before"
 # which words a text has, with their weights: sparse
 BAG_OF_WORDS = "bag_of_words"
 
@@ -14,7 +16,7 @@ BAG_OF_WORDS = "bag_of_words"
 @dataclass
 class ProbeFeatures:
     """Features of both splits, by what they are of: `"encoder"`, `"random_init"`, `"raw_input"`,
-    `"simple_statistics"`, `"bag_of_words"`.
+    `"simple_statistics"`, `"bag_of_words"`, `"before"`.
 
     Args:
         model (`str`):

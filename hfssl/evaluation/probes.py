@@ -20,8 +20,9 @@ from .knn import KnnEvaluator
 from .label_efficiency import LabelEfficiencyEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
+from .probe_features import BEFORE, ENCODER
 from .results import Result, format_table, write_results
-from .usefulness import usefulness_line
+from .usefulness import change_line, usefulness_line
 
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def probe_table(
     pictures: bool = True,
     name: str | None = None,
     command: str | None = None,
+    before: str | Path | PreTrainedModel | None = None,
 ) -> list[Result]:
     r"""
     Measure an encoder by several protocols beside its baselines, and print a table.
@@ -96,6 +98,8 @@ def probe_table(
             Name of the encoder in the records, where it is not its folder.
         command (`str`, *optional*):
             The command to write beside the figures; that of this process when left out.
+        before (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
+            What the encoder was before it was trained further: probes of its frozen features stand beside.
 
     Returns:
         `list[Result]`: the same in all processes.
@@ -115,11 +119,16 @@ def probe_table(
         made[protocol] = kind(train, test, precision=precision, **options)
     features = None
     if names != ["finetune"]:
-        features = features_of(train)(
-            encoder, processor, train, test, pooling=pooling, batch_size=batch_size, precision=precision,
-            cache_dir=output_dir / "features" if output_dir is not None else None,
-        )  # fmt: skip
+        options = {
+            "pooling": pooling, "batch_size": batch_size, "precision": precision,
+            "cache_dir": output_dir / "features" if output_dir is not None else None,
+        }  # fmt: skip
+        features = features_of(train)(encoder, processor, train, test, **options)
         features.model = name or features.model
+        if before is not None:
+            own = None if isinstance(before, (str, Path)) else processor
+            as_it_came = features_of(train)(before, own, train, test, **options)
+            features.train[BEFORE], features.test[BEFORE] = as_it_came.train[ENCODER], as_it_came.test[ENCODER]
     results: list[Result] = []
     for evaluator in made.values():
         if isinstance(evaluator, FrozenEvaluator):
@@ -158,8 +167,8 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
-    table, said = head + "\n\n" + format_table(rows), usefulness_line(results)
-    return f"{table}\n\n{said}" if said else table
+    said = filter(None, (usefulness_line(results), change_line(results)))
+    return "\n\n".join([head, format_table(rows), *said])
 
 
 def _title(result: Result) -> str:

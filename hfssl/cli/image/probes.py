@@ -1,7 +1,7 @@
 """What the image recipes share about probes: the flags, the labelled images that they name, and the evaluators."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -38,6 +38,9 @@ class ProbeArguments:
         probe_pooling (`str`, *optional*):
             cls, mean, cls+mean or last4. Left out: the feature that the method projects, or for MAE what fits the
             encoder.
+        views (`str`, *optional*, defaults to `"usual"`):
+            auto chooses views by these labels: colours kept or taken away, larger crops, nothing mirrored are tried in
+            short runs (a tenth of the length each), and what is better for k-NN is taken. What is stated stays.
     """
 
     probe_dataset: str = "auto"
@@ -46,6 +49,7 @@ class ProbeArguments:
     probe_label_column: str | None = None
     probe_max_samples: int | None = 3_000
     probe_pooling: str | None = None
+    views: Literal["usual", "auto"] = "usual"
 
     def load(self, dataset: str | None) -> tuple[LabelledData, LabelledData] | None:
         """Both splits, or `None` where nothing is to be probed; `dataset` is what the run trains on."""
