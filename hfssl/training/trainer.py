@@ -45,7 +45,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
-from . import checkpoints
+from . import attention, checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best, is_stopped_early
 from .callbacks import (
@@ -207,11 +207,8 @@ class SSLTrainer(Trainer):
         if self.stop.stopped:
             checkpoint = self.last_checkpoint()
             self.accelerator.wait_for_everyone()
-            logger.info(
-                "Stopped at step %d, saved as %s. The same command goes on from there.",
-                self.state.global_step,
-                checkpoint,
-            )
+            said = "Stopped at step %d, saved as %s. The same command goes on from there."
+            logger.info(said, self.state.global_step, checkpoint)
             sys.exit(128 + getattr(signal, self.stop.received or "SIGTERM"))
         return result
 
@@ -396,6 +393,7 @@ class SSLTrainer(Trainer):
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                attention.save(self.accelerator.unwrap_model(self.model), staging / name)
                 warmup = self.args.get_warmup_steps(self.state.max_steps)
                 checkpoints.seal(staging / name, self.settings, self.args.world_size, warmup)
                 (staging / name).rename(output_dir / name)
