@@ -49,11 +49,15 @@ LOSSES = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "code_perplexity",
+    "cpc_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
     "deepcluster_loss",
     "dino_loss",
+    "frame_contrast",
     "full_precision",
+    "hubert_loss",
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
@@ -65,8 +69,10 @@ LOSSES = [
     "sinkhorn_targets",
     "swav_codes",
     "swav_loss",
+    "unit_logits",
     "vicreg_loss",
     "vicreg_terms",
+    "wav2vec2_loss",
 ]
 
 
