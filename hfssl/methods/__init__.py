@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModelForPreTraining
 from ..modeling.base import SSLPreTrainedModel
 
 # one line a method
+from .audio.best_rq import BestRqForPreTraining, BestRqPreTrainingConfig
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTrainingConfig
