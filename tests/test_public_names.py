@@ -9,6 +9,8 @@ import hfssl.losses
 PUBLIC = [
     "BarlowTwinsForPreTraining",
     "BarlowTwinsPreTrainingConfig",
+    "BestRqForPreTraining",
+    "BestRqPreTrainingConfig",
     "ByolForPreTraining",
     "ByolPreTrainingConfig",
     "ClmForPreTraining",

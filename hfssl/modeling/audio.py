@@ -6,6 +6,8 @@ and also in padding; and they leave out layers (`layerdrop`), whose parameters t
 would wait. Both are off here; the exported encoder keeps its configuration as it was given.
 """
 
+import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,10 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from .base import SSLPreTrainedModel, drop_pooler, with_dropout
+from .trial import FAILURES, once_per_config
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +52,17 @@ class SSLAudioModel(SSLPreTrainedModel):
     main_input_name = "input_values"
     # losses are means over masked frames
     accepts_loss_kwargs = True
+
+    def post_init(self):
+        self._unused = unused_audio_parameters(self.encoder.config)
+        super().post_init()
+
+    def freeze(self) -> None:
+        """Also take out what the encoder does not use: DDP would wait for the gradients forever."""
+        super().freeze()
+        for name, parameter in self.encoder.named_parameters():
+            if name in self._unused:
+                parameter.requires_grad_(False)
 
     @classmethod
     def from_encoder(cls, name_or_path: str, **config: Any) -> "SSLAudioModel":
@@ -123,6 +140,38 @@ def build_audio_encoder(config: PreTrainedConfig, dropout: float | None = None) 
             "`masked_spec_embed`. HuBERT, WavLM, wav2vec 2.0, Wav2Vec2-BERT and Wav2Vec2-Conformer have them."
         )
     return encoder
+
+
+@once_per_config
+def unused_audio_parameters(config: PreTrainedConfig) -> frozenset[str]:
+    """The parameters of an encoder that have no part in its last hidden state, where frames are hidden.
+
+    Such as convolutions for positions in a Conformer that has positions of another kind. Found by a backward pass
+    through one layer.
+    """
+    one_layer = copy.deepcopy(config)
+    one_layer.num_hidden_layers = 1
+    try:
+        with torch.random.fork_rng(devices=[]):
+            encoder = AutoModel.from_config(one_layer).float().eval()
+            if reads_waveforms(config):
+                samples = samples_per_frame(config) * 4
+                while num_frames(config, samples) < 4:
+                    samples += samples_per_frame(config)
+                inputs = torch.randn(1, samples)
+            else:
+                inputs = torch.randn(1, 4, config.feature_projection_input_dim)
+            length = num_frames(config, inputs.shape[1]) if reads_waveforms(config) else inputs.shape[1]
+            with _hooks(encoder, {}, torch.ones(1, length, dtype=torch.bool), 1.0):
+                encoder(inputs).last_hidden_state.sum().backward()
+    except FAILURES as error:
+        logger.warning(
+            "What a %s does not use was not found (%s): all its parameters are trained.", config.model_type, error
+        )
+        return frozenset()
+    unused = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+    layers = range(config.num_hidden_layers)
+    return frozenset(name.replace("layers.0.", f"layers.{i}.") for name in unused for i in layers)
 
 
 def reads_waveforms(config: PreTrainedConfig) -> bool:

@@ -48,9 +48,9 @@ NUM_MEL_BINS = 80
 
 def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
     return {
-        "constant": "it gives one answer to everything: lower `--learning_rate` or raise `--warmup_steps`, and look at "
-        f"`code_perplexity` in the log: where few of the {config.num_codes} codes are targets, clips are too short or "
-        "silent to be normalised",
+        "constant": "it gives one answer to everything: lower `--learning_rate` or raise `--warmup_steps`, and look "
+        f"at `code_perplexity` in the log: where few of the {config.num_codes} codes are targets, clips are too "
+        "short or silent to be normalised",
         "few directions": f"few of the {config.num_codes} codes are told apart: train for longer, or pass fewer "
         f"`--num_codes` or a smaller `--mask_ratio` than {config.mask_ratio}",
     }
