@@ -44,6 +44,8 @@ PUBLIC = [
     "VicregPreTrainingConfig",
     "ViewArguments",
     "Views",
+    "Wav2vec2ForPreTraining",
+    "Wav2vec2PreTrainingConfig",
     "open_source",
 ]
 LOSSES = [

@@ -205,6 +205,13 @@ def frames_of_sound(config: PreTrainedConfig, attention_mask: torch.Tensor, leng
     return torch.arange(length, device=attention_mask.device) < lengths.unsqueeze(1)
 
 
+def mean_over_sound(values: torch.Tensor, is_sound: torch.BoolTensor | None) -> torch.Tensor:
+    """Of each clip the mean over its frames, those of padding aside: `(batch_size, num_frames)` to `(batch_size,)`."""
+    if is_sound is None:
+        return values.mean(1)
+    return torch.where(is_sound, values, 0.0).sum(1) / is_sound.sum(1).clamp(min=1)
+
+
 def masked_positions_of(mask: torch.BoolTensor, positions: torch.LongTensor | None) -> torch.LongTensor:
     """Indices of hidden frames in the flattened batch; to find them makes a GPU wait, so collators know them."""
     return mask.flatten().nonzero().squeeze(1) if positions is None else positions
