@@ -20,6 +20,8 @@ PUBLIC = [
     "DinoForPreTraining",
     "DinoPreTrainingConfig",
     "ExactStream",
+    "HubertForPreTraining",
+    "HubertPreTrainingConfig",
     "LejepaForPreTraining",
     "LejepaPreTrainingConfig",
     "MaeForPreTraining",
