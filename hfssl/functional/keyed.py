@@ -37,6 +37,9 @@ class Use(IntEnum):
     RANDOM_TOKEN = 13
     SENTENCE_PAIRS = 14
     PAIR = 15
+    SPAN_MASK = 16
+    NEGATIVES = 17
+    GUMBEL = 18
     VIEW = 20
     FLIP = 21
     COLOR = 22
