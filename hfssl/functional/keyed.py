@@ -63,6 +63,7 @@ class Use(IntEnum):
     LABELLED_SAMPLE = 49
     EMBEDDED_TEST_SPLIT = 50
     EMBEDDED_LETTERS = 51
+    EMBEDDED_SPEECH = 52
     # protocols
     FEW_SHOT = 60
     LABELLED_FRACTION = 61

@@ -302,9 +302,9 @@ def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], li
 def _damage(data: "LabelledData", row: int, value_range: tuple[float, float] | None) -> str:
     """Name a damaged image, and say what is wrong with it."""
     from ...data.image.decode import DamagedImage, decode_image
-    from ...data.labelled import LazyImages
+    from ...data.labelled import LazySamples
 
-    name = data.images.where(row) if isinstance(data.images, LazyImages) else f"image {row:,}"
+    name = data.images.where(row) if isinstance(data.images, LazySamples) else f"image {row:,}"
     try:
         decode_image(data.images[row], value_range=value_range)
     except DamagedImage as error:
