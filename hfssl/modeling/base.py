@@ -49,6 +49,10 @@ class SSLPreTrainedModel(PreTrainedModel):
     # those of all (the rows of the batch, for a mean over samples). Each term is logged as `loss_<name>`.
     loss_units: dict[str, str] = {}
 
+    # Names of what `forward` says beside the loss (`figures` of its output, numbers without gradient), such as how
+    # many codes are in use. They are logged by these names, as means over the steps between two entries of the log.
+    figures: tuple[str, ...] = ()
+
     # One of `EXPORT_KINDS`. Only "stock" can be written so far; the others are refused.
     export_kind = "stock"
 
