@@ -15,6 +15,8 @@ PUBLIC = [
     "ByolPreTrainingConfig",
     "ClmForPreTraining",
     "ClmPreTrainingConfig",
+    "CpcForPreTraining",
+    "CpcPreTrainingConfig",
     "DeepclusterForPreTraining",
     "DeepclusterPreTrainingConfig",
     "DinoForPreTraining",

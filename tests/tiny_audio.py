@@ -14,6 +14,7 @@ from transformers import (
 from hfssl.functional import keyed
 from hfssl.functional.keyed import Use
 from hfssl.functional.spans import frame_masks
+from hfssl.methods.audio.cpc import CpcEncoderConfig
 
 
 SMALL = {
@@ -47,6 +48,11 @@ def conformer(**fields) -> Wav2Vec2ConformerConfig:
 def wav2vec2_bert(**fields) -> Wav2Vec2BertConfig:
     small = {name: value for name, value in SMALL.items() if "conv" not in name}
     return Wav2Vec2BertConfig(**small | {"feature_projection_input_dim": 8, "conv_depthwise_kernel_size": 5} | fields)
+
+
+def cpc(**fields) -> CpcEncoderConfig:
+    small = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (8, 8, 4), "hidden_size": 32}
+    return CpcEncoderConfig(**small | fields)
 
 
 ENCODERS = {"hubert": hubert, "wavlm": wavlm, "wav2vec2": wav2vec2, "conformer": conformer}

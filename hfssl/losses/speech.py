@@ -65,6 +65,7 @@ def frame_contrast(
     temperature: float = 1.0,
     codes: torch.LongTensor | None = None,
     ahead: int = 0,
+    lengths: torch.LongTensor | None = None,
 ) -> torch.Tensor:
     """Logits by which a frame is told from other frames of its own sequence.
 
@@ -85,6 +86,8 @@ def frame_contrast(
         ahead (`int`, *optional*, defaults to `0`):
             How many frames later the predicted frame is. Negatives are those of the frame that predicts, moved by as
             many frames (and around the end), so that none of them is the right one.
+        lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Where each sequence ends, of those that are padded.
 
     Returns:
         `torch.Tensor` of shape `(num_positions, 1 + num_negatives)`: the right frame is the first. -inf of negatives
@@ -96,12 +99,13 @@ def frame_contrast(
         products = products.flatten(0, 1).index_select(0, positions)
     others = negatives.flatten(0, 1).index_select(0, positions).long()
     right = positions.remainder(num_frames).unsqueeze(1)
+    sequences = positions.div(num_frames, rounding_mode="floor")
     if ahead:
-        others, right = (others + ahead).remainder(num_frames), (right + ahead).remainder(num_frames)
+        ends = num_frames if lengths is None else lengths.index_select(0, sequences).unsqueeze(1)
+        others, right = (others + ahead).remainder(ends), (right + ahead).remainder(ends)
     candidates = torch.cat([right, others], dim=1)
     logits = products.gather(1, candidates)
     if codes is not None:
-        sequences = positions.div(num_frames, rounding_mode="floor")
         of_candidates = codes.index_select(0, sequences).gather(1, candidates)
         is_right = of_candidates[:, 1:] == of_candidates[:, :1]
         logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(is_right, float("-inf"))], dim=1)
@@ -142,7 +146,7 @@ def cpc_loss(
     predictions: torch.Tensor,
     targets: torch.Tensor,
     negatives: torch.Tensor,
-    num_items: torch.Tensor | float | None = None,
+    lengths: torch.LongTensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of [CPC](https://huggingface.co/papers/1807.03748), equation 4, over several steps into the future.
 
@@ -153,23 +157,28 @@ def cpc_loss(
             The frames, with which predictions are multiplied.
         negatives (`torch.Tensor` of shape `(batch_size, num_frames, num_negatives)`):
             Other frames of the same sequence, see [`frame_contrast`].
-        num_items (`torch.Tensor` or `float`, *optional*):
-            What the sum over sequences is divided by; left out, their number.
+        lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Where each sequence ends, of those that are padded.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]` of shape `()`: the cross-entropy, mean over steps, sequences, and the
-        frames that have so many frames after them; and the share of predictions to which the right frame is the
-        nearest. log(1 + num_negatives) is chance.
+        frames of each that have so many frames after them; and the share of predictions to which the right frame is
+        the nearest. log(1 + num_negatives) is chance.
     """
     batch_size, num_frames = targets.shape[:2]
-    losses, hits = [], []
+    frames = torch.arange(num_frames, device=targets.device)
     every = torch.arange(batch_size * num_frames, device=targets.device).view(batch_size, num_frames)
-    for step, of_step in enumerate(predictions, start=1):
+    losses, hits = [], []
+    for step, of_step in enumerate(predictions[: num_frames - 1], start=1):
         positions = every[:, : num_frames - step].flatten()
-        logits = frame_contrast(of_step, targets, negatives, positions, ahead=step)
-        losses.append((logits.logsumexp(1) - logits[:, 0]).view(batch_size, -1).mean(1).sum())
-        hits.append(logits[:, :1].gt(logits[:, 1:]).all(1).float().mean())
-    return torch.stack(losses).mean() / (batch_size if num_items is None else num_items), torch.stack(hits).mean()
+        logits = frame_contrast(of_step, targets, negatives, positions, ahead=step, lengths=lengths)
+        each = (logits.logsumexp(1) - logits[:, 0]).view(batch_size, -1)
+        is_hit = logits[:, :1].gt(logits[:, 1:]).all(1).view(batch_size, -1)
+        counts = torch.ones_like(is_hit) if lengths is None else frames[step:] < lengths.unsqueeze(1)
+        number = counts.sum(1).clamp(min=1)
+        losses.append((torch.where(counts, each, 0.0).sum(1) / number).mean())
+        hits.append((is_hit & counts).sum() / counts.sum().clamp(min=1))
+    return torch.stack(losses).mean(), torch.stack(hits).mean()
 
 
 def code_perplexity(

@@ -6,6 +6,7 @@ from ..modeling.base import SSLPreTrainedModel
 
 # one line a method
 from .audio.best_rq import BestRqForPreTraining, BestRqPreTrainingConfig
+from .audio.cpc import CpcForPreTraining, CpcPreTrainingConfig
 from .audio.hubert import HubertForPreTraining, HubertPreTrainingConfig
 from .audio.wav2vec2 import Wav2vec2ForPreTraining, Wav2vec2PreTrainingConfig
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig

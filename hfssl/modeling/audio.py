@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from ..losses import at_least_float32
 from .base import SSLPreTrainedModel, drop_pooler, with_dropout
 from .trial import FAILURES, once_per_config
 
@@ -255,7 +256,7 @@ def _hooks(
 
     def convolved(module, args, output):
         # mean squares of the channels, in the precision of losses: halves overflow
-        seen["squares"] = output.float().square().mean(1)
+        seen["squares"] = at_least_float32(output).square().mean(1)
         if feature_grad_mult == 1.0 or not output.requires_grad:
             return output
         return _ScaleGradient.apply(output, feature_grad_mult)

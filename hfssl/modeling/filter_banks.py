@@ -5,7 +5,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from ..losses import full_precision
+from ..losses import at_least_float32, full_precision
 
 
 # At 16 kHz: windows of 25 ms, 10 ms apart.
@@ -87,10 +87,10 @@ def normalised_over_time(features: torch.Tensor, is_sound: torch.Tensor | None =
             Frames that are no padding. Left out, all.
     """
     with full_precision(features):
-        features = features.float()
+        features = at_least_float32(features)
         if is_sound is None:
             is_sound = torch.ones_like(features[..., 0], dtype=torch.bool)
-        counts = is_sound.unsqueeze(-1).float()
+        counts = is_sound.unsqueeze(-1).to(features.dtype)
         number = counts.sum(1, keepdim=True).clamp(min=1.0)
         centred = features - (features * counts).sum(1, keepdim=True) / number
         variance = (centred.square() * counts).sum(1, keepdim=True) / number

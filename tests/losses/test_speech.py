@@ -89,6 +89,15 @@ def test_cpc_step_by_step():
     torch.testing.assert_close(loss, torch.stack(steps).mean())
 
 
+def test_padding_of_a_sequence_predicts_nothing_and_is_nothing_to_predict():
+    predictions, targets = torch.randn(2, 1, 6, 4), torch.randn(1, 6, 4)
+    negatives = (torch.arange(6)[None, :, None] + torch.randint(1, 6, (1, 6, 3))) % 6
+    alone = cpc_loss(predictions, targets, negatives)
+    padded = [F.pad(each, (0, 0, 0, 3), value=9) for each in (predictions, targets, negatives)]
+    for found, expected in zip(cpc_loss(*padded, lengths=torch.tensor([6])), alone, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_the_perplexity_counts_codes():
     one_hot = F.one_hot(torch.tensor([[0, 1], [0, 1], [2, 1], [2, 1]]), 4).float()
     torch.testing.assert_close(code_perplexity(one_hot), torch.tensor([2.0, 1.0]))

@@ -56,6 +56,8 @@ from ...modeling.method import LearningRates, Method
 logger = logging.getLogger(__name__)
 
 NUM_COEFFICIENTS = 39
+# Terms of the loss that say which unit is there.
+_NAMES = ("masked", "unmasked")
 
 
 def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
@@ -67,13 +69,19 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
     }
 
 
+def _chance(config: PreTrainedConfig, context: Any) -> dict[str, float]:
+    # where the convolutions give next to nothing
+    levels = {f"loss_{name}": math.log(config.num_units) for name in _NAMES if getattr(config, f"{name}_weight")}
+    return {"loss": sum(getattr(config, f"{name[5:]}_weight") * level for name, level in levels.items()), **levels}
+
+
 METHOD = Method(
     title="HuBERT",
     modality="audio",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
     narrow_heads={"projection_dim": 64},
     collapse_hints=_collapse_hints,
-    chance=lambda config, context: {"loss_masked": math.log(config.num_units)},
+    chance=_chance,
 )
 
 
@@ -223,9 +231,8 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
         self.register_buffer("unit_centroids", torch.empty(config.num_units, dim))
         # the same in all processes, and DDP would send them around before every forward
         self._ddp_params_and_buffers_to_ignore = ["unit_centroids"]
-        names = ("masked", "unmasked", "penalty")
-        units = {"masked": "nats", "unmasked": "nats", "penalty": "square"}
-        self.loss_units = {name: units[name] for name in names if getattr(config, f"{name}_weight")}
+        units = {**dict.fromkeys(_NAMES, "nats"), "penalty": "square"}
+        self.loss_units = {name: unit for name, unit in units.items() if getattr(config, f"{name}_weight")}
         self._unit_encoder: list[PreTrainedModel] = []  # in a list: it is no part of this model, and is not saved
         self.track_targets()
         self.post_init()

@@ -57,7 +57,9 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def _chance(config: PreTrainedConfig, context: Any) -> dict[str, float]:
-    return {"loss_contrastive": math.log(1 + config.num_negatives)}
+    # where all codes are in use equally often, and the convolutions give next to nothing
+    contrastive = math.log(1 + config.num_negatives)
+    return {"loss": config.contrastive_weight * contrastive, "loss_contrastive": contrastive}
 
 
 METHOD = Method(
@@ -243,16 +245,21 @@ class GumbelQuantizer(nn.Module):
             scores = scores.unflatten(1, (self.num_codebooks, self.num_codes))
             if noise is None:
                 numbers = scores.argmax(-1)
-                chosen = shares = F.one_hot(numbers, self.num_codes).to(scores.dtype)
+                chosen = shares = _one_hot(numbers, scores)
             else:
                 soft = ((scores + noise.view_as(scores)) / temperature).softmax(-1)
                 numbers = soft.argmax(-1)
                 # the choice itself forward, the distribution backward
-                chosen = F.one_hot(numbers, self.num_codes).to(soft.dtype) + (soft - soft.detach())
+                chosen = _one_hot(numbers, scores) + (soft - soft.detach())
                 shares = scores.softmax(-1)
             books = at_least_float32(self.codevectors).unflatten(1, (self.num_codebooks, self.num_codes))[0]
             vectors = torch.einsum("ngv,gvd->ngd", chosen, books)
         return vectors.flatten(1), shares, numbers
+
+
+def _one_hot(numbers: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+    # torch's own looks at the numbers first, for which a GPU is waited for
+    return torch.zeros_like(scores).scatter_(-1, numbers.unsqueeze(-1), 1.0)
 
 
 class Wav2vec2ForPreTraining(ProgressMixin, SSLAudioModel):

@@ -172,6 +172,7 @@ def test_a_run_makes_units_first_and_every_parameter_learns(tmp_path):
     assert model.target_passes == 1 and model.unit_centroids.any(dim=1).all()
     log = trainer.state.log_history[0]
     assert {"loss_masked", "loss_unmasked", "loss_penalty"} <= set(log)
+    assert 0.0 <= log["unit_accuracy"] <= 1.0 <= log["unit_perplexity"] <= 10.0
     # as long as the recording
     units = trainer.targets.of(np.array([[0, 0, 0, 0], [0, 0, 5, 0]]))["targets"]
     assert units.shape[1] == 18 and (units[0, 8:] == -100).all() and (units[1] >= 0).all()
