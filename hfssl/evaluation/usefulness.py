@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from .probe_features import BAG_OF_WORDS, RANDOM_INIT, RAW_INPUT, STATISTICS
+from .probe_features import BAG_OF_WORDS, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result
 
 
@@ -15,6 +15,7 @@ _PROBES, _K = ("knn", "linear"), 20
 
 _TITLES = {
     RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics", BAG_OF_WORDS: "a bag of words",
+    MFCC_STATISTICS: "MFCC statistics",
 }  # fmt: skip
 
 _WHAT_TO_TRY = {
@@ -26,6 +27,9 @@ _WHAT_TO_TRY = {
     "--grey_probability 0`), or a method that changes no colours (`recipes/mae.py`)",
     BAG_OF_WORDS: "for labels that single words give away, counting them is enough; else fine-tune the whole encoder "
     "(`recipes/finetune.py`), train it for longer (`--max_steps`), or on texts nearer to these",
+    MFCC_STATISTICS: "for labels that the sound as a whole gives away, such as a voice, an encoder is too much; see "
+    "which layer knows most of them (`--protocol layers`), fine-tune the whole encoder (`recipes/finetune.py`), or "
+    "train it for longer (`--max_steps`)",
 }
 
 
@@ -38,8 +42,9 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
 
     Returns:
         `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input, simple
-        statistics and a bag of words; else `no better than untrained`, `worse than raw input` and the like, and what
-        to try. Both empty where no such probe is among the results. A difference counts from two standard errors on.
+        statistics, a bag of words and MFCC statistics; else `no better than untrained`, `worse than raw input` and the
+        like, and what to try. Both empty where no such probe is among the results. A difference counts from two
+        standard errors on.
     """
     probes = [
         each
