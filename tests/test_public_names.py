@@ -9,6 +9,8 @@ import hfssl.losses
 PUBLIC = [
     "BarlowTwinsForPreTraining",
     "BarlowTwinsPreTrainingConfig",
+    "BestRqForPreTraining",
+    "BestRqPreTrainingConfig",
     "ByolForPreTraining",
     "ByolPreTrainingConfig",
     "ClmForPreTraining",
@@ -18,6 +20,8 @@ PUBLIC = [
     "DinoForPreTraining",
     "DinoPreTrainingConfig",
     "ExactStream",
+    "HubertForPreTraining",
+    "HubertPreTrainingConfig",
     "LejepaForPreTraining",
     "LejepaPreTrainingConfig",
     "MaeForPreTraining",
@@ -42,6 +46,8 @@ PUBLIC = [
     "VicregPreTrainingConfig",
     "ViewArguments",
     "Views",
+    "Wav2vec2ForPreTraining",
+    "Wav2vec2PreTrainingConfig",
     "open_source",
 ]
 LOSSES = [
@@ -49,11 +55,15 @@ LOSSES = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "code_perplexity",
+    "cpc_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
     "deepcluster_loss",
     "dino_loss",
+    "frame_contrast",
     "full_precision",
+    "hubert_loss",
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
@@ -65,8 +75,10 @@ LOSSES = [
     "sinkhorn_targets",
     "swav_codes",
     "swav_loss",
+    "unit_logits",
     "vicreg_loss",
     "vicreg_terms",
+    "wav2vec2_loss",
 ]
 
 

@@ -1,14 +1,20 @@
 """What a stream goes through: the order of pieces, blocks of samples, the rows made of them, and batches of rows."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..functional import keyed
 from ..functional.keyed import Use
 from .sources import DataError, Source
 from .workers import as_arrays, shared
+
+
+# From the columns of any number of rows: batches of whole samples, each with the numbers of its rows.
+WholeCollate = Callable[[dict[str, Any]], Iterable[tuple[np.ndarray, dict[str, torch.Tensor]]]]
 
 
 @dataclass

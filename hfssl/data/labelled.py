@@ -33,7 +33,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "
 
 
 class LazySamples(Sequence):
-    """Some rows of a source, of its leading input, each read when it is asked for.
+    """Some rows of a source of large samples, each read when it is asked for.
 
     A damaged one (null, a missing file) is empty: like one that cannot be decoded, it is for the decoder to refuse.
     `value_range` says what becomes black and white of images with more than 8 bits; it may be set.
@@ -90,7 +90,7 @@ class LabelledData:
 
     Attributes:
         samples (`Sequence`):
-            Encoded images or sounds, read when asked for: what is damaged raises when it is decoded. Or texts.
+            Encoded images or recordings, read when asked for: what is damaged raises when it is decoded. Or texts.
         labels (`np.ndarray` of dtype `int64` and shape `(num_samples,)`):
             Class of each, in `[0, num_classes)`.
         class_names (`list[str]`):

@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UserError
+from .audio import frames_of_sound, reads_waveforms
 from .pooling import masked_mean
 
 
@@ -28,11 +29,6 @@ def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:
     if pooling == "cls" and not is_grid(config):
         raise UserError(f"The pooling 'cls' needs a CLS token, and a {config.model_type} has none. Choose mean.")
     return pooling
-
-
-def takes_waveforms(config: PreTrainedConfig) -> bool:
-    """Whether an encoder's first layers are convolutions over samples, as those of wav2vec 2.0."""
-    return hasattr(config, "conv_kernel") and hasattr(config, "conv_stride")
 
 
 def frame_mask(
@@ -65,11 +61,10 @@ def frame_mask(
         return mask.repeat(1, rows)  # patches are in the order of frequencies, of times within them
     if attention_mask is None:
         return None
-    if attention_mask.shape[1] == num_frames:
-        return attention_mask.bool()
-    # what the stock heads pool by: convolutions are known to their model only
-    options = {"add_adapter": False} if getattr(config, "add_adapter", False) else {}
-    return model._get_feature_vector_attention_mask(num_frames, attention_mask, **options)
+    if attention_mask.shape[1] != num_frames and not reads_waveforms(config):
+        # of other convolutions what the stock heads pool by
+        return model._get_feature_vector_attention_mask(num_frames, attention_mask)
+    return frames_of_sound(config, attention_mask, num_frames)
 
 
 def layer_features(

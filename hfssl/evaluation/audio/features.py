@@ -16,12 +16,21 @@ from transformers import PreTrainedModel
 
 from ...machine import choose_precision, process_state
 from ...modeling.base import evaluating
+from ...modeling.filter_banks import SAMPLING_RATE, mfcc
 from ...modeling.frames import check_pooling
 from .. import extraction
 from ..evaluator import EvaluationError
 from ..feature_files import digest as make_digest
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeatures
-from .encoder import AudioEncoder, batches_by_length, clip_limits, encode_layers, lengthened, pads_exactly
+from .encoder import (
+    LEAST_SECONDS,
+    AudioEncoder,
+    batches_by_length,
+    clip_limits,
+    encode_layers,
+    lengthened,
+    pads_exactly,
+)
 
 
 if TYPE_CHECKING:
@@ -114,19 +123,12 @@ class MfccStatistics:
         self.digest = make_digest("mfcc statistics", sampling_rate)
 
     def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
-        least = round(0.2 * self.sampling_rate)
-        frames = (mfcc(torch.from_numpy(lengthened(clip, least)), self.sampling_rate) for clip in clips)
+        from ...data.audio.decode import resampled
+
+        least = round(LEAST_SECONDS * SAMPLING_RATE)
+        clips = (lengthened(resampled(clip, self.sampling_rate, SAMPLING_RATE), least) for clip in clips)
+        frames = [mfcc(torch.from_numpy(clip)) for clip in clips]
         return torch.stack([torch.cat([each.mean(0), each.std(0, correction=0)]) for each in frames]).numpy()
-
-
-def mfcc(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """13 MFCC with Δ and ΔΔ at 100 Hz, as HuBERT's first units are made of, of shape `(num_frames, 39)`."""
-    from torchaudio.compliance.kaldi import mfcc as kaldi_mfcc
-    from torchaudio.functional import compute_deltas
-
-    features = kaldi_mfcc(waveform[None], sample_frequency=float(sampling_rate), use_energy=False).T  # (13, frames)
-    changes = compute_deltas(features)
-    return torch.cat([features, changes, compute_deltas(changes)]).T
 
 
 class AudioReader:
