@@ -9,7 +9,8 @@ import torch
 from labelled import Labelled, digits, processor, resnet, save, vit
 
 from hfssl import RecipeParser
-from hfssl.cli.image.probes import ProbeArguments, load_splits
+from hfssl.cli.labelled import load_splits
+from hfssl.cli.probes import ProbeArguments
 from hfssl.evaluation import EvaluationError, metrics, read_results
 from hfssl.evaluation.frozen import aligned_labels, classification_scores
 from hfssl.evaluation.image.encoder import VisionEncoder
@@ -206,7 +207,7 @@ def test_online_knn_takes_a_sample():
 
 def test_arguments_choose_what_is_probed(monkeypatch):
     asked = []
-    monkeypatch.setattr("hfssl.cli.image.probes.load_splits", lambda name, *args, **kwargs: asked.append(name))
+    monkeypatch.setattr("hfssl.cli.probes.load_splits", lambda name, *args, **kwargs: asked.append(name))
     ProbeArguments().load(dataset=None)
     ProbeArguments().load(dataset="digits")
     ProbeArguments(probe_dataset="my_images").load(dataset=None)
