@@ -60,7 +60,7 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             )
         self.num_samples, self.collate, self.world_size = len(recordings), collate, world_size
         self.batch_seconds = batch_seconds
-        lengths = np.asarray(made.lengths, np.float64)
+        lengths = np.asarray(made.num_units, np.float64)  # seconds
         batches: list[list[int]] = []
         for row in np.argsort(lengths, kind="stable").tolist():
             if batches and lengths[row] * (len(batches[-1]) + 1) <= batch_seconds:
