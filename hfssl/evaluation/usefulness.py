@@ -22,10 +22,10 @@ _WHAT_TO_TRY = {
     "`--learning_rate`, or make the views of images milder (`recipes/show_views.py` shows them)",
     RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
     "train for longer (`--max_steps`) on more images. Small crops and mirrored images throw away where things are: "
-    "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries it on short runs",
-    STATISTICS: "these labels go by colour and brightness, which the jitter of hue and saturation and grey views throw "
+    "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries that shortly",
+    STATISTICS: "these labels go by colour and brightness, which jitter of hue and saturation and grey views throw "
     "away: without them (`--jitter 0 0 0 0 --grey_probability 0`) they are kept, as by a method that changes no "
-    "colours (`recipes/mae.py`); `--views auto` tries it on short runs",
+    "colours (`recipes/mae.py`); `--views auto` tries that shortly",
     BAG_OF_WORDS: "for labels that single words give away, counting them is enough; else fine-tune the whole encoder "
     "(`recipes/finetune.py`), train it for longer (`--max_steps`), or on texts nearer to these",
 }
