@@ -23,7 +23,7 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
     from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
@@ -33,7 +33,7 @@ def main():
     # each image four times
     defaults = {"output_dir": "outputs/rotnet", "max_steps": 600, "per_device_train_batch_size": 64, **adam}
     parser = RecipeParser(
-        VisionEncoderArguments, ImageDataArguments, ViewArguments, RotnetPreTrainingConfig, ProbeArguments,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, RotnetPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
         unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip

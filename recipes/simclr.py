@@ -22,7 +22,7 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
     from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
@@ -32,7 +32,7 @@ def main():
     short = {"max_steps": 500, "contrastive_temperature": 0.2}  # with the paper's 0.1 short runs learn more slowly
     defaults = {"output_dir": "outputs/simclr", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
-        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ProbeArguments,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
         unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from .finetune import FinetuneEvaluator, FinetuneSettings
 from .frozen import FrozenEvaluator, features_of
 from .knn import KnnEvaluator
 from .label_efficiency import LabelEfficiencyEvaluator
+from .layers import LayersEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
 from .probe_features import BEFORE, ENCODER
@@ -34,6 +35,7 @@ PROTOCOLS: dict[str, type[Evaluator]] = {
     "knn": KnnEvaluator,
     "linear": LinearProbeEvaluator,
     "few_shot": FewShotEvaluator,
+    "layers": LayersEvaluator,
     "label_efficiency": LabelEfficiencyEvaluator,
     "finetune": FinetuneEvaluator,
 }
@@ -77,17 +79,18 @@ def probe_table(
         encoder (`str`, `Path` or [`~transformers.PreTrainedModel`]):
             Folder or Hub id of a stock encoder, or a model.
         processor (*optional*):
-            Image processor or tokenizer; that of the folder when `None`.
+            Image processor, feature extractor or tokenizer; that of the folder when `None`.
         train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled samples to learn from and to measure on.
         protocols (`str` or `Sequence[str]`, *optional*, defaults to `("knn", "linear")`):
-            knn, linear, few_shot, label_efficiency, finetune.
+            knn, linear, few_shot, layers (of recordings), label_efficiency, finetune.
         output_dir (`str` or `Path`, *optional*):
             Folder for `results.json`, for pictures in `assets/` and for features in `features/`.
         pooling (`str`, *optional*):
-            Of images cls, mean, cls+mean or last4, of texts mean, cls or last; what fits the encoder when left out.
+            Of images cls, mean, cls+mean or last4, of texts mean, cls or last, of recordings mean or cls; what fits
+            the encoder when left out.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images, or windows of text, a forward pass.
+            Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not.
         settings ([`FinetuneSettings`], *optional*):
@@ -133,6 +136,8 @@ def probe_table(
     for evaluator in made.values():
         if isinstance(evaluator, FrozenEvaluator):
             found = evaluator.results(features, command)
+            if pictures and output_dir is not None and state.is_main_process:
+                evaluator.draw(found, output_dir / "assets")
         else:
             options = {"features": features} if isinstance(evaluator, LabelEfficiencyEvaluator) else {}
             found = evaluator(encoder, processor, output_dir=output_dir, command=command, name=name, **options)
@@ -176,6 +181,9 @@ def _title(result: Result) -> str:
     title = PROTOCOLS[result.protocol].title
     if result.protocol == "label_efficiency":
         return f"{chosen['method']}, {100 * chosen['fraction']:g} % of labels"
+    if result.protocol == "layers":
+        layer = chosen["layer"]
+        return f"{title}, {layer}" if isinstance(layer, str) else f"{title}, layer {layer}"
     if "k" in chosen:
         return f"{title}, k = {chosen['k']}" + (" (all)" if "neighbours" in result.details else "")
     return title + (f", {chosen['shots']} a class" if "shots" in chosen else "")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from .probe_features import BAG_OF_WORDS, BEFORE, RANDOM_INIT, RAW_INPUT, STATISTICS
+from .probe_features import BAG_OF_WORDS, BEFORE, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result
 
 
@@ -15,6 +15,7 @@ _PROBES, _K = ("knn", "linear"), 20
 
 _TITLES = {
     RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics", BAG_OF_WORDS: "a bag of words",
+    MFCC_STATISTICS: "MFCC statistics",
 }  # fmt: skip
 
 _WHAT_TO_TRY = {
@@ -22,12 +23,16 @@ _WHAT_TO_TRY = {
     "`--learning_rate`, or make the views of images milder (`recipes/show_views.py` shows them)",
     RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
     "train for longer (`--max_steps`) on more images. Small crops and mirrored images throw away where things are: "
-    "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries that shortly",
+    "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries it on short "
+    "runs",
     STATISTICS: "these labels go by colour and brightness, which jitter of hue and saturation and grey views throw "
     "away: without them (`--jitter 0 0 0 0 --grey_probability 0`) they are kept, as by a method that changes no "
-    "colours (`recipes/mae.py`); `--views auto` tries that shortly",
+    "colours (`recipes/mae.py`); `--views auto` tries it on short runs",
     BAG_OF_WORDS: "for labels that single words give away, counting them is enough; else fine-tune the whole encoder "
     "(`recipes/finetune.py`), train it for longer (`--max_steps`), or on texts nearer to these",
+    MFCC_STATISTICS: "for labels that the sound as a whole gives away, such as a voice, an encoder is too much; see "
+    "which layer knows most of them (`--protocol layers`), fine-tune the whole encoder (`recipes/finetune.py`), or "
+    "train it for longer (`--max_steps`)",
 }
 
 # Of a checkpoint that was continued.
@@ -46,8 +51,9 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
 
     Returns:
         `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input, simple
-        statistics and a bag of words; else `no better than untrained`, `worse than raw input` and the like, and what
-        to try. Both empty where no such probe is among the results. A difference counts from two standard errors on.
+        statistics, a bag of words and MFCC statistics; else `no better than untrained`, `worse than raw input` and the
+        like, and what to try. Both empty where no such probe is among the results. A difference counts from two
+        standard errors on.
     """
     probes = _probes(results)
     if not probes:

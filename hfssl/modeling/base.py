@@ -1,17 +1,16 @@
 """What every hfssl model shares: how it meets `Trainer`, how its encoder is built, and how it is exported."""
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from .adapters import add_adapters, is_adapter, merge_adapters
@@ -27,6 +26,8 @@ EXPORT_KINDS = {
     "plain": "no stock class fits: model.safetensors, a json with its settings and a loader of about 20 lines in the "
     "card; no config.json, which `AutoModel` would misread",
 }
+# The settings of a plain encoder, beside its weights.
+PLAIN_SETTINGS = "encoder.json"
 
 
 class SSLPreTrainedModel(PreTrainedModel):
@@ -51,8 +52,16 @@ class SSLPreTrainedModel(PreTrainedModel):
     # those of all (the rows of the batch, for a mean over samples). Each term is logged as `loss_<name>`.
     loss_units: dict[str, str] = {}
 
-    # One of `EXPORT_KINDS`. Only "stock" can be written so far; the others are refused.
+    # Names of what `forward` says beside the loss (`figures` of its output, numbers without gradient), such as how
+    # many codes are in use. They are logged by these names, as means over the steps between two entries of the log.
+    figures: tuple[str, ...] = ()
+
+    # One of `EXPORT_KINDS`. "stock + extras" cannot be written so far, and is refused.
     export_kind = "stock"
+
+    # Of a method that is exported as "plain": Python that defines `load_encoder(folder)` with torch and safetensors
+    # alone, for the card.
+    loader = ""
 
     # Of losses that train different parameters in one step, as a discriminator and what it judges: by the name of its
     # term, how the names of the parameters begin that each trains in an optimizer of its own. No trainer does so yet:
@@ -256,11 +265,11 @@ class SSLPreTrainedModel(PreTrainedModel):
         """
         model, method = self.without_adapters(), type(self).__name__
         encoders = model.encoders
-        if self.export_kind != "stock":
+        if self.export_kind not in ("stock", "plain"):
             what = EXPORT_KINDS.get(self.export_kind, f"one of {', '.join(EXPORT_KINDS)} was expected")
             raise UserError(
                 f"{method} is to be exported as {self.export_kind!r} ({what}), which cannot be written yet: only "
-                "'stock' can. Save the whole method with `save_pretrained`."
+                "'stock' and 'plain' can. Save the whole method with `save_pretrained`."
             )
         if name is None and len(encoders) > 1 or name is not None and name not in encoders:
             raise UserError(
@@ -274,6 +283,11 @@ class SSLPreTrainedModel(PreTrainedModel):
                 raise UserError("Adapters (`lora_rank`) cannot be merged into weights that are handed in apart.")
             prefix = next(path for path, module in self.named_modules() if module is encoder) + "."
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if self.export_kind == "plain":
+            write_plain_encoder(encoder, folder, state_dict)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            return
         encoder.save_pretrained(folder, state_dict=state_dict)
         # Dropout and the like may differ in pre-training; who fine-tunes gets the configuration as it was given.
         config = copy.deepcopy(getattr(self.config, f"{name}_config"))
@@ -282,6 +296,27 @@ class SSLPreTrainedModel(PreTrainedModel):
         config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+
+
+def write_plain_encoder(
+    encoder: PreTrainedModel, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write weights and settings of an encoder that transformers has no class for, see `EXPORT_KINDS`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = encoder.state_dict() if state_dict is None else state_dict
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / "model.safetensors")
+    settings = {**encoder.config.to_diff_dict(), "encoder_type": encoder.config.model_type}
+    for name in ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path"):
+        settings.pop(name, None)
+    (Path(folder) / PLAIN_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def load_plain_encoder(folder: str | Path) -> PreTrainedModel:
+    """The encoder in a folder that [`write_plain_encoder`] wrote, in evaluation mode."""
+    settings = json.loads((Path(folder) / PLAIN_SETTINGS).read_text(encoding="utf-8"))
+    encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("encoder_type"), **settings))
+    encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return encoder.eval()
 
 
 def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:

@@ -143,6 +143,8 @@ class SSLTrainingArguments(TrainingArguments):
     }  # fmt: skip
 
     kept_warmup_steps: ClassVar[int | None] = None
+    # the checkpoint from which the run goes on, once its folder is claimed
+    continued_from: ClassVar[Path | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_tokens: int | None = None
@@ -399,6 +401,7 @@ class SSLTrainingArguments(TrainingArguments):
         checkpoint = checkpoints.find_checkpoint(self.output_dir, self.resume)
         if checkpoint is not None:
             self.keep_global_batch(checkpoint)
+        self.continued_from = checkpoint
         return checkpoint
 
 

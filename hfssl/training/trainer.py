@@ -45,7 +45,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
-from . import checkpoints
+from . import attention, checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best, is_stopped_early
 from .callbacks import (
@@ -115,7 +115,7 @@ class SSLTrainer(Trainer):
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
-        self._terms = LossTerms(getattr(model, "loss_units", ()))
+        self._terms = LossTerms(getattr(model, "loss_units", ()), getattr(model, "figures", ()))
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
@@ -207,11 +207,8 @@ class SSLTrainer(Trainer):
         if self.stop.stopped:
             checkpoint = self.last_checkpoint()
             self.accelerator.wait_for_everyone()
-            logger.info(
-                "Stopped at step %d, saved as %s. The same command goes on from there.",
-                self.state.global_step,
-                checkpoint,
-            )
+            said = "Stopped at step %d, saved as %s. The same command goes on from there."
+            logger.info(said, self.state.global_step, checkpoint)
             sys.exit(128 + getattr(signal, self.stop.received or "SIGTERM"))
         return result
 
@@ -285,13 +282,12 @@ class SSLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and (terms := getattr(outputs, "loss_terms", None)):
-            # as Trainer scales the whole loss
-            if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
-                scale = 1 / self.current_gradient_accumulation_steps
-            else:
-                scale = self.accelerator.num_processes
-            self._terms.add(terms, scale, self.state.global_step)
+        if model.training:
+            # terms as Trainer scales the whole loss
+            share = 1 / self.current_gradient_accumulation_steps
+            is_mean = not self.model_accepts_loss_kwargs or num_items_in_batch is None
+            scale = share if is_mean else self.accelerator.num_processes
+            self._terms.add(outputs, scale, share, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod
@@ -396,6 +392,7 @@ class SSLTrainer(Trainer):
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                attention.save(self.accelerator.unwrap_model(self.model), staging / name)
                 warmup = self.args.get_warmup_steps(self.state.max_steps)
                 checkpoints.seal(staging / name, self.settings, self.args.world_size, warmup)
                 (staging / name).rename(output_dir / name)

@@ -8,7 +8,7 @@ from labelled import digits, processor
 from tiny_vision import vit
 
 from hfssl import RecipeParser
-from hfssl.cli.image.probes import ProbeArguments
+from hfssl.cli.image.probes import ImageProbeArguments
 from hfssl.data.image.views import ViewArguments
 from hfssl.evaluation.image.features import ChannelStatistics, extract, probe_features
 from hfssl.evaluation.probe_features import BEFORE, ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
@@ -82,7 +82,7 @@ def test_the_sentence_says_what_to_try_with_flags_that_there_are(kind):
     words = [word for flags in re.findall(r"`(--[^`]*)`", _WHAT_TO_TRY[kind]) for word in flags.split()]
     with_values = {"--max_steps": ["10"], "--learning_rate": ["0.1"]}
     given = [each for word in words for each in (word, *with_values.get(word, []))]
-    parser = RecipeParser(ViewArguments, ProbeArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
+    parser = RecipeParser(ViewArguments, ImageProbeArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
     parser.parse([*given, "--max_steps", "10"] if "--max_steps" not in given else given)
     assert set(parser.given) >= {word[2:] for word in words if word.startswith("--")}
 

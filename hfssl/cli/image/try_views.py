@@ -24,7 +24,7 @@ from ...training.trainer import SSLTrainer
 from ..modality import build_method
 from .data import ImageData
 from .encoders import VisionEncoderArguments, make_views
-from .probes import ProbeArguments
+from .probes import ImageProbeArguments
 
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def fit_views(
     config: dict[str, Any],
     data: ImageData,
     arguments: ViewArguments,
-    probes: ProbeArguments,
+    probes: ImageProbeArguments,
     args: SSLTrainingArguments,
     given: set[str],
 ) -> ViewArguments:
@@ -152,7 +152,7 @@ def _try_all(
     config: dict[str, Any],
     data: ImageData,
     arguments: ViewArguments,
-    probes: ProbeArguments,
+    probes: ImageProbeArguments,
     args: SSLTrainingArguments,
     given: set[str],
     train: LabelledData,
@@ -210,7 +210,7 @@ def _settings(
     method: type[SSLVisionModel],
     recipe: VisionEncoderArguments,
     data: ImageData,
-    probes: ProbeArguments,
+    probes: ImageProbeArguments,
     args: SSLTrainingArguments,
     given: set[str],
 ) -> dict[str, Any]:
