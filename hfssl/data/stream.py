@@ -40,7 +40,6 @@ STATE_VERSION = 2
 # A run has at least so many lanes, where its data are not too small: it can go on with any number of processes that
 # divides theirs.
 LANES = 8
-
 # Text in a block. Small enough that a block of each of 8 lanes is tokenised in about a second, and a resume costs
 # little; large enough that packing wastes little and a block is a fair mixture of the source. Measured in CPU time on
 # texts of 150 words in the median: 8 lanes of 128 kB make 0.43 to 0.49 million tokens/s, one of 1 MB 0.40 to 0.54, no
@@ -254,6 +253,7 @@ class ExactStream(torch.utils.data.IterableDataset):
                 raise ValueError(f"Rows of {type(self.transform).__name__} have no places: they hold several samples.")
             made.columns["places"] = made.places
         bad += [(int(files[order[i]]), int(rows[order[i]]), reason) for i, reason in made.bad]
+        num_empty += made.num_empty
         first_bad = {file: (row, reason) for file, row, reason in reversed(bad)}
         bounds = None
         if self.batch_cost is not None:
@@ -294,7 +294,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.counts["batches"] += 1
         self.counts["rows"] += size
         taken = (part for _, parts_of_lane in parts for part in parts_of_lane)
-        self.counts["units"] += int(sum(rows.num_units[begin:end].sum() for rows, begin, end in taken))
+        self.counts["units"] += np.sum([rows.num_units[begin:end].sum() for rows, begin, end in taken]).item()
         return batch
 
     def _take(self, lanes: dict[int, _Lane], number: int, turns: int, blocks: Iterator) -> list[tuple[Rows, int, int]]:

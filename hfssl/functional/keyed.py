@@ -40,6 +40,7 @@ class Use(IntEnum):
     SPAN_MASK = 16
     NEGATIVES = 17
     GUMBEL = 18
+    WINDOW = 19
     VIEW = 20
     FLIP = 21
     COLOR = 22

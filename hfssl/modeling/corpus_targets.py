@@ -66,6 +66,10 @@ class CorpusTargetsMixin:
         """
         raise NotImplementedError
 
+    def no_targets(self, num_samples: int) -> dict[str, torch.Tensor]:
+        """The columns of [`make_targets`] for so many samples that have no target, by which a step can be counted."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def take_targets(self, tensors: dict[str, torch.Tensor], number: int) -> None:
         """Become the model of the targets that were made for the `number`-th time."""

@@ -22,7 +22,7 @@ from ..data.corpus.columns import place_keys
 from ..data.held_out import content_keys
 from ..data.mixtures import parts_of
 from ..data.sources import digest_of, identity
-from ..data.sources.base import Damage
+from ..data.sources.base import Damage, Empty
 from ..data.stream import Block, ExactStream
 from ..functional import keyed
 from ..functional.keyed import Use
@@ -137,13 +137,13 @@ class CorpusTargets(TrainerCallback):
     def _corpus_pass(self, folder: Path, seed: int, digest: str) -> CorpusPass:
         leading, exclude = self.stream.source.leading, self.stream.exclude
 
-        def prepare(samples: list) -> list[Damage | _Prepared]:
+        def prepare(samples: list) -> list[Damage | Empty | _Prepared]:
             keys = keyed.key(Use.TARGET_SAMPLE, seed, content_keys(samples))
             rows = self.stream.transform(Block({leading: samples}, keys, key=0))
             reasons, prepared = dict(rows.bad), []
             for i, mine in enumerate(_windows(rows.places, len(samples))):  # without places it numbers its samples
                 if not len(mine):
-                    prepared.append(Damage(reasons.get(i, "nothing is left of it")))
+                    prepared.append(Damage(reasons[i]) if i in reasons else Empty())
                     continue
                 prepared.append(_Prepared(_rows(rows.columns, mine), len(mine), identity(samples[i]) not in exclude))
             return prepared

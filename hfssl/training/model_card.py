@@ -176,7 +176,7 @@ def _one_line(text: str) -> str:
 
 
 def _seen(run: RunRecord) -> str:
-    return f"{run.counts['units']:,} {run.unit} in {run.step:,} steps" if run.counts else ""
+    return f"{run.counts['units']:,.0f} {run.unit} in {run.step:,} steps" if run.counts else ""
 
 
 def _passes(run: RunRecord) -> str:

@@ -30,8 +30,9 @@ from transformers.utils import ModelOutput
 from ...functional.schedules import linear
 from ...functional.views import View, ViewPreset
 from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
-from ...modeling.branch import VisionBranch, build_with_drop_path, crop_by_crop, drop_path_shares
+from ...modeling.branch import VisionBranch, crop_by_crop
 from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm
+from ...modeling.drop_path import build_with_drop_path, drop_path_shares
 from ...modeling.heads import DinoHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size
@@ -143,7 +144,7 @@ class DinoPreTrainingConfig(PreTrainedConfig):
         momentum_end (`float`, *optional*, defaults to `1.0`):
             Momentum of the teacher at the last step. It rises along half a cosine.
         drop_path_rate (`float`, *optional*, defaults to `0.1`):
-            Stochastic depth of the student's encoder, in [0, 1). The teacher has none.
+            Stochastic depth of the student's encoder, in [0, 1); what is dropped is not computed. None in the teacher.
         drop_path_rate_end (`float`, *optional*):
             Rate at the end of the run, in [0, 1), to which `drop_path_rate` goes along a line. Left out: it stays.
     """
