@@ -190,6 +190,8 @@ class FinetuneRun:
         settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
+        if self.train_y.ndim == 2:
+            model.config.problem_type = "multi_label_classification"
         batch_size = settings.samples_a_process(len(rows))
         num_steps = self._num_steps(len(rows))
         self.steps_to_come.pop(self._key(kind, seed, rows), None)

@@ -65,7 +65,7 @@ from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import RunRecord
 from .result_folder import write_result
-from .settings import is_longer, settings_of_run, take_new_rates
+from .settings import is_longer, set_length, settings_of_run, take_new_rates
 
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ class SSLTrainer(Trainer):
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
+        set_length(args, self.stream)
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
