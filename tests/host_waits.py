@@ -13,12 +13,15 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
+from hfssl.data.audio.collate import AudioCollator
 from hfssl.data.text.rows import TextCollator
 
 
@@ -107,7 +110,7 @@ class WithoutWaits(TrainerCallback):
 @contextmanager
 def on_fake_gpu(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
     """The batch on a GPU that there is not. The model is moved there too, and is of no use afterwards."""
-    with FakeTensorMode():
+    with FakeTensorMode(), mock.patch.object(torch._VF, "gru", _gru, create=True):
         for module in model.modules():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is None:
@@ -121,12 +124,21 @@ def on_fake_gpu(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Itera
         yield fakes
 
 
+def _gru(inputs, state, weights, *args):
+    """Shapes and devices of a recurrent network. The library of a GPU would look for one; within it nothing waits."""
+    of_input, of_state = (F.linear(each, weight) for each, weight in zip((inputs, state), weights, strict=False))
+    size = weights[1].shape[1]
+    return of_input[..., :size] + of_state[0].unsqueeze(1)[..., :size], state
+
+
 def as_collated(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A batch of a contract as the collator of a run makes it: packed rows, and beside them where the labels are.
 
     Rows that are padded instead are the one exception: transformers looks in each forward pass whether there is any
     padding, to leave the mask out where there is none.
     """
+    if "mask_time_indices" in batch:
+        return AudioCollator()({name: value.numpy() for name, value in batch.items()})
     names = [name for name in inspect.signature(model.forward).parameters if name.endswith("_positions")]
     if "labels" not in batch or not names:
         return batch

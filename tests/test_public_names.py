@@ -9,15 +9,21 @@ import hfssl.losses
 PUBLIC = [
     "BarlowTwinsForPreTraining",
     "BarlowTwinsPreTrainingConfig",
+    "BestRqForPreTraining",
+    "BestRqPreTrainingConfig",
     "ByolForPreTraining",
     "ByolPreTrainingConfig",
     "ClmForPreTraining",
     "ClmPreTrainingConfig",
+    "CpcForPreTraining",
+    "CpcPreTrainingConfig",
     "DeepclusterForPreTraining",
     "DeepclusterPreTrainingConfig",
     "DinoForPreTraining",
     "DinoPreTrainingConfig",
     "ExactStream",
+    "HubertForPreTraining",
+    "HubertPreTrainingConfig",
     "LejepaForPreTraining",
     "LejepaPreTrainingConfig",
     "MaeForPreTraining",
@@ -42,6 +48,8 @@ PUBLIC = [
     "VicregPreTrainingConfig",
     "ViewArguments",
     "Views",
+    "Wav2vec2ForPreTraining",
+    "Wav2vec2PreTrainingConfig",
     "open_source",
 ]
 LOSSES = [
@@ -49,11 +57,15 @@ LOSSES = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "code_perplexity",
+    "cpc_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
     "deepcluster_loss",
     "dino_loss",
+    "frame_contrast",
     "full_precision",
+    "hubert_loss",
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
@@ -65,8 +77,10 @@ LOSSES = [
     "sinkhorn_targets",
     "swav_codes",
     "swav_loss",
+    "unit_logits",
     "vicreg_loss",
     "vicreg_terms",
+    "wav2vec2_loss",
 ]
 
 
@@ -80,3 +94,10 @@ def test_each_name_is_listed_and_there(module, names):
 def test_another_name_is_refused():
     with pytest.raises(AttributeError, match="has no attribute 'SSLTrainr'"):
         hfssl.SSLTrainr  # noqa: B018
+
+
+def test_all_names_of_the_evaluators_are_there():
+    import hfssl.evaluation
+
+    for name in hfssl.evaluation.__all__:
+        assert getattr(hfssl.evaluation, name).__name__ == name

@@ -14,8 +14,8 @@ depend on the seed alone, so that encoder and baseline see the same. The classif
 import hashlib
 import json
 import logging
-import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +26,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
 from ..machine import choose_precision, process_state
+from ..modeling.depth import depths
 from .cells import Cells, CellTrainer, training_arguments
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
 from .evaluator import EvaluationError, Evaluator, encoder_source
@@ -89,6 +90,7 @@ class FinetuneEvaluator(Evaluator):
             run.check(len(run.train_y))
             kinds = [ENCODER, RANDOM_INIT] if self.settings.random_init else [ENCODER]
             todo = [(kind, seed) for seed in range(self.settings.seeds) for kind in kinds]
+            run.plan([(kind, seed, None) for kind, seed in todo])
             scores: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in kinds}
             for position, (kind, seed) in enumerate(todo, start=1):
                 scores[kind][seed] = run.scores(kind, seed, position=f"[{position}/{len(todo)}]")
@@ -134,6 +136,20 @@ class FinetuneRun:
         self.finetuning = modality.finetuning(source, processor, self.train, self.test, self.settings)
         self.name = name or source
         self.cells = Cells(output_dir, self.name)
+        self.steps_to_come: dict[str, int] = {}  # of trainings that are not done, by their key
+
+    def plan(self, trainings: Sequence[tuple[str, int, np.ndarray | None]]) -> None:
+        """Say which trainings are to come, each by kind, seed and rows: how long all take is said in the first."""
+        for kind, seed, rows in trainings:
+            rows = np.arange(len(self.train_y)) if rows is None else rows
+            key = self._key(kind, seed, rows)
+            if key not in self.cells.done:
+                self.steps_to_come[key] = self._num_steps(len(rows))
+
+    def _num_steps(self, num_rows: int) -> int:
+        """Steps of a training on so many rows."""
+        at_once = self.settings.samples_a_process(num_rows) * self.state.num_processes
+        return max(self.settings.min_steps, int(np.ceil(self.settings.epochs * num_rows / at_once)))
 
     def check(self, num_labels: int) -> None:
         """Refuse a number of labels that the encoder cannot be trained on, before the trainings on other numbers."""
@@ -175,7 +191,8 @@ class FinetuneRun:
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
         batch_size = settings.samples_a_process(len(rows))
-        num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * len(rows) / (batch_size * num_processes))))
+        num_steps = self._num_steps(len(rows))
+        self.steps_to_come.pop(self._key(kind, seed, rows), None)
         train = self.finetuning.training_rows(self.train_y, rows, num_steps * batch_size * num_processes, seed)
         decay = settings.layer_decay if kind == ENCODER else 1.0
         learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
@@ -201,7 +218,10 @@ class FinetuneRun:
                 data_collator=self.finetuning.collator(model),
                 optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
                 title=title,
+                then=sum(self.steps_to_come.values()),
             )
+            # it is said once
+            self.steps_to_come.clear()
             trainer.train()
             logits, labels = trainer.logits_and_labels(self.finetuning.test_rows(self.test_y))
         folder = self._model_dir(kind, seed)
@@ -227,17 +247,12 @@ def layer_groups(
         weight_decay (`float`):
             Of matrices; norms, biases and single tokens get none.
     """
-    prefix = f"{model.base_model_prefix}."
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    numbers = {name: _block_number(name.removeprefix(prefix)) for name, _ in parameters if name.startswith(prefix)}
-    num_blocks = max((number for number in numbers.values() if number is not None), default=-1) + 1
+    of_name, num_blocks = depths(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    seen_block = False
-    for name, parameter in parameters:
-        number = numbers.get(name)
-        seen_block = seen_block or number is not None
-        # before the first block come the embeddings, after the last one a norm, then the head
-        depth = number + 1 if number is not None else (num_blocks + 1 if seen_block or name not in numbers else 0)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = of_name[name]
         decays = parameter.squeeze().ndim > 1
         group = groups.setdefault(
             (depth, decays),
@@ -249,11 +264,6 @@ def layer_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def _block_number(name: str) -> int | None:
-    match = re.search(r"(?:^|\.)(?:layers?|blocks?|stages?)\.(\d+)\.", name)
-    return int(match.group(1)) if match else None
 
 
 class _InOrderTrainer(CellTrainer):

@@ -31,6 +31,7 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 | few directions | rank of projections below 1/10 of the most | the same |
 | few directions | rank below half of the most, and a third of the entropy of random directions | the same |
 | views apart | recognition no higher than by chance; or target margin below 1/500 | the same |
+| constant | `std` of embeddings below 1/3 of the most, and a held-out loss not 1 % below chance | that compare none |
 
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
@@ -40,7 +41,8 @@ directions can hold a handful of groups apart, not samples. Recognition by chanc
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass
-through less than a twentieth of their first `std` and recover, hence 1/100.
+through less than a twentieth of their first `std` and recover, hence 1/100; chance is the loss of the best of all
+answers that are the same for every input, so that nearly one embedding and such a loss are one answer to everything.
 
 A verdict is a function of figures that are in the log: `tests/calibration` replays it over runs that learned and runs
 that were made to collapse.
@@ -79,6 +81,10 @@ FAIR_SHARE, FAIR_STEPS, IN_A_ROW = 1 / 3, 100, 2
 
 # Of the loss of chance.
 TARGETS_TOLD_APART = 1 / 500
+
+
+# Of the loss of chance too: by what a loss is below it that is below it.
+BETTER_THAN_CHANCE = 1 / 100
 
 
 # Of the held-out loss before training.
@@ -174,7 +180,9 @@ def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[
     if left("health_std") < INPUTS_TOLD_APART:
         return COLLAPSED, CONSTANT
     if "health_projection_std" not in figures:
-        return LEARNING, None
+        least_loss = (1 - BETTER_THAN_CHANCE) * figures.get("eval_chance_loss", math.inf)
+        at_chance = figures.get("eval_loss", 0.0) >= least_loss
+        return (COLLAPSED, CONSTANT) if at_chance and left("health_std") < NARROW else (LEARNING, None)
     std, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
     most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
     most = min(most, figures["health_random_rank"])

@@ -17,6 +17,7 @@ from .redundancy import (
     vicreg_loss,
     vicreg_terms,
 )
+from .speech import code_perplexity, cpc_loss, frame_contrast, hubert_loss, unit_logits, wav2vec2_loss
 from .tokens import cross_entropy_sum
 
 
@@ -25,11 +26,15 @@ __all__ = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "code_perplexity",
+    "cpc_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
     "deepcluster_loss",
     "dino_loss",
+    "frame_contrast",
     "full_precision",
+    "hubert_loss",
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",
@@ -41,6 +46,8 @@ __all__ = [
     "sinkhorn_targets",
     "swav_codes",
     "swav_loss",
+    "unit_logits",
     "vicreg_loss",
     "vicreg_terms",
+    "wav2vec2_loss",
 ]

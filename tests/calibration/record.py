@@ -99,7 +99,7 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         | {
             name: float(f"{value:.5g}")
             for name, value in entry.items()
-            if isinstance(value, float) and name.startswith(("health_", "eval_loss", "eval_knn"))
+            if isinstance(value, float) and name.startswith(("health_", "eval_loss", "eval_chance_loss", "eval_knn"))
         }
         for entry in kept
     ]

@@ -275,6 +275,21 @@ def test_masked_methods_are_judged_by_whether_inputs_are_told_apart_only():
     assert judged({0: same, 500: figures(None, 1.0 + 1e-2 * torch.randn(64, 32))})[-1] == ("learning", None)
 
 
+def test_one_answer_to_everything_is_seen_by_a_loss_at_chance_where_no_samples_are_compared():
+    start, narrow = figures(None, torch.randn(64, 32)), 1.0 + 0.2 * torch.randn(64, 32)
+
+    def end(embeddings, **losses):
+        return judged({0: start, 250: figures(None, embeddings, **losses), 500: figures(None, embeddings, **losses)})[
+            -1
+        ]
+
+    assert end(narrow, eval_loss=0.996, eval_chance_loss=1.0) == ("collapsed since step 250", CONSTANT)
+    assert end(narrow, eval_loss=0.9, eval_chance_loss=1.0) == ("learning", None)
+    assert end(narrow, eval_loss=0.996) == ("learning", None)  # a loss that has no level of chance
+    # embeddings that tell inputs apart: nothing is learned of the targets yet, and nothing is lost either
+    assert end(torch.randn(64, 32), eval_loss=1.0, eval_chance_loss=1.0) == ("learning", None)
+
+
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 DIGITS = ViewArguments(image_size=16, flip_probability=0.0, crop_scale=(0.5, 1.0))
