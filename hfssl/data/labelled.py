@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
 
 
+# Of transcripts, likewise.
+TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
+
+
 class LazySamples(Sequence):
     """Some rows of a source of large samples, each read when it is asked for.
 
@@ -144,6 +148,7 @@ def open_labelled(
     sample_by: str = "document",
     group_column: str | None = None,
     labels_file: str | os.PathLike | None = None,
+    transcripts: bool = False,
 ) -> LabelledData:
     """Open a split of labelled samples. Those without a label (null, blank, or -1 among classes from 0 on) are left
     out.
@@ -170,6 +175,8 @@ def open_labelled(
             Column that says what belongs together.
         labels_file (`str`, *optional*):
             Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
+        transcripts (`bool`, *optional*, defaults to `False`):
+            Whether the labels are what is said: each text is a class of its own.
 
     Raises:
         DataError: if there is no label: names the columns that there are.
@@ -188,7 +195,8 @@ def open_labelled(
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
     features = opened.features if table is None else table.features
-    label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+    find = _transcript_column if transcripts else _label_column
+    label_column = find(features, label_column, name, opened.inputs[modality].column)
     wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
     for each in wanted.values():
         check_column(features, each, name)
@@ -271,7 +279,7 @@ def has_labels(source: Source) -> bool:
     return True
 
 
-def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, LabelledData]:
+def hold_out(data: LabelledData, share: float = 0.2, of_each_class: bool = True) -> tuple[LabelledData, LabelledData]:
     """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
 
     A sample is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
@@ -284,11 +292,14 @@ def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, Labe
             As [`open_labelled`] gives it.
         share (`float`, *optional*, defaults to 0.2):
             Of the samples of each class, in (0, 1).
+        of_each_class (`bool`, *optional*, defaults to `True`):
+            Otherwise of all samples together.
 
     Raises:
         DataError: if no class has two different samples, or there is one group only.
     """
-    test = _groups_to_hold_out(data, share) if data.groups is not None else _rows_to_hold_out(data, share)
+    drawn = data if of_each_class else replace(data, labels=np.zeros_like(data.labels), class_names=["all"])
+    test = _groups_to_hold_out(drawn, share) if data.groups is not None else _rows_to_hold_out(drawn, share)
     kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
     return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
 
@@ -402,6 +413,17 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
         f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
         "files of a folder have labels where each class has a folder of its own."
     )
+
+
+def _transcript_column(features: dict, asked: str | None, name: str, of_samples: str | None = None) -> str:
+    by_lower_name = {column.lower(): column for column in features if column != of_samples}
+    usual = next((by_lower_name[each] for each in TRANSCRIPT_NAMES if each in by_lower_name), None)
+    if asked is None and usual is None:
+        raise DataError(
+            f"{name} has no column of transcripts. Its columns are: {list_columns(features)}. Choose one with "
+            "`--label_column`."
+        )
+    return _label_column(features, asked or usual, name, of_samples)
 
 
 def _is_label(feature) -> bool:

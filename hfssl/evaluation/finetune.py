@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -160,7 +161,7 @@ class FinetuneRun:
 
     def _model_dir(self, kind: str, seed: int) -> Path | None:
         """Where the classifier of a training is to stay, if it is."""
-        return self.model_dir if (kind, seed) == (ENCODER, KEPT_SEED) else None
+        return kept_folder(self.model_dir, kind, seed)
 
     def _key(self, kind: str, seed: int, rows: np.ndarray) -> str:
         parts = [
@@ -171,43 +172,92 @@ class FinetuneRun:
         return f"finetune/{kind}/{len(rows)}-labels/seed-{seed}/{digest}"
 
     def _train(self, kind: str, seed: int, rows: np.ndarray, title: str) -> dict[str, float]:
-        settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
-        batch_size = settings.samples_a_process(len(rows))
-        num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * len(rows) / (batch_size * num_processes))))
-        train = self.finetuning.training_rows(self.train_y, rows, num_steps * batch_size * num_processes, seed)
-        decay = settings.layer_decay if kind == ENCODER else 1.0
-        learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
-        groups = layer_groups(model, learning_rate, decay, settings.weight_decay)
-        with tempfile.TemporaryDirectory() as scratch:
-            args = training_arguments(
-                scratch,
-                self.precision,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=256,
-                max_steps=num_steps,
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=0.1,
-                max_grad_norm=1.0,
-                seed=seed,
-                remove_unused_columns=False,
-            )
-            trainer = _InOrderTrainer(
-                model,
-                args,
-                train_dataset=train,
-                data_collator=self.finetuning.collator(model),
-                optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
-                title=title,
-            )
-            trainer.train()
-            logits, labels = trainer.logits_and_labels(self.finetuning.test_rows(self.test_y))
+        trainer = train_whole(
+            model, len(rows), lambda length: self.finetuning.training_rows(self.train_y, rows, length, seed),
+            self.finetuning.collator(model), self.settings, self.precision, kind, seed, title,
+            eval_batch_size=self.finetuning.eval_batch_size,
+        )  # fmt: skip
+        logits, labels = trainer.logits_and_labels(self.finetuning.test_rows(self.test_y))
         folder = self._model_dir(kind, seed)
         if folder is not None and self.state.is_main_process:
             save_classifier(folder, model, self.finetuning.processor, self._key(kind, seed, rows))
         return classification_scores(logits.argmax(-1), labels, logits)
+
+
+def kept_folder(model_dir: Path | None, kind: str, seed: int) -> Path | None:
+    """Where the model of a training is to stay, if it is."""
+    return model_dir if (kind, seed) == (ENCODER, KEPT_SEED) else None
+
+
+def train_whole(
+    model: PreTrainedModel,
+    num_labelled: int,
+    rows: Callable[[int], Dataset],
+    collator: Callable,
+    settings: FinetuneSettings,
+    precision: str,
+    kind: str,
+    seed: int,
+    title: str,
+    eval_batch_size: int = 256,
+) -> CellTrainer:
+    r"""
+    Train a whole model as the protocol says, and return what trained it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            An encoder with a head.
+        num_labelled (`int`):
+            Labelled samples that there are.
+        rows (`Callable[[int], Dataset]`):
+            So many of them, epoch after epoch.
+        collator (`Callable`):
+            Makes batches.
+        settings ([`FinetuneSettings`]):
+            With nothing left out.
+        precision (`str`):
+            `"fp32"`, or `"bf16"` for autocast to it.
+        kind (`str`):
+            `"encoder"` or `"random_init"`: they learn at different rates.
+        seed (`int`):
+            Of what is drawn on the way.
+        title (`str`):
+            Of the bar on a terminal.
+        eval_batch_size (`int`, *optional*, defaults to `256`):
+            Samples a forward pass where nothing is trained.
+    """
+    num_processes = process_state().num_processes
+    batch_size = settings.samples_a_process(num_labelled)
+    num_steps = max(settings.min_steps, int(np.ceil(settings.epochs * num_labelled / (batch_size * num_processes))))
+    decay = settings.layer_decay if kind == ENCODER else 1.0
+    learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
+    groups = layer_groups(model, learning_rate, decay, settings.weight_decay)
+    with tempfile.TemporaryDirectory() as scratch:
+        args = training_arguments(
+            scratch,
+            precision,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=eval_batch_size,
+            max_steps=num_steps,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            max_grad_norm=1.0,
+            seed=seed,
+            remove_unused_columns=False,
+        )
+        trainer = _InOrderTrainer(
+            model,
+            args,
+            train_dataset=rows(num_steps * batch_size * num_processes),
+            data_collator=collator,
+            optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
+            title=title,
+        )
+        trainer.train()
+    return trainer
 
 
 def layer_groups(
