@@ -7,7 +7,7 @@
 
 Whether the data are texts, images or recordings, the encoder says. Pooling is the one that it was trained with, where
 its folder says so. Several processes share the work; after a kill the same command goes on. Features are in the order
-of the data, beside the file and row of each. What goes over the data is hfssl/data/corpus/, what makes features of them
+of the data, beside the file and row of each. What goes over the data is hfssl/data/corpus/, what makes features is
 hfssl/evaluation/embed.py.
 """
 
