@@ -101,6 +101,14 @@ class LabelEfficiencyEvaluator(Evaluator):
             run = FinetuneRun(self, source, processor, name, output_dir)
             for draws in self.draws.values():
                 run.check(len(draws[0]))
+            run.plan(
+                [
+                    (kind, seed, rows)
+                    for draws in self.draws.values()
+                    for kind in (ENCODER, RANDOM_INIT)
+                    for seed, rows in draws.items()
+                ]
+            )
             for fraction, draws in self.draws.items():
                 probed = [self._probe(features, fraction, draws, command) if is_main else None]
                 results += broadcast_object_list(probed)[0]

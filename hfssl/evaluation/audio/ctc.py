@@ -36,7 +36,7 @@ from .. import metrics
 from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
 from ..evaluator import EvaluationError, Evaluator, encoder_source
-from ..finetune import MODEL, kept_folder, train_whole
+from ..finetune import MODEL, kept_folder, steps_of, train_whole
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
@@ -124,7 +124,7 @@ class CtcEvaluator(Evaluator):
             todo = [(kind, seed) for seed in range(self.settings.seeds) for kind in kinds]
             scores: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in kinds}
             for position, (kind, seed) in enumerate(todo, start=1):
-                scores[kind][seed] = run.scores(kind, seed, f"[{position}/{len(todo)}]")
+                scores[kind][seed] = run.scores(kind, seed, position, len(todo))
         of_seeds = {
             metric: {kind: {seed: each[metric] for seed, each in seeds.items()} for kind, seeds in scores.items()}
             for metric in ("cer", "wer")
@@ -175,7 +175,7 @@ class _CtcRun:
     def hyperparameters(self) -> dict[str, Any]:
         return self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
 
-    def scores(self, kind: str, seed: int, position: str) -> dict[str, float]:
+    def scores(self, kind: str, seed: int, position: int, number: int) -> dict[str, float]:
         parts = [
             CtcEvaluator.version, self.hyperparameters(), self.finetuning.digests[kind], self.train.fingerprint,
             self.test.fingerprint,
@@ -185,12 +185,14 @@ class _CtcRun:
         title = f"{kind.replace('_', ' ')}, {len(self.ids):,} transcripts, seed {seed}"
         folder = kept_folder(self.model_dir, kind, seed)
         self.cells.forget_unless_saved(key, folder)
-        cell = self.cells.run(key, lambda: self._train(kind, seed, title, folder, key))
+        cell = self.cells.run(key, lambda: self._train(kind, seed, title, folder, key, number - position))
         figures = ", ".join(f"{metric} {value:.3f}" for metric, value in cell["metrics"].items())
-        logger.info("%s %s: %s · %.0f s", position, title, figures, cell["seconds"])
+        logger.info("[%d/%d] %s: %s · %.0f s", position, number, title, figures, cell["seconds"])
         return cell["metrics"]
 
-    def _train(self, kind: str, seed: int, title: str, folder: Path | None, key: str) -> dict[str, float]:
+    def _train(
+        self, kind: str, seed: int, title: str, folder: Path | None, key: str, to_come: int
+    ) -> dict[str, float]:
         encoder, tokenizer = self.finetuning.encoder, self.processor.tokenizer
         config = encoder.fresh_config()
         config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
@@ -204,6 +206,8 @@ class _CtcRun:
                 self.finetuning.clips("train"), self.ids, np.arange(len(self.ids)), length, seed, self.finetuning.most
             ),
             Collator(self.finetuning, model), self.settings, self.precision, kind, seed, title,
+            # it is said once, in the first
+            then=to_come * steps_of(self.settings, len(self.ids)) if seed == 0 and kind == ENCODER else 0,
         )  # fmt: skip
         predictions = self._write_down(trainer.model)
         if folder is not None and process_state().is_main_process:

@@ -127,8 +127,6 @@ class CpcEncoder(PreTrainedModel):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = norm(convolution(hidden).transpose(1, 2)).relu().transpose(1, 2)
         frames = hidden.transpose(1, 2)
-        # who replaces parameters without asking the module, as loading does, leaves it with the old ones
-        self.context._flat_weights = [getattr(self.context, name) for name in self.context._flat_weights_names]
         contexts, _ = self.context(frames)
         return CpcEncoderOutput(contexts, frames, (frames, contexts) if output_hidden_states else None)
 
