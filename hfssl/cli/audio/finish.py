@@ -85,6 +85,8 @@ def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict
 
 def _usage(model: Any, name: str, pooling: str) -> str:
     """Python that makes a feature of a recording, pooled as the probes of the run take it."""
+    if model.loader:
+        return model.loader
     config = model.encoder.config
     feature = "outputs.last_hidden_state.mean(1)"
     if is_grid(config):

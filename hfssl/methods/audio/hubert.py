@@ -80,6 +80,9 @@ METHOD = Method(
     modality="audio",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
     narrow_heads={"projection_dim": 64},
+    # the layer in the middle: the 6th of 12
+    fresh_encoder=lambda encoder: {"unit_layer": encoder.num_hidden_layers // 2},
+    embedded_config={"speech": {"kmeans_restarts": 3}},
     collapse_hints=_collapse_hints,
     chance=_chance,
 )

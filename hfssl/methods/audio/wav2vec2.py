@@ -381,7 +381,7 @@ class Wav2vec2ForPreTraining(ProgressMixin, SSLAudioModel):
         total = config.num_codebooks * config.num_codes
         terms = {
             "contrastive": contrastive,
-            "diversity": (total - perplexity) / total * (num_masked / items.get("diversity", num_masked)),
+            "diversity": (total - perplexity) / total * num_masked / items.get("diversity", num_masked),
         }
         if config.penalty_weight:
             sound = None if attention_mask is None else frames_of_sound(config.encoder_config, attention_mask, length)
