@@ -195,8 +195,9 @@ def open_labelled(
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
     features = opened.features if table is None else table.features
-    find = _transcript_column if transcripts else _label_column
-    label_column = find(features, label_column, name, opened.inputs[modality].column)
+    if transcripts:
+        label_column = label_column or _transcript_column(features, name)
+    label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
     wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
     for each in wanted.values():
         check_column(features, each, name)
@@ -415,15 +416,13 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
     )
 
 
-def _transcript_column(features: dict, asked: str | None, name: str, of_samples: str | None = None) -> str:
-    by_lower_name = {column.lower(): column for column in features if column != of_samples}
-    usual = next((by_lower_name[each] for each in TRANSCRIPT_NAMES if each in by_lower_name), None)
-    if asked is None and usual is None:
-        raise DataError(
-            f"{name} has no column of transcripts. Its columns are: {list_columns(features)}. Choose one with "
-            "`--label_column`."
-        )
-    return _label_column(features, asked or usual, name, of_samples)
+def _transcript_column(features: dict, name: str) -> str:
+    by_lower_name = {column.lower(): column for column in features}
+    usual = [by_lower_name[each] for each in TRANSCRIPT_NAMES if each in by_lower_name]
+    if not usual:
+        known = list_columns(features)
+        raise DataError(f"{name} has no transcripts. Its columns are: {known}. Choose one with `--label_column`.")
+    return usual[0]
 
 
 def _is_label(feature) -> bool:
