@@ -195,8 +195,7 @@ def open_labelled(
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
     features = opened.features if table is None else table.features
-    if transcripts:
-        label_column = label_column or _transcript_column(features, name)
+    label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
     wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
     for each in wanted.values():
@@ -417,8 +416,7 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
 
 
 def _transcript_column(features: dict, name: str) -> str:
-    by_lower_name = {column.lower(): column for column in features}
-    usual = [by_lower_name[each] for each in TRANSCRIPT_NAMES if each in by_lower_name]
+    usual = [column for each in TRANSCRIPT_NAMES for column in features if column.lower() == each]
     if not usual:
         known = list_columns(features)
         raise DataError(f"{name} has no transcripts. Its columns are: {known}. Choose one with `--label_column`.")
