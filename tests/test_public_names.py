@@ -17,6 +17,8 @@ PUBLIC = [
     "DeepclusterPreTrainingConfig",
     "DinoForPreTraining",
     "DinoPreTrainingConfig",
+    "Dinov2ForPreTraining",
+    "Dinov2PreTrainingConfig",
     "ExactStream",
     "LejepaForPreTraining",
     "LejepaPreTrainingConfig",
