@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import Contract, split
-from tiny_vision import ENCODERS, build, crops, masked_crops, two_layers, two_views, vit
+from tiny_vision import BLOCKS, ENCODERS, SIZE, build, crops, masked_crops, two_layers, two_views, vit
 from transformers import AutoModel, DINOv3ViTConfig
 
 from hfssl import Dinov2ForPreTraining, Dinov2PreTrainingConfig
@@ -27,7 +27,8 @@ def without_sharpening(change):
 
 def dinov3():
     """Without what its stock model leaves to chance in training: the scale of the positions."""
-    return DINOv3ViTConfig(**{**ENCODERS["dinov3_vit"]().to_dict(), "num_hidden_layers": 2, "pos_embed_rescale": None})
+    blocks = BLOCKS | {"num_hidden_layers": 2}
+    return DINOv3ViTConfig(**blocks, **SIZE, num_register_tokens=2, pos_embed_rescale=None)
 
 
 CONTRACT = Contract(
