@@ -16,33 +16,18 @@ from transformers import initialization as init
 from ..errors import UserError
 
 
-class ProgressMixin:
-    """A model that changes with the run, in front of [`SSLPreTrainedModel`] among the bases of a method.
+class StepsMixin:
+    """A model that has to know of each optimizer step, in front of [`SSLPreTrainedModel`] among the bases of a method.
 
-    In `__init__`, call [`track_progress`] before `self.post_init()`; in `forward`, call [`require_advanced`] first.
+    In `forward`, call [`require_advanced`] first.
     """
 
-    def track_progress(self) -> None:
-        # how far the run is; float32, and read back from there, so that a resumed run has the same numbers
-        self.register_buffer("schedule_position", torch.zeros(()))
-        self._progress: float | None = None
-        self._has_moved = False
+    _has_moved = False
 
     @property
     def trained(self) -> nn.Module:
         """What an optimizer must not move without [`after_optimizer_step`]."""
         return self
-
-    @property
-    def progress(self) -> float:
-        """How far the run is, in [0, 1], as of the last optimizer step."""
-        if self._progress is None:
-            self._progress = self.schedule_position.item()
-        return self._progress
-
-    def schedules(self, progress: float) -> dict[str, float]:
-        """What changes during a run, by name, at a share `progress` of it."""
-        return {}
 
     def waiting_parameters(self) -> list[nn.Parameter]:
         """Parameters among those of [`trained`] that do not learn yet.
@@ -55,7 +40,7 @@ class ProgressMixin:
 
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
-        """Follow the run. [`~hfssl.training.callbacks.MethodCallback`] calls it.
+        """Take note of a step. [`~hfssl.training.callbacks.MethodCallback`] calls it.
 
         Args:
             progress (`float`):
@@ -63,8 +48,6 @@ class ProgressMixin:
         """
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"`progress` is the share of the run that is done, between 0 and 1, got {progress}.")
-        self.schedule_position.fill_(progress)
-        self._progress = float(np.float32(progress))
         self._has_moved = False
 
     @torch.compiler.disable
@@ -87,6 +70,36 @@ class ProgressMixin:
     def _not_told(self) -> str:
         return f"An optimizer has moved this {type(self).__name__}, and it was not told how far the run is."
 
+
+class ProgressMixin(StepsMixin):
+    """A model that changes with the run, in front of [`SSLPreTrainedModel`] among the bases of a method.
+
+    In `__init__`, call [`track_progress`] before `self.post_init()`; in `forward`, call [`require_advanced`] first.
+    """
+
+    def track_progress(self) -> None:
+        # how far the run is; float32, and read back from there, so that a resumed run has the same numbers
+        self.register_buffer("schedule_position", torch.zeros(()))
+        self._progress: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """How far the run is, in [0, 1], as of the last optimizer step."""
+        if self._progress is None:
+            self._progress = self.schedule_position.item()
+        return self._progress
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """What changes during a run, by name, at a share `progress` of it."""
+        return {}
+
+    @torch.no_grad()
+    def after_optimizer_step(self, progress: float) -> None:
+        """Follow the run. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
+        super().after_optimizer_step(progress)
+        self.schedule_position.fill_(progress)
+        self._progress = float(np.float32(progress))
+
     @torch.no_grad()
     def initialize_weights(self):
         super().initialize_weights()
@@ -107,7 +120,7 @@ def not_trained(weight: torch.Tensor) -> torch.Tensor:
 
 
 # Models that are being trained. Versions of tensors do not show the steps of fused optimizers: only optimizers know.
-_TRAINED: weakref.WeakSet[ProgressMixin] = weakref.WeakSet()
+_TRAINED: weakref.WeakSet[StepsMixin] = weakref.WeakSet()
 
 
 @cache
@@ -130,6 +143,6 @@ def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> N
         model._has_moved = True
 
 
-def _trained_by(optimizer: torch.optim.Optimizer) -> list[ProgressMixin]:
+def _trained_by(optimizer: torch.optim.Optimizer) -> list[StepsMixin]:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return [model for model in _TRAINED if any(id(parameter) in held for parameter in model.trained.parameters())]

@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from transformers import initialization as init
 
+from .progress import StepsMixin
 
-class QueueMixin:
+
+class QueueMixin(StepsMixin):
     """Embeddings of earlier images, in front of [`SSLPreTrainedModel`] among the bases of a method.
 
     In `__init__`, call [`build_queue`] before `self.post_init()`; in `forward`, [`enqueue`] what it is to hold from
@@ -32,8 +34,15 @@ class QueueMixin:
 
     @torch.compiler.disable  # what waits has another length in each accumulation step: all would be compiled again
     def enqueue(self, embeddings: torch.Tensor) -> None:
-        """Have embeddings `(n, dim)`, of all processes, enter after the optimizer step, while the model trains."""
-        if self.has_queue and self.training and torch.is_grad_enabled():
+        """Have embeddings `(n, dim)`, of all processes, enter after the optimizer step, while the model trains.
+
+        Raises:
+            UserError: if there was a step since, of which the model was not told: nothing would ever enter.
+        """
+        if not self.has_queue:
+            return
+        self.require_advanced()
+        if self.training and torch.is_grad_enabled():
             self._enqueued.append(embeddings.detach())
 
     @torch.no_grad()
@@ -45,9 +54,7 @@ class QueueMixin:
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
         """Take in what is new. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
-        after = getattr(super(), "after_optimizer_step", None)
-        if after is not None:
-            after(progress)
+        super().after_optimizer_step(progress)
         if self._enqueued:
             # after the step, so that no image meets itself; the newest where there are more than places
             new = F.normalize(torch.cat(self._enqueued).to(self.queue.dtype), dim=-1)[-len(self.queue) :]

@@ -85,7 +85,8 @@ class Comparison:
         local_crops (`int`, *optional*, defaults to `6`):
             Small crops of an image, for methods that have them.
         local_size (`int`, *optional*):
-            Their height and width in pixels. Left out, 3/7 of the others', rounded up to a multiple of 8.
+            Their height and width in pixels. Left out, 3/7 of the others', rounded up to a multiple of 8, and
+            24 at least for encoders without patches.
 
     > Training
 

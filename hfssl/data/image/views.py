@@ -83,7 +83,8 @@ class ViewArguments:
         local_crops (`int`, *optional*):
             Local views an image, for methods that have them.
         local_size (`int`, *optional*):
-            Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches.
+            Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches,
+            and at least 24 pixels for encoders that have none.
         local_crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a local view shows.
         normalization (`str`, *optional*, defaults to `"imagenet"`):
@@ -310,7 +311,9 @@ def _resolve(
     local = None
     if preset.local is not None:
         unit = patch_size or 8
-        size = arguments.local_size or -(-3 * image_size // (7 * unit)) * unit
+        # of 16 pixels encoders without patches, which shrink images by 32, leave a single one before their last block
+        least = 0 if patch_size else min(image_size, 3 * unit)
+        size = arguments.local_size or max(-(-3 * image_size // (7 * unit)) * unit, least)
         scale = arguments.local_crop_scale or kinds[-1].scale
         local = dataclasses.replace(kinds[-1], size=size, scale=scale)
     sizes = [("image_size", image_size)] + ([("local_size", local.size)] if num_local else [])

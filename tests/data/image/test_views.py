@@ -74,6 +74,14 @@ def test_what_the_model_gets(method, shapes):
     assert made.rows(block(range(5))).num_units.tolist() == [1] * 5
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "image_size", "expected"), [(None, 32, 24), (None, 224, 96), (4, 32, 16), (None, 16, 16)]
+)
+def test_small_crops_are_of_a_size_that_the_encoder_can_take(patch_size, image_size, expected):
+    """A ResNet shrinks 16 pixels to one before its last block, which it then refuses."""
+    assert views("dino", patch_size=patch_size, image_size=image_size).local_size == expected
+
+
 def test_presets_are_those_of_the_papers():
     simclr, moco, byol, dino, mae = (Views(preset_of(m), is_grey=False) for m in NAMES)
     assert [v.size for v in simclr.views] == [224, 224] and simclr.views[0] == simclr.views[1]

@@ -221,6 +221,18 @@ def test_a_few_steps_find_the_other_view():
     assert sum(found[-5:]) / 5 > 2 * sum(found[:2]) / 2
 
 
+def test_neighbours_are_not_looked_for_in_a_queue_that_never_fills():
+    model = simclr(nearest_neighbour_queue=20, predictor_hidden_dim=16).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # accumulation: nothing has moved yet
+        model(**two_views(4)).loss.backward()
+    optimizer.step()
+    with pytest.raises(UserError, match="moved this SimclrForPreTraining.*MethodCallback"):
+        model(**two_views(4))
+    model.after_optimizer_step(0.5)
+    model(**two_views(4))
+
+
 def test_neighbours_among_earlier_images_stand_for_the_views():
     model = simclr(nearest_neighbour_queue=40, predictor_hidden_dim=32, contrastive_temperature=0.3).eval()
     views = two_views()["pixel_values"]
