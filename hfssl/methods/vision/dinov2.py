@@ -39,7 +39,7 @@ from ...modeling.branch import crop_by_crop
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import DinoHead
 from ...modeling.masked_branch import MaskedBranch, has_mask_token, takes_masked_patches
-from ...modeling.method import LearningRates, LossContext, Method
+from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.self_distillation import SelfDistillationMixin, check_self_distillation
 from ...modeling.teacher import check_momentum
@@ -93,7 +93,16 @@ METHOD = Method(
     },
     collapse_hints=_collapse_hints,
     chance=_chance,
-)
+    benchmark=BenchmarkSettings(
+        views={"local_crops": 6},  # as DINO's
+        short_config={
+            "momentum_start": 0.99, "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+            "drop_path_rate": 0.0,
+        },
+        short_training={"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
+        against=(),
+    ),
+)  # fmt: skip
 
 
 @strict
