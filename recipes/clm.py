@@ -19,17 +19,19 @@ def main():
     from hfssl.cli.text.data import TextData, TextDataArguments
     from hfssl.cli.text.encoders import CausalEncoderArguments
     from hfssl.cli.text.finish import finish_text
+    from hfssl.cli.text.probes import TextProbeArguments
     from hfssl.evaluation.next_tokens import NextTokenEvaluator
 
     adam = {"weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-8}  # of GPT-3 and nanoGPT
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}
     parser = RecipeParser(
-        CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, SSLTrainingArguments,
+        CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, TextProbeArguments, SSLTrainingArguments,
         description=__doc__, defaults=defaults, unused=("lowercase", "strip_accents"),
     )  # fmt: skip
-    recipe, data_args, config, args = parser.parse()
+    recipe, data_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint, causal=True)
+    probes = probe_args.load(data)
     data.set_max_steps(args)
     model = build_method(ClmForPreTraining, recipe, config, data, args, parser.given)
     evaluator = NextTokenEvaluator(
@@ -41,7 +43,7 @@ def main():
         processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_text(trainer, evaluator, data, recipe.base_model)
+    finish_text(trainer, evaluator, data, recipe.base_model, probes)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
+    from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
@@ -31,12 +32,13 @@ def main():
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     defaults = {"output_dir": "outputs/lejepa", "max_steps": 500, "per_device_train_batch_size": 256, **adam}
     parser = RecipeParser(
-        VisionEncoderArguments, ImageDataArguments, ViewArguments, LejepaPreTrainingConfig, ProbeArguments,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, LejepaPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = ImageData(data_args, checkpoint)
+    view_args = fit_views(LejepaForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(LejepaForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(LejepaForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)

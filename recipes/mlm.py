@@ -22,22 +22,24 @@ def main():
     from hfssl.cli.text.data import TextData, TextDataArguments
     from hfssl.cli.text.encoders import TextEncoderArguments
     from hfssl.cli.text.finish import finish_text
+    from hfssl.cli.text.probes import TextProbeArguments
     from hfssl.data.text.sentence_pairs import require_unpacked
     from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
     from hfssl.evaluation.next_sentence import NextSentenceEvaluator
 
     defaults = {"output_dir": "outputs/mlm", "max_steps": 1200}
     parser = RecipeParser(
-        TextEncoderArguments, TextDataArguments, MlmPreTrainingConfig, SSLTrainingArguments,
+        TextEncoderArguments, TextDataArguments, MlmPreTrainingConfig, TextProbeArguments, SSLTrainingArguments,
         description=__doc__, defaults=defaults,
     )  # fmt: skip
-    recipe, data_args, config, args = parser.parse()
+    recipe, data_args, config, probe_args, args = parser.parse()
     if config["next_sentence_objective"]:
         require_unpacked(data_args, parser.given)
         if "encoder" not in parser.given:
             recipe.encoder = "bert-mini"  # the objective is BERT's
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint)
+    probes = probe_args.load(data)
     data.set_max_steps(args)
     model = build_method(MlmForPreTraining, recipe, config, data, args, parser.given)
     pairs = model.config.next_sentence_objective
@@ -52,7 +54,7 @@ def main():
         settings=data.settings, held_out=data.held_out, processing_class=data.tokenizer,
     )  # fmt: skip
     trainer.train()
-    finish_text(trainer, evaluators[0], data, recipe.base_model)
+    finish_text(trainer, evaluators[0], data, recipe.base_model, probes)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main():
     from hfssl import RecipeParser, SimclrForPreTraining, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
-    from hfssl.cli.image.probes import load_splits
+    from hfssl.cli.labelled import load_splits
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.evaluation.probes import probe_table

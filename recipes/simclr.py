@@ -22,7 +22,8 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
+    from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
@@ -31,13 +32,14 @@ def main():
     short = {"max_steps": 500, "contrastive_temperature": 0.2}  # with the paper's 0.1 short runs learn more slowly
     defaults = {"output_dir": "outputs/simclr", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
-        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ProbeArguments,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimclrPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
         unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = ImageData(data_args, checkpoint)
+    view_args = fit_views(SimclrForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(SimclrForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(SimclrForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)

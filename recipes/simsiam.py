@@ -25,7 +25,8 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
+    from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
@@ -33,13 +34,14 @@ def main():
     paper = {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 1e-4, "lr_scheduler_type": "cosine"}
     defaults = {"output_dir": "outputs/simsiam", "max_steps": 500, "per_device_train_batch_size": 256, **paper}
     parser = RecipeParser(
-        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimsiamPreTrainingConfig, ProbeArguments,
+        VisionEncoderArguments, ImageDataArguments, ViewArguments, SimsiamPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
         unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = ImageData(data_args, checkpoint)
+    view_args = fit_views(SimsiamForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(SimsiamForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(SimsiamForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
+from hfssl.data.audio.collate import AudioCollator
 from hfssl.data.text.rows import TextCollator
 
 
@@ -127,6 +128,8 @@ def as_collated(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[
     Rows that are padded instead are the one exception: transformers looks in each forward pass whether there is any
     padding, to leave the mask out where there is none.
     """
+    if "mask_time_indices" in batch:
+        return AudioCollator()({name: value.numpy() for name, value in batch.items()})
     names = [name for name in inspect.signature(model.forward).parameters if name.endswith("_positions")]
     if "labels" not in batch or not names:
         return batch

@@ -85,7 +85,7 @@ class RecipeServer:
             [sys.executable, __file__, *(["stock"] if stock else [])],
             cwd=ROOT,
             # one thread: two of them on cores that others use as well wait for each other most of the time
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"PYTHONPATH": first_of_path(ROOT), "OMP_NUM_THREADS": "1"} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -138,6 +138,11 @@ def recipe_server() -> RecipeServer:
 def stock_server() -> RecipeServer:
     """A server without hfssl, for what has to work with plain transformers."""
     return RecipeServer(stock=True)
+
+
+def first_of_path(folder: Path) -> str:
+    """A PYTHONPATH with this folder before those that there are."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:

@@ -12,8 +12,9 @@ from hfssl import SSLTrainer, SSLTrainingArguments, methods
 from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
 from hfssl.cli.image.finish import finish_images
-from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+from hfssl.cli.image.probes import image_evaluators
 from hfssl.cli.modality import build_method
+from hfssl.cli.probes import ProbeArguments
 from hfssl.data.image.views import ViewArguments
 from hfssl.modeling.image_processing import build_image_processor
 

@@ -107,8 +107,8 @@ def test_a_modality_is_added_by_its_folders(numbers, rows, tmp_path, monkeypatch
     methods.register(RowsForPreTraining)
     monkeypatch.setattr(methods, "METHODS", {n: m for n, m in methods.METHODS.items() if n != "rows"})
     command_line = cli_modality("numbers")
-    assert modality("numbers").unit == "numbers" and evaluation_modality("numbers").main_input == "input_values"
-    assert modality_of_input("input_values").name == "numbers"
+    assert modality("numbers").unit == "numbers" and evaluation_modality("numbers").main_inputs == ("past_values",)
+    assert modality_of_input("past_values").name == "numbers"
     args = SSLTrainingArguments(
         str(tmp_path / "out"), max_steps=30, per_device_train_batch_size=32, precision="fp32", report_to="none",
         use_cpu=True, eval_strategy="no", logging_steps=1, disable_tqdm=True,

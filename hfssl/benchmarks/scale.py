@@ -33,7 +33,10 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from ..methods import METHODS
 from ..modeling.base import SSLPreTrainedModel
+from ..modeling.corpus_targets import CorpusTargetsMixin
+from ..modeling.progress import ProgressMixin
 from .gpu import PHOTO, ROWS, Row, photo
+from .measured_step import timed_steps
 
 
 # What a core makes of text, in tokens a second, and bytes of a token: measured, see `hfssl.data.stream`.
@@ -65,7 +68,8 @@ class ScaleBenchmark:
         cores_per_gpu (`int`, *optional*, defaults to `16`):
             CPU cores beside each GPU.
         measure (`bool`, *optional*, defaults to `False`):
-            Also compare the prediction with a step that is measured, of a small model on one thread of this CPU.
+            Also compare the prediction with steps that are measured: of a small model on this CPU, in one process and
+            in two, each with one thread.
         tiny (`bool`, *optional*, defaults to `False`):
             Tiny models and images, to see whether everything runs.
         json (`bool`, *optional*, defaults to `False`):
@@ -168,13 +172,19 @@ def step_of(row: Row, world_size: int, columns: dict[str, torch.Tensor]) -> Step
                     module._parameters[name] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
             for name, tensor in module._buffers.items():
                 if tensor is not None:
-                    module._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    # of a single number, such as how far the run is, the value is known: that of the start
+                    module._buffers[name] = (
+                        torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.ndim
+                        else torch.tensor(0, dtype=tensor.dtype)
+                    )  # fmt: skip
         batch = {
             name: torch.empty(
                 len(values) * row.batch_size // _rows(columns), *values.shape[1:], dtype=values.dtype
             )
             for name, values in columns.items()
         }  # fmt: skip
+        if isinstance(model, CorpusTargetsMixin):
+            batch |= model.no_targets(row.batch_size)
         with FlopCounterMode(display=False) as counter:
             model(**batch).loss.backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -194,8 +204,8 @@ def blank_model(row: Row) -> SSLPreTrainedModel:
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and part is not model:  # what the counter knows
             part.set_attn_implementation("eager")
-    if hasattr(model, "build_teacher"):
-        model._progress = 0.5  # else it would be read from where no numbers are
+    if isinstance(model, ProgressMixin):
+        model._progress = 0.5  # when all learns
     return model
 
 
@@ -285,46 +295,36 @@ def run_scale_benchmark(arguments: ScaleBenchmark) -> tuple[str, dict[str, Any]]
         except Exception as error:  # a method that asks for numbers cannot be run without any
             report["rows"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
     if arguments.measure:
-        report["measured"] = measure_step()
+        report["measured"] = [compare_step(processes) for processes in (1, 2)]
     return _text(arguments, report), report
 
 
-def measure_step(steps: int = 3) -> dict[str, float]:
-    """A step of a small model on one thread of this CPU beside its prediction.
+def compare_step(processes: int, steps: int = 5) -> dict[str, float]:
+    """A step of a small model in so many processes of one thread beside its prediction.
 
-    The prediction is FLOPs over the rate of a matrix product, without a utilisation: it is the least that a step can
-    take. What has no matrix product (norms, activations, the optimizer) comes on top.
+    The prediction is FLOPs over the rate of a matrix product and bytes over that of a sum over the processes, both
+    measured between the steps: it is the least that a step can take.
     """
     row = replace(ROWS["simclr"].tiny(), batch_size=32)
     columns, _, _ = small_batch(row)
-    flops = step_of(row, 1, columns).flops
-    model_class = METHODS[row.method]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = model_class(model_class.config_class(encoder_config=_encoder_config(row))).train()
-        images = torch.randn(row.batch_size, *columns["pixel_values"].shape[1:])
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        seconds, rates, square = [], [], torch.randn(1024, 1024)
-        for _ in range(steps + 1):
-            begin = time.process_time()  # of this process alone: other work on the machine does not count
-            torch.mm(square, square)
-            rates.append(2 * len(square) ** 3 / (time.process_time() - begin))
-            begin = time.process_time()
-            model(pixel_values=images).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append(time.process_time() - begin)
-    finally:
-        torch.set_num_threads(threads)
-    measured, predicted = statistics.median(seconds[1:]), flops / statistics.median(rates[1:])
-    return {"measured_s": measured, "predicted_s": predicted, "factor": measured / predicted}
+    step = step_of(row, processes, columns)
+    config = METHODS[row.method].config_class(encoder_config=_encoder_config(row))
+    shape = row.batch_size, *columns["pixel_values"].shape[1:]
+    found = timed_steps(row.method, config.to_dict(), shape, processes, steps, int(step.gradient_bytes))
+    messages = step.messages
+    sent = step.gradient_bytes + messages.reduced + messages.gathered
+    messages_s = sent / found["bytes_per_s"] + messages.number * found["latency_s"] if processes > 1 else 0.0
+    predicted = step.flops / found["flops_per_s"] + messages_s
+    return {
+        "processes": processes, "measured_s": found["step_s"], "predicted_s": predicted, "messages_s": messages_s,
+        "factor": found["step_s"] / predicted, "products_share": found["products_share"],
+    }  # fmt: skip
 
 
 def _text(arguments: ScaleBenchmark, report: dict[str, Any]) -> str:
     lines = [
         "| row | GPUs | TFLOPs a step | ms compute | ms gradients | ms of the method | ms a step | rows/s | "
-        "MB/s from disk | cores a GPU | bottleneck |",
+        "MB/s from disk | cores a GPU needs | bottleneck |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, predictions in report["rows"].items():
@@ -348,11 +348,12 @@ def _text(arguments: ScaleBenchmark, report: dict[str, Any]) -> str:
         f"- FLOPs are those of the matrix products. Text is made by a core at {TOKENS_A_CORE:,} tokens/s; images were "
         "made just now by one core of this machine (decode, crop, resize), colours are made by the GPU.",
     ]
-    if "measured" in report:
-        m = report["measured"]
+    for m in report.get("measured", ()):
+        messages = f", {m['messages_s']:.2f} s of it for messages" if m["processes"] > 1 else ""
         lines.append(
-            f"- SimCLR around a small ViT on one thread here: {m['measured_s']:.2f} s of its core a step, "
-            f"{m['predicted_s']:.2f} s predicted from FLOPs and a matrix product's rate alone: a factor of "
-            f"{m['factor']:.1f}. Beyond 1 it is what is no matrix product: norms, activations, softmax, the optimizer."
+            f"- SimCLR around a small ViT on {m['processes']} x 1 thread here: {m['measured_s']:.2f} s a step, "
+            f"{m['predicted_s']:.2f} s predicted from FLOPs, bytes and the rates measured beside them{messages}: a "
+            f"factor of {m['factor']:.1f}. Matrix products took {m['products_share']:.0%} of the step; the rest "
+            "(norms, activations, softmax, copies, the optimizer) is not predicted."
         )
     return "\n".join(lines)

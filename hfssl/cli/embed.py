@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..data.mixtures import open_mixture
 from ..data.sources import Source
 from ..errors import UserError
+from .labelled import check_columns
 
 
 @dataclass
@@ -14,9 +15,9 @@ class WholeDataArguments:
 
     Args:
         dataset (`str`, *optional*):
-            Hub id, folder, file or glob: texts (txt, jsonl, csv, parquet, arrow, `save_to_disk`) or images (files,
-            webdataset tars, parquet, arrow), as the encoder takes them. Several with commas between them are read one
-            after another. Left out: the texts or images that come with hfssl.
+            Hub id, folder, file or glob: texts (txt, jsonl, csv, parquet, arrow, `save_to_disk`), images or recordings
+            (files, webdataset tars, parquet, arrow), as the encoder takes them. Several with commas between them are
+            read one after another. Left out: the texts, images or recordings that come with hfssl.
         dataset_config (`str`, *optional*):
             Configuration of a Hub data set.
         split (`str`, *optional*, defaults to `"train"`):
@@ -25,6 +26,8 @@ class WholeDataArguments:
             Column with the text. Left out, it is found by its type.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
+        audio_column (`str`, *optional*):
+            Column with the recordings. Left out, it is found by its type.
         sample_by (`str`, *optional*, defaults to `"line"`):
             What a sample of a .txt file is: line, paragraph (blank lines between) or document (the whole file).
         streaming (`bool`, *optional*, defaults to `True`):
@@ -38,6 +41,7 @@ class WholeDataArguments:
     split: str = "train"
     text_column: str | None = None
     image_column: str | None = None
+    audio_column: str | None = None
     sample_by: str = "line"
     streaming: bool = True
     max_bad_fraction: float = 0.01
@@ -48,13 +52,8 @@ class WholeDataArguments:
 
     def open(self, modality: str) -> Source:
         """The data as samples of a modality."""
-        columns = {"text": self.text_column, "image": self.image_column}
-        for other, column in columns.items():
-            if other != modality and column is not None:
-                raise UserError(
-                    f"`--{other}_column {column}` does not fit this encoder, which takes {modality}s. Leave it out, "
-                    f"or pass an encoder of {other}s."
-                )
+        columns = {"text": self.text_column, "image": self.image_column, "audio": self.audio_column}
+        check_columns(columns, modality)
         return open_mixture(
             self.dataset, modality=modality, column=columns.get(modality), config=self.dataset_config,
             split=self.split, sample_by=self.sample_by, streaming=self.streaming,

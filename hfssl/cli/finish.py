@@ -12,6 +12,7 @@ from ..data.seen import write_seen
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.facts import write_facts
 from ..evaluation.results import Result
+from ..evaluation.usefulness import WHEN_WORSE
 from ..training.trainer import SSLTrainer
 
 
@@ -124,3 +125,14 @@ def before_and_after(results: list[Result], num_texts: int, items: str = "masked
     for i, result in enumerate(results):
         lines.append(f"  {result.metric}".ljust(width) + "".join(f"{values[i]:14.4f}" for values in columns.values()))
     return "\n".join(lines)
+
+
+def change_of_loss(results: Sequence[Result]) -> list[str]:
+    """A sentence where a checkpoint predicts held-out data worse than before it was trained further."""
+    found = [each for each in results if each.metric == "loss" and "before" in each.baselines]
+    return [
+        f"The checkpoint that was continued got worse on held-out data: loss {each.baselines['before']:.4f} before, "
+        f"{each.value:.4f} now. {WHEN_WORSE}"
+        for each in found
+        if each.value > each.baselines["before"]
+    ]

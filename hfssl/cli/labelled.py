@@ -27,10 +27,10 @@ class LabelledDataArguments:
 
     Args:
         dataset (`str`, *optional*):
-            Labelled images or texts, as the encoder takes them: a Hub id, a folder with a folder for each class,
-            parquet, arrow, and of texts csv and jsonl files; letters or digits (images), which come with hfssl. Left
-            out, they are those of the encoder's run as far as its folder remembers them, and letters for an encoder
-            of images from elsewhere.
+            Labelled images, recordings or texts, as the encoder takes them: a Hub id, a folder with a folder for each
+            class, parquet, arrow, and of texts csv and jsonl files; letters or digits (images), or speech
+            (recordings), which come with hfssl. Left out, they are those of the encoder's run as far as its folder
+            remembers them, and letters or speech for an encoder from elsewhere.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -40,6 +40,8 @@ class LabelledDataArguments:
             class.
         image_column (`str`, *optional*):
             Column of the images; found by its type when left out.
+        audio_column (`str`, *optional*):
+            Column of the recordings; found by its type when left out.
         text_column (`str`, *optional*):
             Column of the texts; found by its type when left out.
         label_column (`str`, *optional*):
@@ -66,6 +68,7 @@ class LabelledDataArguments:
     split: str = "train"
     test_split: str = "auto"
     image_column: str | None = None
+    audio_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     labels: str | None = None
@@ -113,19 +116,29 @@ class LabelledDataArguments:
         Raises:
             UserError: also where a column of another modality is named.
         """
-        columns = {"image": self.image_column, "text": self.text_column}
-        for other, column in columns.items():
-            if other != modality and column is not None:
-                raise UserError(
-                    f"`--{other}_column {column}` does not fit this encoder, which takes {modality}s. Leave it out, "
-                    f"or pass an encoder of {other}s."
-                )
+        columns = {"image": self.image_column, "audio": self.audio_column, "text": self.text_column}
+        check_columns(columns, modality)
         return load_splits(
             self.dataset, self.split, self.test_split, config=self.dataset_config, column=columns.get(modality),
             label_column=self.label_column, max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
             sample_by=self.sample_by, split_by=self.split_by, labels=self.labels,
         )  # fmt: skip
+
+
+def check_columns(columns: dict[str, str | None], modality: str) -> None:
+    """Refuse a column, named by its modality, that is of another one than the encoder takes.
+
+    Raises:
+        UserError: where there is one.
+    """
+    for other, column in columns.items():
+        if other != modality and column is not None:
+            raise UserError(
+                f"`--{other}_column {column}` does not fit this encoder, which takes "
+                f"{find_modality(modality).samples}. Leave it out, or pass an encoder of "
+                f"{find_modality(other).samples}."
+            )
 
 
 def load_splits(

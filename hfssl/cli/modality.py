@@ -53,6 +53,10 @@ class EncoderArguments(Protocol):
     encoder: str
     attention: str
 
+    @property
+    def base_model(self) -> str | None:
+        """The checkpoint to continue, `None` where the encoder is trained from scratch."""
+
 
 def build_method(
     method: type[SSLPreTrainedModel],
@@ -84,4 +88,18 @@ def build_method(
     Raises:
         UserError: where method, encoder and data do not fit each other.
     """
-    return cli_modality(method.method.modality).build(method, recipe, dict(config), fit, args, given)
+    model = cli_modality(method.method.modality).build(method, recipe, dict(config), fit, args, given)
+    kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
+    flag = next((f"`--{name} {value}`" for name, value in kept.items() if value), None)
+    if flag is not None and recipe.base_model is None:
+        raise UserError(
+            f"{flag} keeps what a checkpoint has learned, and this encoder is trained from scratch. Leave it out, or "
+            "pass a Hub id or a folder as `--encoder`."
+        )
+    if flag is not None and getattr(fit, "new_tokens", ()):
+        raise UserError(
+            f"{flag} leaves the embeddings as they are, and the new words of `--extend_vocab` are to be learned "
+            "there. Leave one of them out."
+        )
+    model.keep_of_checkpoint(**kept)
+    return model

@@ -1,14 +1,20 @@
 """What a stream goes through: the order of pieces, blocks of samples, the rows made of them, and batches of rows."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..functional import keyed
 from ..functional.keyed import Use
 from .sources import DataError, Source
 from .workers import as_arrays, shared
+
+
+# From the columns of any number of rows: batches of whole samples, each with the numbers of its rows.
+WholeCollate = Callable[[dict[str, Any]], Iterable[tuple[np.ndarray, dict[str, torch.Tensor]]]]
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Rows:
             Equally long columns; row `i` of the block is entry `i` of each.
         num_units (`np.ndarray` of shape `(num_rows,)`):
             What each row counts as in the length of a run and in the speed that is shown: of text, positions that are
-            not padding; 1 for an image.
+            not padding; 1 for an image; the seconds of a sound.
         bad (`list[tuple[int, str]]`):
             `(index of the sample in the block, reason)` of samples that the transform had to leave out.
         places (`np.ndarray` of dtype `int64` and shape `(num_rows, 4)`, *optional*):
@@ -56,6 +62,11 @@ class Rows:
         costs (`np.ndarray` of shape `(num_rows,)`, *optional*):
             What each row costs in a batch of at most `batch_cost`: a number that grows with the length to which the
             others are padded. Left out, `num_units`.
+        num_empty (`int`, *optional*, defaults to 0):
+            Samples that are whole and that nothing is left of, such as silence: they are counted apart from damage.
+        least_share (`float`, *optional*, defaults to 0):
+            A batch ends before a row that costs less than this share of its most costly one: less than `batch_cost`
+            is in it then, but little padding.
     """
 
     columns: dict[str, Any]
@@ -63,6 +74,8 @@ class Rows:
     bad: list[tuple[int, str]] = field(default_factory=list)
     places: np.ndarray | None = None
     costs: np.ndarray | None = None
+    num_empty: int = 0
+    least_share: float = 0.0
 
     def __len__(self) -> int:
         return len(self.num_units)
@@ -106,7 +119,8 @@ def batches_of_cost(rows: Rows, batch_cost: int, key: int) -> tuple[Rows, np.nda
         most_costly = costs[order[edges[-1]]]
         if most_costly > batch_cost:
             raise DataError(f"A row costs {most_costly}, more than the {batch_cost} of a whole batch.")
-        edges.append(min(edges[-1] + int(batch_cost // max(most_costly, 1)), len(rows)))
+        of_like_cost = int((costs[order[edges[-1] :]] >= rows.least_share * most_costly).sum())
+        edges.append(edges[-1] + min(int(batch_cost // max(most_costly, 1)), of_like_cost))
     batches = [order[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
     batches = [batches[i] for i in keyed.permutation(len(batches), Use.ORDER_OF_BATCHES, key)]
     order = np.concatenate([np.zeros(0, np.int64), *batches])

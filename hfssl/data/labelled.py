@@ -1,4 +1,4 @@
-"""Labelled data, for measuring what an encoder has learned: all labels in memory, images read when asked for."""
+"""Labelled data, for measuring what an encoder has learned: labels in memory, large samples read when asked for."""
 
 import hashlib
 import logging
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
 
 
-class LazyImages(Sequence):
-    """Some rows of a source with an input `image`, each read when it is asked for.
+class LazySamples(Sequence):
+    """Some rows of a source of large samples, each read when it is asked for.
 
     A damaged one (null, a missing file) is empty: like one that cannot be decoded, it is for the decoder to refuse.
-    `value_range` says what becomes black and white of those with more than 8 bits; it may be set.
+    `value_range` says what becomes black and white of images with more than 8 bits; it may be set.
     """
 
     def __init__(self, source: Source, rows: np.ndarray, value_range: RangeOfSet | None = None):
@@ -54,20 +54,20 @@ class LazyImages(Sequence):
         piece, row = self._place(index)
         if self._last[0] != piece:
             read = self.source.read(piece)
-            self._last = (piece, dict(zip(read.rows.tolist(), read.columns["image"], strict=True)))
+            self._last = (piece, dict(zip(read.rows.tolist(), read.columns[self.source.leading], strict=True)))
         return self._last[1].get(row, b"")
 
-    def take(self, rows: np.ndarray) -> "LazyImages":
+    def take(self, rows: np.ndarray) -> "LazySamples":
         """Those at some places."""
-        return LazyImages(self.source, self.rows[rows], self.value_range)
+        return LazySamples(self.source, self.rows[rows], self.value_range)
 
     def where(self, index: int) -> str:
-        """Name an image for messages, such as `"cats/3.png"`."""
+        """Name a sample for messages, such as `"cats/3.png"`."""
         piece, row = self._place(index)
         return self.source.where(int(self.source.pieces[piece, 0]), row)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The piece that an image is in, and its row in the file."""
+        """The piece that a sample is in, and its row in the file."""
         row = int(self.rows[index])
         piece = int(np.searchsorted(self._ends, row, side="right"))
         return piece, int(self.source.pieces[piece, 2] - self._ends[piece]) + row
@@ -90,7 +90,7 @@ class LabelledData:
 
     Attributes:
         samples (`Sequence`):
-            Encoded images, read when asked for: what is damaged raises when it is decoded. Or texts.
+            Encoded images or recordings, read when asked for: what is damaged raises when it is decoded. Or texts.
         labels (`np.ndarray` of dtype `int64` and shape `(num_samples,)`):
             Class of each, in `[0, num_classes)`.
         class_names (`list[str]`):
@@ -224,7 +224,7 @@ def open_labelled(
         rows = rows[np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])]
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
     short = f"embedded {embedded.name}" if embedded else Path(str(dataset).rstrip("/")).name
-    samples = HeldSamples(columns[modality]).take(rows) if kind.samples_are_small else LazyImages(source, rows)
+    samples = HeldSamples(columns[modality]).take(rows) if kind.samples_are_small else LazySamples(source, rows)
     groups = None
     if group_column is not None:
         groups = _group_names(columns["group"], split, f"Column {group_column!r} of split {split!r} of {name}")[rows]

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
-from .blocks import Block, MadeBlock, Rows, batches_of_cost, dealt, interleaved, shuffled_units
+from .blocks import Block, MadeBlock, Rows, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, digest_of
 from .workers import as_it_is, init_worker, signals_held_back
@@ -37,11 +37,9 @@ logger = logging.getLogger(__name__)
 
 # Version of `ExactStream.state_dict`: 2 has lanes.
 STATE_VERSION = 2
-
 # A run has at least so many lanes, where its data are not too small: it can go on with any number of processes that
 # divides theirs.
 LANES = 8
-
 # Text in a block. Small enough that a block of each of 8 lanes is tokenised in about a second, and a resume costs
 # little; large enough that packing wastes little and a block is a fair mixture of the source. Measured in CPU time on
 # texts of 150 words in the median: 8 lanes of 128 kB make 0.43 to 0.49 million tokens/s, one of 1 MB 0.40 to 0.54, no
@@ -50,10 +48,8 @@ BLOCK_BYTES = 1 << 17
 
 # Damaged files that are named in the log; of more of them the number says enough.
 MOST_FILES_NAMED = 20
-
 # A stream with fewer rows than this behind it is not judged by its share of damaged samples yet.
 MIN_ROWS_TO_JUDGE = 1000
-
 # So many blocks of a lane in a row may be empty by chance: a lane of a tiny source has a row or two.
 MOST_EMPTY_BLOCKS = 100
 
@@ -109,6 +105,9 @@ class ExactStream(torch.utils.data.IterableDataset):
         with_places (`bool`, *optional*, defaults to `False`):
             Whether batches have `places`, int64 of shape `(batch_size, 4)`, see [`Rows`]: for what is kept of each
             sample over passes, such as a memory bank.
+        collate_whole (`WholeCollate`, *optional*):
+            Instead of `collate` where one goes through the data once: turns any number of rows into batches of whole
+            samples, each with the numbers of its rows. For a `collate` that cuts, and samples of different lengths.
 
     Attributes:
         counts (`dict[str, int]`):
@@ -135,12 +134,13 @@ class ExactStream(torch.utils.data.IterableDataset):
         block_cost: float | None = None,
         piece_cost: float | None = None,
         with_places: bool = False,
+        collate_whole: WholeCollate | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if lanes is not None and (lanes < 1 or lanes % world_size):
             raise DataError(f"`--lanes` must be a multiple of the number of processes, {world_size}, got {lanes}.")
-        self.source, self.transform, self.collate = source, transform, collate
+        self.source, self.transform, self.collate, self.collate_whole = source, transform, collate, collate_whole
         self.batch_size, self.batch_cost, self.seed = batch_size, batch_cost, seed
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.exclude, self.max_bad_fraction, self.with_places = exclude, max_bad_fraction, with_places
@@ -253,6 +253,7 @@ class ExactStream(torch.utils.data.IterableDataset):
                 raise ValueError(f"Rows of {type(self.transform).__name__} have no places: they hold several samples.")
             made.columns["places"] = made.places
         bad += [(int(files[order[i]]), int(rows[order[i]]), reason) for i, reason in made.bad]
+        num_empty += made.num_empty
         first_bad = {file: (row, reason) for file, row, reason in reversed(bad)}
         bounds = None
         if self.batch_cost is not None:
@@ -293,7 +294,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.counts["batches"] += 1
         self.counts["rows"] += size
         taken = (part for _, parts_of_lane in parts for part in parts_of_lane)
-        self.counts["units"] += int(sum(rows.num_units[begin:end].sum() for rows, begin, end in taken))
+        self.counts["units"] += np.sum([rows.num_units[begin:end].sum() for rows, begin, end in taken]).item()
         return batch
 
     def _take(self, lanes: dict[int, _Lane], number: int, turns: int, blocks: Iterator) -> list[tuple[Rows, int, int]]:
@@ -450,8 +451,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             "batch_cost": self.batch_cost,
         }
 
-    def __getstate__(self) -> dict[str, Any]:
-        # what a spawned worker needs; caches are made anew
+    def __getstate__(self) -> dict[str, Any]:  # what a spawned worker needs; caches are made anew
         return {**self.__dict__, "_orders": {}}
 
 
@@ -474,7 +474,7 @@ class _Blocks(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         stream = copy.copy(self.stream)  # without what collates, which may hold tensors on a GPU
-        stream.collate = None
+        stream.collate = stream.collate_whole = None
         return {"stream": stream}
 
 

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 # Of the trainings of an encoder, the one whose model stays. It is fixed before anything is measured: the best one on
 # test would have been chosen by looking at test.
 KEPT_SEED = 0
-_EXAMPLES = {"image-classification": "picture.png", "text-classification": "A sentence."}
+_EXAMPLES = {
+    "image-classification": "picture.png", "text-classification": "A sentence.", "audio-classification": "sound.wav",
+}  # fmt: skip
 
 _CARD = """\
 ---

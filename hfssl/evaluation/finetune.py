@@ -14,7 +14,6 @@ depend on the seed alone, so that encoder and baseline see the same. The classif
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
 from ..machine import choose_precision, process_state
+from ..modeling.depth import depths
 from .cells import Cells, CellTrainer, training_arguments
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
 from .evaluator import EvaluationError, Evaluator, encoder_source
@@ -227,17 +227,12 @@ def layer_groups(
         weight_decay (`float`):
             Of matrices; norms, biases and single tokens get none.
     """
-    prefix = f"{model.base_model_prefix}."
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    numbers = {name: _block_number(name.removeprefix(prefix)) for name, _ in parameters if name.startswith(prefix)}
-    num_blocks = max((number for number in numbers.values() if number is not None), default=-1) + 1
+    of_name, num_blocks = depths(model)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    seen_block = False
-    for name, parameter in parameters:
-        number = numbers.get(name)
-        seen_block = seen_block or number is not None
-        # before the first block come the embeddings, after the last one a norm, then the head
-        depth = number + 1 if number is not None else (num_blocks + 1 if seen_block or name not in numbers else 0)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = of_name[name]
         decays = parameter.squeeze().ndim > 1
         group = groups.setdefault(
             (depth, decays),
@@ -249,11 +244,6 @@ def layer_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def _block_number(name: str) -> int | None:
-    match = re.search(r"(?:^|\.)(?:layers?|blocks?|stages?)\.(\d+)\.", name)
-    return int(match.group(1)) if match else None
 
 
 class _InOrderTrainer(CellTrainer):

@@ -35,16 +35,17 @@ class FinetuneSettings:
         seeds (`int`, *optional*, defaults to `3`):
             Number of trainings, with seeds 0, 1, 2 …: mean and standard deviation are over these.
         epochs (`float`, *optional*):
-            Passes over the labelled samples; 20 over images and 5 over texts when left out.
+            Passes over the labelled samples; 20 over images and recordings, 5 over texts when left out.
         min_steps (`int`, *optional*, defaults to `200`):
             Steps at least, where few samples make few of them.
         train_batch_size (`int`, *optional*, defaults to `64`):
             Samples a step over all processes; fewer where there are fewer samples.
         learning_rate (`float`, *optional*):
             Peak learning rate of the head on a pre-trained encoder, whose blocks learn slower; 5e-4 for images and
-            2e-4 for texts when left out.
+            recordings, 2e-4 for texts when left out.
         scratch_learning_rate (`float`, *optional*):
-            Peak learning rate of all blocks from scratch; 1e-3 for images and 3e-4 for texts when left out.
+            Peak learning rate of all blocks from scratch; 1e-3 for images and recordings, 3e-4 for
+            texts when left out.
         layer_decay (`float`, *optional*, defaults to `0.75`):
             A pre-trained block learns by this factor slower than the one after it; 1 is no decay.
         weight_decay (`float`, *optional*, defaults to `0.05`):
@@ -55,6 +56,8 @@ class FinetuneSettings:
             Mirror half of the images, left to right.
         max_length (`int`, *optional*, defaults to `128`):
             Tokens after which a text is cut off.
+        max_seconds (`float`, *optional*, defaults to `15.0`):
+            Longest part of a recording that goes through the encoder at once.
         random_init (`bool`, *optional*, defaults to `True`):
             Train the same architecture from scratch as well.
         save_model (`bool`, *optional*, defaults to `True`):
@@ -72,11 +75,20 @@ class FinetuneSettings:
     shift: float = 0.125
     flip: bool = False
     max_length: int = 128
+    max_seconds: float = 15.0
     random_init: bool = True
     save_model: bool = True
 
     def __post_init__(self):
-        for name in ("seeds", "epochs", "min_steps", "train_batch_size", "learning_rate", "scratch_learning_rate"):
+        for name in (
+            "seeds",
+            "epochs",
+            "min_steps",
+            "train_batch_size",
+            "learning_rate",
+            "scratch_learning_rate",
+            "max_seconds",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise EvaluationError(f"`{name}` must be above 0, got {value}.")

@@ -6,7 +6,7 @@ always the most frequent class.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -129,20 +129,28 @@ class FrozenEvaluator(Evaluator):
         made = [self._results(features, command) if process_state().is_main_process else None]
         return broadcast_object_list(made)[0]
 
+    def measured(self, features: ProbeFeatures) -> dict[str, list[Measured]]:
+        """The predictions of each variant of the protocol, by what they are made from."""
+        found = {}
+        with Progress(len(features.train), self.title, " kinds of features") as progress:
+            for kind, x in features.train.items():
+                found[kind] = self.predict(x, self.labels[0], features.test[kind])
+                progress.update()
+        return found
+
+    def draw(self, results: Sequence[Result], folder: Path) -> None:
+        """Write a picture of the protocol's own into a folder, where it has one."""
+
     def get_config_dict(self) -> dict[str, Any]:
         config = super().get_config_dict()
         return {**config, "train": self.train.name, "test": self.test.name, "cache_dir": str(self.cache_dir)}
 
     def _results(self, features: ProbeFeatures, command: str | None) -> list[Result]:
-        train_y, test_y = self.labels
-        measured = []
-        with Progress(len(features.train), self.title, " kinds of features") as progress:
-            for kind, x in features.train.items():
-                measured.append(self.predict(x, train_y, features.test[kind]))
-                progress.update()
+        test_y = self.labels[1]
+        measured = self.measured(features)
         results = []
-        for variants in zip(*measured, strict=True):
-            by_kind = dict(zip(features.train, variants, strict=True))
+        for variants in zip(*measured.values(), strict=True):
+            by_kind = dict(zip(measured, variants, strict=True))
             of_encoder = by_kind[ENCODER]
             scores = {
                 kind: {

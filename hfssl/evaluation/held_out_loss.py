@@ -20,7 +20,7 @@ from .results import Result
 
 
 # Enough for two digits of a loss, and little memory at 224 pixels.
-MOST_IMAGES = 256
+MOST_SAMPLES = 256
 
 
 class HeldOutLossEvaluator(Evaluator):
@@ -42,11 +42,12 @@ class HeldOutLossEvaluator(Evaluator):
     version: ClassVar[int] = 1
     primary_metric = "loss"
     greater_is_better: ClassVar[bool] = False
+    task: ClassVar[str] = "held-out images"
 
     def __init__(
         self, images: Sequence[bytes], views: Views, *, batch_size: int = 64, rank: int = 0, world_size: int = 1
     ):
-        images = list(images)[:MOST_IMAGES]
+        images = list(images)[:MOST_SAMPLES]
         self.measured_on = frozenset(map(identity, images))
         keys = content_keys(images)
         rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
@@ -55,7 +56,7 @@ class HeldOutLossEvaluator(Evaluator):
             raise UserError(
                 f"None of {len(images)} held-out images can be decoded. The first: {reason}. Pass other data."
             )
-        self.views, self.num_images = views, len(rows)
+        self.views, self.num_samples = views, len(rows)
         num_batches = -(-len(rows) // batch_size)
         self.batch_size = -(-len(rows) // num_batches)
         cuts = np.array_split(np.arange(len(rows)), num_batches)[rank::world_size]
@@ -114,11 +115,11 @@ class HeldOutLossEvaluator(Evaluator):
             Result.from_scores(
                 {0: measured["loss"]},
                 {name: figures["loss"] for name, figures in baselines.items()},
-                protocol=self.protocol, version=self.version, model=model, task="held-out images", split="held out",
-                metric="loss", num_train=0, num_eval=self.num_images, greater_is_better=False,
+                protocol=self.protocol, version=self.version, model=model, task=self.task, split="held out",
+                metric="loss", num_train=0, num_eval=self.num_samples, greater_is_better=False,
                 hyperparameters=self.get_config_dict(),
             )
         ]  # fmt: skip
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"images": self.num_images, "batch_size": self.batch_size}
+        return {"images": self.num_samples, "batch_size": self.batch_size}

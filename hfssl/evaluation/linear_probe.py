@@ -184,19 +184,20 @@ def fit_linear_probe(
     *,
     strengths: Sequence[float] = STRENGTHS,
     device: torch.device | str = "cpu",
+    kind: type[LogisticRegression] = LogisticRegression,
 ) -> tuple[LogisticRegression, float]:
-    """The regression fitted to all of train, and the strength that was chosen on it."""
+    """The regression fitted to all of train, and the strength that was chosen on it; `kind` may be one with more."""
     held_out = held_out_rows(train_y)
     if held_out.any():
         chosen = choose_strength(
-            train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out], strengths, device
+            train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out], strengths, device, kind
         )
         strength = chosen.strength
     else:
         chosen, strength = None, DEFAULT_STRENGTH
         logger.info("One label a class leaves nothing to choose a strength on: it is %g.", strength)
     # the optimum is unique: where the search for it begins decides how long it takes only
-    model = LogisticRegression(strength, device=device).fit(train_x, train_y, start=chosen)
+    model = kind(strength, device=device).fit(train_x, train_y, start=chosen)
     return model, strength
 
 
@@ -207,12 +208,13 @@ def choose_strength(
     held_out_y: np.ndarray,
     strengths: Sequence[float] = STRENGTHS,
     device: torch.device | str = "cpu",
+    kind: type[LogisticRegression] = LogisticRegression,
 ) -> LogisticRegression:
     """The regression with the lowest cross-entropy on the held-out rows; of two equals, the more regularised."""
     best, chosen, model, num_worse = float("inf"), None, None, 0
     for strength in sorted(strengths, reverse=True):
         # from strong to weak, each begins where the one before ended
-        model = LogisticRegression(strength, device=device).fit(fit_x, fit_y, model)
+        model = kind(strength, device=device).fit(fit_x, fit_y, model)
         cross_entropy = model.cross_entropy(held_out_x, held_out_y)
         num_worse = num_worse + 1 if cross_entropy > best else 0
         if num_worse == PATIENCE:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .encoder_folder import empty_encoder, load_config
 from .evaluator import EvaluationError
@@ -18,9 +18,17 @@ from .sample_features import EmbedSettings, SampleFeatures
 
 
 class Embedder(Protocol):
-    """Some samples, prepared once, of which an encoder makes features again and again while it trains."""
+    """Some samples, prepared once, of which an encoder makes features again and again while it trains.
+
+    Attributes:
+        num_batches (`int`):
+            How many batches they are.
+        rows (`list[np.ndarray]`):
+            Which of the samples each batch is of.
+    """
 
     num_batches: int
+    rows: list[np.ndarray]
 
     def __call__(self, encoder: PreTrainedModel, index: int, pooling: str | None) -> torch.Tensor:
         """Pooled features `(batch_size, dim)` of a batch, by an encoder in evaluation mode."""
@@ -68,7 +76,7 @@ class EvaluationModality:
     Args:
         name (`str`):
             Of its folders.
-        main_input (`str`):
+        main_inputs (`tuple[str, ...]`):
             What stock encoders call it: the `main_input_name` of the model.
         make_embedder (`Callable[[Sequence, Any, Any, int], Embedder]`):
             From samples, processor, the transform of the run's stream (or `None`) and a batch size.
@@ -79,6 +87,8 @@ class EvaluationModality:
             What such features look like, into a folder.
         sample_features (`Callable[[str, EmbedSettings], SampleFeatures]`, *optional*):
             What makes features of a whole data set, from folder or Hub id of an encoder and how they are to be made.
+        check_pooling (`Callable[[PreTrainedConfig, str | None], str]`, *optional*):
+            The pooling that is meant for an encoder, the default one where it is `None`; refuses one that it has not.
         finetuning (`Callable[..., Finetuning]`, *optional*):
             See [`Finetuning`].
         finetune_defaults ([`~hfssl.evaluation.finetune_settings.FinetuneDefaults`], *optional*):
@@ -86,11 +96,12 @@ class EvaluationModality:
     """
 
     name: str
-    main_input: str
+    main_inputs: tuple[str, ...]
     make_embedder: Callable[[Sequence, Any, Any, int], Embedder]
     probe_features: Callable[..., Any] | None = None
     draw_pictures: Callable[..., Any] | None = None
     sample_features: Callable[[str, EmbedSettings], SampleFeatures] | None = None
+    check_pooling: Callable[[PreTrainedConfig, str | None], str] | None = None
     finetuning: Callable[..., Finetuning] | None = None
     finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
 
@@ -114,7 +125,7 @@ def modality_of_input(main_input: str) -> EvaluationModality | None:
     for folder in iter_modules(import_module(__package__).__path__):
         if folder.ispkg:
             modality = getattr(import_module(f"{__package__}.{folder.name}"), "MODALITY", None)
-            if modality is not None and modality.main_input == main_input:
+            if modality is not None and main_input in modality.main_inputs:
                 return modality
     return None
 
@@ -130,7 +141,7 @@ def modality_of_encoder(encoder: str) -> EvaluationModality:
     found = modality_of_input(main_input)
     if found is None:
         raise EvaluationError(
-            f'{encoder} is a "{config.model_type}" model, which takes `{main_input}`: features are made of texts and '
-            "of images, by an encoder such as a BERT or a ViT."
+            f'{encoder} is a "{config.model_type}" model, which takes `{main_input}`: features are made of texts, '
+            "images and recordings, by an encoder such as a BERT, a ViT or a HuBERT."
         )
     return found

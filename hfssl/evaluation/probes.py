@@ -18,10 +18,12 @@ from .finetune import FinetuneEvaluator, FinetuneSettings
 from .frozen import FrozenEvaluator, features_of
 from .knn import KnnEvaluator
 from .label_efficiency import LabelEfficiencyEvaluator
+from .layers import LayersEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
+from .probe_features import BEFORE, ENCODER
 from .results import Result, format_table, write_results
-from .usefulness import usefulness_line
+from .usefulness import change_line, usefulness_line
 
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ PROTOCOLS: dict[str, type[Evaluator]] = {
     "knn": KnnEvaluator,
     "linear": LinearProbeEvaluator,
     "few_shot": FewShotEvaluator,
+    "layers": LayersEvaluator,
     "label_efficiency": LabelEfficiencyEvaluator,
     "finetune": FinetuneEvaluator,
 }
@@ -67,6 +70,7 @@ def probe_table(
     pictures: bool = True,
     name: str | None = None,
     command: str | None = None,
+    before: str | Path | PreTrainedModel | None = None,
 ) -> list[Result]:
     r"""
     Measure an encoder by several protocols beside its baselines, and print a table.
@@ -75,17 +79,18 @@ def probe_table(
         encoder (`str`, `Path` or [`~transformers.PreTrainedModel`]):
             Folder or Hub id of a stock encoder, or a model.
         processor (*optional*):
-            Image processor or tokenizer; that of the folder when `None`.
+            Image processor, feature extractor or tokenizer; that of the folder when `None`.
         train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled samples to learn from and to measure on.
         protocols (`str` or `Sequence[str]`, *optional*, defaults to `("knn", "linear")`):
-            knn, linear, few_shot, label_efficiency, finetune.
+            knn, linear, few_shot, layers (of recordings), label_efficiency, finetune.
         output_dir (`str` or `Path`, *optional*):
             Folder for `results.json`, for pictures in `assets/` and for features in `features/`.
         pooling (`str`, *optional*):
-            Of images cls, mean, cls+mean or last4, of texts mean, cls or last; what fits the encoder when left out.
+            Of images cls, mean, cls+mean or last4, of texts mean, cls or last, of recordings mean or cls; what fits
+            the encoder when left out.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images, or windows of text, a forward pass.
+            Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not.
         settings ([`FinetuneSettings`], *optional*):
@@ -96,6 +101,8 @@ def probe_table(
             Name of the encoder in the records, where it is not its folder.
         command (`str`, *optional*):
             The command to write beside the figures; that of this process when left out.
+        before (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
+            What the encoder was before it was trained further: probes of its frozen features stand beside.
 
     Returns:
         `list[Result]`: the same in all processes.
@@ -115,15 +122,22 @@ def probe_table(
         made[protocol] = kind(train, test, precision=precision, **options)
     features = None
     if names != ["finetune"]:
-        features = features_of(train)(
-            encoder, processor, train, test, pooling=pooling, batch_size=batch_size, precision=precision,
-            cache_dir=output_dir / "features" if output_dir is not None else None,
-        )  # fmt: skip
+        options = {
+            "pooling": pooling, "batch_size": batch_size, "precision": precision,
+            "cache_dir": output_dir / "features" if output_dir is not None else None,
+        }  # fmt: skip
+        features = features_of(train)(encoder, processor, train, test, **options)
         features.model = name or features.model
+        if before is not None:
+            own = None if isinstance(before, (str, Path)) else processor
+            as_it_came = features_of(train)(before, own, train, test, **options)
+            features.train[BEFORE], features.test[BEFORE] = as_it_came.train[ENCODER], as_it_came.test[ENCODER]
     results: list[Result] = []
     for evaluator in made.values():
         if isinstance(evaluator, FrozenEvaluator):
             found = evaluator.results(features, command)
+            if pictures and output_dir is not None and state.is_main_process:
+                evaluator.draw(found, output_dir / "assets")
         else:
             options = {"features": features} if isinstance(evaluator, LabelEfficiencyEvaluator) else {}
             found = evaluator(encoder, processor, output_dir=output_dir, command=command, name=name, **options)
@@ -158,8 +172,8 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
-    table, said = head + "\n\n" + format_table(rows), usefulness_line(results)
-    return f"{table}\n\n{said}" if said else table
+    said = filter(None, (usefulness_line(results), change_line(results)))
+    return "\n\n".join([head, format_table(rows), *said])
 
 
 def _title(result: Result) -> str:
@@ -167,6 +181,9 @@ def _title(result: Result) -> str:
     title = PROTOCOLS[result.protocol].title
     if result.protocol == "label_efficiency":
         return f"{chosen['method']}, {100 * chosen['fraction']:g} % of labels"
+    if result.protocol == "layers":
+        layer = chosen["layer"]
+        return f"{title}, {layer}" if isinstance(layer, str) else f"{title}, layer {layer}"
     if "k" in chosen:
         return f"{title}, k = {chosen['k']}" + (" (all)" if "neighbours" in result.details else "")
     return title + (f", {chosen['shots']} a class" if "shots" in chosen else "")

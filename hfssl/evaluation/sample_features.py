@@ -17,13 +17,17 @@ class EmbedSettings:
     Args:
         pooling (`str`, *optional*):
             How one vector is made of an encoder's outputs. Images: cls, mean, cls+mean or last4; texts: mean, cls or
-            last. Left out: the one that the encoder was trained with, where its folder says so, else what fits it.
+            last; recordings: mean, or cls of an AST. Left out: the one that the encoder was trained with, where its
+            folder says so, else what fits it.
         batch_size (`int`, *optional*, defaults to `64`):
-            Images, or windows of text, a forward pass.
+            Images, recordings (fewer of long ones), or windows of text, a forward pass.
         max_length (`int`, *optional*, defaults to `512`):
             Tokens a window of text, fewer where the encoder takes fewer. Longer texts are cut into windows.
         windows (`str`, *optional*, defaults to `"mean"`):
             What a text of several windows gives: their mean, weighted by tokens, or with each a row a window.
+        layer (`int`, *optional*):
+            Of recordings, the layer that features are of: 0 is what comes into the first block, 1 what that gives.
+            Left out: the last one. `recipes/probe.py --protocol layers` says which one knows most of some labels.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         value_range (`tuple[float, float]`, *optional*):
@@ -35,6 +39,7 @@ class EmbedSettings:
     batch_size: int = 64
     max_length: int = 512
     windows: Literal["mean", "each"] = "mean"
+    layer: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     value_range: tuple[float, float] | None = None
 

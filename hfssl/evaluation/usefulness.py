@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from .probe_features import BAG_OF_WORDS, RANDOM_INIT, RAW_INPUT, STATISTICS
+from .probe_features import BAG_OF_WORDS, BEFORE, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result
 
 
@@ -15,18 +15,31 @@ _PROBES, _K = ("knn", "linear"), 20
 
 _TITLES = {
     RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics", BAG_OF_WORDS: "a bag of words",
+    MFCC_STATISTICS: "MFCC statistics",
 }  # fmt: skip
 
 _WHAT_TO_TRY = {
     RANDOM_INIT: "train for longer (`--max_steps`), and see whether its loss falls below chance: if not, raise "
     "`--learning_rate`, or make the views of images milder (`recipes/show_views.py` shows them)",
     RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
-    "train for longer (`--max_steps`) on more images, and pass larger crops (`--crop_scale 0.5 1.0`)",
-    STATISTICS: "these labels go by colour and brightness, which views change: pass milder ones (`--jitter 0 0 0 0 "
-    "--grey_probability 0`), or a method that changes no colours (`recipes/mae.py`)",
+    "train for longer (`--max_steps`) on more images. Small crops and mirrored images throw away where things are: "
+    "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries it on short "
+    "runs",
+    STATISTICS: "these labels go by colour and brightness, which jitter of hue and saturation and grey views throw "
+    "away: without them (`--jitter 0 0 0 0 --grey_probability 0`) they are kept, as by a method that changes no "
+    "colours (`recipes/mae.py`); `--views auto` tries it on short runs",
     BAG_OF_WORDS: "for labels that single words give away, counting them is enough; else fine-tune the whole encoder "
     "(`recipes/finetune.py`), train it for longer (`--max_steps`), or on texts nearer to these",
+    MFCC_STATISTICS: "for labels that the sound as a whole gives away, such as a voice, an encoder is too much; see "
+    "which layer knows most of them (`--protocol layers`), fine-tune the whole encoder (`recipes/finetune.py`), or "
+    "train it for longer (`--max_steps`)",
 }
+
+# Of a checkpoint that was continued.
+WHEN_WORSE = (
+    "What to try: keep more of it, with a lower `--learning_rate`, `--layer_decay 0.7`, `--freeze_layers 6` or "
+    "`--lora_rank 8`; train on more data, or use the checkpoint as it came."
+)
 
 
 def usefulness(results: Sequence[Result]) -> tuple[str, str]:
@@ -38,18 +51,14 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
 
     Returns:
         `tuple[str, str]`: `useful` where it is better than random weights and not worse than raw input, simple
-        statistics and a bag of words; else `no better than untrained`, `worse than raw input` and the like, and what
-        to try. Both empty where no such probe is among the results. A difference counts from two standard errors on.
+        statistics, a bag of words and MFCC statistics; else `no better than untrained`, `worse than raw input` and the
+        like, and what to try. Both empty where no such probe is among the results. A difference counts from two
+        standard errors on.
     """
-    probes = [
-        each
-        for each in results
-        if each.protocol in _PROBES and each.metric == "accuracy" and each.hyperparameters.get("k", _K) == _K
-    ]
+    probes = _probes(results)
     if not probes:
         return "", ""
-    value = fmean(each.value for each in probes)
-    certain = 2 * math.sqrt(2 * max(value * (1 - value), 1e-4) / probes[0].num_eval)
+    value, certain = _value(probes), _certain(probes)
     gains = {
         kind: value - fmean(each.baselines[kind] for each in probes)
         for kind in _TITLES
@@ -63,6 +72,43 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
     if gains[worst] < -certain:
         return f"{WORSE} {_TITLES[worst]}", _WHAT_TO_TRY[worst]
     return USEFUL, ""
+
+
+def _probes(results: Sequence[Result]) -> list[Result]:
+    """The figures that count."""
+    return [
+        each
+        for each in results
+        if each.protocol in _PROBES and each.metric == "accuracy" and each.hyperparameters.get("k", _K) == _K
+    ]
+
+
+def _value(probes: Sequence[Result]) -> float:
+    return fmean(each.value for each in probes)
+
+
+def _certain(probes: Sequence[Result]) -> float:
+    """From where on a difference counts: two standard errors."""
+    value = _value(probes)
+    return 2 * math.sqrt(2 * max(value * (1 - value), 1e-4) / probes[0].num_eval)
+
+
+def change_line(results: Sequence[Result]) -> str:
+    """Whether a checkpoint that was continued is better or worse for some labels than before; empty without one."""
+    probes = [each for each in _probes(results) if BEFORE in each.baselines]
+    if not probes:
+        return ""
+    value, before = _value(probes), fmean(each.baselines[BEFORE] for each in probes)
+    figures = f"{before:.3f} before, {value:.3f} now ({' and '.join(_titles_of(probes))})"
+    if value - before < -_certain(probes):
+        return f"The checkpoint that was continued got worse for these labels: {figures}. {WHEN_WORSE}"
+    if value - before > _certain(probes):
+        return f"The checkpoint that was continued got better for these labels: {figures}."
+    return f"The checkpoint that was continued is as good for these labels as it came: {figures}."
+
+
+def _titles_of(probes: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys({"knn": "k-NN", "linear": "linear probe"}[each.protocol] for each in probes))
 
 
 def usefulness_line(results: Sequence[Result]) -> str:

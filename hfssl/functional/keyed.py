@@ -37,6 +37,10 @@ class Use(IntEnum):
     RANDOM_TOKEN = 13
     SENTENCE_PAIRS = 14
     PAIR = 15
+    SPAN_MASK = 16
+    NEGATIVES = 17
+    GUMBEL = 18
+    WINDOW = 19
     VIEW = 20
     FLIP = 21
     COLOR = 22
@@ -63,6 +67,7 @@ class Use(IntEnum):
     LABELLED_SAMPLE = 49
     EMBEDDED_TEST_SPLIT = 50
     EMBEDDED_LETTERS = 51
+    EMBEDDED_SPEECH = 52
     # protocols
     FEW_SHOT = 60
     LABELLED_FRACTION = 61

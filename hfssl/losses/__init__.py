@@ -18,6 +18,7 @@ from .redundancy import (
     vicreg_loss,
     vicreg_terms,
 )
+from .speech import code_perplexity, cpc_loss, frame_contrast, hubert_loss, unit_logits, wav2vec2_loss
 from .tokens import cross_entropy_sum
 
 
@@ -26,12 +27,16 @@ __all__ = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "code_perplexity",
+    "cpc_loss",
     "cross_entropy_sum",
     "cross_view_entropy",
     "deepcluster_loss",
     "dino_loss",
+    "frame_contrast",
     "full_precision",
     "gram_loss",
+    "hubert_loss",
     "ibot_loss",
     "koleo_loss",
     "lejepa_terms",
@@ -45,6 +50,8 @@ __all__ = [
     "sinkhorn_targets",
     "swav_codes",
     "swav_loss",
+    "unit_logits",
     "vicreg_loss",
     "vicreg_terms",
+    "wav2vec2_loss",
 ]

@@ -1,19 +1,20 @@
 """What every hfssl model shares: how it meets `Trainer`, how its encoder is built, and how it is exported."""
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from .adapters import add_adapters, is_adapter, merge_adapters
+from .depth import depths
 from .method import Method
 
 
@@ -25,6 +26,8 @@ EXPORT_KINDS = {
     "plain": "no stock class fits: model.safetensors, a json with its settings and a loader of about 20 lines in the "
     "card; no config.json, which `AutoModel` would misread",
 }
+# The settings of a plain encoder, beside its weights.
+PLAIN_SETTINGS = "encoder.json"
 
 
 class SSLPreTrainedModel(PreTrainedModel):
@@ -49,8 +52,16 @@ class SSLPreTrainedModel(PreTrainedModel):
     # those of all (the rows of the batch, for a mean over samples). Each term is logged as `loss_<name>`.
     loss_units: dict[str, str] = {}
 
-    # One of `EXPORT_KINDS`. Only "stock" can be written so far; the others are refused.
+    # Names of what `forward` says beside the loss (`figures` of its output, numbers without gradient), such as how
+    # many codes are in use. They are logged by these names, as means over the steps between two entries of the log.
+    figures: tuple[str, ...] = ()
+
+    # One of `EXPORT_KINDS`. "stock + extras" cannot be written so far, and is refused.
     export_kind = "stock"
+
+    # Of a method that is exported as "plain": Python that defines `load_encoder(folder)` with torch and safetensors
+    # alone, for the card.
+    loader = ""
 
     # Of losses that train different parameters in one step, as a discriminator and what it judges: by the name of its
     # term, how the names of the parameters begin that each trains in an optimizer of its own. No trainer does so yet:
@@ -68,12 +79,25 @@ class SSLPreTrainedModel(PreTrainedModel):
     # them by something else, such as prototypes, also has `target_margin(batch)`, of shape `(batch_size,)`.
     method: ClassVar[Method]
 
+    # Of each of `trained_encoders`, the names of the parameters that stay as the continued checkpoint has them.
+    _kept: tuple[frozenset[str], ...] = ()
+
     encoder: PreTrainedModel
 
     @property
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The stock modules that are exported, by name: one called `encoder`, unless a method overrides this."""
         return {"encoder": self.encoder}
+
+    @property
+    def trained_encoders(self) -> list[PreTrainedModel]:
+        """The stock modules that learn by their gradient."""
+        return list(self.encoders.values())
+
+    @property
+    def followers(self) -> list[PreTrainedModel]:
+        """Stock modules that are made of the same parts, and follow those that learn."""
+        return []
 
     def __getattr__(self, name: str) -> Any:
         # asked for what there is not; `encoders` as it is here asks for `encoder` itself
@@ -90,13 +114,78 @@ class SSLPreTrainedModel(PreTrainedModel):
         for name in self.encoders:
             # transformers would save the folder of this machine it came from: it leaves out that of the whole only
             getattr(self.config, f"{name}_config")._name_or_path = ""
+        self._adapt()
         self.freeze()
+
+    def keep_of_checkpoint(self, freeze_layers: int = 0, lora_rank: int | None = None) -> None:
+        """Let parts of the encoders stay as they are: for a model that continues a checkpoint.
+
+        The configuration remembers it, so that a model that is saved and loaded goes on the same way.
+
+        Args:
+            freeze_layers (`int`, *optional*, defaults to 0):
+                So many of the first blocks, and what stands before them. Stages, where there are any, are blocks.
+            lora_rank (`int`, *optional*):
+                Train low-rank matrices beside those of the other blocks instead of these, see
+                [`~hfssl.modeling.adapters.add_adapters`]. All else of the encoder stays as it is.
+
+        Raises:
+            UserError: where there are not so many blocks, or nothing to adapt.
+        """
+        then = getattr(self.config, "freeze_layers", 0), getattr(self.config, "lora_rank", None)
+        if then == (freeze_layers, lora_rank):
+            return
+        if then != (0, None):
+            raise UserError(
+                f"This model was made with freeze_layers={then[0]} and lora_rank={then[1]}, and is to go on with "
+                f"freeze_layers={freeze_layers} and lora_rank={lora_rank}. Make it anew from the checkpoint."
+            )
+        if freeze_layers:
+            self.config.freeze_layers = freeze_layers
+        if lora_rank is not None:
+            self.config.lora_rank = lora_rank
+        self._adapt()
+        for follower, encoder in zip(self.followers, self.trained_encoders, strict=False):
+            follower.load_state_dict(encoder.state_dict())
+        self.train(self.training)
+
+    def _adapt(self) -> None:
+        first, rank = getattr(self.config, "freeze_layers", 0), getattr(self.config, "lora_rank", None)
+        if not first and rank is None:
+            return
+        for encoder in self.trained_encoders:
+            number = depths(encoder)[1]
+            if not 0 <= first <= number:
+                raise UserError(
+                    f"`--freeze_layers {first}` is more than this {encoder.config.model_type} has: {number} blocks or "
+                    f"stages. Pass {number} at most."
+                )
+        if rank is not None:
+            for encoder in self.trained_encoders + self.followers:
+                add_adapters(encoder, rank, first)
+        self._kept = tuple(
+            frozenset(
+                name
+                for name, depth in depths(encoder)[0].items()
+                if (not is_adapter(name) if rank is not None else first and depth <= first)
+            )
+            for encoder in self.trained_encoders
+        )
 
     def train(self, mode: bool = True):
         # `from_pretrained` makes new parameters, which all require gradients; it ends in `eval()`, and so here
         super().train(mode)
         self.freeze()
+        self.hold_statistics()
         return self
+
+    def hold_statistics(self) -> None:
+        """Let batch norms that stay as they are take the statistics of the checkpoint, and keep them."""
+        encoders = self.trained_encoders + self.followers if self._kept else []
+        for encoder, kept in zip(encoders, 2 * self._kept, strict=False):
+            for name, part in encoder.named_modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" in kept:
+                    part.eval()
 
     def save_pretrained(self, save_directory: str | Path, *args, save_original_format: bool = False, **kwargs):
         # the older names that transformers writes for some encoders (ViT) are unknown to `load_state_dict`, with which
@@ -108,6 +197,21 @@ class SSLPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             if name in self.frozen:
                 parameter.requires_grad_(False)
+        for encoder, kept in zip(self.trained_encoders if self._kept else (), self._kept, strict=False):
+            for name, parameter in encoder.named_parameters():
+                if name in kept:
+                    parameter.requires_grad_(False)
+
+    def without_adapters(self) -> "SSLPreTrainedModel":
+        """This model, or, where it has adapters, a copy in which they are part of the matrices beside them."""
+        if getattr(self.config, "lora_rank", None) is None:
+            return self
+        merged = copy.deepcopy(self)
+        for encoder in merged.trained_encoders + merged.followers:
+            merge_adapters(encoder)
+        del merged.config.lora_rank
+        merged._kept = ()
+        return merged
 
     def loss_items(self, batch: dict[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
         """How many items the loss of `batch` is a mean of: a count, or one for each term of the loss.
@@ -159,12 +263,13 @@ class SSLPreTrainedModel(PreTrainedModel):
         Raises:
             UserError: if there are several and none is chosen, or if the method's `export_kind` cannot be written.
         """
-        encoders, method = self.encoders, type(self).__name__
-        if self.export_kind != "stock":
+        model, method = self.without_adapters(), type(self).__name__
+        encoders = model.encoders
+        if self.export_kind not in ("stock", "plain"):
             what = EXPORT_KINDS.get(self.export_kind, f"one of {', '.join(EXPORT_KINDS)} was expected")
             raise UserError(
                 f"{method} is to be exported as {self.export_kind!r} ({what}), which cannot be written yet: only "
-                "'stock' can. Save the whole method with `save_pretrained`."
+                "'stock' and 'plain' can. Save the whole method with `save_pretrained`."
             )
         if name is None and len(encoders) > 1 or name is not None and name not in encoders:
             raise UserError(
@@ -174,8 +279,15 @@ class SSLPreTrainedModel(PreTrainedModel):
         name = name or next(iter(encoders))
         encoder = encoders[name]
         if state_dict is not None:
+            if model is not self:
+                raise UserError("Adapters (`lora_rank`) cannot be merged into weights that are handed in apart.")
             prefix = next(path for path, module in self.named_modules() if module is encoder) + "."
             state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if self.export_kind == "plain":
+            write_plain_encoder(encoder, folder, state_dict)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            return
         encoder.save_pretrained(folder, state_dict=state_dict)
         # Dropout and the like may differ in pre-training; who fine-tunes gets the configuration as it was given.
         config = copy.deepcopy(getattr(self.config, f"{name}_config"))
@@ -184,6 +296,27 @@ class SSLPreTrainedModel(PreTrainedModel):
         config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+
+
+def write_plain_encoder(
+    encoder: PreTrainedModel, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write weights and settings of an encoder that transformers has no class for, see `EXPORT_KINDS`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = encoder.state_dict() if state_dict is None else state_dict
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / "model.safetensors")
+    settings = {**encoder.config.to_diff_dict(), "encoder_type": encoder.config.model_type}
+    for name in ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path"):
+        settings.pop(name, None)
+    (Path(folder) / PLAIN_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def load_plain_encoder(folder: str | Path) -> PreTrainedModel:
+    """The encoder in a folder that [`write_plain_encoder`] wrote, in evaluation mode."""
+    settings = json.loads((Path(folder) / PLAIN_SETTINGS).read_text(encoding="utf-8"))
+    encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("encoder_type"), **settings))
+    encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return encoder.eval()
 
 
 def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:

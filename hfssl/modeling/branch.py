@@ -1,6 +1,5 @@
 """What student and teacher are in the methods for images: an encoder, its pooled feature, and a projector."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from transformers.utils import ModelOutput
 from ..errors import UserError
 from .distributed import all_reduce_with_grad, world_size
 from .pooling import is_convolutional, outputs_for, pool_features
-from .vision import SSLVisionModel, build_vision_encoder, side, transformer_blocks
+from .vision import SSLVisionModel, side
 
 
 class VisionBranch(nn.Module):
@@ -136,48 +135,6 @@ def with_unit_length(projections: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(..., dim + 1)`.
     """
     return F.pad(projections, (0, 1), value=projections.shape[-1] ** 0.5)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops what a residual branch adds, for a share of the rows, and scales up the others.
-
-    Paper: Deep Networks with Stochastic Depth, Huang et al., 2016 (https://huggingface.co/papers/1603.09382).
-    """
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.drop_prob == 0.0:
-            return hidden
-        kept = hidden.new_empty(len(hidden), *[1] * (hidden.ndim - 1)).bernoulli_(1.0 - self.drop_prob)
-        return hidden * kept / (1.0 - self.drop_prob)
-
-
-def build_with_drop_path(config: PreTrainedConfig, rate: float) -> PreTrainedModel:
-    """A fresh encoder with stochastic depth.
-
-    Encoders that have it themselves get it at `rate`, spread over their depth as they do; the others of the ViT kind
-    at a rate that grows linearly with the depth, from 0 to `rate`. A ResNet has no branch that it could do without.
-    """
-    if hasattr(config, "drop_path_rate"):
-        config = copy.deepcopy(config)
-        config.drop_path_rate = rate
-        return build_vision_encoder(config)
-    encoder = build_vision_encoder(config)
-    blocks = transformer_blocks(encoder)
-    for i, block in enumerate(blocks):
-        # both branches of a block go through it, one after the other, before they are added
-        if isinstance(getattr(block, "dropout", None), nn.Dropout):
-            block.dropout = nn.Sequential(block.dropout, DropPath(rate * i / max(len(blocks) - 1, 1)))
-    return encoder
-
-
-def drop_path_shares(encoder: PreTrainedModel, rate: float) -> dict[nn.Module, float]:
-    """Which modules of an encoder drop paths, and what share of its `rate`, above 0, each of them has."""
-    drop_probs = {module: getattr(module, "drop_prob", None) for module in encoder.modules()}
-    return {module: drop_prob / rate for module, drop_prob in drop_probs.items() if drop_prob}
 
 
 def check_two_views(pixel_values: torch.Tensor, method: str) -> None:

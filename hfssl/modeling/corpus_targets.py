@@ -2,7 +2,8 @@
 
 What such a method says here is a few functions; [`~hfssl.training.corpus_targets.CorpusTargets`] goes through the data
 for it, at the start and then evenly over the run, keeps what it made with each checkpoint, and puts `targets` and the
-like into the batches by the place of each sample.
+like into the batches by the place of each sample. A target may be a number or an array of fixed shape for each sample,
+or a sequence as long as the sample is, such as the units of a recording.
 """
 
 from typing import Any
@@ -38,23 +39,35 @@ class CorpusTargetsMixin:
         """How often a run makes its targets, at least once. The first time is before its first step."""
         raise NotImplementedError
 
-    def corpus_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What targets are made of: a row for each sample of a batch without targets, in evaluation mode."""
+    def corpus_features(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """What targets are made of: a row for each sample of a batch without targets, in evaluation mode.
+
+        A tensor has one row for each sample; where the rows differ in length, such as `(num_frames, dim)`, give a list
+        of them. Samples are whole here, also where training cuts pieces out of them.
+        """
         raise NotImplementedError
 
     def make_targets(self, features: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Targets of all samples, made in one process.
 
         Args:
-            features (`dict[str, np.ndarray]`):
-                What [`corpus_features`] gave of all of them, in the order of the data.
+            features (`dict[str, np.ndarray | list[np.ndarray]]`):
+                What [`corpus_features`] gave of all of them, in the order of the data. Lists are of arrays that stay
+                on disk until they are looked at.
             seed (`int`):
                 For what is random about it; below 2³¹.
 
         Returns:
-            `tuple[dict[str, np.ndarray], dict[str, np.ndarray]]`: columns with a row for each sample, which batches
-            get; and tensors of the model by name, which take these values in all processes.
+            `tuple[dict[str, np.ndarray | list[np.ndarray]], dict[str, np.ndarray]]`: columns with a row for each
+            sample, which batches get; and tensors of the model by name, which take these values in all processes. A
+            list has a sequence for each sample. In a batch sequences are filled up to the longest with [`NO_TARGET`],
+            floats with 0, `(batch_size, longest)`, and begin where the sample does: a batch of pieces says by itself
+            where each was cut out, as that of sounds does by `starts`.
         """
+        raise NotImplementedError
+
+    def no_targets(self, num_samples: int) -> dict[str, torch.Tensor]:
+        """The columns of [`make_targets`] for so many samples that have no target, by which a step can be counted."""
         raise NotImplementedError
 
     @torch.no_grad()

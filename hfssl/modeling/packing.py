@@ -175,8 +175,9 @@ def recommended_attention(
 
     The backward of `sdpa` is slow on CPUs, and bfloat16 makes the matrix products of `eager` cheap; the square of the
     row length decides against `eager` in the end. The mask itself costs nothing that can be measured, up to 256 tokens
-    a row. On GPUs nothing was measured: `sdpa`, and `flash_attention_2` for rows of more than 512 tokens in half
-    precision where it is installed.
+    a row. On GPUs nothing was measured, and `auto` measures there ([`~hfssl.training.attention.fastest_attention`]);
+    without that it is `sdpa`, and `flash_attention_2` for rows of more than 512 tokens in half precision where it is
+    installed.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
@@ -201,6 +202,21 @@ def recommended_attention(
     if device_type == "cuda" and has_flash and max_length > 512 and dtype in (torch.bfloat16, torch.float16):
         return "flash_attention_2"
     return "sdpa" if has_sdpa else "eager"
+
+
+def attention_candidates(
+    config: PreTrainedConfig, max_length: int, device: torch.device | str, dtype: torch.dtype | None = None
+) -> list[str]:
+    """What may be faster than [`recommended_attention`], which stands first. `flex_attention`, which is compiled for
+    minutes, is left to those who ask for it."""
+    architecture = MODEL_MAPPING.get(type(config.get_text_config()), None)
+    found = [recommended_attention(config, max_length, device, dtype), "eager"]
+    if architecture is None or architecture._supports_sdpa:
+        found.append("sdpa")
+    in_half = torch.device(device).type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if in_half and architecture is not None and architecture._supports_flash_attn and is_flash_attn_2_available():
+        found.append("flash_attention_2")
+    return list(dict.fromkeys(found))
 
 
 def attention_implementation(config: PreTrainedConfig) -> str:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ..functional.schedules import linear
 from ..losses import sinkhorn_targets
-from .branch import build_with_drop_path, drop_path_shares
 from .distributed import all_reduce_with_grad
+from .drop_path import build_with_drop_path, drop_path_shares
 from .heads import DinoHead
 from .teacher import TeacherMixin
 

@@ -44,6 +44,14 @@ class TeacherMixin(ProgressMixin):
         """The stock module that is evaluated and exported."""
         return getattr(self, self.exported).encoder
 
+    @property
+    def trained_encoders(self) -> list[PreTrainedModel]:
+        return [self.student.encoder]
+
+    @property
+    def followers(self) -> list[PreTrainedModel]:
+        return [self.teacher.encoder]
+
     def schedules(self, progress: float) -> dict[str, float]:
         config = self.config
         return super().schedules(progress) | {
@@ -111,6 +119,7 @@ class TeacherMixin(ProgressMixin):
         for module in self.teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(mode)
+        self.hold_statistics()
         return self
 
     def freeze(self) -> None:

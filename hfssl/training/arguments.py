@@ -98,6 +98,16 @@ class SSLTrainingArguments(TrainingArguments):
         bias_rate (`float`, *optional*, defaults to `1.0`):
             Learning rate of biases and of the weights of norms, as a share of that of the others. LARS adapts its
             steps to the length of a matrix, not to theirs.
+        layer_decay (`float`, *optional*, defaults to `1.0`):
+            Learning rate of each block of the encoder, as a share of that of the block after it: below 1, to continue
+            a checkpoint, what lies near the input changes less. 0.65 to 0.8 are usual. Stages count as blocks where
+            there are stages.
+        freeze_layers (`int`, *optional*, defaults to `0`):
+            To continue a checkpoint: leave so many of its first blocks, and what stands before them, as they are.
+        lora_rank (`int`, *optional*):
+            To continue a checkpoint: train matrices of this rank beside those of the blocks instead of these (LoRA,
+            by peft); all else of the encoder stays as it is. 8 or 16 are usual, with a learning rate some ten times
+            as high. What is exported has them merged: a stock encoder.
         weight_decay_end (`float`, *optional*):
             Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
             stays.
@@ -118,7 +128,8 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "bias_rate", "weight_decay_end", "max_grad_norm"), "Optimization",
+             "bias_rate", "layer_decay", "freeze_layers", "lora_rank", "weight_decay_end", "max_grad_norm"),
+            "Optimization",
         ),
         **dict.fromkeys(
             ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
@@ -132,6 +143,8 @@ class SSLTrainingArguments(TrainingArguments):
     }  # fmt: skip
 
     kept_warmup_steps: ClassVar[int | None] = None
+    # the checkpoint from which the run goes on, once its folder is claimed
+    continued_from: ClassVar[Path | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_tokens: int | None = None
@@ -146,6 +159,9 @@ class SSLTrainingArguments(TrainingArguments):
     learning_rate: float | None = None
     base_learning_rate: float | None = None
     bias_rate: float = 1.0
+    layer_decay: float = 1.0
+    freeze_layers: int = 0
+    lora_rank: int | None = None
     optim: str = field(
         default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
@@ -200,6 +216,10 @@ class SSLTrainingArguments(TrainingArguments):
                 "`--weight_decay_end` is at least 0 and is reached from a `--weight_decay` above 0, got "
                 f"{self.weight_decay_end:g} and {self.weight_decay:g}."
             )
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"`--layer_decay` is a factor above 0 and at most 1, got {self.layer_decay:g}.")
+        if self.freeze_layers < 0:
+            raise UserError(f"`--freeze_layers` is a number of blocks, at least 0, got {self.freeze_layers}.")
         if self.bias_rate < 0:
             raise UserError(f"`--bias_rate` is a share of the learning rate, at least 0, got {self.bias_rate:g}.")
         if not 0 <= self.seed < 2**32:
@@ -381,6 +401,7 @@ class SSLTrainingArguments(TrainingArguments):
         checkpoint = checkpoints.find_checkpoint(self.output_dir, self.resume)
         if checkpoint is not None:
             self.keep_global_batch(checkpoint)
+        self.continued_from = checkpoint
         return checkpoint
 
 

@@ -76,6 +76,7 @@ class BudgetClock(TrainerCallback):
     def __init__(self, budget: float, now: Callable[[], float] = time.monotonic):
         self.budget, self.now = budget, now
         self.seconds = 0.0  # as agreed on at the last step
+        self.evaluations_apart = 1  # of those that are due, one in so many is made
         self._begin: float | None = None
         self._agreement: _OneStepLate | None = None
 
@@ -105,13 +106,16 @@ class BudgetClock(TrainerCallback):
         over = self.seconds >= self.budget
         # shares of the run, which Trainer makes shares of `max_steps`, are shares of the budget
         control.should_log |= self._passed(args.logging_steps)
-        control.should_evaluate |= args.eval_strategy == "steps" and (over or self._passed(args.eval_steps))
+        control.should_evaluate |= args.eval_strategy == "steps" and (
+            over or self._passed(args.eval_steps, self.evaluations_apart)
+        )
         control.should_save |= args.save_strategy == "steps" and (over or self._passed(args.save_steps))
         control.should_training_stop |= over
 
-    def _passed(self, share: float | None) -> bool:
+    def _passed(self, share: float | None, number: int = 1) -> bool:
         if not share or share >= 1:
             return False
+        share *= number
         return int(self.seconds / self.budget / share) > int(self._before / self.budget / share)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..data.corpus.columns import place_keys
 from ..data.held_out import content_keys
 from ..data.mixtures import parts_of
 from ..data.sources import digest_of, identity
-from ..data.sources.base import Damage
+from ..data.sources.base import Damage, Empty
 from ..data.stream import Block, ExactStream
 from ..functional import keyed
 from ..functional.keyed import Use
@@ -73,7 +74,8 @@ class CorpusTargets(TrainerCallback):
         self.progress, self.autocast, self.settings = progress, autocast, settings
         self.folder = Path(args.output_dir) / FOLDER
         # those of today: places of samples, their keys, and the targets column by column
-        self._places, self._keys, self._columns = np.zeros((0, 4), np.int64), np.zeros(0, "S32"), {}
+        self._places, self._keys = np.zeros((0, 4), np.int64), np.zeros(0, "S32")
+        self._columns: dict[str, np.ndarray | Sequences] = {}
         stream.with_places = True
 
     # -- when -----------------------------------------------------------------------------------------------------
@@ -135,21 +137,29 @@ class CorpusTargets(TrainerCallback):
     def _corpus_pass(self, folder: Path, seed: int, digest: str) -> CorpusPass:
         leading, exclude = self.stream.source.leading, self.stream.exclude
 
-        def prepare(samples: list) -> list[Damage | tuple[dict[str, Any], bool]]:
+        def prepare(samples: list) -> list[Damage | Empty | _Prepared]:
             keys = keyed.key(Use.TARGET_SAMPLE, seed, content_keys(samples))
             rows = self.stream.transform(Block({leading: samples}, keys, key=0))
-            reasons, columns = dict(rows.bad), rows.columns
-            prepared: list = [Damage(reasons.get(i, "nothing is left of it")) for i in range(len(samples))]
-            for row, i in enumerate(rows.places[:, 2].tolist()):  # a block without places numbers its samples
-                one = {name: values[row : row + 1] for name, values in columns.items()}
-                prepared[i] = one, identity(samples[i]) not in exclude
+            reasons, prepared = dict(rows.bad), []
+            for i, mine in enumerate(_windows(rows.places, len(samples))):  # without places it numbers its samples
+                if not len(mine):
+                    prepared.append(Damage(reasons[i]) if i in reasons else Empty())
+                    continue
+                prepared.append(_Prepared(_rows(rows.columns, mine), len(mine), identity(samples[i]) not in exclude))
             return prepared
 
-        def features(prepared: list) -> ResultRows:
-            parts, included = zip(*prepared, strict=True)
-            made = self.model.corpus_features(self.stream.collate(_joined(parts)))
-            columns = {name: tensor.cpu().numpy() for name, tensor in made.items()}
-            return ResultRows({**columns, _INCLUDED: np.array(included)})
+        def features(prepared: list[_Prepared]) -> ResultRows:
+            windows = np.array([sample.num_windows for sample in prepared])
+            columns = _joined([sample.columns for sample in prepared])
+            total = int(windows.sum())
+            whole = self.stream.collate_whole
+            batches = [(np.arange(total), self.stream.collate(columns))] if whole is None else whole(columns)
+            made: dict[str, Any] = {}
+            for rows, batch in batches:
+                for name, values in self.model.corpus_features(batch).items():
+                    _put(made, name, rows, values, total)
+            included = np.repeat([sample.is_included for sample in prepared], windows)
+            return ResultRows({**made, _INCLUDED: included}, windows)
 
         return CorpusPass(
             self.stream.source, features, folder, identity={"seed": seed, "run": digest}, prepare_many=prepare,
@@ -158,37 +168,45 @@ class CorpusTargets(TrainerCallback):
 
     def _write(self, results: CorpusResults, file: Path, seed: int) -> None:
         included = results.to_numpy(_INCLUDED)
-        features = {name: results.to_numpy(name)[included] for name in results.columns if name != _INCLUDED}
-        columns, tensors = self.model.make_targets(features, seed % (1 << 31))
+        features = {name: _chosen(results.to_numpy(name), included) for name in results.columns if name != _INCLUDED}
+        made, tensors = self.model.make_targets(features, seed % (1 << 31))
+        columns = {name: Sequences.of(rows) if isinstance(rows, list) else rows for name, rows in made.items()}
         temporary = file.with_name(f".{FILE}.tmp")
         _save(temporary, results.places[included], columns, tensors)
         os.replace(temporary, file)
 
     def _read(self, file: Path) -> dict[str, torch.Tensor]:
         """Take the targets in a file; returns the tensors of the model that belong to them."""
-        parts = {"column": {}, "tensor": {}}
+        parts: dict[str, dict[str, Any]] = {"column": {}, "offsets": {}, "tensor": {}}
         with np.load(file) as arrays:
             self._places = arrays["places"]
             for name in arrays.files:
                 kind, _, rest = name.partition(".")
                 if kind in parts:
                     parts[kind][rest] = arrays[name]
-        self._keys, self._columns = place_keys(self._places), parts["column"]
+        self._keys, offsets = place_keys(self._places), parts["offsets"]
+        self._columns = {
+            name: Sequences(values, offsets[name]) if name in offsets else values
+            for name, values in parts["column"].items()
+        }
         return {name: torch.from_numpy(values) for name, values in parts["tensor"].items()}
 
     # -- batches and checkpoints ----------------------------------------------------------------------------------
 
     def of(self, places: np.ndarray) -> dict[str, torch.Tensor]:
-        """The targets of samples by their places, of shape `(num_samples, 4)`. Where there is none, an
-        integer is [`NO_TARGET`] and a float 0."""
+        """The targets of samples by their places, of shape `(num_samples, 4)`. Where there is none, and behind the
+        end of a sequence, an integer is [`NO_TARGET`] and a float 0."""
         keys = place_keys(places)
         rows = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         missing = self._keys[rows] != keys
         found = {}
         for name, column in self._columns.items():
-            values = column[rows]
-            values[missing] = NO_TARGET if values.dtype.kind == "i" else 0
-            found[name] = torch.from_numpy(values)
+            if isinstance(column, Sequences):
+                values = column.padded(rows, missing)
+            else:
+                values = column[rows]
+                values[missing] = _nothing(values.dtype)
+            found[name] = torch.from_numpy(values.astype(np.int64) if values.dtype.kind in "iu" else values)
         return found
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -207,8 +225,94 @@ class CorpusTargets(TrainerCallback):
             self._read(checkpoint / FILE)
 
 
-def _save(path: Path, places: np.ndarray, columns: dict[str, np.ndarray], tensors: dict[str, np.ndarray]) -> None:
-    arrays = {f"column.{name}": values for name, values in columns.items()}
+@dataclass(frozen=True)
+class Sequences:
+    """Targets of which each row has a length of its own, one after another in one array.
+
+    Args:
+        values (`np.ndarray` of shape `(total_length, ...)`):
+            All of them.
+        offsets (`np.ndarray` of integers and shape `(num_rows + 1,)`):
+            Where each begins, and the end of the last.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: list[np.ndarray]) -> "Sequences":
+        """Those of a list of rows."""
+        offsets = np.cumsum([0, *map(len, rows)])
+        return cls(np.concatenate(rows) if rows else np.zeros(0, np.int64), offsets)
+
+    def padded(self, rows: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """Some rows, filled up to the longest: `(len(rows), longest, ...)`. What is `missing` has no target."""
+        starts = self.offsets[rows]
+        lengths = np.where(missing, 0, self.offsets[rows + 1] - starts)
+        there = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
+        dtype = np.dtype(np.int64) if self.values.dtype.kind in "iu" else self.values.dtype
+        values = np.full((*there.shape, *self.values.shape[1:]), _nothing(dtype), dtype)
+        places = starts[:, None] + np.arange(there.shape[1])
+        values[there] = self.values[places[there]]
+        return values
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The rows of one sample, ready for the model."""
+
+    columns: dict[str, Any]
+    num_windows: int
+    is_included: bool
+
+
+def _nothing(dtype: np.dtype) -> int:
+    return NO_TARGET if dtype.kind in "iu" else 0
+
+
+def _windows(places: np.ndarray, num_samples: int) -> list[np.ndarray]:
+    """Of each sample the rows that were made of it, by the number of the window."""
+    order = np.lexsort((places[:, 3], places[:, 2]))
+    rows = np.split(order, np.searchsorted(places[order, 2], np.arange(1, num_samples)))
+    for mine in rows:
+        if np.any(places[mine, 3] != np.arange(len(mine))):
+            raise ValueError(f"The windows of a sample are numbered from 0 without a gap, got {places[mine, 3]}.")
+    return rows
+
+
+def _rows(columns: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    return {name: _chosen(values, rows) for name, values in columns.items()}
+
+
+def _chosen(values: np.ndarray | list, rows: np.ndarray) -> np.ndarray | list:
+    """Some rows of a column, by their numbers or by a mask."""
+    if isinstance(values, np.ndarray):
+        return values[rows]
+    return [values[i] for i in (np.flatnonzero(rows) if rows.dtype == bool else rows).tolist()]
+
+
+def _put(made: dict[str, Any], name: str, rows: np.ndarray, values: torch.Tensor | list, total: int) -> None:
+    """Features of some rows to where those of all are."""
+    if isinstance(values, torch.Tensor):
+        array = values.cpu().numpy()
+        if name not in made:
+            made[name] = np.empty((total, *array.shape[1:]), array.dtype)
+        made[name][rows] = array
+        return
+    column = made.setdefault(name, [None] * total)
+    for row, value in zip(rows.tolist(), values, strict=True):
+        column[row] = value.cpu().numpy()
+
+
+def _save(
+    path: Path, places: np.ndarray, columns: dict[str, "np.ndarray | Sequences"], tensors: dict[str, np.ndarray]
+) -> None:
+    arrays = {}
+    for name, column in columns.items():
+        values = column.values if isinstance(column, Sequences) else column
+        arrays[f"column.{name}"] = _narrowed(values)
+        if isinstance(column, Sequences):
+            arrays[f"offsets.{name}"] = column.offsets
     arrays |= {f"tensor.{name}": values for name, values in tensors.items()}
     with path.open("wb") as file:
         np.savez(file, places=places, **arrays)
@@ -216,7 +320,15 @@ def _save(path: Path, places: np.ndarray, columns: dict[str, np.ndarray], tensor
         os.fsync(file.fileno())
 
 
-def _joined(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Integers in as few bytes as they need: the units of a thousand hours of speech lie in each checkpoint."""
+    if values.dtype.kind not in "iu" or not values.size:
+        return values
+    kind = np.promote_types(np.min_scalar_type(int(values.min())), np.min_scalar_type(-int(values.max()) - 1))
+    return values.astype(kind)
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The columns of several samples as those of one block."""
     joined = {}
     for name, example in parts[0].items():

@@ -1,28 +1,50 @@
-"""The terms of a loss between two entries of the log."""
+"""The terms of a loss, and figures beside it, between two entries of the log."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
 class LossTerms:
-    """Sums of the terms of a loss. They stay on the device, so that no step waits for it."""
+    """Sums of the terms of a loss and of the figures of a method. They stay on the device: no step waits for them.
 
-    def __init__(self, names: Iterable[str]):
-        self.names = tuple(names)  # in the same order in all processes
+    Args:
+        terms (`Iterable[str]`):
+            Names of the terms, which are logged as `loss_<name>`.
+        figures (`Iterable[str]`, *optional*):
+            Names of the figures, which are logged as they are called.
+    """
+
+    def __init__(self, terms: Iterable[str], figures: Iterable[str] = ()):
+        self.names = (*(f"loss_{name}" for name in terms), *figures)  # in the same order in all processes
         self.sums: dict[str, torch.Tensor] = {}
         self.since = 0
 
-    def add(self, terms: dict[str, torch.Tensor], scale: float, step: int) -> None:
-        """Add those of a forward pass, after `step` optimizer steps, `scale` times: as the whole loss is scaled."""
+    def add(self, outputs: Any, scale: float, share: float, step: int) -> None:
+        """Add those of a forward pass, after `step` optimizer steps.
+
+        Args:
+            outputs (`ModelOutput`):
+                Of the pass, with `loss_terms` and `figures` where the method has some.
+            scale (`float`):
+                How often terms are added: as the whole loss is scaled.
+            share (`float`):
+                How often figures are: the share of the step that the pass is.
+            step (`int`):
+                Steps that are done.
+        """
+        terms = getattr(outputs, "loss_terms", None) or {}
+        scaled = {f"loss_{name}": scale * term for name, term in terms.items()}
+        scaled |= {name: share * figure for name, figure in (getattr(outputs, "figures", None) or {}).items()}
         if not self.sums:
             self.since = step
-        for name, term in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + scale * term.detach().float()
+        for name, value in scaled.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
 
     def take(self, step: int, world_size: int) -> dict[str, float]:
-        """Each term as its mean over the steps since the last call and over all processes, as `loss_<name>`."""
+        """Each as its mean over the steps since the last call and over all processes."""
         if not self.sums:
             return {}
         nothing = torch.zeros_like(next(iter(self.sums.values())))  # a term that no batch of this process had
@@ -31,4 +53,4 @@ class LossTerms:
             dist.all_reduce(means)
             means /= world_size
         self.sums = {}
-        return {f"loss_{name}": mean for name, mean in zip(self.names, means.tolist(), strict=True)}
+        return dict(zip(self.names, means.tolist(), strict=True))

@@ -136,7 +136,9 @@ def write_card(
     if pictures:
         shown = "".join(f"{caption}\n\n![{caption}](assets/{picture.name})\n\n" for picture, caption in pictures)
         sections += "## What it looks like\n\n" + shown
-    usage = usage or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
+    usage = (
+        usage or model.loader or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
+    )
     path.write_text(
         _CARD.format(
             tag=model.config.model_type.removeprefix("hfssl_"),
@@ -174,7 +176,7 @@ def _one_line(text: str) -> str:
 
 
 def _seen(run: RunRecord) -> str:
-    return f"{run.counts['units']:,} {run.unit} in {run.step:,} steps" if run.counts else ""
+    return f"{run.counts['units']:,.0f} {run.unit} in {run.step:,} steps" if run.counts else ""
 
 
 def _passes(run: RunRecord) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import UserError
 from ..functional.schedules import budget_schedule
+from ..modeling.depth import depths
 
 
 # In a group of parameters: its learning rate stays at its peak.
@@ -113,7 +114,11 @@ def lars_options(text: str | None) -> dict[str, float]:
 
 
 def set_rates_apart(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module, method: torch.nn.Module, bias_rate: float = 1.0
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    method: torch.nn.Module,
+    bias_rate: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> None:
     """Give the parameters that have a learning rate of their own groups of their own.
 
@@ -127,19 +132,32 @@ def set_rates_apart(
             has none.
         bias_rate (`float`, *optional*, defaults to 1.0):
             Rate of parameters of one dimension, as a share of that of the others.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            Rate of a block of an encoder, as a share of that of the block after it; what stands after the last one,
+            and what the method adds to the encoder, has the whole rate.
     """
     prefixes = tuple(getattr(method, _CONSTANT, ()))
     constant = {id(p) for name, p in model.named_parameters() if name.removeprefix("module.").startswith(prefixes)}
+    shares = _shares_by_depth(method, layer_decay) if layer_decay != 1.0 else {}
     for group in list(optimizer.param_groups):
-        kinds: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        kinds: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
         for parameter in group["params"]:
-            kind = (id(parameter) in constant, bias_rate != 1.0 and parameter.ndim <= 1)
-            kinds.setdefault(kind, []).append(parameter)
-        group["params"] = kinds.pop((False, False), [])
-        for (is_constant, is_vector), parameters in sorted(kinds.items()):
-            rate = group["lr"] * bias_rate if is_vector else group["lr"]
+            share = shares.get(id(parameter), 1.0) * (bias_rate if parameter.ndim <= 1 else 1.0)
+            kinds.setdefault((id(parameter) in constant, share), []).append(parameter)
+        group["params"] = kinds.pop((False, 1.0), [])
+        for (is_constant, share), parameters in sorted(kinds.items()):
             more = {_CONSTANT: True} if is_constant else {}
-            optimizer.add_param_group({**group, **more, "params": parameters, "lr": rate})
+            optimizer.add_param_group({**group, **more, "params": parameters, "lr": group["lr"] * share})
+
+
+def _shares_by_depth(method: torch.nn.Module, layer_decay: float) -> dict[int, float]:
+    """By the id of each parameter of the encoders that learn, the share of the learning rate that it has."""
+    shares = {}
+    for encoder in getattr(method, "trained_encoders", ()):
+        of_name, num_blocks = depths(encoder)
+        for name, parameter in encoder.named_parameters():
+            shares[id(parameter)] = layer_decay ** (num_blocks + 1 - of_name[name])
+    return shares
 
 
 def hold_rates(scheduler: Any) -> None:

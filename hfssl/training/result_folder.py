@@ -1,6 +1,7 @@
 """The result folder of a run: the stock encoder, the whole method beside it, pictures, figures and the card."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def write_result(
     staging = output_dir / STAGING / "result"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    run = replace(run, model=run.model.without_adapters())
     run.model.export_encoder(staging, processor=run.processor)
     run.model.save_pretrained(staging / "pretraining")
     plot_history(run.history, staging / "assets" / "loss.png", contrasted, run.model.loss_units)

@@ -29,8 +29,9 @@ def settings_of_run(
         arguments["world_size"] = args.world_size
     elif stream.batch_cost is not None:
         arguments["batches_per_step"] = args.gradient_accumulation_steps * args.world_size
-    if args.bias_rate != 1.0:  # left out as in checkpoints from before it was a setting
-        arguments["bias_rate"] = args.bias_rate
+    for name in ("bias_rate", "layer_decay"):  # left out as in checkpoints from before they were settings
+        if getattr(args, name) != 1.0:
+            arguments[name] = getattr(args, name)
     if args.budget_minutes is not None:
         arguments["budget_minutes"] = args.budget_minutes
         del arguments["max_steps"]

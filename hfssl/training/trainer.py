@@ -24,6 +24,7 @@ import logging
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from ..data.sources import identity
 from ..data.stream import ExactStream
 from ..errors import UserError
-from ..evaluation.chance import chance_levels
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.results import command_line
 from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
@@ -45,7 +45,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
-from . import checkpoints
+from . import attention, checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best, is_stopped_early
 from .callbacks import (
@@ -58,6 +58,7 @@ from .callbacks import (
     non_finite_loss,
 )
 from .corpus_targets import CorpusTargets
+from .evaluations import EvaluationPace, measure_all
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
@@ -114,7 +115,7 @@ class SSLTrainer(Trainer):
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
         self._micro_step = (-1, 0)
-        self._terms = LossTerms(getattr(model, "loss_units", ()))
+        self._terms = LossTerms(getattr(model, "loss_units", ()), getattr(model, "figures", ()))
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
@@ -129,6 +130,8 @@ class SSLTrainer(Trainer):
                 f"({', '.join(model.loss_groups)}), and SSLTrainer has one optimizer for one loss. Train it in a loop "
                 "of your own."
             )
+        if args.freeze_layers or args.lora_rank is not None:
+            model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
@@ -143,6 +146,8 @@ class SSLTrainer(Trainer):
             self.add_callback(WeightDecaySchedule(args.weight_decay_end, self.clock))
         self.add_callback(ProgressBar(self.stream, self.clock))
         follow_best(self)
+        self.pace = EvaluationPace(self.clock)
+        self.add_callback(self.pace)
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
         self.targets: CorpusTargets | None = None
@@ -202,11 +207,8 @@ class SSLTrainer(Trainer):
         if self.stop.stopped:
             checkpoint = self.last_checkpoint()
             self.accelerator.wait_for_everyone()
-            logger.info(
-                "Stopped at step %d, saved as %s. The same command goes on from there.",
-                self.state.global_step,
-                checkpoint,
-            )
+            said = "Stopped at step %d, saved as %s. The same command goes on from there."
+            logger.info(said, self.state.global_step, checkpoint)
             sys.exit(128 + getattr(signal, self.stop.received or "SIGTERM"))
         return result
 
@@ -280,13 +282,12 @@ class SSLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and (terms := getattr(outputs, "loss_terms", None)):
-            # as Trainer scales the whole loss
-            if not self.model_accepts_loss_kwargs or num_items_in_batch is None:
-                scale = 1 / self.current_gradient_accumulation_steps
-            else:
-                scale = self.accelerator.num_processes
-            self._terms.add(terms, scale, self.state.global_step)
+        if model.training:
+            # terms as Trainer scales the whole loss
+            share = 1 / self.current_gradient_accumulation_steps
+            is_mean = not self.model_accepts_loss_kwargs or num_items_in_batch is None
+            scale = share if is_mean else self.accelerator.num_processes
+            self._terms.add(outputs, scale, share, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod
@@ -304,7 +305,7 @@ class SSLTrainer(Trainer):
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             method = self.accelerator.unwrap_model(self.model)
-            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate)
+            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate, self.args.layer_decay)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
@@ -344,26 +345,9 @@ class SSLTrainer(Trainer):
         """Run the evaluators on the model as it is, log what they measure and return it."""
         if not self.evaluators and self.health is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        model = self.model_wrapped if self.is_in_train else self.model
-        was_training = model.training
-        model.eval()
-        metrics = {}
-        for evaluator in self.evaluators:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                measured = evaluator.measure(self.accelerator.unwrap_model(model, keep_fp32_wrapper=True))
-            term = getattr(evaluator, "loss_term", None)
-            if term in getattr(self.accelerator.unwrap_model(self.model), "loss_units", ()):
-                measured = {**measured, f"loss_{term}": measured["loss"]}
-            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
-        unwrapped = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
-        compared = self.args.per_device_train_batch_size * self.args.world_size
-        metrics |= chance_levels(unwrapped, self.evaluators, compared, metric_key_prefix)
-        if self.health is not None:
-            with self.compute_loss_context_manager():
-                metrics |= self.health.check(
-                    unwrapped, self.state.global_step, self.state.log_history, self._progress(), metrics
-                )
-        model.train(was_training)
+        start = time.monotonic()
+        metrics = measure_all(self, metric_key_prefix)
+        self.pace.add(time.monotonic() - start)
         self.log(metrics)
         if self.args.stop_on_collapse and has_ended(metrics.get("health_verdict", "")):
             good_step = last_learning_step(self.state.log_history)
@@ -408,6 +392,7 @@ class SSLTrainer(Trainer):
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                attention.save(self.accelerator.unwrap_model(self.model), staging / name)
                 warmup = self.args.get_warmup_steps(self.state.max_steps)
                 checkpoints.seal(staging / name, self.settings, self.args.world_size, warmup)
                 (staging / name).rename(output_dir / name)

@@ -85,8 +85,15 @@ def test_a_table_of_what_can_be_worked_out(monkeypatch):
     assert "Nothing of this was measured" in text
 
 
-def test_every_method_has_a_row():
-    assert {row.method for row in all_rows().values()} == set(METHODS)
+@pytest.mark.parametrize("name", ["swav", "lejepa", "deepcluster"])
+def test_what_a_method_knows_of_its_run_it_knows_without_numbers_too(name):
+    step = step_of(replace(SIMCLR, method=name), 8, two_views())
+    assert step.flops > 0 and step.messages.number > 0
+
+
+def test_every_method_for_images_and_text_has_a_row():
+    expected = {name for name, method in METHODS.items() if method.method.modality in ("image", "text")}
+    assert {row.method for row in all_rows().values()} == expected
 
 
 @pytest.mark.parametrize(
@@ -107,3 +114,11 @@ def test_bad_settings_are_named(fields, words):
 def test_every_row_is_worked_out(row):
     _, report = run_scale_benchmark(ScaleBenchmark(rows=[row], gpus=[1, 8], tiny=True))
     assert isinstance(report["rows"][row], list), report["rows"][row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_prediction_is_compared_with_steps_that_are_measured(processes):
+    found = scale.compare_step(processes, steps=1)
+    assert found["processes"] == processes and found["factor"] > 0 and 0 < found["products_share"] < 1
+    assert (found["messages_s"] > 0) == (processes > 1)

@@ -231,6 +231,19 @@ def test_a_checkpoint_is_continued_with_its_weights_and_attention(tmp_path, args
     assert args.learning_rate == pytest.approx(1e-4 / 8)
 
 
+def test_a_checkpoint_is_continued_in_part(tmp_path, args):
+    build("vit").save_pretrained(tmp_path / "vit")
+    args.freeze_layers = 2
+    model = make("simclr", VisionEncoderArguments(str(tmp_path / "vit")), {}, 16, args)
+    trained = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
+    assert {name.split(".")[1] for name in trained if name.startswith("layers.")} == {"2", "3"}
+    assert not [name for name in trained if name.startswith("embeddings.")]
+    with pytest.raises(
+        UserError, match="`--freeze_layers 2` keeps what a checkpoint has learned, and this encoder is"
+    ):
+        make("simclr", VisionEncoderArguments("vit-mini-patch4"), {}, 16, args)
+
+
 def test_wrong_pairings_are_refused_by_name(tmp_path, args):
     BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         tmp_path / "bert"

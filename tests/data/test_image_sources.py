@@ -36,8 +36,8 @@ from hfssl.data.sources import (
     find,
     find_column,
     identity,
-    image_folders,
     open_source,
+    sample_folders,
     tars,
 )
 from hfssl.data.stream import ExactStream, Rows
@@ -328,7 +328,7 @@ def test_files_and_globs(everywhere, tmp_path):
 
 
 def test_very_many_files_share_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folders, "MAX_PIECES", 10)
+    monkeypatch.setattr(sample_folders, "MAX_PIECES", 10)
     write_folder(tmp_path)
     source = open_source(tmp_path, modality="image")
     assert len(source) == 10 and sorted(images_of(source)) == sorted(IMAGES)

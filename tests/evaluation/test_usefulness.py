@@ -8,11 +8,12 @@ from labelled import digits, processor
 from tiny_vision import vit
 
 from hfssl import RecipeParser
+from hfssl.cli.image.probes import ImageProbeArguments
 from hfssl.data.image.views import ViewArguments
 from hfssl.evaluation.image.features import ChannelStatistics, extract, probe_features
-from hfssl.evaluation.probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
+from hfssl.evaluation.probe_features import BEFORE, ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
 from hfssl.evaluation.results import Result
-from hfssl.evaluation.usefulness import _WHAT_TO_TRY, usefulness, usefulness_line
+from hfssl.evaluation.usefulness import _WHAT_TO_TRY, WHEN_WORSE, change_line, usefulness, usefulness_line
 from hfssl.training.arguments import SSLTrainingArguments
 
 
@@ -48,6 +49,30 @@ def test_two_probes_count_together_and_others_not_at_all():
     assert usefulness(others) == ("", "") and usefulness_line(others) == ""
 
 
+def continued(value, before, **more):
+    made = result(value, 0.4, 0.4, **more)
+    made.baselines[BEFORE] = before
+    return made
+
+
+def test_a_checkpoint_that_got_worse_is_said_to_have():
+    worse = change_line([continued(0.8, 0.9), continued(0.78, 0.86, protocol="knn")])
+    assert "got worse for these labels: 0.880 before, 0.790 now (linear probe and k-NN)" in worse
+    assert "`--lora_rank 8`" in worse
+    assert "got better for these labels: 0.800 before, 0.900 now" in change_line([continued(0.9, 0.8)])
+    assert "is as good for these labels as it came" in change_line([continued(0.81, 0.8)])
+    assert "as it came" in change_line([continued(0.78, 0.86, num_eval=50)])  # of few nothing is certain
+    assert change_line([result(0.8, 0.4, 0.4)]) == ""
+
+
+def test_what_to_try_with_a_checkpoint_are_flags():
+    given = [word for flags in re.findall(r"`(--[^`]*)`", WHEN_WORSE) for word in flags.split()]
+    given.insert(given.index("--learning_rate") + 1, "1e-4")
+    parser = RecipeParser(SSLTrainingArguments, defaults={"output_dir": "out", "max_steps": 1})
+    [args] = parser.parse(given)
+    assert (args.layer_decay, args.freeze_layers, args.lora_rank) == (0.7, 6, 8)
+
+
 @pytest.mark.parametrize("kind", [RANDOM_INIT, RAW_INPUT, STATISTICS])
 def test_the_sentence_says_what_to_try_with_flags_that_there_are(kind):
     baselines = {"random_init": 0.5, "raw_input": 0.5, "statistics": 0.5}
@@ -57,7 +82,7 @@ def test_the_sentence_says_what_to_try_with_flags_that_there_are(kind):
     words = [word for flags in re.findall(r"`(--[^`]*)`", _WHAT_TO_TRY[kind]) for word in flags.split()]
     with_values = {"--max_steps": ["10"], "--learning_rate": ["0.1"]}
     given = [each for word in words for each in (word, *with_values.get(word, []))]
-    parser = RecipeParser(ViewArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
+    parser = RecipeParser(ViewArguments, ImageProbeArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
     parser.parse([*given, "--max_steps", "10"] if "--max_steps" not in given else given)
     assert set(parser.given) >= {word[2:] for word in words if word.startswith("--")}
 

@@ -69,7 +69,7 @@ def test_one_of_several_encoders_is_exported_by_its_name(tmp_path, sharded):
     assert not (tmp_path / "all").exists()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in EXPORT_KINDS if kind != "stock"] + ["onnx"])
+@pytest.mark.parametrize("kind", [kind for kind in EXPORT_KINDS if kind not in ("stock", "plain")] + ["onnx"])
 def test_kinds_of_export_that_cannot_be_written_are_refused(tmp_path, kind):
     model = tiny.mlm()
     model.export_kind = kind

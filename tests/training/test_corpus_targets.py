@@ -185,3 +185,106 @@ def test_two_processes_share_the_pass_and_have_the_same_targets(pair, tmp_path):
         assert torch.equal(found["targets"], alone["targets"]) and torch.equal(
             found["prototypes"], alone["prototypes"]
         )
+
+
+# -- sequences, and windows of long samples -----------------------------------------------------------------------------
+
+
+class Clips:
+    """Ramps of different lengths; long ones are cut into windows, which come in any order."""
+
+    most = 40
+
+    def __call__(self, block):
+        [samples] = block.columns.values()
+        clips, places = [], []
+        for i in np.argsort(block.keys):
+            length = 3 * int(samples[i]) % 101 + 1
+            for number, start in enumerate(range(0, length, self.most)):
+                clips.append(np.arange(start, min(length, start + self.most)) + 1000.0 * int(samples[i]))
+                places.append([*block.places[i, :3], number])
+        lengths = np.array([len(clip) for clip in clips], np.int64)
+        return Rows({"clip": clips}, lengths, [], np.array(places, np.int64).reshape(-1, 4))
+
+
+def cut(columns):
+    """A piece of each clip: never what targets are made of."""
+    return {"clip": torch.tensor([clip[0] for clip in columns["clip"]])}
+
+
+def whole_by_length(columns):
+    lengths = np.array([len(clip) for clip in columns["clip"]])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        yield rows, {"clip": torch.tensor(np.stack([columns["clip"][i] for i in rows]))}
+
+
+class UnitModel(Model):
+    def corpus_features(self, batch):
+        self.calls.append(batch["clip"].shape)
+        # as encoders do: fewer frames than samples
+        return {"frames": [clip[::2, None].float() for clip in batch["clip"]], "first": batch["clip"][:, 0]}
+
+    def make_targets(self, features, seed):
+        self.features = features
+        units = [frames[:, 0].astype(np.int64) % 997 for frames in features["frames"]]
+        return {"targets": units, "first": features["first"].astype(np.int64)}, {}
+
+
+def unit_trainer(folder):
+    run = trainer(folder)
+    run.model.__class__ = UnitModel
+    stream = run.stream
+    stream.transform, stream.collate, stream.collate_whole = Clips(), cut, whole_by_length
+    return run
+
+
+def expected_units(number, window):
+    length = 3 * number % 101 + 1
+    clip = 1000 * number + np.arange(length)[40 * window : 40 * (window + 1)]
+    return (clip[::2] % 997).tolist()
+
+
+def test_a_target_may_be_a_sequence_for_each_window_of_a_sample(tmp_path):
+    run = unit_trainer(tmp_path / "run")
+    run.targets._make(1)
+    places = [[0, 0, number, window] for number in range(200) for window in range((3 * number % 101 + 40) // 40)]
+    places = [place for place in places if place[2] != int(HELD_OUT)]
+    assert len(run.model.features["frames"]) == len(places) == len(run.targets._places)
+    assert len(set(run.model.calls)) > 30  # batches of `collate_whole`, of the same length each
+    for place in places:
+        found = run.targets.of(np.array([place]))
+        assert found["targets"].dtype == torch.int64 and found["targets"].tolist() == [expected_units(*place[2:])]
+        assert found["first"].tolist() == [1000 * place[2] + 40 * place[3]]
+
+
+def test_sequences_in_a_batch_are_filled_up_and_a_checkpoint_has_them(tmp_path):
+    run = unit_trainer(tmp_path / "run")
+    run.targets._make(1)
+    run.targets.save(tmp_path)
+    again = unit_trainer(tmp_path / "again")
+    again.targets.load(tmp_path)
+    places = np.array([[0, 0, 30, 2], [0, 0, int(HELD_OUT), 0], [0, 0, 13, 0], [0, 0, 1, 5]])
+    short, long = expected_units(30, 2), expected_units(13, 0)
+    assert 0 < len(short) < len(long)
+    for each in (run, again):
+        found = each.targets.of(places)["targets"]
+        nothing = [NO_TARGET] * len(long)
+        assert found.tolist() == [short + nothing[len(short) :], nothing, long, nothing]
+        assert each.targets.of(places[1:2])["targets"].tolist() == [[NO_TARGET]]
+    with np.load(tmp_path / "targets.npz") as arrays:
+        assert arrays["column.targets"].dtype == np.int16  # below 997
+
+
+def test_windows_without_a_number_are_no_windows(tmp_path):
+    run = unit_trainer(tmp_path)
+
+    class Gap(Clips):
+        def __call__(self, block):
+            rows = super().__call__(block)
+            rows.places[:, 3] *= 2
+            return rows
+
+    run.stream.transform = Gap()
+    with pytest.raises(ValueError, match="numbered from 0 without a gap"):
+        run.targets._make(1)

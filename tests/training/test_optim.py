@@ -153,6 +153,23 @@ def rates(trainer):
     return {names[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
 
 
+def test_a_block_learns_slower_than_the_one_after_it(tmp_path):
+    trainer = SSLTrainer(
+        tiny.mlm(), arguments(tmp_path, learning_rate=0.1, layer_decay=0.5, bias_rate=0.1), tiny.stream(8)
+    )
+    trainer.create_optimizer()
+    found = {name.partition("bert.")[2] or name: rate for name, rate in rates(trainer).items()}
+    assert found["embeddings.word_embeddings.weight"] == pytest.approx(0.1 * 0.5**3)
+    assert found["encoder.layer.0.attention.self.query.weight"] == pytest.approx(0.1 * 0.5**2)
+    assert found["encoder.layer.1.attention.self.query.weight"] == pytest.approx(0.1 * 0.5)
+    assert found["encoder.layer.1.attention.self.query.bias"] == pytest.approx(0.1 * 0.1 * 0.5)
+    head = [rate for name, rate in found.items() if "predictions" in name and name.endswith("weight")]
+    assert max(head) == 0.1
+    assert trainer.settings["layer_decay"] == 0.5
+    with pytest.raises(UserError, match="`--layer_decay` is a factor above 0 and at most 1, got 1.5"):
+        arguments(tmp_path, layer_decay=1.5)
+
+
 @pytest.mark.parametrize("clock", [False, True])
 def test_some_rates_stay_at_their_peak(tmp_path, clock):
     name = next(name for name, p in tiny.mlm().named_parameters() if p.ndim > 1 and "layer" in name)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from ...cli.image.data import ImageData, ImageDataArguments
 from ...cli.image.encoders import VisionEncoderArguments, make_views
-from ...cli.image.probes import load_splits
+from ...cli.labelled import load_splits
 from ...cli.modality import build_method
 from ...data.image.views import ViewArguments
 from ...evaluation.frozen import aligned_labels

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...data.image.decode import DamagedImage, image_header
-from ...data.labelled import LazyImages
+from ...data.labelled import LazySamples
 from ...data.sources import open_source
 from ...errors import UserError
 from ...evaluation.results import command_line, commit, versions, write_json
@@ -95,7 +95,7 @@ def prepare_images(arguments: Comparison) -> Path:
         )
     rows = np.sort(keyed.permutation(source.num_rows, Use.BENCHMARK_IMAGES)[: arguments.max_images])
     aside = Path(tempfile.mkdtemp(prefix=".images-", dir=folder.parent))
-    for row, image in zip(rows.tolist(), LazyImages(source, rows), strict=True):
+    for row, image in zip(rows.tolist(), LazySamples(source, rows), strict=True):
         try:
             extension = image_header(image).format.lower()
         except DamagedImage:

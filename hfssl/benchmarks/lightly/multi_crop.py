@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ...errors import UserError
 from ...functional.schedules import linear
-from ...modeling.branch import build_with_drop_path
+from ...modeling.drop_path import build_with_drop_path
 from ...modeling.pooling import feature_size
 from .base import JITTERS, Backbone, LightlySide, build_encoder, color_settings, momentum_at, normalization
 

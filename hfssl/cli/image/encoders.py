@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
@@ -13,10 +13,11 @@ from ...evaluation.image.encoder import size_arguments
 from ...machine import compute_device
 from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.method import width_of
-from ...modeling.packing import recommended_attention
+from ...modeling.packing import attention_candidates, recommended_attention
 from ...modeling.pooling import is_convolutional
 from ...modeling.vision import (
     SSLVisionModel,
+    encode_visible,
     image_features,
     patches_a_side,
     pixels_required,
@@ -25,6 +26,7 @@ from ...modeling.vision import (
     uses_attention,
 )
 from ...training.arguments import SSLTrainingArguments
+from ...training.attention import attention_so_far, fastest_attention, is_measured
 from .. import encoders
 from .choice import CONVOLUTIONAL, TRANSFORMER, choose, embedded_encoder, say
 from .data import ImageData
@@ -64,7 +66,8 @@ class VisionEncoderArguments:
             vit-base-patch16, resnet-18, resnet-50 or convnextv2-tiny-patch4 for larger ones; a config file; or a Hub
             id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, lean (eager in less memory, for ViTs), sdpa, flash_attention_2 or flex_attention.
+            auto, measured (the fastest here, as auto chooses on a GPU), eager, lean (eager in less memory, for ViTs),
+            sdpa, flash_attention_2 or flex_attention.
     """
 
     # what auto chooses among
@@ -281,24 +284,58 @@ def _try_small_crops(model: SSLVisionModel, local_size: int) -> None:
 
 
 def set_attention(model: SSLVisionModel, attention: str, args: SSLTrainingArguments) -> None:
-    """Choose the implementation of attention in each part of a method; `auto` is what was measured to be fastest."""
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    """Choose the implementation of attention in each part of a method; `auto` is what was measured to be fastest.
+
+    A run that goes on has what it had. A measurement is made of the encoder, once for student and teacher.
+    """
+    is_chosen = is_measured(attention, args.device) or attention == "auto"
+    so_far = attention_so_far(args) if is_chosen else {}
+    measured: str | None = None
     branches = [branch for name in ("student", "teacher") if (branch := getattr(model, name, None)) is not None]
     parts = [("encoder", part.encoder) for part in branches or [model]]
-    for name, part in [*parts, ("decoder", getattr(model, "decoder", None))]:
+    for kind, part in [*parts, ("decoder", getattr(model, "decoder", None))]:
         if not uses_attention(part):
             continue
         choice = attention
-        if choice == "auto":
+        if is_chosen:
             if not hasattr(part.config, "image_size") or not hasattr(part.config, "patch_size"):
                 continue
-            num_tokens = getattr(model.config, "num_patches", None) or patches_a_side(part.config) ** 2
-            if name == "encoder" and hasattr(model.config, "num_visible"):
-                num_tokens = model.config.num_visible
-            choice = recommended_attention(part.config, num_tokens, args.device, dtype)
-            if choice == "eager" and takes_lean_attention(part.config):
-                choice = LEAN
+            path = next(name for name, module in model.named_modules() if module is part)
+            choice = so_far.get(path) or measured or _recommended(model, kind, part, args)
+            if kind == "encoder" and path not in so_far and measured is None and is_measured(attention, args.device):
+                choice = measured = _fastest(model, part, choice, args)
         try:
             part.set_attn_implementation(choice)
         except (ValueError, ImportError) as error:
             raise UserError(f"`--attention {attention}` does not work here: {error}") from None
+
+
+def _dtype(args: SSLTrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
+def _recommended(model: SSLVisionModel, kind: str, part: PreTrainedModel, args: SSLTrainingArguments) -> str:
+    num_tokens = getattr(model.config, "num_patches", None) or patches_a_side(part.config) ** 2
+    if kind == "encoder":
+        num_tokens = getattr(model.config, "num_visible", num_tokens)
+    choice = recommended_attention(part.config, num_tokens, args.device, _dtype(args))
+    return LEAN if choice == "eager" and takes_lean_attention(part.config) else choice
+
+
+def _fastest(model: SSLVisionModel, encoder: PreTrainedModel, recommended: str, args: SSLTrainingArguments) -> str:
+    """What is fastest for a batch of images, of all their patches or of those that the method lets the encoder see."""
+    config, rows = encoder.config, args.per_device_train_batch_size
+    size, num_visible = side(config.image_size), getattr(model.config, "num_visible", None)
+
+    def run(tried: PreTrainedModel) -> torch.Tensor:
+        images = torch.zeros(rows, config.num_channels, size, size, device=args.device)
+        if num_visible is None:
+            return tried(images).last_hidden_state
+        return encode_visible(tried, images, torch.arange(num_visible, device=args.device).expand(rows, -1))
+
+    others = attention_candidates(config, patches_a_side(config) ** 2, args.device, _dtype(args))
+    # beside `lean` there is no need of what does the same in more memory
+    lean = [LEAN] if takes_lean_attention(config) else []
+    others = [name for name in [*lean, *others] if not (lean and name == "eager")]
+    shape = f"{rows} images of {size} pixels" + (f", {num_visible} patches each" if num_visible else "")
+    return fastest_attention(encoder, list(dict.fromkeys([recommended, *others])), run, shape, args)

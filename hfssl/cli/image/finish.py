@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
@@ -16,7 +17,7 @@ from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
 from ...evaluation.results import Result
 from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
-from ...modeling.vision import SSLVisionModel, side
+from ...modeling.vision import SSLVisionModel, load_vision_encoder, side
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
 from ..embed import WholeDataArguments
@@ -52,7 +53,12 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     if knn is not None:
         results += probe_table(
             model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
+            before=None if base_model is None else _as_it_came(base_model, views.image_size, model.device),
         )  # fmt: skip
+    elif base_model is not None:
+        trainer.accelerator.print(
+            "Whether the checkpoint that was continued got better or worse, labels say: `--probe_dataset` takes them."
+        )
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -71,6 +77,11 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
         commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled),
     )  # fmt: skip
+
+
+def _as_it_came(base_model: str, image_size: int, device: torch.device) -> PreTrainedModel:
+    """The checkpoint that a run continued, as the method took it."""
+    return load_vision_encoder(base_model, image_size).to(device)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from ...training.arguments import SSLTrainingArguments
 from ..modality import build_method
 from .data import ImageData, ImageDataArguments
 from .encoders import VisionEncoderArguments, make_views
-from .probes import ProbeArguments
+from .probes import ImageProbeArguments
 
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def first_batch(
     data_args: ImageDataArguments,
     view_args: ViewArguments,
     config: dict[str, Any],
-    probe_args: ProbeArguments,
+    probe_args: ImageProbeArguments,
     args: SSLTrainingArguments,
     given: set[str],
 ) -> tuple[dict[str, Any], Views, torch.Tensor | None]:

@@ -17,11 +17,12 @@ from ...data.text.tokenizer import require_mask_token, require_prompt_tokenizer
 from ...errors import UserError
 from ...modeling.base import SSLPreTrainedModel
 from ...modeling.method import width_of
-from ...modeling.packing import position_limit, recommended_attention
+from ...modeling.packing import attention_candidates, packed_inputs, position_limit, recommended_attention
 from ...modeling.packing_checks import check_causal, check_packing
 from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import extend_model
 from ...training.arguments import SSLTrainingArguments
+from ...training.attention import attention_so_far, fastest_attention, is_measured
 from .. import encoders
 from .data import TextData
 from .presets import CAUSAL_PRESETS, TEXT_PRESETS
@@ -37,7 +38,8 @@ class TextEncoderArguments:
             bert-tiny, bert-mini, bert-small, bert-base, modernbert-mini or modernbert-small from scratch; a config
             file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
-            auto, eager, sdpa, flash_attention_2 or flex_attention.
+            auto, measured (the fastest here, as auto chooses on a GPU), eager, sdpa, flash_attention_2 or
+            flex_attention.
     """
 
     encoder: str = "modernbert-mini"
@@ -159,7 +161,7 @@ def build(
         rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
         args.set_learning_rate(rate, record.learning_rates.per_256_samples)
     check_fit(model.encoder, data.tokenizer, data.arguments.max_length, from_scratch=fresh is not None)
-    set_attention(model.encoder, recipe.attention, data.arguments.max_length, args)
+    set_attention(model, recipe.attention, data, args)
     if causal:
         check_causal(model.encoder)
         _set_generation(model.encoder, data, fresh is not None)
@@ -200,14 +202,32 @@ def check_fit(
         )
 
 
-def set_attention(encoder: PreTrainedModel, attention: str, max_length: int, args: SSLTrainingArguments) -> None:
-    """Choose the implementation of attention; `auto` is what was measured to be fastest."""
-    if attention == "auto":
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        attention = recommended_attention(encoder.config, max_length, args.device, dtype)
+def set_attention(model: SSLPreTrainedModel, attention: str, data: TextData, args: SSLTrainingArguments) -> None:
+    """Choose the implementation of attention; `auto` is what was measured to be fastest, or what a run has so far."""
+    encoder, wanted = model.encoder, attention
+    if is_measured(attention, args.device) or attention == "auto":
+        attention = attention_so_far(args).get("encoder") or _choose_attention(model, attention, data, args)
     try:
         encoder.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise UserError(f"`--attention {attention}` does not work here: {error}") from None
+        raise UserError(f"`--attention {wanted}` does not work here: {error}") from None
     if "flash" in attention:
         encoder.to(args.device)  # where alone it can be checked
+
+
+def _choose_attention(model: SSLPreTrainedModel, attention: str, data: TextData, args: SSLTrainingArguments) -> str:
+    config, length, rows = model.encoder.config, data.arguments.max_length, args.per_device_train_batch_size
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    if not is_measured(attention, args.device):
+        return recommended_attention(config, length, args.device, dtype)
+
+    def run(encoder: PreTrainedModel) -> torch.Tensor:
+        tokens = torch.zeros(rows, length, dtype=torch.long, device=args.device)
+        # four documents a row, where rows are packed
+        document = 1 + torch.arange(length, device=args.device) * 4 // length
+        packed = data.arguments.packing
+        inputs = packed_inputs(encoder, document.expand(rows, -1), model.method.causal) if packed else {}
+        return encoder.base_model(tokens, **inputs).last_hidden_state
+
+    candidates = attention_candidates(config, length, args.device, dtype)
+    return fastest_attention(model.encoder, candidates, run, f"{rows} x {length} tokens", args)

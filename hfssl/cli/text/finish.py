@@ -15,6 +15,7 @@ from ...training.model_card import example_lines
 from ...training.trainer import SSLTrainer
 from ..finish import (
     before_and_after,
+    change_of_loss,
     changed_flags,
     method_name,
     next_folder,
@@ -23,6 +24,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import TextData
+from .probes import TextProbes
 
 
 # Flags of a run on the same data that the tokenizer of the result answers.
@@ -30,7 +32,11 @@ _OF_THE_TOKENIZER = ("tokenizer", "extend_vocab", "vocab_size", "lowercase", "st
 
 
 def finish_text(
-    trainer: SSLTrainer, evaluator: TokenPredictionEvaluator, data: TextData, base_model: str | None = None
+    trainer: SSLTrainer,
+    evaluator: TokenPredictionEvaluator,
+    data: TextData,
+    base_model: str | None = None,
+    probes: TextProbes | None = None,
 ) -> None:
     """Measure the trained model beside its start and the unigram baseline, write the result folder, and say it all.
 
@@ -43,6 +49,8 @@ def finish_text(
             What it was trained on.
         base_model (`str`, *optional*):
             The checkpoint that it continued.
+        probes ([`TextProbes`], *optional*):
+            Labelled texts to probe it on.
     """
     results = results_of(trainer, evaluator, evaluator.metrics)
     pairs = []
@@ -62,16 +70,22 @@ def finish_text(
     if base_model and "before" in results[0].baselines:
         new = f", with {len(data.new_tokens):,} new words as the means of their pieces" if data.new_tokens else ""
         told.append(f"  before: the checkpoint as it came ({base_model}){new}")
+        told += change_of_loss(results)
     if pairs:
         told.append("\n" + before_and_after(pairs, len(data.held_out), "sentence pairs"))
     if examples:
         told.append("\nOn held-out text:")
     told += ["  " + "\n    ".join(example_lines(example)) for example in examples]
+    probed = [] if probes is None else probes.table(trainer, base_model)
     write_and_say(
-        trainer, results=results + pairs, examples=examples, data=data.source.description, base_model=base_model,
+        trainer, results=results + pairs + probed, examples=examples, data=data.source.description,
+        base_model=base_model,
         pipeline_tag="text-generation" if causal else "fill-mask",
         usage=_causal_usage(name) if causal else _masked_usage(name, model.config.encoder_config.hidden_size),
-        facts={"modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length},
+        facts={
+            "modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length,
+            **({} if probes is None else {"labelled": probes.named}),
+        },
         told=tuple(told), commands=lambda folder: _commands(trainer, folder, data, causal),
     )  # fmt: skip
 

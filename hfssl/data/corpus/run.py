@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ...machine import local_world_size, num_cores
 from ..mixtures import parts_of
 from ..sources import DataError, Source
-from ..sources.base import Damage
+from ..sources.base import Damage, Empty
 from ..stream import MIN_ROWS_TO_JUDGE, MOST_FILES_NAMED
 from .columns import PLACE, Column, place_keys, to_arrow
 from .results import FORMAT_VERSION, MANIFEST, CorpusResults, open_part, part_counts, part_path, read_manifest
@@ -95,7 +95,8 @@ class CorpusPass:
             folder that was begun with others is refused.
         prepare (`Callable[[Any], Any]`, *optional*):
             Called in threads with each sample before the function gets it, while the function works on the batch
-            before: decoding, tokenising. Returns a [`~hfssl.data.sources.base.Damage`] for what cannot be used.
+            before: decoding, tokenising. Returns a [`~hfssl.data.sources.base.Damage`] for what cannot be used, an
+            [`~hfssl.data.sources.base.Empty`] for what is left out without being damaged.
         prepare_many (`Callable[[list], list]`, *optional*):
             Instead of `prepare`, for what costs less for several samples at once; how many they are must not matter.
         batch_size (`int`, *optional*, defaults to `64`):
@@ -245,7 +246,7 @@ class CorpusPass:
             size = -(-len(batch.samples) // self.threads)
             some = (batch.samples[i : i + size] for i in range(0, len(batch.samples), size))
             prepared = [sample for part in pool.map(self.prepare_many, some) for sample in part]
-        good = [i for i, sample in enumerate(prepared) if not isinstance(sample, Damage)]
+        good = [i for i, sample in enumerate(prepared) if not isinstance(sample, Damage | Empty)]
         batch.bad += [
             (*place, sample.reason)
             for place, sample in zip(batch.places, prepared, strict=True)

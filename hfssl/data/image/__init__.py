@@ -31,19 +31,19 @@ def _feature():
 
 
 def _from_arrow(column) -> list:
-    from .readers import from_arrow
+    from ..sources.sample_folders import encoded_samples
 
-    return from_arrow(column)
+    return encoded_samples(column)
 
 
 def _read_folder(files):
-    from .readers import read_folder
+    from ..sources.sample_folders import read_folder
 
     return read_folder(files)
 
 
 def _read_tars(files):
-    from .readers import read_tars
+    from ..sources.tars import read_tars
 
     return read_tars(files)
 

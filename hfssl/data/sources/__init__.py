@@ -9,16 +9,16 @@ piece by piece. Local folders are gone through here, by the same rules:
 | parquet, local or on the Hub | `pyarrow`, the needed columns only | a row group, or a range of its rows |
 | jsonl and txt, local or on the Hub | by ranges of bytes | about 64 KiB, with the records that start there |
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
-| image files in folders and zip files, local or on the Hub | file by file | a file |
+| image and audio files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
 | compressed jsonl, txt and tars; a zip of texts | unpacked once, then as above | as above |
 | csv and tsv | converted once, with their damaged records | a range of rows |
 | all else (a JSON array) | converted once by `load_dataset` | a range of rows |
 
-Samples are texts, or encoded images (`bytes`): whoever needs pixels decodes them. Opening costs as much as there are
-files, however long they are (only tars are looked through, the first time), and no piece depends on another: a stream
-over the pieces can start anywhere. A `Source` can be pickled and forked; every process (and thread) opens its own
-files.
+Samples are texts, or encoded images and sounds (`bytes`): whoever needs pixels or waves decodes them. Opening costs as
+much as there are files, however long they are (only tars are looked through, the first time), and no piece depends on
+another: a stream over the pieces can start anywhere. A `Source` can be pickled and forked; every process (and thread)
+opens its own files.
 """
 
 import os
@@ -36,7 +36,7 @@ from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
 from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
 from .find import Found, find_data
-from .image_folders import is_metadata
+from .sample_folders import is_metadata
 from .tables import ParquetSource, TableSource
 from .text_files import TXT_SOURCES
 

@@ -314,6 +314,10 @@ class Damage:
     reason: str
 
 
+class Empty:
+    """Stands in for a sample that is whole, and of which nothing is left, such as silence."""
+
+
 def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Input]) -> PieceRows:
     """Leave out rows without a required input, and put `None` where another one is missing.
 

@@ -32,7 +32,15 @@ from .base import (
     row_pieces,
 )
 from .columns import find_inputs
-from .files import MAX_SAMPLE_BYTES, files_digest, open_bytes, unreadable
+from .files import (
+    MAX_SAMPLE_BYTES,
+    SplitFiles,
+    download_once,
+    files_digest,
+    is_remote,
+    open_bytes,
+    unreadable,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -47,6 +55,21 @@ _NUMBERS = ("cls", "cls2", "index", "inx", "id")
 _TEXTS = ("txt", "text", "transcript")
 _JSON = ("json", "jsn")
 _SCALARS = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+def read_tars(files: SplitFiles) -> Source:
+    """Webdataset tars; remote ones are downloaded first."""
+    paths = files.paths
+    if is_remote(paths[0]):
+        paths = download_once(paths, files.dataset, files.sizes)
+    return TarSource(
+        paths,
+        files.names,
+        files.sizes,
+        inputs=files.inputs,
+        dataset=repr(files.dataset),
+        fingerprint=files.fingerprint,
+    )
 
 
 class TarSource(Source):

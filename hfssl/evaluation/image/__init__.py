@@ -1,5 +1,6 @@
 """Evaluation of encoders of images."""
 
+from ...modeling.pooling import check_pooling
 from ..finetune_settings import FinetuneDefaults
 from ..modality import EvaluationModality
 from .embedder import ImageEmbedder
@@ -10,6 +11,9 @@ from .samples import ImageSampleFeatures
 
 
 MODALITY = EvaluationModality(
-    "image", "pixel_values", ImageEmbedder, probe_features, draw_pictures, ImageSampleFeatures, ImageFinetuning,
-    FinetuneDefaults({"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3}, unused=("max_length",)),
+    "image", ("pixel_values",), ImageEmbedder, probe_features, draw_pictures, ImageSampleFeatures, check_pooling,
+    ImageFinetuning,
+    FinetuneDefaults(
+        {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3}, unused=("max_length", "max_seconds"),
+    ),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -27,6 +28,7 @@ class ImageEmbedder:
     def __init__(self, samples: Sequence[bytes], processor: Any, transform: Any = None, batch_size: int = 64):
         self.processor = processor
         self.batches = resized_images(processor, samples).split(batch_size)
+        self.rows = np.split(np.arange(len(samples)), range(batch_size, len(samples), batch_size))
 
     @property
     def num_batches(self) -> int:

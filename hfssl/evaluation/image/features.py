@@ -1,33 +1,28 @@
-"""Features of images by a frozen encoder: made in one pass over the images, shared by processes, kept on disk.
+"""Features of images by a frozen encoder, see [`~hfssl.evaluation.extraction`].
 
-Images are decoded in threads while the encoder works on those before, and pre-processed by the stock image processor.
-What is on disk is found again by its content: weights, configuration, processor, pooling, precision and images.
+Images are pre-processed by the stock image processor. What the features depend on are weights, configuration,
+processor, pooling, precision and images.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from ...machine import choose_precision, local_world_size, num_cores, process_state
+from ...machine import choose_precision, process_state
 from ...modeling.base import evaluating
 from ...modeling.pooling import check_pooling
 from ...modeling.vision import image_features
+from .. import extraction
 from ..evaluator import EvaluationError
 from ..feature_files import digest as make_digest
-from ..feature_files import read_features, write_features
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
-from ..progress import Progress
 from .encoder import VisionEncoder, size_arguments
 
 
@@ -35,20 +30,6 @@ if TYPE_CHECKING:
     from ...data.labelled import LabelledData
 
 logger = logging.getLogger(__name__)
-
-# A change that changes features: what older versions left on disk is not used any more.
-_VERSION = 1
-# share of the images that may be damaged
-_MAX_BAD_FRACTION = 0.01
-
-
-class Extractor(Protocol):
-    """Makes features of decoded images; `digest` names all that they depend on."""
-
-    digest: str
-
-    def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
-        """Images, uint8 of shape `(3, height, width)` each, to features of shape `(len(images), dim)`."""
 
 
 class EncoderFeatures:
@@ -228,88 +209,47 @@ def extract_features(
 
 def extract(
     data: "LabelledData",
-    extractors: Mapping[str, Extractor],
+    extractors: Mapping[str, extraction.Extractor],
     *,
     batch_size: int = 256,
     cache_dir: str | Path | None = None,
-    title: str = "images",
+    title: str | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features of all images by each extractor, with one pass over the images for those that are not on disk."""
-    paths = {name: _cache_path(cache_dir, data, extractor, value_range) for name, extractor in extractors.items()}
-    is_main = process_state().is_main_process
-    # the main process alone looks: another one may be on a machine that does not see the folder
-    found = {name: read_features(path, len(data.images)) for name, path in paths.items()} if is_main else {}
-    (found,) = broadcast_object_list([found])
-    missing = {name: extractor for name, extractor in extractors.items() if found[name] is None}
-    if missing:
-        for name, features in _extract(data, missing, batch_size, title, value_range).items():
-            if not np.isfinite(features).all():
-                raise EvaluationError(
-                    f"The features of {name} hold values that are no numbers: its training diverged, so take an "
-                    "earlier checkpoint."
-                )
-            found[name] = features
-            if is_main and paths[name] is not None:
-                write_features(paths[name], features)
-    return {name: found[name] for name in extractors}
+    """Features of all images by each extractor, see [`~hfssl.evaluation.extraction.extract`]."""
+    return extraction.extract(
+        data, extractors, ImageReader(value_range), batch_size=batch_size, cache_dir=cache_dir, title=title
+    )
 
 
-def _extract(
-    data: "LabelledData",
-    extractors: Mapping[str, Extractor],
-    batch_size: int,
-    title: str,
-    value_range: tuple[float, float] | None,
-) -> dict[str, np.ndarray]:
-    state = process_state()
-    starts = range(0, len(data.images), batch_size)
-    mine = starts[state.process_index :: state.num_processes]
-    parts, bad = {}, []
-    bar = Progress(len(data.images), f"Features of {title}", " images")
-    with bar:
-        for start, images in zip(mine, decoded(data.images, mine, batch_size, value_range), strict=True):
-            bad += [start + i for i, image in enumerate(images) if image is None]
-            images = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in images]
-            parts[start] = {name: extractor(images) for name, extractor in extractors.items()}
-            bar.update(len(images) * state.num_processes)
-    parts, bad = _gathered(parts, bad)
-    if len(bad) > max(1, _MAX_BAD_FRACTION * len(data.images)):
-        raise EvaluationError(
-            f"{len(bad):,} of the {len(data.images):,} images of {data.name} cannot be decoded, such as "
-            f"{_damage(data, bad[0], value_range)}: remove or replace them."
-        )
-    if bad:
-        logger.warning(
-            "%d of the images of %s cannot be decoded, and are black to every encoder, such as %s.",
-            len(bad), data.name, _damage(data, bad[0], value_range),
-        )  # fmt: skip
-    return {
-        name: np.concatenate([parts[start][name] for start in starts]).astype(np.float32, copy=False)
-        for name in extractors
-    }
+class ImageReader:
+    """How images are decoded: a [`~hfssl.evaluation.extraction.Reader`].
 
+    Args:
+        value_range (`tuple[float, float]`, *optional*):
+            What becomes black and white of images with more than 8 bits.
+    """
 
-def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], list[int]]:
-    if process_state().num_processes == 1:
-        return parts, bad
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, (parts, bad))
-    parts = {start: part for share, _ in shares for start, part in share.items()}
-    return parts, sorted(row for _, rows in shares for row in rows)
+    samples, blank_words = "images", "black"
+    blank = torch.zeros(3, 32, 32, dtype=torch.uint8)
 
+    def __init__(self, value_range: tuple[float, float] | None = None):
+        self.value_range = value_range
+        self.key = () if value_range is None else (value_range,)
 
-def _damage(data: "LabelledData", row: int, value_range: tuple[float, float] | None) -> str:
-    """Name a damaged image, and say what is wrong with it."""
-    from ...data.image.decode import DamagedImage, decode_image
-    from ...data.labelled import LazyImages
+    def batches(
+        self, samples: Sequence[bytes], starts: Sequence[int], batch_size: int
+    ) -> Iterator[list[torch.Tensor | None]]:
+        return decoded(samples, starts, batch_size, self.value_range)
 
-    name = data.images.where(row) if isinstance(data.images, LazyImages) else f"image {row:,}"
-    try:
-        decode_image(data.images[row], value_range=value_range)
-    except DamagedImage as error:
-        return f"{name} ({error})"
-    return name
+    def damage(self, sample: bytes) -> str | None:
+        from ...data.image.decode import DamagedImage, decode_image
+
+        try:
+            decode_image(sample, value_range=self.value_range)
+        except DamagedImage as error:
+            return str(error)
+        return None
 
 
 def _range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, float] | None:
@@ -330,16 +270,7 @@ def decoded(
 
     The batch after the one that is handed out is decoded meanwhile.
     """
-    with ThreadPoolExecutor(max(1, num_cores() // local_world_size())) as pool:
-        batches: deque = deque()
-        for start in starts:
-            rows = range(start, min(start + batch_size, len(images)))
-            # bytes are read here: a file may have one position only
-            batches.append([pool.submit(_decode, images[row], value_range) for row in rows])
-            if len(batches) == 2:
-                yield [job.result() for job in batches.popleft()]
-        while batches:
-            yield [job.result() for job in batches.popleft()]
+    return extraction.in_threads(lambda image: _decode(image, value_range), images, starts, batch_size)
 
 
 def _decode(data: bytes, value_range: tuple[float, float] | None) -> torch.Tensor | None:
@@ -416,16 +347,3 @@ def processed_size(processor: Any) -> dict[str, int]:
 def encode(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pooled features, of shape `(batch_size, dim)`, of preprocessed images."""
     return image_features(model, pixel_values, pooling, **size_arguments(model, *pixel_values.shape[-2:]))
-
-
-def _cache_path(
-    cache_dir: str | Path | None,
-    data: "LabelledData",
-    extractor: Extractor,
-    value_range: tuple[float, float] | None,
-) -> Path | None:
-    if cache_dir is None:
-        return None
-    ranged = () if value_range is None else (value_range,)
-    name = make_digest(_VERSION, data.fingerprint, len(data.images), extractor.digest, *ranged)[:32]
-    return Path(cache_dir) / f"{name}.npy"

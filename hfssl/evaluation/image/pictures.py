@@ -15,7 +15,7 @@ from ...functional.keyed import Use
 from ...modeling.base import evaluating
 from ...modeling.pooling import num_own_tokens
 from ..frozen import aligned_labels
-from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, ProbeFeatures
+from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, ProbeFeatures
 from ..results import Result
 from .encoder import VisionEncoder, size_arguments
 from .features import normalized, resized_images
@@ -110,7 +110,10 @@ def plot_feature_map(
     """Test features in two dimensions (t-SNE of their leading components), a colour for each class, with baselines."""
     from matplotlib import colormaps
 
-    kinds = {ENCODER: "encoder", RANDOM_INIT: "random initialisation", RAW_INPUT: "raw pixels"}
+    kinds = {
+        ENCODER: "encoder", RANDOM_INIT: "random initialisation", RAW_INPUT: "raw pixels",
+        MFCC_STATISTICS: "MFCC statistics",
+    }  # fmt: skip
     kinds = {kind: title for kind, title in kinds.items() if kind in features}
     rows = np.sort(keyed.permutation(len(labels), Use.PLOTTED_IMAGES)[:max_rows])
     figure, axes = _grid(1, len(kinds), size=3.2)

@@ -9,8 +9,8 @@ from .samples import TextSampleFeatures
 
 
 MODALITY = EvaluationModality(
-    "text", "input_ids", TextEmbedder, probe_features, None, TextSampleFeatures, TextFinetuning,
+    "text", ("input_ids",), TextEmbedder, probe_features, None, TextSampleFeatures, None, TextFinetuning,
     FinetuneDefaults(
-        {"epochs": 5.0, "learning_rate": 2e-4, "scratch_learning_rate": 3e-4}, unused=("shift", "flip"),
+        {"epochs": 5.0, "learning_rate": 2e-4, "scratch_learning_rate": 3e-4}, unused=("shift", "flip", "max_seconds"),
     ),
 )  # fmt: skip

@@ -39,10 +39,11 @@ class TextEmbedder:
         longest = min(MAX_TOKENS, processor.model_max_length)
         if transform is not None:
             longest = min(longest, transform.max_length)
-        rows = [np.array(encoding.ids[:longest], np.int32) for encoding in backend.encode_batch_fast(list(samples))]
-        rows = sorted((row for row in rows if len(row)), key=len)
+        tokens = [np.array(encoding.ids[:longest], np.int32) for encoding in backend.encode_batch_fast(list(samples))]
+        order = sorted((row for row, ids in enumerate(tokens) if len(ids)), key=lambda row: len(tokens[row]))
         collate = TextCollator(processor.pad_token_id)
-        self.batches = [collate({"input_ids": rows[i : i + batch_size]}) for i in range(0, len(rows), batch_size)]
+        self.rows = [np.array(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+        self.batches = [collate({"input_ids": [tokens[row] for row in rows]}) for rows in self.rows]
 
     @property
     def num_batches(self) -> int:

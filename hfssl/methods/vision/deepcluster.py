@@ -38,7 +38,7 @@ from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, deepcluster_loss, full_precision
 from ...modeling.branch import OneBranchModel, VisionBranch, check_two_views, crop_by_crop
-from ...modeling.corpus_targets import CorpusTargetsMixin, spherical_kmeans, whitened
+from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin, spherical_kmeans, whitened
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
@@ -302,6 +302,13 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, OneBranchModel):
         else:
             tensors["prototypes"] = torch.stack(centroids)
         return tuple({name: tensor.cpu().numpy() for name, tensor in each.items()} for each in (columns, tensors))
+
+    def no_targets(self, num_samples: int) -> dict[str, torch.Tensor]:
+        shape = num_samples, self.config.num_heads
+        columns = {"targets": torch.full(shape, NO_TARGET)}
+        if self.config.classifier == "linear":
+            columns["target_weights"] = torch.zeros(shape)
+        return columns
 
     # -- health ---------------------------------------------------------------------------------------------------
 

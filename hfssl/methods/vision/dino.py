@@ -141,7 +141,7 @@ class DinoPreTrainingConfig(PreTrainedConfig):
         momentum_end (`float`, *optional*, defaults to `1.0`):
             Momentum of the teacher at the last step. It rises along half a cosine.
         drop_path_rate (`float`, *optional*, defaults to `0.1`):
-            Stochastic depth of the student's encoder, in [0, 1). The teacher has none.
+            Stochastic depth of the student's encoder, in [0, 1); what is dropped is not computed. None in the teacher.
         drop_path_rate_end (`float`, *optional*):
             Rate at the end of the run, in [0, 1), to which `drop_path_rate` goes along a line. Left out: it stays.
     """

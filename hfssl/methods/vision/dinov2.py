@@ -155,7 +155,7 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
         momentum_end (`float`, *optional*, defaults to `1.0`):
             Momentum of the teacher at the last step. It rises along half a cosine.
         drop_path_rate (`float`, *optional*, defaults to `0.3`):
-            Stochastic depth of the student's encoder, in [0, 1). The teacher has none.
+            Stochastic depth of the student's encoder, in [0, 1); what is dropped is not computed. None in the teacher.
         drop_path_rate_end (`float`, *optional*):
             Rate at the end of the run, in [0, 1), to which `drop_path_rate` goes along a line. Left out: it stays.
         dino_weight, ibot_weight (`float`, *optional*, default to `1.0`):

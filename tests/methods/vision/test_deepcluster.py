@@ -140,6 +140,10 @@ def test_heads_cluster_a_large_crop_each_with_a_seed_of_its_own():
         nearest = (vectors @ tensors["prototypes"][head].T).argmax(1)
         assert np.array_equal(columns["targets"][:, head], nearest)
     assert not np.array_equal(columns["targets"][:, 0], columns["targets"][:, 2])
+    blank = model.no_targets(40)
+    assert {name: (each.shape, each.numpy().dtype) for name, each in blank.items()} == {
+        name: (each.shape, each.dtype) for name, each in columns.items()
+    }
     model.take_targets({"prototypes": torch.from_numpy(tensors["prototypes"])}, 3)
     assert model.target_passes == 3 and np.array_equal(model.prototypes.numpy(), tensors["prototypes"])
 
@@ -179,6 +183,9 @@ def test_the_first_version_clusters_whitened_features_and_learns_a_new_layer():
     assert "prototypes" not in model.state_dict() and model.classifiers[0].weight.shape == (3, 16)
     features = torch.randn(60, 2, 16) * torch.linspace(0.1, 9.0, 16)
     columns, tensors = model.make_targets({"projections": features.half().numpy()}, seed=3)
+    assert {name: tuple(each.shape) for name, each in model.no_targets(60).items()} == {
+        name: each.shape for name, each in columns.items()
+    }
     components = whitened(features[:, 0].half().float().numpy(), 5)
     np.testing.assert_allclose(np.cov(components.T), np.eye(5), atol=1e-3)
     directions = components / np.linalg.norm(components, axis=1, keepdims=True)

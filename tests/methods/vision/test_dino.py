@@ -9,7 +9,8 @@ from torch import nn
 
 from hfssl import DinoForPreTraining, DinoPreTrainingConfig
 from hfssl.losses import cross_view_entropy, sinkhorn_targets
-from hfssl.modeling.branch import DropPath, VisionBranch, build_with_drop_path
+from hfssl.modeling.branch import VisionBranch
+from hfssl.modeling.drop_path import DropPath, build_with_drop_path
 from hfssl.modeling.pooling import num_own_tokens
 from hfssl.training.optim import Lars
 

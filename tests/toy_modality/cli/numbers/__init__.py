@@ -1,6 +1,7 @@
 """Numbers on the command line: a modality made for tests."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PatchTSTConfig
 
@@ -22,6 +23,7 @@ class NumbersEncoderArguments:
 
     encoder: str = "numbers-tiny"
     attention: str = "auto"
+    base_model: ClassVar[str | None] = None
 
 
 def _tiny():

@@ -10,6 +10,7 @@ class NumbersEmbedder:
 
     def __init__(self, samples, processor=None, transform=None, batch_size=64):
         self.batches = torch.tensor(list(samples), dtype=torch.float32).split(batch_size)
+        self.rows = torch.arange(len(samples)).split(batch_size)
 
     @property
     def num_batches(self):
@@ -19,4 +20,4 @@ class NumbersEmbedder:
         return encoder(self.batches[index]).last_hidden_state.mean(1)
 
 
-MODALITY = EvaluationModality("numbers", "input_values", NumbersEmbedder)
+MODALITY = EvaluationModality("numbers", ("past_values",), NumbersEmbedder)

@@ -1,4 +1,4 @@
-"""Folders of image files, and zip files of them."""
+"""Folders of files that are a sample each, such as images or recordings, and zip files of them."""
 
 import functools
 import os
@@ -10,24 +10,56 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...errors import first_line
-from ..modality import Input, modality
+from ...errors import DataError, first_line
+from ..modality import Input, leading_input, modality
 from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_rows, new_digest, third_party
 from .columns import find_inputs
-from .files import MAX_SAMPLE_BYTES, open_bytes, read_file, unreadable, with_retries
+from .files import MAX_SAMPLE_BYTES, SplitFiles, open_bytes, read_file, unreadable, with_retries
 from .find import METADATA
-from .walk import class_of
+from .walk import class_names, class_of
 
 
 # Between the path of a zip file and that of a file in it.
 _INSIDE = "::/"
 
 
-def image_files(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, str, int]]:
-    """Path, name and bytes of the image files among these files, and of those in the zip files among them."""
-    extensions = modality("image").file_extensions
+def encoded_samples(column: pa.ChunkedArray) -> list:
+    """Encoded images or recordings: the column's own bytes, or those of the files that it names."""
+    if not pa.types.is_struct(column.type):
+        return column.to_pylist()
+    names = {field.name for field in column.type}
+    values = pc.struct_field(column, "bytes").to_pylist() if "bytes" in names else [None] * len(column)
+    if "path" not in names or None not in values:
+        return values
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [read_file(path) if value is None and path else value for value, path in zip(values, paths, strict=True)]
+
+
+def read_folder(files: SplitFiles) -> Source:
+    """Files of the modality that is read, and zip files of them. Class folders become the column `label`."""
+    options = {"inputs": files.inputs, "dataset": repr(files.dataset), "fingerprint": files.fingerprint}
+    kind = modality(files.inputs[leading_input(files.inputs)].modality)
+    found = sample_files(files.paths, files.names, files.sizes, kind.file_extensions)
+    if not found:
+        raise DataError(
+            f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
+            f"Supported are {kind.supported}."
+        )
+    metadata = next(filter(is_metadata, files.paths), None)
+    if metadata:
+        return SampleFolderSource(found, others=metadata_features(metadata), **options)
+    of_splits = [sample_files(paths, paths, [0] * len(paths), kind.file_extensions) for paths in files.splits.values()]
+    classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
+    return SampleFolderSource(found, classes=classes, **options)
+
+
+def sample_files(
+    paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], extensions: tuple[str, ...]
+) -> list[tuple[str, str, int]]:
+    """Path, name and bytes of the files among these that end so, and of those in the zip files among them."""
     files = []
     for path, name, size in zip(paths, names, sizes, strict=True):
         if path.lower().endswith(extensions):
@@ -46,7 +78,7 @@ def image_files(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int]
 
 
 def is_metadata(path: str) -> bool:
-    """Whether the file holds columns beside the images of its folder, by the rule of the `datasets` library."""
+    """Whether the file holds columns beside the samples of its folder, by the rule of the `datasets` library."""
     return os.path.basename(path) in METADATA
 
 
@@ -64,11 +96,12 @@ def metadata_features(path: str) -> dict:
     return {name: feature for name, feature in features.items() if name != "file_name"}
 
 
-class ImageFolderSource(Source):
-    """Image files. A piece is a file, or a run of files where there are very many; rows count files.
+class SampleFolderSource(Source):
+    """Files of a modality, one sample each. A piece is a file, or a run of files where there are very many; rows count
+    files.
 
     Args:
-        image_files (`list[tuple[str, str, int]]`):
+        files (`list[tuple[str, str, int]]`):
             Path, name and bytes of each file.
         classes (`Sequence[str]`, *optional*):
             Class folders, of all splits: then there is a column `label`.
@@ -80,7 +113,7 @@ class ImageFolderSource(Source):
 
     def __init__(
         self,
-        image_files: list[tuple[str, str, int]],
+        files: list[tuple[str, str, int]],
         *,
         dataset: str,
         inputs: dict[str, Input],
@@ -88,8 +121,9 @@ class ImageFolderSource(Source):
         others: dict | None = None,
         fingerprint: str = "",
     ):
-        paths, names, sizes = map(list, zip(*image_files, strict=True))
-        features = {"image": datasets.Image()}
+        paths, names, sizes = map(list, zip(*files, strict=True))
+        kind = modality(inputs[leading_input(inputs)].modality)
+        features = {kind.name: kind.feature()}
         if classes:
             features["label"] = datasets.ClassLabel(names=list(classes))
         features |= others or {}
@@ -101,12 +135,12 @@ class ImageFolderSource(Source):
             features=features,
             pieces=np.stack([starts, starts, stops, np.arange(len(starts))], axis=1),
             piece_bytes=np.add.reduceat(np.asarray(sizes, dtype=np.int64), starts),
-            fingerprint=new_digest(fingerprint, "images").hexdigest(),
+            fingerprint=new_digest(fingerprint, kind.samples).hexdigest(),
         )
         self._paths, self._archives = paths, Cache()
         self.num_rows = len(paths)
         folders = f" in {describe(len(classes), 'class folders')}" if classes else ""
-        self.description = f"{describe(len(paths), 'image files')}{folders}"
+        self.description = f"{describe(len(paths), f'{kind.name} files')}{folders}"
 
     def where(self, file: int, row: int) -> str:
         return self.files[row]
@@ -115,11 +149,11 @@ class ImageFolderSource(Source):
         _, start, stop, _ = self.pieces[index].tolist()
         columns = {}
         for name, wanted in self.inputs.items():
-            read = self._label if wanted.column == "label" else self._image
+            read = self._label if wanted.column == "label" else self._sample
             columns[name] = [read(row) for row in range(start, stop)]
         return good_rows(np.arange(start, stop), columns, self.inputs)
 
-    def _image(self, row: int) -> bytes | Damage:
+    def _sample(self, row: int) -> bytes | Damage:
         return self._read(self._paths[row])
 
     def _read(self, path: str) -> bytes | Damage:
@@ -141,7 +175,7 @@ class ImageFolderSource(Source):
             raise unreadable(archive, error) from error
 
     def read_input(self, name: str) -> list:
-        read = self._label if self.inputs[name].column == "label" else self._image
+        read = self._label if self.inputs[name].column == "label" else self._sample
         return [read(row) for row in range(len(self.files))]
 
     def _label(self, row: int) -> int:

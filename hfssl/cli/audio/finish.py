@@ -1,0 +1,112 @@
+"""The end of a run on recordings: held-out loss, probes by layer, pictures, the result folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...data.labelled import has_labels
+from ...data.mixtures import parts_of
+from ...evaluation.online_knn import OnlineKnn
+from ...evaluation.probes import probe_table
+from ...evaluation.results import Result
+from ...modeling.frames import check_pooling, is_grid
+from ...training.checkpoints import STAGING
+from ...training.trainer import SSLTrainer
+from ..embed import WholeDataArguments
+from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
+from .data import AudioData
+
+
+def finish_audio(trainer: SSLTrainer, data: AudioData, base_model: str | None = None) -> None:
+    """Measure a method for recordings, write the result folder, and say it all.
+
+    Args:
+        trainer ([`SSLTrainer`]):
+            The run, with the evaluators of [`~hfssl.cli.audio.probes.audio_evaluators`]; what k-NN was measured on
+            while it trained is what the table of probes is made of.
+        data ([`AudioData`]):
+            What it was trained on.
+        base_model (`str`, *optional*):
+            The checkpoint that the run continued.
+    """
+    evaluator, args = trainer.evaluators[0], trainer.args
+    knn = next((each for each in trainer.evaluators if isinstance(each, OnlineKnn)), None)
+    results = results_of(trainer, evaluator, ("loss",))
+    name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    trainer.accelerator.print("\n" + _loss_line(trainer, results[0], evaluator.loss_term))
+    folder = output_dir / STAGING / "pictures"
+    if knn is not None:
+        results += probe_table(
+            model, knn.processor, knn.train, knn.test, ("knn", "linear", "layers"), output_dir=folder,
+            pooling=knn.pooling, name=str(output_dir),
+        )  # fmt: skip
+    pooling = check_pooling(model.encoder.config, knn.pooling if knn else getattr(model.config, "pooling", None))
+    captions = {
+        "layers.png": "What a linear probe of each layer, and of their weighted sum, knows of the labels.",
+        "feature_map.png": "Features of the test recordings in two dimensions, a colour for each class.",
+    }
+    pictures = [(folder / "assets" / file, caption) for file, caption in captions.items()]
+    pictures = [picture for picture in pictures if picture[0].is_file()]
+    labelled = knn.named if knn is not None else _own_labels(data)
+    told = f"\nPictures in {output_dir}/assets: {', '.join(path.name for path, _ in pictures)}" if pictures else ""
+    write_and_say(
+        trainer, results=results, data=data.source.description, base_model=base_model,
+        pipeline_tag="feature-extraction", pictures=pictures, usage=_usage(model, name, pooling),
+        facts={"modality": "audio", "dataset": data.arguments.dataset, "pooling": pooling, "labelled": labelled},
+        told=(told,) if told else (), commands=lambda folder: _commands(trainer, folder, data, labelled),
+    )  # fmt: skip
+
+
+def _own_labels(data: AudioData) -> dict[str, Any] | None:
+    """The flags of `recipes/probe.py` for what a run was trained on, if that has labels."""
+    if data.embedded is not None:
+        return {"dataset": data.embedded}
+    names = ("dataset", "dataset_config", "split", "audio_column")
+    flags = {name: value for name, value in changed_flags(data.arguments).items() if name in names}
+    return flags if len(parts_of(data.source)) == 1 and has_labels(data.source) else None
+
+
+def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict | None) -> Sequence[str]:
+    """What to do with the result: each line runs as it stands, on the data of the run."""
+    commands = []
+    if labelled is not None:
+        commands += [
+            recipe_command("probe", encoder=folder, **labelled, protocol="knn,linear,few_shot,layers"),
+            recipe_command("finetune", encoder=folder, **labelled),
+        ]
+    same_data = changed_flags(data.arguments)
+    whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
+    return [
+        *commands, recipe_command("embed", encoder=folder, **whole),
+        recipe_command(method_name(trainer), encoder=folder, **same_data, output_dir=next_folder(folder)),
+    ]  # fmt: skip
+
+
+def _usage(model: Any, name: str, pooling: str) -> str:
+    """Python that makes a feature of a recording, pooled as the probes of the run take it."""
+    config = model.encoder.config
+    feature = "outputs.last_hidden_state.mean(1)"
+    if is_grid(config):
+        feature = f"outputs.last_hidden_state[:, {0 if pooling == 'cls' else '2:'}]"
+        feature += "" if pooling == "cls" else ".mean(1)"
+    return (
+        "import soundfile\nfrom transformers import AutoFeatureExtractor, AutoModel\n\n"
+        f'encoder = AutoModel.from_pretrained("{name}")\n'
+        f'extractor = AutoFeatureExtractor.from_pretrained("{name}")\n'
+        'waveform, rate = soundfile.read("recording.wav")  # one channel, 16,000 samples a second\n'
+        'outputs = encoder(**extractor(waveform, sampling_rate=rate, return_tensors="pt"))\n'
+        f"feature = {feature}  # (1, {config.hidden_size})"
+    )
+
+
+def _loss_line(trainer: SSLTrainer, result: Result, term: str | None) -> str:
+    """The held-out loss in words, beside the start and what outputs that say nothing would give."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    line = f"Held-out loss{f' ({term})' if term else ''}, {result.num_eval:,} recordings: {result.value:.4f}"
+    if "before" in result.baselines:
+        line += f", before training {result.baselines['before']:.4f}"
+    chance = result.baselines.get("chance")
+    if chance is None:
+        return line + f"; that of {model.method.title} has no level of chance"
+    return line + f", chance {chance:.4f}" + (", which it is not below" if result.value >= chance else "")

@@ -1,0 +1,82 @@
+"""Recordings: what the floor of data knows of them."""
+
+from ..modality import EmbeddedData, Modality
+
+
+# What libsndfile or, by PyAV, FFmpeg decodes.
+EXTENSIONS = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".m4a", ".aac", ".wma",
+    ".mka",
+)  # fmt: skip
+
+
+def _is_feature(feature) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Audio)
+
+
+def _is_raw(feature) -> bool:
+    """Bytes, or the struct in which `datasets` keeps media, without the type that says so."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
+def _feature():
+    import datasets
+
+    return datasets.Audio(decode=False)
+
+
+def _from_arrow(column) -> list:
+    from ..sources.sample_folders import encoded_samples
+
+    return encoded_samples(column)
+
+
+def _read_folder(files):
+    from ..sources.sample_folders import read_folder
+
+    return read_folder(files)
+
+
+def _read_tars(files):
+    from ..sources.tars import read_tars
+
+    return read_tars(files)
+
+
+def _load_speech(split: str):
+    from .embedded import load_speech
+
+    return load_speech(split)
+
+
+MODALITY = Modality(
+    name="audio",
+    sample_types=(bytes,),
+    sample_words="an encoded recording",
+    samples="recordings",
+    unit="seconds",
+    is_feature=_is_feature,
+    feature=_feature,
+    column_names=("audio", "sound", "speech", "recording", "wav", "flac", "mp3"),
+    column_flag="--audio_column",
+    extensions={
+        **dict.fromkeys(EXTENSIONS, "audiofolder"), ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow",
+    },
+    supported="audio files (wav, flac, ogg, mp3, opus, m4a, …), webdataset tars, parquet and arrow",
+    is_raw=_is_raw,
+    is_empty=lambda sound: not sound,
+    empty_is_damage=True,
+    from_arrow=_from_arrow,
+    readers={"audiofolder": _read_folder, "webdataset": _read_tars},
+    folder_module="audiofolder",
+    # Neighbours are often of one speaker, and each may be long.
+    samples_per_piece=4,
+    read_through_bytes=256 << 20,
+    embedded=(EmbeddedData("speech", ("train", "test"), _load_speech, labelled=True),),
+)  # fmt: skip

@@ -1,0 +1,21 @@
+"""Evaluation of encoders of sound."""
+
+from ...modeling.frames import check_pooling
+from ..finetune_settings import FinetuneDefaults
+from ..modality import EvaluationModality
+from .embedder import AudioEmbedder
+from .encoder import MAIN_INPUTS
+from .features import probe_features
+from .finetuning import AudioFinetuning
+from .pictures import draw_pictures
+from .samples import AudioSampleFeatures
+
+
+MODALITY = EvaluationModality(
+    "audio", MAIN_INPUTS, AudioEmbedder, probe_features, draw_pictures, AudioSampleFeatures, check_pooling,
+    AudioFinetuning,
+    FinetuneDefaults(
+        {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3},
+        unused=("shift", "flip", "max_length"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,47 @@
+"""Recordings of which an encoder makes features again and again while it trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .encoder import LEAST_SECONDS, batches_by_length, encode_layers, lengthened
+from .features import SECONDS_AT_ONCE, decoded_clips
+
+
+# Of a recording: its beginning says what it is like.
+MAX_SECONDS = 10
+
+
+class AudioEmbedder:
+    """Recordings, decoded once; an [`~hfssl.evaluation.modality.Embedder`].
+
+    Args:
+        samples (`Sequence[bytes]`):
+            Encoded recordings.
+        processor:
+            Feature extractor that goes with the encoder.
+        transform (*optional*):
+            Of the run's stream; not needed.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Most recordings a forward pass.
+    """
+
+    def __init__(self, samples: Sequence[bytes], processor: Any, transform: Any = None, batch_size: int = 64):
+        self.processor, rate = processor, processor.sampling_rate
+        clips = decoded_clips(samples, rate)
+        self.clips = [lengthened(clip[: MAX_SECONDS * rate], round(LEAST_SECONDS * rate)) for clip in clips]
+        # feature extractors of encoders with group norm, of which padding is sound, say that they give no mask
+        only_equal = not getattr(processor, "return_attention_mask", True)
+        lengths = np.array([len(clip) for clip in self.clips])
+        self.rows = batches_by_length(lengths, batch_size, SECONDS_AT_ONCE * rate, only_equal)
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, encoder: PreTrainedModel, index: int, pooling: str | None = None) -> torch.Tensor:
+        clips = [self.clips[row] for row in self.rows[index]]
+        return encode_layers(encoder, self.processor, clips, pooling or "mean")[:, -1]

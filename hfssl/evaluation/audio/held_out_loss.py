@@ -1,0 +1,110 @@
+"""The loss of a method on held-out recordings: always the same parts of them hidden."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ...data.held_out import content_keys
+from ...data.sources import identity
+from ...data.stream import Block
+from ...errors import UserError
+from ...functional import keyed
+from ...functional.keyed import Use
+from ...modeling.method import LossContext
+from ..held_out_loss import MOST_SAMPLES, HeldOutLossEvaluator
+
+
+class AudioLossEvaluator(HeldOutLossEvaluator):
+    r"""
+    Mean loss over held-out recordings. Of a method with several terms it is the one that has a level of chance; what
+    a term is a mean of (hidden frames) counts, not the recordings.
+
+    Args:
+        recordings (`Sequence[bytes]`):
+            Encoded held-out recordings, of which the first 256 are taken.
+        rows, collate (`Callable`):
+            What the run's stream makes of a block, and of some rows. What is random about a recording depends on the
+            recording only.
+        model ([`~hfssl.modeling.base.SSLPreTrainedModel`]):
+            What is measured, to know the terms of its loss.
+        batch_seconds (`float`, *optional*, defaults to `32.0`):
+            Sound in a batch, padding included.
+        rank, world_size (`int`, *optional*):
+            This process measures its share of the batches, and the sums are added up.
+    """
+
+    task: ClassVar[str] = "held-out recordings"
+
+    def __init__(
+        self,
+        recordings: Sequence[bytes],
+        rows: Callable,
+        collate: Callable,
+        model: torch.nn.Module,
+        *,
+        batch_seconds: float = 32.0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        recordings = list(recordings)[:MOST_SAMPLES]
+        self.measured_on = frozenset(map(identity, recordings))
+        keys = content_keys(recordings)
+        made = rows(Block({"audio": recordings}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
+        if not len(made):
+            reason = made.bad[0][1] if made.bad else "all of them are too short or silent"
+            raise UserError(
+                f"Nothing can be measured on any of {len(recordings)} held-out recordings: {reason}. Pass other data."
+            )
+        self.num_samples, self.collate, self.world_size = len(recordings), collate, world_size
+        self.batch_seconds = batch_seconds
+        lengths = np.asarray(made.num_units, np.float64)  # seconds
+        batches: list[list[int]] = []
+        for row in np.argsort(lengths, kind="stable").tolist():
+            if batches and lengths[row] * (len(batches[-1]) + 1) <= batch_seconds:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        self.batch_size = max(map(len, batches))
+        self.batches = [
+            {name: _take(column, batch) for name, column in made.columns.items()}
+            for batch in batches[rank::world_size]
+        ]
+        levels = model.method.chance(model.config, LossContext(self.batch_size))
+        terms = [name.removeprefix("loss_") for name in levels if name.startswith("loss_")]
+        self.loss_term = terms[0] if terms else None
+
+    def batch(self, device: torch.device | str, index: int = 0) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(device) for name, tensor in self.collate(dict(self.batches[index])).items()}
+
+    def measure(self, model: torch.nn.Module) -> dict[str, float]:
+        """The loss of a pre-training model in evaluation mode, as it is."""
+        device = next(model.parameters()).device
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        with torch.no_grad():
+            for index in range(len(self.batches)):
+                batch = self.batch(device, index)
+                items, outputs = model.loss_items(batch), model(**batch)
+                if self.loss_term is not None:
+                    items = items[self.loss_term] if isinstance(items, dict) else items
+                loss = outputs.loss if self.loss_term is None else outputs.loss_terms[self.loss_term]
+                if isinstance(items, dict):
+                    items = None
+                count = float(len(next(iter(batch.values()))) if items is None else items)
+                sums += torch.stack([loss.double() * count, sums.new_tensor(count)])
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        loss, count = sums.tolist()
+        return {"loss": loss / max(count, 1.0)}
+
+    def loss_context(self, model: torch.nn.Module) -> LossContext:
+        return LossContext(self.batch_size)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"recordings": self.num_samples, "batch_seconds": self.batch_seconds, "term": self.loss_term}
+
+
+def _take(column: Any, rows: list[int]) -> Any:
+    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]

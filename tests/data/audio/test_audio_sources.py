@@ -1,0 +1,179 @@
+"""Recordings in folders, zips, tars, tables and mixtures, and the embedded speech."""
+
+import io
+import tarfile
+import zipfile
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from hfssl.data.audio import speech as synthetic
+from hfssl.data.audio.decode import decode_audio
+from hfssl.data.held_out import held_out_samples
+from hfssl.data.labelled import open_labelled
+from hfssl.data.mixtures import open_mixture
+from hfssl.data.sources import DataError, open_source
+
+
+def sound(number, kind="WAV", seconds=0.05):
+    """A recording that says its number."""
+    file = io.BytesIO()
+    samples = np.full(round(16_000 * seconds), (number + 1) / 100, np.float32)
+    samples[::2] *= -1
+    soundfile.write(file, samples, 16_000, format=kind)
+    return file.getvalue()
+
+
+def number_of(data):
+    return round(100 * float(np.abs(decode_audio(data, 16_000)).max())) - 1
+
+
+def all_of(source):
+    return [sample for piece in range(len(source)) for sample in source.read(piece).columns["audio"]]
+
+
+SOUNDS = [sound(i, ("WAV", "FLAC")[i % 2]) for i in range(20)]
+NAMES = [f"{'ab'[i // 10]}/{i:02d}.{('wav', 'FLAC')[i % 2]}" for i in range(20)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in zip(NAMES, SOUNDS, strict=True):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "clips"
+
+
+def test_a_folder_of_recordings(folder):
+    (folder / "a" / "notes.md").write_text("no sound")
+    source = open_source(folder, modality="audio")
+    assert source.description == "20 audio files in 2 class folders" and source.modality == "audio"
+    assert [number_of(data) for data in all_of(source)] == list(range(20))
+    assert source.features["label"].names == ["a", "b"] and source.where(0, 3) == "a/03.FLAC"
+    # the fingerprint does not say where the folder lies
+    assert open_source(str(folder / "a" / ".." / "*" / "*.*"), modality="audio").num_rows == 20
+    with pytest.raises(DataError, match="holds sound, no texts"):
+        open_source(folder, modality="text")
+
+
+def test_zips_and_tars(tmp_path):
+    (tmp_path / "zips").mkdir()
+    with zipfile.ZipFile(tmp_path / "zips" / "some.zip", "w") as archive:
+        for name, data in zip(NAMES, SOUNDS, strict=True):
+            archive.writestr(name, data)
+    assert [number_of(data) for data in all_of(open_source(tmp_path / "zips", modality="audio"))] == list(range(20))
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for i, data in enumerate(SOUNDS):
+            for ending, content in ((("wav", "flac")[i % 2], data), ("txt", f"word {i}".encode())):
+                member = tarfile.TarInfo(f"{i:03d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = open_source(tmp_path / "some.tar", modality="audio", extra_columns=["txt"])
+    assert "column 'audio'" in source.description
+    read = [source.read(piece).columns for piece in range(len(source))]
+    pairs = [pair for each in read for pair in zip(each["audio"], each["txt"], strict=True)]
+    assert [(number_of(a), text) for a, text in pairs] == [(i, f"word {i}") for i in range(20)]
+
+
+@pytest.mark.parametrize("kind", ["typed", "struct", "bytes", "path", "saved", "arrow"])
+def test_tables_with_encoded_recordings(kind, folder, tmp_path):
+    paths = [str(folder / name) for name in NAMES]
+    values = {
+        "bytes": SOUNDS, "path": [{"bytes": None, "path": path} for path in paths],
+    }.get(kind, [{"bytes": data, "path": None} for data in SOUNDS])  # fmt: skip
+    table = pa.table({"sound": values, "n": list(range(20))})
+    where = tmp_path / "table.parquet"
+    if kind in ("typed", "saved", "arrow", "path"):
+        features = datasets.Features({"sound": datasets.Audio(decode=False), "n": datasets.Value("int64")})
+        typed = datasets.Dataset(table.cast(features.arrow_schema))
+        if kind == "saved":
+            where = tmp_path / "saved"
+            typed.save_to_disk(where)
+        elif kind == "arrow":
+            where = next(iter((tmp_path / "a").glob("*.arrow")), None) or _arrow(typed, tmp_path / "a")
+        else:
+            pq.write_table(typed.data.table, where)
+    else:
+        pq.write_table(table, where)
+    source = open_source(where, modality="audio", extra_columns=["n"])
+    read = [source.read(piece).columns for piece in range(len(source))]
+    pairs = [pair for each in read for pair in zip(each["audio"], each["n"], strict=True)]
+    assert [(number_of(a), n) for a, n in pairs] == [(i, i) for i in range(20)]
+
+
+def _arrow(typed, folder):
+    typed.save_to_disk(folder)
+    return next(iter(folder.glob("*.arrow")))
+
+
+def test_missing_and_empty_files_are_damaged(folder):
+    source = open_source(folder, modality="audio")
+    (folder / "a" / "01.FLAC").unlink()
+    (folder / "a" / "02.wav").write_bytes(b"")
+    bad = [(source.where(0, row), reason) for piece in range(len(source)) for row, reason in source.read(piece).bad]
+    assert [name for name, _ in bad] == ["a/01.FLAC", "a/02.wav"]
+    assert "missing" in bad[0][1] and "empty" in bad[1][1] and len(all_of(source)) == 18
+
+
+def test_held_out_recordings_and_mixtures(folder, tmp_path):
+    held_out = held_out_samples(open_source(folder, modality="audio"), fraction=0.2)
+    assert 0 < len(held_out) < 12 and all(data in SOUNDS for data in held_out)
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(5):
+        (other / f"{i}.wav").write_bytes(sound(50 + i))
+    mixed = open_mixture(f"{folder}:1,{other}:1", modality="audio")
+    assert mixed.num_rows == 25 and "recordings" in mixed.description
+
+
+def test_labelled_recordings(folder, tmp_path):
+    data = open_labelled(folder, "train", modality="audio")
+    assert data.class_names == ["a", "b"] and data.labels.tolist() == 10 * [0] + 10 * [1]
+    assert [number_of(sample) for sample in data.samples] == list(range(20))
+    assert data.samples.where(3) == "a/03.FLAC"
+
+
+def test_the_embedded_speech_is_synthetic_and_labelled(monkeypatch, tmp_path):
+    from hfssl.data import cache
+
+    monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(synthetic, "NUM_RECORDINGS", {"train": 48, "test": 24})
+    source = open_source(None, modality="audio", extra_columns=["label", "speaker", "text"])
+    assert "synthetic speech" in source.description and source.num_rows == 48
+    [file] = (tmp_path / "hfssl").iterdir()
+    again = synthetic.speech("train")
+    assert again["audio"] == all_of(source)
+    file.unlink()
+    assert synthetic.speech("train") == again  # made anew, the same
+    train, test = (open_labelled(None, split, modality="audio") for split in ("train", "test"))
+    assert train.class_names == list(synthetic.WORDS) and len(train.class_names) == 24
+    assert np.bincount(train.labels).tolist() == 24 * [2] and len(test) == 24
+    assert set(train.samples).isdisjoint(test.samples)
+    speakers = open_labelled(None, "train", modality="audio", label_column="speaker")
+    assert speakers.class_names == list(synthetic.SPEAKERS)
+    sounds = [decode_audio(data, 16_000) for data in train.samples]
+    assert all(0.5 < len(sound) / 16_000 < 2 and 0.02 < np.abs(sound).max() <= 1 for sound in sounds)
+
+
+def test_a_synthetic_voice_has_its_pitch_and_a_vowel_its_resonances():
+    generator = np.random.default_rng(0)
+    names = list(synthetic.SPEAKERS)
+    low, high = (names.index(name) for name in ("dan", "hana"))
+    pitches = []
+    for speaker in (low, high):
+        [said] = synthetic.synthesise(["bababa"], np.array([speaker]), generator)
+        middle = said[len(said) // 2 :][:4000]
+        correlation = np.correlate(middle, middle, "full")[len(middle) + 40 :][:200]
+        # the first of the periods, of which all multiples look alike
+        pitches.append(16_000 / (np.flatnonzero(correlation > 0.85 * correlation.max())[0] + 41))
+    assert 75 < pitches[0] < 125 < 190 < pitches[1] < 300
+
+
+def test_order_is_what_sets_words_apart():
+    sets = {tuple(sorted(word[i : i + 2] for i in (0, 2, 4))) for word in synthetic.WORDS}
+    assert len(set(synthetic.WORDS)) == 24 and len(sets) == 4
