@@ -16,7 +16,9 @@ more blocks fit, single patches are masked, so that it is as many as were drawn.
 step, each by the mean of all the logits of that step over all processes and accumulation steps. Without small crops
 the loss of crops is the mean over the pairs that there are. Sinkhorn's shares (of all processes), batch norm in the
 head (likewise) and KoLeo (of one process, as in the code) are those of one forward pass: with them accumulation steps
-are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it.
+are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it. Of
+DINOv3 there is Gram anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code
+cuts them out of the image again, which shows more.
 """
 
 import math
@@ -37,6 +39,7 @@ from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, cross_view_entropy, ibot_loss, koleo_loss
 from ...modeling.branch import crop_by_crop
 from ...modeling.distributed import convert_batch_norm
+from ...modeling.gram import GramMixin, check_gram
 from ...modeling.heads import DinoHead
 from ...modeling.masked_branch import MaskedBranch, has_mask_token, takes_masked_patches
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
@@ -162,6 +165,19 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
             Weights of the loss of crops and of that of masked patches.
         koleo_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the spread of the features of each large crop within a batch. 0 leaves it out.
+        gram_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of Gram anchoring (DINOv3): patches of large crops stay as similar to each other as an earlier
+            teacher finds them. 0 leaves it out.
+        gram_teacher (`str`, *optional*):
+            That teacher: folder or Hub id of a checkpoint of the same encoder, such as the result of an earlier run.
+            Left out: the run's own teacher, as it is at `gram_teacher_at`.
+        gram_teacher_at (`float`, *optional*, defaults to `0.2`):
+            Share of the run after which its own teacher is kept for this, in [0, 1].
+        gram_start (`float`, *optional*, defaults to `0.5`):
+            Share of the run from which on patches are anchored, in [0, 1].
+        gram_image_size (`int`, *optional*):
+            Height and width to which crops are enlarged for that teacher, whose patches are then reduced to those of
+            the student. Left out: as they are.
     """
 
     model_type = "hfssl_dinov2"
@@ -191,6 +207,11 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
     dino_weight: float = 1.0
     ibot_weight: float = 1.0
     koleo_weight: float = 0.1
+    gram_weight: float = 0.0
+    gram_teacher: str | None = None
+    gram_teacher_at: float = 0.2
+    gram_start: float = 0.5
+    gram_image_size: int | None = None
 
     def validate_encoder(self):
         if not takes_masked_patches(self.encoder_config):
@@ -220,6 +241,9 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
+    def validate_gram(self):
+        check_gram(self)
+
     def validate_weights(self):
         for name in ("dino_weight", "ibot_weight", "koleo_weight"):
             if getattr(self, name) < 0.0:
@@ -245,6 +269,7 @@ class Dinov2Output(ModelOutput):
             `dino`: cross-entropy, mean over the batch and over all pairs of a teacher's and another student's crop;
             log(num_prototypes) is chance. `ibot`: that of masked patches, mean over those of a large crop and over all
             large crops, masked or not. `koleo`: sum over the large crops of the logarithms of how near features lie.
+            `gram`: squared difference of the similarities of patches, once they are anchored.
         student_logits (`torch.FloatTensor` of shape `(num_crops, batch_size, num_prototypes)`):
             Of the large crops, then of the small ones. Left out in training mode.
         teacher_logits (`torch.FloatTensor` of shape `(num_large_crops, batch_size, num_prototypes)`):
@@ -284,12 +309,12 @@ class Dinov2Branch(MaskedBranch):
         return logits[: len(features)], logits[len(features) :]
 
 
-class Dinov2ForPreTraining(SelfDistillationMixin, SSLVisionModel):
+class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
     config_class = Dinov2PreTrainingConfig
     method = METHOD
     base_model_prefix = "student"
     exported = "teacher"
-    loss_units = {"dino": "nats", "ibot": "nats", "koleo": "minus log distance"}
+    loss_units = {"dino": "nats", "ibot": "nats", "gram": "squared cosine", "koleo": "minus log distance"}
     paper = {
         "title": "DINOv2: Learning Robust Visual Features without Supervision",
         "id": "2304.07193",
@@ -304,6 +329,7 @@ class Dinov2ForPreTraining(SelfDistillationMixin, SSLVisionModel):
         self.student = Dinov2Branch(self.build_student_encoder(), config)
         convert_batch_norm(self)
         self.build_teacher()
+        self.build_gram_teacher()
         self.add_center("center", config.num_prototypes)
         self.add_center("patch_center", config.num_patch_prototypes)
         self.post_init()
@@ -365,6 +391,8 @@ class Dinov2ForPreTraining(SelfDistillationMixin, SSLVisionModel):
             "dino": self._dino_loss(student_logits, teacher_logits),
             "ibot": ibot_loss(patch_logits, patch_targets, image_index, len(large), temperature),
         }
+        if (gram := self.gram_term(large, outputs)) is not None:
+            terms["gram"] = gram
         if self.config.koleo_weight:
             terms["koleo"] = self._koleo_loss(large_features.unflatten(0, (-1, batch_size)))
         output = Dinov2Output(**self.sum_terms(terms))
