@@ -91,7 +91,7 @@ class GramMixin:
         if self._gram_is_set is None:
             self._gram_is_set = bool(self.gram_is_set.item())
         if not self._gram_is_set and progress >= self.config.gram_teacher_at:
-            self._set_gram_teacher(self.teacher.encoder.state_dict())
+            self._set_gram_teacher(self.without_adapters().teacher.encoder.state_dict())
 
     def train(self, mode: bool = True):
         super().train(mode)

@@ -71,6 +71,20 @@ def test_the_runs_own_teacher_is_kept_as_it_was(tmp_path):
     assert not all(torch.equal(t, kept[name]) for name, t in model.teacher.encoder.state_dict().items())
 
 
+def test_what_adapters_have_learned_is_part_of_the_teacher_that_is_kept():
+    pytest.importorskip("peft", reason="peft is not installed")
+    model = anchored()
+    model.keep_of_checkpoint(lora_rank=2)
+    model.train()(**masked_crops(3))
+    shaken(model.teacher)
+    model.after_optimizer_step(0.5)
+    images = torch.randn(2, 3, 16, 16)
+    kept, expected = (
+        each.eval()(images).last_hidden_state for each in (model.gram_teacher.encoder, model.teacher.encoder)
+    )
+    torch.testing.assert_close(kept, expected)
+
+
 def test_it_is_frozen_and_moves_the_student():
     model = anchored()
     model(**masked_crops(3))

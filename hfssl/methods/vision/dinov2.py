@@ -46,7 +46,7 @@ from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Me
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.self_distillation import SelfDistillationMixin, check_self_distillation
 from ...modeling.teacher import check_momentum
-from ...modeling.vision import SSLVisionModel
+from ...modeling.vision import SSLVisionModel, side, unpatchify
 
 
 # data/augmentations.py and configs/ssl_default_config.yaml
@@ -416,14 +416,28 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         num_patches = hidden.shape[1] - self.student.num_own
         if masked_patches is None:
             masked_patches = torch.full((batch_size, 1), -1, device=hidden.device)
+        mask = crop_by_crop(self._mask(masked_patches, num_large, num_patches))
         is_masked, patch = masked_patches >= 0, masked_patches.long().clamp(min=0)
-        # one more place, for what only fills up
-        mask = torch.zeros(batch_size, num_large * num_patches + 1, dtype=torch.bool, device=hidden.device)
-        mask.scatter_(1, patch.where(is_masked, num_large * num_patches), True)
-        mask = crop_by_crop(mask[:, :-1].unflatten(1, (num_large, num_patches)))
         crop = patch // num_patches * batch_size + torch.arange(batch_size, device=hidden.device)[:, None]
         places = crop * num_patches + patch % num_patches
         return mask, places.flatten(), crop.where(is_masked, num_large * batch_size).flatten()
+
+    @staticmethod
+    def _mask(masked_patches: torch.Tensor, num_large: int, num_patches: int) -> torch.Tensor:
+        """Which patches are masked, `(batch_size, num_large, num_patches)`."""
+        last = num_large * num_patches
+        mask = torch.zeros(len(masked_patches), last + 1, dtype=torch.bool, device=masked_patches.device)
+        # one more place, for what only fills up
+        mask.scatter_(1, masked_patches.long().where(masked_patches >= 0, last), True)
+        return mask[:, :-1].unflatten(1, (num_large, num_patches))
+
+    def hidden_pixels(self, batch: dict[str, torch.Tensor]) -> torch.BoolTensor:
+        """Which pixels of its large crops the student does not see, `(batch_size, num_large_crops, height, width)`."""
+        size = side(self.config.encoder_config.patch_size)
+        num_large, height = batch["pixel_values"].shape[1], batch["pixel_values"].shape[-1]
+        mask = self._mask(batch["masked_patches"], num_large, (height // size) ** 2)
+        hidden = unpatchify(mask.flatten(0, 1)[..., None].expand(-1, -1, size**2), size)
+        return hidden[:, 0].unflatten(0, (-1, num_large))
 
     def _targets(self, center: str, logits: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """The teacher's probabilities, kept apart by a centre or by equal shares."""

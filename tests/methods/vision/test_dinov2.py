@@ -199,6 +199,14 @@ def test_only_the_student_does_not_see_what_is_masked(name):
     assert model.student.mask_token is None or model.student._bool_masked_pos is None
 
 
+def test_hidden_pixels_are_those_of_the_masked_patches():
+    batch = two_views(2) | {"masked_patches": torch.tensor([[0, 17, -1], [6, -1, -1]])}
+    hidden = dinov2().hidden_pixels(batch)
+    expected = torch.zeros(2, 2, 16, 16, dtype=torch.bool)
+    expected[0, 0, :4, :4] = expected[0, 1, :4, 4:8] = expected[1, 0, 4:8, 8:12] = True
+    assert torch.equal(hidden, expected)
+
+
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_places_that_fill_up_change_nothing(centering):
     found = []
