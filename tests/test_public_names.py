@@ -99,3 +99,10 @@ def test_each_name_is_listed_and_there(module, names):
 def test_another_name_is_refused():
     with pytest.raises(AttributeError, match="has no attribute 'SSLTrainr'"):
         hfssl.SSLTrainr  # noqa: B018
+
+
+def test_all_names_of_the_evaluators_are_there():
+    import hfssl.evaluation
+
+    for name in hfssl.evaluation.__all__:
+        assert getattr(hfssl.evaluation, name).__name__ == name

@@ -15,7 +15,7 @@ _LAZY = {
     "KnnEvaluator": ".knn",
     "LabelEfficiencyEvaluator": ".label_efficiency",
     "LinearProbeEvaluator": ".linear_probe",
-    "OnlineKnn": ".probes",
+    "OnlineKnn": ".online_knn",
     "probe_table": ".probes",
 }
 

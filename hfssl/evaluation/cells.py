@@ -104,10 +104,10 @@ def training_arguments(scratch: str, precision: str, **settings: Any) -> Trainin
 
 
 class CellTrainer(Trainer):
-    """Trains one cell, with a bar named `title` on a terminal."""
+    """Trains one cell, with a bar named `title` on a terminal; `then` is how many steps of others come after it."""
 
-    def __init__(self, *args, title: str = "", **kwargs):
-        super().__init__(*args, callbacks=[_ProgressBar(title)], **kwargs)
+    def __init__(self, *args, title: str = "", then: int = 0, **kwargs):
+        super().__init__(*args, callbacks=[_ProgressBar(title, then)], **kwargs)
         self.remove_callback(PrinterCallback)
 
     def logits_and_labels(self, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -123,11 +123,11 @@ class CellTrainer(Trainer):
 class _ProgressBar(TrainerCallback):
     """Progress while a cell trains."""
 
-    def __init__(self, title: str):
-        self.title = title
+    def __init__(self, title: str, then: int = 0):
+        self.title, self.then = title, then
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = Progress(state.max_steps, self.title, " steps")
+        self.bar = Progress(state.max_steps, self.title, " steps", self.then)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(state.global_step - self.bar.done)

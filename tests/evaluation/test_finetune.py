@@ -107,8 +107,8 @@ def test_the_classifier_of_another_training_is_kept_aside(tmp_path, caplog):
     for cell, word in (("first", "a"), ("second", "b"), ("second", "c"), ("third", "d")):
         save_classifier(tmp_path / "model", Saved(word), Saved(word), cell)
     kept = {path.name: (path / "config.json").read_text() for path in tmp_path.iterdir()}
-    assert kept == {"model-before-1": "a", "model-before-2": "c", "model": "d"}
-    assert "model-before-2 now" in caplog.text
+    assert kept == {"model-before": "c", "model": "d"}  # they do not pile up
+    assert "model-before now." in caplog.text and "model-before now in place of an older one." in caplog.text
 
 
 def test_what_is_recorded_is_what_was_trained_with():
@@ -247,3 +247,26 @@ def test_cells_name_what_was_trained(encoder, tmp_path):
     evaluator(random_init=False)(encoder, output_dir=tmp_path)
     (key,) = json.loads((tmp_path / "cells.json").read_text())
     assert key.startswith("finetune/encoder/48-labels/seed-0/")
+
+
+def test_the_steps_of_all_trainings_are_known_before_the_first(monkeypatch, tmp_path):
+    said = []
+
+    def progress(total, title, unit, then):
+        said.append((total, then))
+        return Quiet()
+
+    monkeypatch.setattr("hfssl.evaluation.cells.Progress", progress)
+    settings = {"seeds": 2, "epochs": 1, "min_steps": 3, "train_batch_size": 20, "save_model": False}
+    evaluator(40, **settings)(vit(num_hidden_layers=2), processor(), output_dir=tmp_path)
+    assert said == [(3, 9), (3, 0), (3, 0), (3, 0)]
+
+
+class Quiet:
+    done = 0
+
+    def update(self, number):
+        self.done += number
+
+    def close(self):
+        pass
