@@ -26,7 +26,7 @@ from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
-from .column_makers import ColumnMaker, Crops, Noise
+from .column_makers import BlockMasks, ColumnMaker, Crops, Noise
 from .png import encoded_image
 
 
@@ -144,9 +144,9 @@ class Views:
     Its columns are made by `crops` and, beside them, by a list of `makers` ([`ColumnMaker`]).
 
     The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
-    `(batch_size, num_local_crops, 3, local_height, local_width)`; for MAE `pixel_values`
-    `(batch_size, 3, height, width)` and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the
-    patches.
+    `(batch_size, num_local_crops, 3, local_height, local_width)`; for DINOv2 also `masked_patches`, see
+    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, 3, height, width)` and `noise`
+    `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
 
     Args:
         preset ([`~hfssl.functional.views.ViewPreset`]):
@@ -159,7 +159,7 @@ class Views:
             Mean and standard deviation of red, green and blue in [0, 1], where `--normalization` does not say them:
             those of the data set, or of the checkpoint that is continued.
         patch_size (`int`, *optional*):
-            Patches of the encoder, for the noise of MAE. Sizes have to be multiples of it.
+            Patches of the encoder, for the masks of MAE and DINOv2. Sizes have to be multiples of it.
         value_range (`tuple[float, float]`, *optional*):
             What becomes black and white of images with more than 8 bits, see
             [`~hfssl.data.image.decode.decode_image`].
@@ -201,8 +201,11 @@ class Views:
         single = "pixel_values" if len(views) == 1 else None
         self.crops = Crops(groups, self.mean, self.std, single, value_range)
         self.makers: list[ColumnMaker] = []
+        side = self.image_size // (patch_size or 1)
         if preset.has_noise:
-            self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))
+            self.makers.append(Noise(side**2))
+        if preset.mask_ratio is not None:
+            self.makers.append(BlockMasks(len(views), side, preset.mask_ratio))
 
     def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
         """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.

@@ -270,6 +270,28 @@ def test_columns_stay_what_they_were(method):
     assert rows.columns["pixel_values"].mean() == pytest.approx(brightness, abs=0.02)
 
 
+def test_half_of_the_large_crops_are_masked_by_blocks():
+    preset = dataclasses.replace(preset_of("dino"), mask_ratio=(0.1, 0.5))
+    made = Views(preset, ViewArguments(image_size=32, local_crops=0), is_grey=False, patch_size=4)
+    samples = block(range(8))
+    samples.columns["image"][3] = b"broken"
+    patches = made.rows(samples).columns["masked_patches"]
+    assert patches.shape == (7, 32) and patches.dtype == np.int32
+    numbers = (patches >= 0).sum(1)
+    assert (numbers >= 6).all() and (numbers < 32).all() and len(set(numbers)) > 3
+    for row, number in zip(patches, numbers, strict=True):
+        assert (row[number:] == -1).all() and (np.diff(row[:number]) > 0).all()
+        assert len(set(row[:number] // 64)) == 1  # of one of the two
+    assert set(patches[:, 0] // 64) == {0, 1}
+    # whatever stands beside a sample, and beside the masks
+    alone = made.rows(dataclasses.replace(block(range(8)), keys=samples.keys)).columns["masked_patches"]
+    assert np.array_equal(np.delete(alone, 3, axis=0), patches)
+    without = views("dino", patch_size=4, image_size=32, local_crops=0).rows(samples).columns
+    assert np.array_equal(without["pixel_values"], made.rows(samples).columns["pixel_values"])
+    batch = made.collator("cpu")(made.rows(samples).columns)
+    assert batch["masked_patches"].tolist() == patches.tolist()
+
+
 class Masks:
     """A maker of a test: one to three hidden patches of each image."""
 
