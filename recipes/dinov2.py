@@ -11,8 +11,8 @@ accelerate launch recipes/dinov2.py --config recipes/configs/ibot_imagenet.yaml 
 torchrun --nproc_per_node 2 recipes/dinov2.py                           several processes
 
 Defaults are for short runs and are not the paper's: as in recipes/dino.py, the mean of the patches is projected,
-through batch norm, and Sinkhorn's equal shares stand for the centres, at a lower temperature. Embedded images have no
-small crops unless --local_crops says so. The paper's settings: recipes/configs.
+through batch norm, and Sinkhorn's equal shares stand for the centres, at a lower temperature. Images below 64
+pixels have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
