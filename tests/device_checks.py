@@ -42,6 +42,21 @@ TOLERANCE = {"bf16": 5e-2, "fp16": 1e-2}
 COSINE = {"bf16": 0.9, "fp16": 0.98}
 
 
+# Of a family of methods, the one that has most of what the others have.
+_FOR_OTHERS = ("DinoForPreTraining", "MaeForPreTraining", "MlmForPreTraining", "VicregForPreTraining")
+
+
+def one_of_each_family(methods):
+    """For what takes long and hardly differs among methods of one modality that are built on the same base."""
+    families = {}
+    for name in methods:
+        method = getattr(hfssl.methods, name)
+        bases = [base.__name__ for base in method.__mro__[1:]]
+        base = next(base for base in bases if base == "TeacherMixin" or base.endswith("Model"))
+        families.setdefault((method.method.modality, base), []).append(name)
+    return [next((name for name in _FOR_OTHERS if name in family), family[0]) for family in families.values()]
+
+
 def on(device, batch):
     return {name: tensor.to(device) for name, tensor in batch.items()}
 

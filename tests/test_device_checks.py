@@ -4,7 +4,8 @@ import device_checks
 import pytest
 import tiny
 import torch
-from device_checks import assert_near
+from contract import METHODS, variants_of
+from device_checks import assert_near, one_of_each_family
 from transformers import AutoModelForMaskedLM
 
 
@@ -31,9 +32,16 @@ def test_activations():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", FEW)
-def test_compilation(method):
-    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cpu", backend="eager")
+@pytest.mark.parametrize(
+    "method, variant", [(method, variant) for method in METHODS for variant in variants_of(method)]
+)
+def test_compilation(method, variant):
+    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cpu", backend="eager", variant=variant)
+
+
+def test_a_family_is_a_modality_and_a_base():
+    assert {"DinoForPreTraining", "MaeForPreTraining", "MlmForPreTraining"} <= set(one_of_each_family(METHODS))
+    assert one_of_each_family(["MocoForPreTraining", "ByolForPreTraining"]) == ["MocoForPreTraining"]
 
 
 def test_runs(tmp_path):

@@ -75,10 +75,9 @@ def write_and_say(
     say = trainer.accelerator.print
     for text in told:
         say(text)
-    say(
-        f"\nResult: {folder} (loads with plain transformers; the card is {folder}/README.md, the curve "
-        f"{folder}/assets/loss.png)\nNext:"
-    )
+    is_stock = trainer.accelerator.unwrap_model(trainer.model).export_kind == "stock"
+    loads = "loads with plain transformers" if is_stock else "its card has the lines that load it"
+    say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the curve {folder}/assets/loss.png)\nNext:")
     for command in commands(Path(folder)):
         say("  " + command)
 

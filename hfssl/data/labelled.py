@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
 
 
+# Of transcripts, likewise.
+TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
+
+
 class LazySamples(Sequence):
     """Some rows of a source of large samples, each read when it is asked for.
 
@@ -146,6 +150,7 @@ def open_labelled(
     sample_by: str = "document",
     group_column: str | None = None,
     labels_file: str | os.PathLike | None = None,
+    transcripts: bool = False,
 ) -> LabelledData:
     """Open a split of labelled samples. Those without a label (null, blank, or -1 among classes from 0 on) are left
     out.
@@ -173,6 +178,8 @@ def open_labelled(
             Column that says what belongs together.
         labels_file (`str`, *optional*):
             Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
+        transcripts (`bool`, *optional*, defaults to `False`):
+            Whether the labels are what is said: each text is a class of its own.
 
     Raises:
         DataError: if there is no label: names the columns that there are.
@@ -191,6 +198,7 @@ def open_labelled(
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
     features = opened.features if table is None else table.features
+    label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     several = columns_of_classes(label_column, features, name)
     if not several:
         label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
@@ -225,7 +233,7 @@ def open_labelled(
         # a table has the classes of all splits
         of_others += [table.all_values(label_column)] if table is not None else []
         everything = [columns["label"], *of_others]
-        if item is not None or any(map(has_several, everything)):
+        if item is not None or not transcripts and any(map(has_several, everything)):
             item = item or feature
             everything = [[each for values in lists_of(split) for each in values or ()] for split in everything]
         classes = classes_of(everything)
@@ -294,7 +302,7 @@ def has_labels(source: Source) -> bool:
     return True
 
 
-def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, LabelledData]:
+def hold_out(data: LabelledData, share: float = 0.2, of_each_class: bool = True) -> tuple[LabelledData, LabelledData]:
     """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
 
     A sample is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
@@ -307,11 +315,14 @@ def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, Labe
             As [`open_labelled`] gives it.
         share (`float`, *optional*, defaults to 0.2):
             Of the samples of each class, in (0, 1).
+        of_each_class (`bool`, *optional*, defaults to `True`):
+            Otherwise of all samples together.
 
     Raises:
         DataError: if no class has two different samples, or there is one group only.
     """
-    test = _groups_to_hold_out(data, share) if data.groups is not None else _rows_to_hold_out(data, share)
+    drawn = data if of_each_class else replace(data, labels=np.zeros_like(data.labels), class_names=["all"])
+    test = _groups_to_hold_out(drawn, share) if data.groups is not None else _rows_to_hold_out(drawn, share)
     kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
     return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
 
@@ -431,6 +442,14 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
         f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
         "files of a folder have labels where each class has a folder of its own."
     )
+
+
+def _transcript_column(features: dict, name: str) -> str:
+    usual = [column for each in TRANSCRIPT_NAMES for column in features if column.lower() == each]
+    if not usual:
+        known = list_columns(features)
+        raise DataError(f"{name} has no transcripts. Its columns are: {known}. Choose one with `--label_column`.")
+    return usual[0]
 
 
 def _is_label(feature) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from recipe_process import ROOT, recipe_server
 
 from hfssl import RecipeParser
+from hfssl.cli.audio.presets import AUDIO_PRESETS
 from hfssl.cli.declared import NOT_PLAIN, NotPlain, declared_parser
 from hfssl.cli.image.choice import embedded_encoder
 from hfssl.cli.image.encoders import AUTO, EMBEDDED_VIEWS, IMAGE_SIZE
@@ -104,8 +105,7 @@ def test_what_is_computed_is_not_guessed(tmp_path):
         declared_parser(write(tmp_path, "{'threads': torch.get_num_threads()}"))
 
 
-# recipes of methods; those for sound have none yet
-OF_METHODS = sorted(name for name in METHODS if (ROOT / "recipes" / f"{name}.py").exists())
+PRESETS = {**VISION_PRESETS, **AUDIO_PRESETS}
 
 
 def of_recipe(recipe: str) -> RecipeParser:
@@ -113,7 +113,7 @@ def of_recipe(recipe: str) -> RecipeParser:
     return RecipeParser(*declared.classes(), **declared.options)
 
 
-@pytest.mark.parametrize("recipe", OF_METHODS)
+@pytest.mark.parametrize("recipe", sorted(METHODS))
 def test_where_the_result_goes_and_how_long_it_takes_stand_first(recipe):
     text = of_recipe(recipe).format_help()
     flags = re.findall(r"^  --(\w+)", text, re.M)
@@ -121,7 +121,7 @@ def test_where_the_result_goes_and_how_long_it_takes_stand_first(recipe):
     assert f"(default: outputs/{recipe})" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("recipe", OF_METHODS)
+@pytest.mark.parametrize("recipe", sorted(METHODS))
 def test_defaults_are_those_of_the_recipe_s_run(recipe):
     """With the encoder that it takes, whose heads may be narrower than those of the paper."""
     parser, record = of_recipe(recipe), METHODS[recipe].method
@@ -129,7 +129,7 @@ def test_defaults_are_those_of_the_recipe_s_run(recipe):
     if default_encoder == AUTO:  # the embedded letters'
         default_encoder = embedded_encoder(next(cls.kind for cls in parser.classes if hasattr(cls, "kind")))
     for name, value in record.narrow_heads.items():
-        assert width_of(VISION_PRESETS[default_encoder]()) < NARROW_HEAD_WIDTH
+        assert width_of(PRESETS[default_encoder]()) < NARROW_HEAD_WIDTH
         assert f"(default: {value}, for wide encoders" in parser._flags[name].help_text()
 
 
@@ -140,11 +140,11 @@ def test_the_size_of_images_is_that_of_a_run():
     assert f", or {IMAGE_SIZE}" in said
 
 
-@pytest.mark.parametrize("recipe", OF_METHODS)
+@pytest.mark.parametrize("recipe", sorted(METHODS))
 def test_no_flags_that_mean_nothing_to_the_method(recipe):
     flags, record = of_recipe(recipe)._flags, METHODS[recipe].method
     is_image = record.modality == "image"
-    assert ("max_tokens" in flags) == (not is_image)
+    assert ("max_tokens" in flags) == (record.modality == "text")
     assert ("local_crops" in flags) == (is_image and record.views.local is not None)
     assert ("lowercase" in flags) == (recipe == "mlm")
 

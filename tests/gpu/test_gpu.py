@@ -12,8 +12,8 @@ import device_checks
 import pytest
 import tiny
 import torch
-from contract import METHODS, variants_of
-from device_checks import DTYPES
+from contract import METHODS
+from device_checks import DTYPES, one_of_each_family
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, LlamaConfig, ModernBertConfig
 
 import hfssl.methods
@@ -75,11 +75,10 @@ def test_checkpointed_activations_have_the_same_gradients(method):
     device_checks.checkpointed_activations_have_the_same_gradients(method, "cuda")
 
 
-@pytest.mark.parametrize(
-    "method, variant", [(method, variant) for method in METHODS for variant in variants_of(method)]
-)
-def test_compiled_it_is_the_same_and_is_compiled_once(method, variant):
-    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cuda", variant=variant)
+# kernels take half a minute to compile; that each method and variant is traced once is seen on a CPU
+@pytest.mark.parametrize("method", one_of_each_family(METHODS))
+def test_compiled_it_is_the_same_and_is_compiled_once(method):
+    device_checks.compiled_it_is_the_same_and_is_compiled_once(method, "cuda")
 
 
 @pytest.mark.parametrize("method", METHODS)

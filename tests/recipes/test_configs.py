@@ -95,7 +95,12 @@ def test_its_comments_are_true(load, name):
         value = getattr(args, key, config.content[key])
         for processes, number, unit in re.findall(r"with (\d+) processes: .* ([\d,]+) (\w+) a step", comment):
             each = config.content["max_length"] if unit == "tokens" else 1
-            facts += [(config.num_processes, int(processes)), (config.batch * each, int(number.replace(",", "")))]
+            step = config.batch * each
+            if unit == "seconds":
+                step = value * config.num_processes * args.gradient_accumulation_steps
+            facts += [(config.num_processes, int(processes)), (step, int(number.replace(",", "")))]
+        for samples in re.findall(r"([\d,]+) samples", comment):
+            facts.append((value * 16_000, int(samples.replace(",", ""))))
         for rate, batch in re.findall(r"([\d.e-]+) at (\d+) images", comment):
             facts += [(args.learning_rate, float(rate)), (config.batch, int(batch))]
         for passes in re.findall(r"(\d+) pass", comment):

@@ -25,8 +25,8 @@ class AudioEncoderArguments:
 
     Args:
         encoder (`str`, *optional*, defaults to `"hubert-mini"`):
-            hubert-, wavlm-, wav2vec2- or wav2vec2-bert- mini, small or base from scratch, as far as the method takes
-            them; a config file; or a Hub id or folder to continue from.
+            hubert-, wavlm-, wav2vec2- or wav2vec2-bert- mini, small or base, cpc-mini or cpc-base from scratch, as far
+            as the method takes them; a config file; or a Hub id or folder to continue from.
         attention (`str`, *optional*, defaults to `"auto"`):
             auto, eager, sdpa or flash_attention_2.
     """

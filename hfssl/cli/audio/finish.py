@@ -71,10 +71,9 @@ def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict
     """What to do with the result: each line runs as it stands, on the data of the run."""
     commands = []
     if labelled is not None:
-        commands += [
-            recipe_command("probe", encoder=folder, **labelled, protocol="knn,linear,few_shot,layers"),
-            recipe_command("finetune", encoder=folder, **labelled),
-        ]
+        commands.append(recipe_command("probe", encoder=folder, **labelled, protocol="knn,linear,few_shot,layers"))
+        if not trainer.accelerator.unwrap_model(trainer.model).loader:  # there is a stock classifier
+            commands.append(recipe_command("finetune", encoder=folder, **labelled))
     same_data = changed_flags(data.arguments)
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     return [
@@ -85,6 +84,8 @@ def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict
 
 def _usage(model: Any, name: str, pooling: str) -> str:
     """Python that makes a feature of a recording, pooled as the probes of the run take it."""
+    if model.loader:
+        return model.loader
     config = model.encoder.config
     feature = "outputs.last_hidden_state.mean(1)"
     if is_grid(config):

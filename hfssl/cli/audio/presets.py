@@ -2,6 +2,8 @@
 
 from transformers import HubertConfig, PreTrainedConfig, Wav2Vec2BertConfig, Wav2Vec2Config, WavLMConfig
 
+from ...methods.audio.cpc import CpcEncoderConfig
+
 
 def _waveforms(kind: type[PreTrainedConfig], layers: int, width: int, convolutions: int) -> PreTrainedConfig:
     """With layer norm in each convolution and before each block, as the large models of the papers have it: padding
@@ -34,4 +36,6 @@ AUDIO_PRESETS = {
     "wav2vec2-bert-mini": lambda: _filter_banks(4, 192),
     "wav2vec2-bert-small": lambda: _filter_banks(6, 384),
     "wav2vec2-bert-base": lambda: _filter_banks(12, 768),
+    "cpc-mini": lambda: CpcEncoderConfig(conv_dim=(96,) * 5, hidden_size=96),
+    "cpc-base": CpcEncoderConfig,
 }

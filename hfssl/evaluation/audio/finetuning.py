@@ -29,6 +29,7 @@ class AudioFinetuning:
     """
 
     task = "audio-classification"
+    eval_batch_size = 32
 
     def __init__(
         self, source: str, processor: Any, train: "LabelledData", test: "LabelledData", settings: FinetuneSettings
@@ -49,7 +50,7 @@ class AudioFinetuning:
         return self.encoder.classifier(class_names, seed, random_init=random_init)
 
     def training_rows(self, labels: np.ndarray, rows: np.ndarray, length: int, seed: int) -> Dataset:
-        return _TrainingClips(self.clips("train"), labels, rows, length, seed, self.most)
+        return TrainingClips(self.clips("train"), labels, rows, length, seed, self.most)
 
     def test_rows(self, labels: np.ndarray) -> Dataset:
         return _TestClips(self.clips("test"), labels, self.most)
@@ -78,7 +79,7 @@ class _TestClips(Dataset):
         return {"clip": clip[start : start + self.most], "labels": label_of(self.labels, row)}
 
 
-class _TrainingClips(Dataset):
+class TrainingClips(Dataset):
     """Epoch after epoch in one sequence: what comes at a position depends on it and on the seed alone."""
 
     def __init__(self, clips: list[np.ndarray], labels: Any, rows: np.ndarray, length: int, seed: int, most: int):

@@ -30,6 +30,7 @@ class ImageFinetuning:
     """A [`~hfssl.evaluation.modality.Finetuning`] of images."""
 
     task = "image-classification"
+    eval_batch_size = 256
 
     def __init__(
         self, source: str, processor: Any, train: "LabelledData", test: "LabelledData", settings: FinetuneSettings

@@ -23,6 +23,7 @@ class TextFinetuning:
     """A [`~hfssl.evaluation.modality.Finetuning`] of texts."""
 
     task = "text-classification"
+    eval_batch_size = 256
     has_batch_norm = False  # of no model for text
 
     def __init__(

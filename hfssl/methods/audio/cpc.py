@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...losses import cpc_loss
 from ...modeling.audio import num_frames
-from ...modeling.base import SSLPreTrainedModel
+from ...modeling.base import SSLPreTrainedModel, load_plain_encoder
 from ...modeling.method import LearningRates, Method
 
 
@@ -127,8 +127,6 @@ class CpcEncoder(PreTrainedModel):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             hidden = norm(convolution(hidden).transpose(1, 2)).relu().transpose(1, 2)
         frames = hidden.transpose(1, 2)
-        # who replaces parameters without asking the module, as loading does, leaves it with the old ones
-        self.context._flat_weights = [getattr(self.context, name) for name in self.context._flat_weights_names]
         contexts, _ = self.context(frames)
         return CpcEncoderOutput(contexts, frames, (frames, contexts) if output_hidden_states else None)
 
@@ -264,6 +262,15 @@ encoder = load_encoder("{name}")"""
         dims = (encoder.hidden_size, encoder.conv_dim[-1])
         self.predictors = nn.ModuleList(nn.Linear(*dims, bias=False) for _ in range(config.num_steps))
         self.post_init()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, **config: Any) -> "CpcForPreTraining":
+        """Continue from the result folder of a run: `config` are the fields of the method's config beside
+        `encoder_config`."""
+        encoder = load_plain_encoder(name_or_path)
+        model = cls(cls.config_class(encoder_config=encoder.config, **config))
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
 
     def forward(
         self,

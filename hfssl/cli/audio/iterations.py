@@ -1,0 +1,69 @@
+"""HuBERT's iterations on the command line: each trains an encoder whose frames are the units of the next."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ..parser import RecipeParser
+
+
+logger = logging.getLogger(__name__)
+
+# Units of the second and further iterations, where the user says nothing; as in the paper.
+LATER_UNITS = 500
+
+
+@dataclass
+class IterationArguments:
+    r"""
+    > Iterations
+
+    Args:
+        iterations (`int`, *optional*, defaults to `1`):
+            How many encoders are trained one after another, each from scratch: the first on units of MFCC, the next on
+            units of a layer of the one before. Those before the last one lie in `iteration-1`, … of `--output_dir`.
+        unit_encoder (`str`, *optional*):
+            Folder or Hub id of an encoder that was trained before, to make the units of the first iteration of a layer
+            of it.
+    """
+
+    iterations: int = 1
+    unit_encoder: str | None = None
+
+    def __post_init__(self):
+        if self.iterations < 1:
+            raise UserError(f"`--iterations` must be at least 1, got {self.iterations}.")
+
+
+def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str | None]]:
+    """Parse the flags for each iteration that is not done yet.
+
+    Args:
+        parser ([`~hfssl.cli.parser.RecipeParser`]):
+            Whose classes are, in this order: encoder, data, [`IterationArguments`], config, probes, training.
+
+    Yields:
+        `tuple`: what was parsed, with the config's fields and the output folder of the iteration; and the encoder of
+        whose layer its units are made, `None` for MFCC.
+    """
+    parsed = parser.parse()
+    arguments, output_dir = parsed[2], Path(parsed[5].output_dir)
+    source = arguments.unit_encoder
+    for number in range(1, arguments.iterations + 1):
+        folder = output_dir if number == arguments.iterations else output_dir / f"iteration-{number}"
+        is_done = folder != output_dir and (folder / "config.json").exists()
+        if not is_done:
+            words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
+            parsed = parser.parse(words)
+            if source is not None:
+                given = {"num_units": LATER_UNITS} if "num_units" not in parser.given else {}
+                parsed[3].update(given, unit_features="layer")
+                parser.given |= {"num_units"}
+            if arguments.iterations > 1:
+                logger.info("Iteration %d of %d, in %s.", number, arguments.iterations, folder)
+            yield parsed, source
+        source = str(folder)

@@ -1,0 +1,48 @@
+"""BEST-RQ: from recordings without labels to an encoder that plain transformers loads, by random codes.
+
+accelerate launch recipes/best_rq.py                                   embedded speech, minutes on a laptop
+accelerate launch recipes/best_rq.py --dataset my_recordings/ --encoder wav2vec2-bert-small --max_steps 20000
+accelerate launch recipes/best_rq.py --dataset my_recordings/ --probe_dataset my_labelled_recordings/
+accelerate launch recipes/best_rq.py --dataset my_recordings/ --encoder facebook/w2v-bert-2.0   continue a checkpoint
+accelerate launch recipes/best_rq.py --config recipes/configs/best_rq_librispeech.yaml
+torchrun --nproc_per_node 2 recipes/best_rq.py                          several processes, one batch
+
+The log says how many codes are targets (code_perplexity). The same command again continues a run that was stopped.
+Measured results: recipes/README.md.
+"""
+
+from hfssl.cli.command import command
+
+
+@command
+def main():
+    from hfssl import BestRqForPreTraining, BestRqPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.audio.data import AudioData, AudioDataArguments
+    from hfssl.cli.audio.encoders import AudioEncoderArguments, make_processor
+    from hfssl.cli.audio.finish import finish_audio
+    from hfssl.cli.audio.probes import AudioProbeArguments, audio_evaluators
+    from hfssl.cli.modality import build_method
+
+    adam = {"weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "linear"}
+    defaults = {"output_dir": "outputs/best_rq", "encoder": "wav2vec2-bert-mini", "max_steps": 400, **adam}
+    parser = RecipeParser(
+        AudioEncoderArguments, AudioDataArguments, BestRqPreTrainingConfig, AudioProbeArguments, SSLTrainingArguments,
+        description=__doc__, defaults=defaults, unused=("max_tokens", "per_device_train_batch_size"),
+    )  # fmt: skip
+    recipe, data_args, config, probe_args, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = AudioData(data_args, checkpoint)
+    model = build_method(BestRqForPreTraining, recipe, config, data, args, parser.given)
+    processor = make_processor(recipe, model)
+    stream = data.stream(args, model, processor)
+    evaluators = audio_evaluators(model, data, stream, processor, probe_args, args)
+    trainer = SSLTrainer(
+        model, args, stream, evaluators=evaluators, settings=data.settings, held_out=data.held_out,
+        processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    finish_audio(trainer, data, recipe.base_model)
+
+
+if __name__ == "__main__":
+    main()

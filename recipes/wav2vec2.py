@@ -1,0 +1,49 @@
+"""wav2vec 2.0: from recordings without labels to an encoder that plain transformers loads, by codes that are learned.
+
+accelerate launch recipes/wav2vec2.py                                   embedded speech, minutes on a laptop
+accelerate launch recipes/wav2vec2.py --dataset my_recordings/ --encoder wav2vec2-small --max_steps 20000
+accelerate launch recipes/wav2vec2.py --dataset my_recordings/ --probe_dataset my_labelled_recordings/
+accelerate launch recipes/wav2vec2.py --dataset my_recordings/ --encoder facebook/wav2vec2-base   continue a checkpoint
+accelerate launch recipes/wav2vec2.py --config recipes/configs/wav2vec2_librispeech.yaml
+torchrun --nproc_per_node 2 recipes/wav2vec2.py                         several processes, one batch
+
+The log says how many codes are in use (code_perplexity) and how often the right frame is found (contrastive_accuracy).
+The same command again continues a run that was stopped. Measured results: recipes/README.md.
+"""
+
+from hfssl.cli.command import command
+
+
+@command
+def main():
+    from hfssl import RecipeParser, SSLTrainer, SSLTrainingArguments, Wav2vec2ForPreTraining, Wav2vec2PreTrainingConfig
+    from hfssl.cli.audio.data import AudioData, AudioDataArguments
+    from hfssl.cli.audio.encoders import AudioEncoderArguments, make_processor
+    from hfssl.cli.audio.finish import finish_audio
+    from hfssl.cli.audio.probes import AudioProbeArguments, audio_evaluators
+    from hfssl.cli.modality import build_method
+
+    adam = {"weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "linear"}
+    defaults = {"output_dir": "outputs/wav2vec2", "encoder": "wav2vec2-mini", "max_steps": 300, **adam}
+    parser = RecipeParser(
+        AudioEncoderArguments, AudioDataArguments, Wav2vec2PreTrainingConfig, AudioProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "per_device_train_batch_size"),
+    )  # fmt: skip
+    recipe, data_args, config, probe_args, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = AudioData(data_args, checkpoint)
+    model = build_method(Wav2vec2ForPreTraining, recipe, config, data, args, parser.given)
+    processor = make_processor(recipe, model)
+    stream = data.stream(args, model, processor)
+    evaluators = audio_evaluators(model, data, stream, processor, probe_args, args)
+    trainer = SSLTrainer(
+        model, args, stream, evaluators=evaluators, settings=data.settings, held_out=data.held_out,
+        processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    finish_audio(trainer, data, recipe.base_model)
+
+
+if __name__ == "__main__":
+    main()

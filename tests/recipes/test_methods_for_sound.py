@@ -1,0 +1,79 @@
+"""`recipes/{hubert,wav2vec2,best_rq,cpc}.py` as commands."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from recipe_process import recipe_server
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+import hfssl.methods  # noqa: F401 - what the result folders hold is registered
+from hfssl.modeling.base import load_plain_encoder
+
+
+WAVE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+BANKS = {name: value for name, value in WAVE.items() if "conv" not in name}
+SETTINGS = {
+    "hubert": {"encoder_config": WAVE, "num_units": 8, "kmeans_restarts": 1},
+    "wav2vec2": {"encoder_config": WAVE, "num_codes": 8, "num_negatives": 5},
+    "best_rq": {"encoder_config": BANKS, "num_codes": 16},
+    "cpc": {"encoder_config": {"conv_dim": [8] * 5, "hidden_size": 8}, "num_negatives": 5, "num_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Hisses of half a second or a little more."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    for i in range(70):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(8_000 + 40 * i), 16_000)
+    return folder
+
+
+def run(method, folder, recordings, **settings):
+    settings = {
+        "dataset": recordings, "max_steps": 2, "save_steps": 2, "eval_steps": 2, "report_to": "none", "precision": "fp32",
+        "batch_seconds": 4, "max_seconds": 2, "max_held_out": 6, "output_dir": folder / "out", **SETTINGS[method], **settings,
+    }  # fmt: skip
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else value]
+    return recipe_server().run(folder, *words, script=f"recipes/{method}.py")
+
+
+def test_two_iterations_of_hubert(tmp_path, recordings):
+    done = run("hubert", tmp_path, recordings, iterations=2)
+    assert done.poll() == 0, done.stderr
+    out = tmp_path / "out"
+    first, second = (
+        json.loads((each / "pretraining" / "config.json").read_text()) for each in (out / "iteration-1", out)
+    )
+    assert (first["unit_features"], second["unit_features"], second["unit_layer"]) == ("mfcc", "layer", 1)
+    dims = [
+        load_file(each / "pretraining" / "model.safetensors")["unit_centroids"].shape
+        for each in (out / "iteration-1", out)
+    ]
+    assert dims == [(8, 39), (8, 32)]
+    assert done.stderr.count("8 units in use") == 2 and "Iteration 2 of 2" in done.stderr
+    assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
+    assert AutoFeatureExtractor.from_pretrained(out).sampling_rate == 16_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["wav2vec2", "best_rq", "cpc"])
+def test_from_recordings_to_an_encoder(tmp_path, recordings, method):
+    done = run(method, tmp_path, recordings)
+    assert done.poll() == 0, done.stderr
+    out = tmp_path / "out"
+    again = AutoModelForPreTraining.from_pretrained(out / "pretraining")
+    encoder = load_plain_encoder(out) if method == "cpc" else AutoModel.from_pretrained(out)
+    for name, tensor in again.encoder.state_dict().items():
+        assert tensor.equal(encoder.state_dict()[name])
+    assert (out / "config.json").exists() == (method != "cpc")
+    assert "def load_encoder(folder)" in (out / "README.md").read_text() or method != "cpc"
