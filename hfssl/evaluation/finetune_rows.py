@@ -22,6 +22,6 @@ class KeyedOrder:
         return epoch, int(self._epoch[1][at])
 
 
-def label_of(labels: np.ndarray, row: int) -> int | list[float]:
-    """What a classifier learns of a row: its class, or, where it may have several, 1 and 0 for each."""
-    return labels[row].astype(np.float32).tolist() if labels.ndim == 2 else int(labels[row])
+def label_of(label: np.ndarray | int) -> int | list[float]:
+    """What a classifier learns of a sample: its class, or, where it may have several, 1 and 0 for each."""
+    return np.asarray(label, dtype=np.float32).tolist() if np.ndim(label) else int(label)

@@ -126,7 +126,7 @@ class SSLTrainingArguments(TrainingArguments):
     # the fields that `--help` shows, and under which heading
     _help_fields: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
-            ("output_dir", "max_steps", "epochs", "budget_minutes", "max_tokens", "resume", "seed",
+            ("output_dir", "max_steps", "budget_minutes", "epochs", "max_tokens", "resume", "seed",
              "per_device_train_batch_size", "gradient_accumulation_steps", "precision"), "Run",
         ),
         **dict.fromkeys(
@@ -150,9 +150,9 @@ class SSLTrainingArguments(TrainingArguments):
     continued_from: ClassVar[Path | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    epochs: float | None = None
     max_tokens: int | None = None
     budget_minutes: float | None = None
+    epochs: float | None = None
     resume: str = "auto"
     cpu_threads: int | None = None
     stop_on_collapse: bool = False

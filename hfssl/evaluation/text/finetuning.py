@@ -72,7 +72,7 @@ class _Texts(Dataset):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.tokens[row], "labels": label_of(self.labels, row)}
+        return {**self.tokens[row], "labels": label_of(self.labels[row])}
 
 
 class _TrainingTexts(_Texts):
