@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
 
 
-# Of transcripts, likewise.
 TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
 
 
