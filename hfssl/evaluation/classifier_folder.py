@@ -1,6 +1,5 @@
 """A fine-tuned classifier as a folder that plain transformers loads: weights with label names, processor, card."""
 
-import itertools
 import logging
 import os
 import shutil
@@ -75,10 +74,12 @@ def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: 
         if is_saved(folder, cell):
             shutil.rmtree(folder)
         else:
-            before = (folder.with_name(f"{folder.name}-before-{number}") for number in itertools.count(1))
-            aside = next(path for path in before if not path.exists())
+            # one of them: of many trials each would leave its classifier here
+            aside = folder.with_name(f"{folder.name}-before")
+            there = " in place of an older one" if aside.exists() else ""
+            shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
-            logger.warning("%s held the classifier of another training: it lies in %s now.", folder, aside)
+            logger.warning("%s held the classifier of another training: it lies in %s now%s.", folder, aside, there)
     os.replace(temporary, folder)
 
 

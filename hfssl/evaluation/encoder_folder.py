@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from ..errors import first_line
-from ..modeling.base import SSLPreTrainedModel
+from ..modeling.base import PLAIN_SETTINGS, SSLPreTrainedModel
 from .evaluator import EvaluationError
 from .facts import read_facts, write_facts
 from .results import read_json
@@ -52,6 +52,8 @@ def stock_folder(encoder: str) -> str:
         if checkpoints:
             folder = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
             logger.info("%s holds a run that has not ended: its newest checkpoint is taken, %s.", encoder, folder.name)
+    if (folder / PLAIN_SETTINGS).is_file() and (folder / "pretraining").is_dir():
+        folder = folder / "pretraining"  # the result of a method that transformers has no class for
     method = _method_of(folder)
     if method is None:
         return encoder
@@ -65,13 +67,22 @@ def stock_folder(encoder: str) -> str:
     kept = Path(tempfile.mkdtemp(prefix="hfssl-encoder-"))
     atexit.register(shutil.rmtree, kept, ignore_errors=True)
     target = kept / folder.name
-    model.export_encoder(target)
-    for path in {path for pattern in _OF_PROCESSORS for path in folder.glob(pattern)}:
+    write_loadable(model, target)
+    beside = [folder.parent, folder] if folder.name == "pretraining" else [folder]
+    for path in [path for place in beside for pattern in _OF_PROCESSORS for path in place.glob(pattern)]:
         shutil.copyfile(path, target / path.name)
     facts = {"modality": model.method.modality, "pooling": getattr(model.config, "pooling", None)}
     settings = read_json(folder / "manifest.json", default={}).get("settings", {})
     write_facts(target, **facts, dataset=settings.get("dataset"))
     return str(target)
+
+
+def write_loadable(model: SSLPreTrainedModel, folder: Path) -> None:
+    """Write the encoder of a pre-training model so that `AutoModel` loads it in a process that knows hfssl."""
+    if model.export_kind == "plain":
+        model.encoder.save_pretrained(folder)
+    else:
+        model.export_encoder(folder)
 
 
 def _method_of(folder: Path) -> type[SSLPreTrainedModel] | None:

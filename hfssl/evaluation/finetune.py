@@ -184,6 +184,8 @@ class FinetuneRun:
     def _train(self, kind: str, seed: int, rows: np.ndarray, title: str) -> dict[str, float]:
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
+        if self.train_y.ndim == 2:
+            model.config.problem_type = "multi_label_classification"
         self.steps_to_come.pop(self._key(kind, seed, rows), None)
         then = sum(self.steps_to_come.values())
         self.steps_to_come.clear()  # it is said once

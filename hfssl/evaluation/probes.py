@@ -164,6 +164,7 @@ def probe_table(
         if output_dir is not None and state.is_main_process:
             write_results(output_dir / "results.json", found)
     draw_pictures = evaluation_modality(train.modality).draw_pictures
+    pictures = pictures and train.labels.ndim == 1  # they show classes
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     pooling = features.settings["pooling"] if features else None

@@ -71,10 +71,9 @@ def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict
     """What to do with the result: each line runs as it stands, on the data of the run."""
     commands = []
     if labelled is not None:
-        commands += [
-            recipe_command("probe", encoder=folder, **labelled, protocol="knn,linear,few_shot,layers"),
-            recipe_command("finetune", encoder=folder, **labelled),
-        ]
+        commands.append(recipe_command("probe", encoder=folder, **labelled, protocol="knn,linear,few_shot,layers"))
+        if not trainer.accelerator.unwrap_model(trainer.model).loader:  # there is a stock classifier
+            commands.append(recipe_command("finetune", encoder=folder, **labelled))
     same_data = changed_flags(data.arguments)
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     return [

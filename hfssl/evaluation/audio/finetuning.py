@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ..finetune_rows import KeyedOrder
+from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from .encoder import AudioEncoder, clip_limits, lengthened, make_inputs, pads_exactly
@@ -76,7 +76,7 @@ class _TestClips(Dataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         clip = self.clips[row]
         start = max(len(clip) - self.most, 0) // 2
-        return {"clip": clip[start : start + self.most], "labels": self.labels[row]}
+        return {"clip": clip[start : start + self.most], "labels": label_of(self.labels, row)}
 
 
 class TrainingClips(Dataset):
@@ -94,7 +94,7 @@ class TrainingClips(Dataset):
         clip = self.clips[row]
         u = float(keyed.uniform(keyed.key(Use.FINETUNE_AUGMENTATION, self.seed, epoch, row)))
         start = int(u * (max(len(clip) - self.most, 0) + 1))
-        return {"clip": clip[start : start + self.most], "labels": self.labels[row]}
+        return {"clip": clip[start : start + self.most], "labels": label_of(self.labels, row)}
 
 
 class Collator:
@@ -105,4 +105,4 @@ class Collator:
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = make_inputs(self.model, self.processor, [item["clip"] for item in items], self.padded)
-        return {**batch, "labels": torch.tensor([int(item["labels"]) for item in items])}
+        return {**batch, "labels": torch.tensor([item["labels"] for item in items])}

@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...losses import cpc_loss
 from ...modeling.audio import num_frames
-from ...modeling.base import SSLPreTrainedModel
+from ...modeling.base import SSLPreTrainedModel, load_plain_encoder
 from ...modeling.method import LearningRates, Method
 
 
@@ -262,6 +262,15 @@ encoder = load_encoder("{name}")"""
         dims = (encoder.hidden_size, encoder.conv_dim[-1])
         self.predictors = nn.ModuleList(nn.Linear(*dims, bias=False) for _ in range(config.num_steps))
         self.post_init()
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str, **config: Any) -> "CpcForPreTraining":
+        """Continue from the result folder of a run: `config` are the fields of the method's config beside
+        `encoder_config`."""
+        encoder = load_plain_encoder(name_or_path)
+        model = cls(cls.config_class(encoder_config=encoder.config, **config))
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
 
     def forward(
         self,

@@ -75,13 +75,19 @@ def _chance(config: PreTrainedConfig, context: Any) -> dict[str, float]:
     return {"loss": sum(getattr(config, f"{name[5:]}_weight") * level for name, level in levels.items()), **levels}
 
 
+def _fitting(encoder: PreTrainedConfig) -> dict[str, Any]:
+    """Units of the layer in the middle, the 6th of 12; convolutions that are normalised layer by layer learn as fast
+    as the rest, as those of the paper's large models do."""
+    fields = {"unit_layer": encoder.num_hidden_layers // 2}
+    return fields | ({"feature_grad_mult": 1.0} if getattr(encoder, "feat_extract_norm", None) == "layer" else {})
+
+
 METHOD = Method(
     title="HuBERT",
     modality="audio",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
     narrow_heads={"projection_dim": 64},
-    # the layer in the middle: the 6th of 12
-    fresh_encoder=lambda encoder: {"unit_layer": encoder.num_hidden_layers // 2},
+    fresh_encoder=_fitting,
     embedded_config={"speech": {"kmeans_restarts": 3}},
     collapse_hints=_collapse_hints,
     chance=_chance,
@@ -118,9 +124,10 @@ class HubertPreTrainingConfig(PreTrainedConfig):
             Divisor of the cosines (τ), above 0.
         masked_weight, unmasked_weight, penalty_weight (`float`, *optional*, default to `1.0`, `0.0` and `10.0`):
             Weights of the terms: of hidden frames (α), of the others (1 - α), and of the mean square of the output of
-            the convolutions, 0 for large models.
+            the convolutions.
         feature_grad_mult (`float`, *optional*, defaults to `0.1`):
-            Factor of the gradient that reaches the convolutions, 1 for large models.
+            Factor of the gradient that reaches the convolutions; 1 for large models, and in the recipe for encoders
+            with layer norm in the convolutions.
         mask_ratio (`float`, *optional*, defaults to `0.8`):
             Share of the frames in hidden spans, where these do not overlap, in (0, 1).
         mask_length (`int`, *optional*, defaults to `10`):

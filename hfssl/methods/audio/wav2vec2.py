@@ -62,11 +62,18 @@ def _chance(config: PreTrainedConfig, context: Any) -> dict[str, float]:
     return {"loss": config.contrastive_weight * contrastive, "loss_contrastive": contrastive}
 
 
+def _as_large_models(encoder: PreTrainedConfig) -> dict[str, float]:
+    """Of encoders whose convolutions are normalised layer by layer, as the paper's large ones are."""
+    is_large = getattr(encoder, "feat_extract_norm", None) == "layer"
+    return {} if not is_large else {"penalty_weight": 0.0, "feature_grad_mult": 1.0}
+
+
 METHOD = Method(
     title="wav2vec 2.0",
     modality="audio",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
     narrow_heads={"num_codes": 64, "code_dim": 64, "projection_dim": 64},
+    fresh_encoder=_as_large_models,
     collapse_hints=_collapse_hints,
     chance=_chance,
 )
@@ -101,9 +108,9 @@ class Wav2vec2PreTrainingConfig(PreTrainedConfig):
             400,000 steps with the paper's factor of 0.999995.
         contrastive_weight, diversity_weight, penalty_weight (`float`, *optional*, default to `1.0`, `0.1` and `10.0`):
             Weights of the terms: what is found, the use of the codes (α), and the mean square of the output of the
-            convolutions, 0 for large models.
+            convolutions; 0 for large models, and in the recipe for encoders with layer norm in the convolutions.
         feature_grad_mult (`float`, *optional*, defaults to `0.1`):
-            Factor of the gradient that reaches the convolutions, 1 for large models.
+            Factor of the gradient that reaches the convolutions; 1 for large models, and in the recipe likewise.
         mask_ratio (`float`, *optional*, defaults to `0.65`):
             Share of the frames in hidden spans, where these do not overlap, in (0, 1).
         mask_length (`int`, *optional*, defaults to `10`):

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from contract import Contract
 from recipe_process import printed_without_hfssl
-from transformers import Trainer, TrainingArguments
+from transformers import AutoFeatureExtractor, AutoModel, Trainer, TrainingArguments
 
 from hfssl import CpcForPreTraining, CpcPreTrainingConfig
 from hfssl.errors import UserError
+from hfssl.evaluation.encoder_folder import stock_folder
 from hfssl.methods.audio import cpc as module
 from hfssl.modeling.base import load_plain_encoder
+from hfssl.modeling.feature_extractor import build_feature_extractor
 
 
 HEAD = {"num_steps": 3, "num_negatives": 5}
@@ -116,8 +118,19 @@ def test_what_is_exported_is_loaded_by_the_lines_of_the_card_without_hfssl(tmp_p
     assert float(said) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     again = load_plain_encoder(tmp_path)
     assert type(again) is module.CpcEncoder
+    further = CpcForPreTraining.from_encoder(str(tmp_path), **HEAD)
     for name, tensor in model.encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+        assert torch.equal(further.encoder.state_dict()[name], tensor)
+
+
+def test_a_result_folder_is_evaluated_as_others_are(tmp_path):
+    model = model_of().eval()
+    model.export_encoder(tmp_path, processor=build_feature_extractor(model.encoder.config))
+    model.save_pretrained(tmp_path / "pretraining")
+    folder = stock_folder(str(tmp_path))
+    assert AutoFeatureExtractor.from_pretrained(folder).sampling_rate == 16_000
+    assert torch.equal(AutoModel.from_pretrained(folder).norms[0].weight, model.encoder.norms[0].weight)
 
 
 def test_frames_that_are_all_alike_are_seen(monkeypatch):
