@@ -4,9 +4,11 @@ python recipes/show_views.py --method dino                              embedded
 python recipes/show_views.py --method simclr --dataset my_photos/ --image_size 224
 python recipes/show_views.py --method byol --dataset my_photos/ --jitter 0.2 0.2 0.1 0 --crop_scale 0.4 1
 python recipes/show_views.py --method mae --dataset my_photos/ --encoder vit-small-patch16 --mask_ratio 0.6
+python recipes/show_views.py --method hubert --dataset my_recordings/   with a page to listen to
 
 All flags of the method's recipe are taken (python recipes/dino.py --help), also those of a --config: shown is what the
 run with the same flags sees in its first step, to the pixel. With another --seed it sees other images and other views.
+Of recordings some from all over the data are shown, with the spans that a method would hide.
 
 Look before you train: what the views change, the encoder learns to ignore. If a hue, an orientation or a small part
 is what tells your classes apart, the views must leave it alone.
@@ -27,7 +29,8 @@ class ShowViews:
 
     Args:
         method (`str`, *optional*, defaults to `"simclr"`):
-            Whose views: the name of a recipe for images, such as simclr, moco, byol, dino, lejepa or mae.
+            Whose views: the name of a recipe for images, such as simclr, moco, byol, dino, lejepa or mae, or for
+            sound, such as hubert, wav2vec2 or best_rq.
         num_images (`int`, *optional*, defaults to `6`):
             Rows of the sheet.
         output (`str`, *optional*):
@@ -46,18 +49,18 @@ class ShowViews:
 @command
 def main():
     from hfssl import RecipeParser
-    from hfssl.cli.image.first_batch import first_batch, recipe_of
-    from hfssl.data.image.contact_sheet import contact_sheet
+    from hfssl.cli.sheet import recipe_of, sheet_of
+    from hfssl.data.modality import modality
 
     method, recipe = recipe_of(sys.argv[1:], Path(__file__).parent)
     parser = RecipeParser(ShowViews, description=__doc__, as_in=recipe)
     settings, *flags = parser.parse()
     if recipe.stem != settings.method:  # a yaml said so, and the flags are those of another recipe
         raise UserError(f"A yaml cannot choose the method here: pass `--method {settings.method}`.")
-    batch, views, hidden = first_batch(method, *flags, given=parser.given)
     output = settings.output or f"outputs/views_{settings.method}.png"
-    shown = contact_sheet(batch, views, output, settings.num_images, hidden)
-    print(f"{views.description}\n{shown} images: {output}")
+    shown, words = sheet_of(method)(method, *flags, given=parser.given, output=output, number=settings.num_images)
+    samples = modality(method.method.modality).samples
+    print(f"{words}\n{shown} {samples}: {output}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from recipe_process import recipe_server
@@ -116,6 +117,22 @@ def test_it_shows_the_first_batch_of_the_run(tmp_path, method, own):
     assert run.keys() == shown.keys() and {"pixel_values"} <= run.keys()
     for name in run:
         assert torch.equal(run[name].cpu(), shown[name].cpu()), name
+
+
+@pytest.mark.parametrize("method", ["hubert", "best_rq"])
+def test_recordings_are_shown_with_a_page_to_listen_to(tmp_path, method):
+    sounds, sheet = tmp_path / "sounds", tmp_path / "new" / "sheet.png"
+    sounds.mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).uniform(-0.5, 0.5, 8000).astype(np.float32)
+        soundfile.write(sounds / f"{i}.wav", noise, 16_000)
+    flags = ["--method", method, "--dataset", sounds, "--num_images", 2, "--mask_length", 3, "--output", sheet]
+    run = show(tmp_path / "run", *flags)
+    assert run.poll() == 0, run.stderr
+    assert f"2 recordings: {sheet}" in run.stdout and "in spans of 3" in run.stdout
+    assert np.asarray(Image.open(sheet).convert("L")).std() > 20
+    page = sheet.with_suffix(".html").read_text()
+    assert page.count("<audio") == 2 and page.count("frames hidden") == 2 and ".wav</td>" in page
 
 
 def test_what_mae_sees_is_shown(tmp_path):

@@ -1,7 +1,6 @@
 """The first batch of a run on images, made as the run makes it, without training."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +8,6 @@ import torch
 from ...data.image.contact_sheet import Originals
 from ...data.image.views import ViewArguments, Views
 from ...data.sources import identity
-from ...errors import UserError
-from ...methods import METHODS
 from ...modeling.vision import SSLVisionModel
 from ...training.arguments import SSLTrainingArguments
 from ..modality import build_method
@@ -20,20 +17,6 @@ from .probes import ImageProbeArguments
 
 
 logger = logging.getLogger(__name__)
-
-
-def recipe_of(argv: list[str], folder: Path, default: str = "simclr") -> tuple[type[SSLVisionModel], Path]:
-    """The method that `--method` names, and its recipe, which has the other flags.
-
-    Raises:
-        UserError: for a method that has no views.
-    """
-    words = [word for argument in argv for word in argument.split("=", 1)]
-    name = words[words.index("--method") + 1] if "--method" in words[:-1] else default
-    with_views = [name for name, method in METHODS.items() if method.method.views is not None]
-    if name not in with_views:
-        raise UserError(f"`--method` is one of {', '.join(with_views)}, got {name!r}.")
-    return METHODS[name], folder / f"{name}.py"
 
 
 def first_batch(
@@ -70,3 +53,17 @@ def first_batch(
     batch = next(iter(stream))
     hidden = model.hidden_pixels(batch["noise"].to(model.device)).cpu() if "noise" in batch else None
     return batch, views, hidden
+
+
+def draw_sheet(
+    method: type[SSLVisionModel], *flags: Any, given: set[str], output: str, number: int
+) -> tuple[int, str]:
+    """A sheet of the first images of a run and their views, see [`~hfssl.data.image.contact_sheet.contact_sheet`].
+
+    Returns:
+        `tuple[int, str]`: how many are shown, and their views in words.
+    """
+    from ...data.image.contact_sheet import contact_sheet
+
+    batch, views, hidden = first_batch(method, *flags, given=given)
+    return contact_sheet(batch, views, output, number, hidden), views.description
