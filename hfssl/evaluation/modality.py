@@ -98,6 +98,8 @@ class EvaluationModality:
             What fine-tuning takes where settings are left out.
         tasks (`dict[str, str]`, *optional*):
             What encoders are fine-tuned for, and the protocol of each.
+        has_layers (`bool`, *optional*, defaults to `False`):
+            Whether features are there of each layer.
     """
 
     name: str
@@ -110,6 +112,7 @@ class EvaluationModality:
     finetuning: Callable[..., Finetuning] | None = None
     finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
     tasks: Mapping[str, str] = field(default_factory=lambda: {"classification": "finetune"})
+    has_layers: bool = False
 
 
 def evaluation_modality(name: str) -> EvaluationModality:
