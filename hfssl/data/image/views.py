@@ -81,7 +81,8 @@ class ViewArguments:
         solarize_probability (`list[float]`, *optional*):
             How many views are solarised: one value for all, or one for each as in `blur_probability`.
         local_crops (`int`, *optional*):
-            Local views an image, for methods that have them.
+            Local views an image, for methods that have them. Left out: none of images below 64 pixels, unless another
+            flag speaks of them.
         local_size (`int`, *optional*):
             Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches,
             and at least 24 pixels for encoders that have none.
@@ -287,7 +288,11 @@ def _resolve(
     for name, flag in [*zip(names, names, strict=True), ("ratio", "crop_ratio")]:
         if getattr(arguments, flag) is not None:
             changes[name] = getattr(arguments, flag)
-    num_local = preset.num_local if arguments.local_crops is None else arguments.local_crops
+    num_local = arguments.local_crops
+    if num_local is None:
+        # of 32 pixels small crops show next to nothing, and cost as many steps (recipes/README.md, "Short runs")
+        without = image_size < SMALL_IMAGE and arguments.local_size is None and arguments.local_crop_scale is None
+        num_local = 0 if without else preset.num_local
     kinds = [*preset.views, *([preset.local] if preset.local else [])]
     if image_size <= SMALL_IMAGE:
         kinds = [_for_small_images(view, preset.small_jitter, is_local=view is preset.local) for view in kinds]

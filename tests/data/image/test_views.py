@@ -45,7 +45,7 @@ def batch(views, *blocks, take=None):
 
 
 def views(method="simclr", is_grey=False, patch_size=None, mean_std=None, **arguments):
-    arguments = {"image_size": 32} | arguments
+    arguments = {"image_size": 32} | ({"local_crops": 8} if method == "dino" else {}) | arguments
     return Views(
         preset_of(method), ViewArguments(**arguments), is_grey=is_grey, patch_size=patch_size, mean_std=mean_std
     )
@@ -79,7 +79,16 @@ def test_what_the_model_gets(method, shapes):
 )
 def test_small_crops_are_of_a_size_that_the_encoder_can_take(patch_size, image_size, expected):
     """A ResNet shrinks 16 pixels to one before its last block, which it then refuses."""
-    assert views("dino", patch_size=patch_size, image_size=image_size).local_size == expected
+    assert views("dino", patch_size=patch_size, image_size=image_size, local_crops=2).local_size == expected
+
+
+def test_small_images_have_no_small_crops_unless_a_flag_speaks_of_them():
+    def number(**flags):
+        return views("dino", patch_size=8, **{"local_crops": None} | flags).num_local
+
+    assert number(image_size=32) == 0 and number(image_size=64) == 8
+    assert number(image_size=32, local_crops=3) == 3 and number(image_size=64, local_crops=0) == 0
+    assert number(image_size=32, local_size=16) == number(image_size=32, local_crop_scale=(0.1, 0.3)) == 8
 
 
 def test_presets_are_those_of_the_papers():
