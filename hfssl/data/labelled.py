@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 # In the order in which they are looked for, where no column or several have the type of a label.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
-
-
-# Of transcripts, likewise.
 TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
 
 

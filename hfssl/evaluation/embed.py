@@ -54,6 +54,11 @@ def load_embedder(encoder: str, settings: EmbedSettings) -> SampleFeatures:
     modality = modality_of_encoder(encoder)
     if modality.sample_features is None:
         raise EvaluationError(f"Features of a whole data set are not there for the modality {modality.name!r} yet.")
+    if settings.layer is not None and not modality.has_layers:
+        raise EvaluationError(
+            f"`--layer {settings.layer}` is for encoders of recordings, and this one takes {modality.name}s. Leave it "
+            "out."
+        )
     trained = trained_pooling(encoder)
     if settings.pooling is None:
         settings = replace(settings, pooling=trained)

@@ -23,6 +23,7 @@ from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured
 from .linear_probe import LinearProbeEvaluator, LogisticRegression, fit_linear_probe
+from .modality import evaluation_modality
 from .probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeatures
 from .progress import Progress
 from .results import Result
@@ -46,6 +47,13 @@ class LayersEvaluator(FrozenEvaluator):
     version: ClassVar[int] = 1
     title: ClassVar[str] = "linear probe"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not evaluation_modality(self.train.modality).has_layers:
+            raise EvaluationError(
+                "The protocol layers is for encoders of recordings. Of images, `--pooling last4` takes several layers."
+            )
+
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
         """By layer, of features of shape `(num_rows, num_layers + 1, dim)`."""
         linear = LinearProbeEvaluator(self.train, self.test)
@@ -60,10 +68,6 @@ class LayersEvaluator(FrozenEvaluator):
         return [*found, Measured({"layer": WEIGHTED_SUM}, predictions, num_train=len(train_y), details=details)]
 
     def measured(self, features: ProbeFeatures) -> dict[str, list[Measured]]:
-        if not features.layers:
-            raise EvaluationError(
-                "The protocol layers is for encoders of recordings. Of images, `--pooling last4` takes several layers."
-            )
         train_y = self.labels[0]
         if train_y.ndim == 2:
             raise EvaluationError("The protocol layers is for one label a sample: leave it out of `--protocol`.")

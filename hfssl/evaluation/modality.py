@@ -1,6 +1,6 @@
 """What evaluation knows of a modality: `hfssl/evaluation/<modality>/__init__.py` declares it as `MODALITY`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
@@ -96,6 +96,10 @@ class EvaluationModality:
             See [`Finetuning`].
         finetune_defaults ([`~hfssl.evaluation.finetune_settings.FinetuneDefaults`], *optional*):
             What fine-tuning takes where settings are left out.
+        tasks (`dict[str, str]`, *optional*):
+            What encoders are fine-tuned for, and the protocol of each.
+        has_layers (`bool`, *optional*, defaults to `False`):
+            Whether features are there of each layer.
     """
 
     name: str
@@ -107,6 +111,8 @@ class EvaluationModality:
     check_pooling: Callable[[PreTrainedConfig, str | None], str] | None = None
     finetuning: Callable[..., Finetuning] | None = None
     finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
+    tasks: Mapping[str, str] = field(default_factory=lambda: {"classification": "finetune"})
+    has_layers: bool = False
 
 
 def evaluation_modality(name: str) -> EvaluationModality:

@@ -65,12 +65,13 @@ def parse_task(task: str, modality: str) -> str:
     Raises:
         EvaluationError: where it is none for such an encoder.
     """
-    if task == "ctc" and modality != "audio":
+    tasks = evaluation_modality(modality).tasks
+    if task not in tasks:
         raise EvaluationError(
-            f"`--task ctc` writes down recordings, and this encoder takes {find_modality(modality).samples}: pass one "
-            "of sound, or leave it out."
+            f"`--task {task}` is nothing to train an encoder of {find_modality(modality).samples} for: there is "
+            f"{' or '.join(tasks)}."
         )
-    return {"classification": "finetune", "ctc": "ctc"}[task]
+    return tasks[task]
 
 
 def probe_table(

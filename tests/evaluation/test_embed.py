@@ -10,7 +10,7 @@ import torch
 from datasets import load_from_disk
 from labelled import digits, png, processor, save, vit
 from tiny import bert_config, texts, tokenizer
-from transformers import AutoModel, BertModel, GPT2Config, GPT2Model, Wav2Vec2Config
+from transformers import AutoModel, BertModel, GPT2Config, GPT2Model, PatchTSTConfig
 
 from hfssl.data.sources import DataError, MemorySource
 from hfssl.data.sources.base import Damage
@@ -166,9 +166,9 @@ def test_damaged_images_are_left_out(image_encoder, tmp_path):
 
 
 def test_what_cannot_be_embedded_is_said_in_one_sentence(bert, tmp_path):
-    Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "audio")
+    PatchTSTConfig(d_model=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "series")
     for encoder, message in (
-        (str(tmp_path / "audio"), "takes `input_values`"),
+        (str(tmp_path / "series"), "takes `past_values`"),
         (str(tmp_path / "nothing"), "no encoder folder"),
         (str(tmp_path), "no config.json"),
     ):
@@ -178,6 +178,7 @@ def test_what_cannot_be_embedded_is_said_in_one_sentence(bert, tmp_path):
         ({"pooling": "last4"}, "no pooling 'last4' of texts. Choose one of mean, cls, last"),
         ({"max_length": 2}, "no room for text"),
         ({"max_length": 0}, "at least 1"),
+        ({"layer": 1}, "`--layer 1` is for encoders of recordings, and this one takes texts"),
     ):
         with pytest.raises(EvaluationError, match=message):
             load_embedder(bert, EmbedSettings(**settings))

@@ -23,7 +23,7 @@ LABELS = np.arange(240) % 4
 
 @pytest.fixture(scope="module")
 def splits():
-    split = Labelled([b""] * 240, LABELS, list("abcd"))
+    split = Labelled([b""] * 240, LABELS, list("abcd"), modality="audio")
     return split, split
 
 
@@ -65,7 +65,7 @@ def test_a_picture_shows_them(splits, results, tmp_path):
     assert (tmp_path / "assets" / "layers.png").stat().st_size > 5000
 
 
-def test_features_without_layers_are_refused(splits):
-    x = {"encoder": knowing(LABELS, {}, 0)[:, 0]}
+def test_samples_without_features_of_layers_are_refused():
+    split = Labelled([b""] * 240, LABELS, list("abcd"))
     with pytest.raises(EvaluationError, match="layers is for encoders of recordings"):
-        LayersEvaluator(*splits).results(ProbeFeatures("m", x, x, {}))
+        LayersEvaluator(split, split)

@@ -18,4 +18,5 @@ MODALITY = EvaluationModality(
         {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3},
         unused=("shift", "flip", "max_length"),
     ),
+    {"classification": "finetune", "ctc": "ctc"}, has_layers=True,
 )  # fmt: skip

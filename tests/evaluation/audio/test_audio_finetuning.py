@@ -151,5 +151,7 @@ def test_error_rates():
 
 def test_recognition_is_for_encoders_of_sound():
     assert parse_task("ctc", "audio") == "ctc" and parse_task("classification", "text") == "finetune"
-    with pytest.raises(EvaluationError, match="`--task ctc` writes down recordings, and this encoder takes images"):
+    with pytest.raises(
+        EvaluationError, match="`--task ctc` is nothing to train an encoder of images for: there is classification"
+    ):
         parse_task("ctc", "image")
