@@ -1,13 +1,13 @@
-"""Features of your own data: every text or image as the vector that an encoder makes of it.
+"""Features of your own data: every text, image or recording as the vector that an encoder makes of it.
 
     accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/
     accelerate launch recipes/embed.py --encoder outputs/mlm --dataset my_texts/ --format npy
     accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/ --report duplicates,outliers
     torchrun --nproc_per_node 2 recipes/embed.py --encoder facebook/dinov2-small --dataset org/name --split test
 
-Whether the data are texts or images, the encoder says. Pooling is the one that it was trained with, where its folder
-says so. Several processes share the work; after a kill the same command goes on. Features are in the order of the
-data, beside the file and row of each. What goes over the data is hfssl/data/corpus/, what makes features of them
+Whether the data are texts, images or recordings, the encoder says. Pooling is the one that it was trained with, where
+its folder says so. Several processes share the work; after a kill the same command goes on. Features are in the order
+of the data, beside the file and row of each. What goes over the data is hfssl/data/corpus/, what makes features is
 hfssl/evaluation/embed.py.
 """
 
@@ -25,7 +25,8 @@ class Embed:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its tokenizer or image processor; or a checkpoint of a run.
+            Folder or Hub id of the encoder, with its tokenizer, image processor or feature extractor; or a
+            checkpoint of a run.
         format (`str`, *optional*, defaults to `"parquet"`):
             parquet (features.parquet), npy (features.npy, and places.parquet beside it) or dataset (a folder that
             `datasets.load_from_disk` reads).

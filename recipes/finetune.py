@@ -1,15 +1,18 @@
-"""Fine-tuning: train a whole encoder on labels, beside the same architecture from scratch.
+"""Fine-tuning: train a whole encoder on labels or transcripts, beside the same architecture from scratch.
 
     accelerate launch recipes/finetune.py --encoder outputs/mae
     accelerate launch recipes/finetune.py --encoder outputs/mae --dataset my_images/ --epochs 50 --flip
     accelerate launch recipes/finetune.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --seeds 1
     accelerate launch recipes/finetune.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
+    accelerate launch recipes/finetune.py --encoder outputs/hubert --dataset my_sounds/
+    accelerate launch recipes/finetune.py --encoder outputs/hubert --task ctc --dataset speech.parquet
 
-Whether the data are images or texts, the encoder says. Without --dataset: the labelled data of the encoder's run, as
-its folder remembers them, else the embedded letters. Ends with a table, results.json, and in model/ the classifier of
-seed 0, which any pipeline of transformers loads. The score is that of the last step on the test split: nothing is
-chosen by looking at it. The same command goes on where an interrupted run stopped. The protocol stands in
-hfssl/evaluation/finetune.py.
+Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
+encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and in model/
+the classifier of seed 0, which any pipeline of transformers loads; with --task ctc a recogniser that writes down
+speech. The score is that of the last step on the test split: nothing is chosen by looking at it. The same command goes
+on where an interrupted run stopped. The protocols stand in hfssl/evaluation/finetune.py and
+hfssl/evaluation/audio/ctc.py.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,10 @@ class Finetune:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its image processor or tokenizer; or a checkpoint of a run.
+            Folder or Hub id of the encoder, with its image processor, feature extractor or tokenizer; or a checkpoint
+            of a run.
+        task (`str`, *optional*, defaults to `"classification"`):
+            classification, or ctc: write down what is said in recordings, of which there are transcripts.
         precision (`str`, *optional*, defaults to `"auto"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         output_dir (`str`, *optional*):
@@ -34,6 +40,7 @@ class Finetune:
     """
 
     encoder: str
+    task: Literal["classification", "ctc"] = "classification"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     output_dir: str | None = None
 
@@ -45,7 +52,7 @@ def main():
     from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
-    from hfssl.evaluation.probes import probe_table
+    from hfssl.evaluation.probes import parse_task, probe_table
     from hfssl.machine import process_state, use_all_cores
 
     parser = RecipeParser(Finetune, LabelledDataArguments, FinetuneSettings, description=__doc__)
@@ -54,13 +61,14 @@ def main():
     output_dir = recipe.output_dir or f"outputs/finetune-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
-    train, test = data.of_run(encoder, modality).load(modality)
+    protocol = parse_task(recipe.task, modality)
+    train, test = data.of_run(encoder, modality).load(modality, transcripts=protocol == "ctc")
     probe_table(
-        encoder, None, train, test, "finetune", output_dir=output_dir, precision=recipe.precision,
+        encoder, None, train, test, protocol, output_dir=output_dir, precision=recipe.precision,
         settings=settings, name=recipe.encoder, command=parser.command_line(),
     )  # fmt: skip
     if settings.save_model:
-        process_state().print(f"\nThe classifier (seed 0): {output_dir}/model, with a card")
+        process_state().print(f"\nThe trained model (seed 0): {output_dir}/model, with a card")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
     accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
+    accelerate launch recipes/probe.py --encoder outputs/hubert --dataset my_sounds/ --protocol linear,layers
 
 What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
-deviation of each channel, of texts a bag of words (TF-IDF of words and pairs). Whether the data are images or texts,
-the encoder says. Without --dataset: the labelled data of the encoder's run, as its folder remembers them, else the
-embedded letters. Ends with a table, results.json, and pictures of images in assets/. Features are kept in features/,
-so that another protocol starts at once. The protocols stand in
-hfssl/evaluation/{knn,linear_probe,few_shot,label_efficiency}.py.
+deviation of each channel, of texts a bag of words (TF-IDF of words and pairs), of recordings mean and deviation of
+MFCC. Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
+encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and pictures
+in assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
+hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py.
 """
 
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ class Probe:
 
     Args:
         encoder (`str`):
-            Folder or Hub id of the encoder, with its image processor or tokenizer; or a checkpoint of a run.
+            Folder or Hub id of the encoder, with its image processor, feature extractor or tokenizer; or a checkpoint
+            of a run.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
-            Of knn, linear, few_shot, label_efficiency and finetune, separated by commas.
+            Of knn, linear, few_shot, layers (a linear probe of each layer and of their weighted sum, of recordings),
+            label_efficiency and finetune, separated by commas.
         pooling (`str`, *optional*):
-            Images: cls, mean, cls+mean or last4; texts: mean, cls or last. Left out: the one that the encoder was
-            trained with, where its folder says so, else what fits it.
+            Images: cls, mean, cls+mean or last4; texts: mean, cls or last; recordings: mean, or cls of an AST.
+            Left out: the one that the encoder was trained with, where its folder says so, else what fits it.
         batch_size (`int`, *optional*, defaults to `256`):
-            Images, or windows of text, a forward pass.
+            Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         output_dir (`str`, *optional*):

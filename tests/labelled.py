@@ -24,7 +24,7 @@ class Labelled:
 
     def __post_init__(self):
         self.labels = np.asarray(self.labels, dtype=np.int64)
-        self.fingerprint = self.fingerprint or str(hash((tuple(self.images), tuple(self.labels.tolist()))))
+        self.fingerprint = self.fingerprint or str(hash((tuple(self.images), self.labels.tobytes())))
 
     @property
     def samples(self):

@@ -1,5 +1,8 @@
 """The rooms of the package, read from its imports (`show_structure.py`), and what importing it costs."""
 
+import subprocess
+import sys
+
 import pytest
 from recipe_process import ROOT, stock_server
 from show_structure import PACKAGE, structure
@@ -51,3 +54,34 @@ print("transformers.trainer" in heavy())
     run = stock_server().run(tmp_path / "log", script=str(script))
     assert run.poll() == 0, run.stderr
     assert run.stdout.splitlines() == ["[]", "True"]
+
+
+# what `pip install hfssl` alone does not bring
+OPTIONAL = (
+    "av", "budoux", "flash_attn", "fugashi", "lightly", "liger_kernel", "pythainlp", "soundfile", "torchaudio",
+    "torchcodec", "torchvision", "unidic_lite",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_optional_is_needed_to_import_the_package_or_the_checks_on_a_gpu(tmp_path):
+    """What runs the transforms of lightly is part of a comparison with it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import importlib, importlib.machinery, pkgutil, sys
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, *args: None if name.partition(".")[0] in {OPTIONAL} else find(name, *args)
+)
+import hfssl
+for module in pkgutil.walk_packages(hfssl.__path__, "hfssl."):
+    if not module.name.startswith(("hfssl.benchmarks.lightly", "hfssl.evaluation.metrics")):
+        importlib.import_module(module.name)
+assert not set({OPTIONAL}) & set(sys.modules)
+import pytest
+sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu", "tests/gpu"]))
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

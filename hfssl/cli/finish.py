@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.seen import write_seen
+from ..data.seen import SEEN, write_seen
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.facts import write_facts
+from ..evaluation.facts import read_facts, write_facts
 from ..evaluation.results import Result
 from ..evaluation.usefulness import WHEN_WORSE
+from ..training.best import BEST
 from ..training.trainer import SSLTrainer
 
 
@@ -69,6 +71,7 @@ def write_and_say(
     write_facts(folder, method=method_name(trainer), **facts)
     if trainer.stream is not None:
         write_seen(folder, trainer.stream.source, trainer.stream.exclude)
+        _tell_best(Path(folder))
     say = trainer.accelerator.print
     for text in told:
         say(text)
@@ -77,6 +80,14 @@ def write_and_say(
     say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the curve {folder}/assets/loss.png)\nNext:")
     for command in commands(Path(folder)):
         say("  " + command)
+
+
+def _tell_best(folder: Path) -> None:
+    """Let the best encoder of a run, beside the last, know of its data what the last one knows."""
+    best = folder / BEST
+    if best.is_dir():
+        write_facts(best, **{**read_facts(folder), **read_facts(best)})
+        shutil.copyfile(folder / SEEN, best / SEEN)
 
 
 def recipe_command(recipe: str, **flags: Any) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from ..data.image.value_range import check_range
+from ..data.label_values import NoLabels
 from ..data.labelled import LabelledData, hold_out, keep_groups_apart, open_labelled
 from ..data.modality import modality as find_modality
 from ..data.sources import available_splits
@@ -14,6 +17,8 @@ from ..errors import UserError
 from ..evaluation.evaluator import EvaluationError
 from ..evaluation.facts import read_facts
 from ..evaluation.frozen import aligned_labels
+from ..functional import keyed
+from ..functional.keyed import Use
 from .modality import cli_modality
 
 
@@ -45,7 +50,8 @@ class LabelledDataArguments:
         text_column (`str`, *optional*):
             Column of the texts; found by its type when left out.
         label_column (`str`, *optional*):
-            Column of the labels; found by its type when left out.
+            Column of the labels, or of the transcripts; found by its type and name when left out. Of samples with
+            several labels a column of lists, or of words with ; between them, or several columns of 0 and 1 (cat,dog).
         labels (`str`, *optional*):
             Table (csv, tsv, parquet, json, jsonl) with the labels of a folder of files: one of its columns, whatever
             it is called, names the files.
@@ -110,8 +116,8 @@ class LabelledDataArguments:
             logger.info("Labelled %s, as the encoder's folder remembers them: %s.", kind.samples, words)
         return replace(self, **missing)
 
-    def load(self, modality: str = "image") -> tuple[LabelledData, LabelledData]:
-        """Both splits.
+    def load(self, modality: str = "image", transcripts: bool = False) -> tuple[LabelledData, LabelledData]:
+        """Both splits; with `transcripts` what is said is the label.
 
         Raises:
             UserError: also where a column of another modality is named.
@@ -122,7 +128,7 @@ class LabelledDataArguments:
             self.dataset, self.split, self.test_split, config=self.dataset_config, column=columns.get(modality),
             label_column=self.label_column, max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
-            sample_by=self.sample_by, split_by=self.split_by, labels=self.labels,
+            sample_by=self.sample_by, split_by=self.split_by, labels=self.labels, transcripts=transcripts,
         )  # fmt: skip
 
 
@@ -156,33 +162,46 @@ def load_splits(
     sample_by: str = "document",
     split_by: str | None = None,
     labels: str | None = None,
+    transcripts: bool = False,
 ) -> tuple[LabelledData, LabelledData]:
-    """The labelled samples to learn from and those to measure on, checked to be of the same classes."""
+    """The labelled samples to learn from and those to measure on, checked to be of the same classes unless labels are
+    transcripts."""
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     options = {
         "column": column, "label_column": label_column, "config": config, "modality": modality,
         "sample_by": sample_by, "group_column": split_by, "labels_file": labels,
+        "transcripts": transcripts,
     }  # fmt: skip
     train = open_labelled(dataset, split, max_samples=max_train_samples, **options)
-    if test_split == "auto":
+    test = None
+    if test_split != "auto":
+        with named_flags({"split": "test_split"}):
+            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **options)
+    else:
         splits = available_splits(dataset, modality=modality, config=config)
-        usual = ("test", "validation", "dev", "valid", "val")
-        test_split = next((other for other in usual if other in splits and other != split), None)
-    if test_split is None:
-        train, test = hold_out(train)
+        for other in ("test", "validation", "dev", "valid", "val"):
+            if test is None and other in splits and other != split:
+                try:
+                    test = open_labelled(dataset, other, max_samples=max_test_samples, **options)
+                except NoLabels as error:
+                    logger.info("Split %r is passed over, since it has no labels: %s", other, error)
+    if test is None:
+        train, test = hold_out(train, of_each_class=not transcripts)
         samples = find_modality(modality).samples
+        if max_test_samples is not None and max_test_samples < len(test):
+            rows = np.sort(keyed.permutation(len(test), Use.LABELLED_SAMPLE, 0)[:max_test_samples])
+            test = test.take(rows, f"{max_test_samples:,} of {test.name}")
         logger.info(
             "There is no split to measure on: %s %s of %s are held out.", f"{len(test):,}", samples, train.name
         )
-    else:
-        with named_flags({"split": "test_split"}):
-            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **options)
-        train = keep_groups_apart(train, test) if split_by is not None else train
+    elif split_by is not None:
+        train = keep_groups_apart(train, test)
     prepare = cli_modality(modality).prepare_labelled
     if prepare is not None:
         prepare(train, test, value_range)
-    aligned_labels(train, test)
+    if not transcripts:
+        aligned_labels(train, test)
     return train, test
 
 

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -74,12 +75,16 @@ class LabelFile:
 
     def all_values(self, column: str) -> list[Any]:
         """What a column says of any file, be it among the data or not."""
-        return [None if pd.isna(value) else value for value in self.table[column].tolist()]
+        values = [list(v) if isinstance(v, np.ndarray | list) else v for v in self.table[column].tolist()]
+        return [value if isinstance(value, list) else None if pd.isna(value) else value for value in values]
 
     def values(self, column: str) -> list[Any]:
         """What a column says of each file, in their order; `None` where it says nothing."""
         known = self.all_values(column)
-        said = [list(dict.fromkeys(known[row] for row in rows if known[row] is not None)) for rows in self.rows]
+        said = []
+        for rows in self.rows:  # of which lists cannot be keys
+            there = [known[row] for row in rows if known[row] is not None]
+            said.append([value for i, value in enumerate(there) if value not in there[:i]])
         for name, values in zip(self.names, said, strict=True):
             if len(values) > 1:
                 raise DataError(

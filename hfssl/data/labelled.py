@@ -2,13 +2,11 @@
 
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -19,8 +17,11 @@ from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
 from .label_files import LabelFile
+from .label_values import NoLabels, group_names, numbers, say_several, whole
+from .label_values import classes as classes_of
 from .mixtures import parse_mixture
 from .modality import modality as find_modality
+from .multi_label import columns_of_classes, has_several, item_of, lists_of, matrix_of_columns, matrix_of_lists
 from .sources import Input, Source, available_splits, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 # In the order in which they are looked for, where no column or several have the type of a label.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
+
+
+# Of transcripts, likewise.
+TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
 
 
 class LazySamples(Sequence):
@@ -91,8 +96,9 @@ class LabelledData:
     Attributes:
         samples (`Sequence`):
             Encoded images or recordings, read when asked for: what is damaged raises when it is decoded. Or texts.
-        labels (`np.ndarray` of dtype `int64` and shape `(num_samples,)`):
-            Class of each, in `[0, num_classes)`.
+        labels (`np.ndarray` of dtype `int64` and shape `(num_samples,)` or `(num_samples, num_classes)`):
+            Class of each, in `[0, num_classes)`; or, where a sample may have several or none, 1 for those that it has
+            and 0 for the others.
         class_names (`list[str]`):
             Names of the classes, the same for all splits of a data set. A class may have no sample in a split.
         fingerprint (`str`):
@@ -144,6 +150,7 @@ def open_labelled(
     sample_by: str = "document",
     group_column: str | None = None,
     labels_file: str | os.PathLike | None = None,
+    transcripts: bool = False,
 ) -> LabelledData:
     """Open a split of labelled samples. Those without a label (null, blank, or -1 among classes from 0 on) are left
     out.
@@ -155,7 +162,8 @@ def open_labelled(
             Which split.
         column, label_column (`str`, *optional*):
             Where samples and labels are; found by type and name if not given. Class folders are the column `label`.
-            Labels may be `ClassLabel`, strings, whole numbers or booleans.
+            Labels may be `ClassLabel`, strings, whole numbers or booleans; of samples with several of them lists,
+            words with ; or | between them, or columns of 0 and 1 (`"cat,dog"`).
         config (`str`, *optional*):
             Configuration of a Hub data set.
         max_samples (`int`, *optional*):
@@ -170,6 +178,8 @@ def open_labelled(
             Column that says what belongs together.
         labels_file (`str`, *optional*):
             Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
+        transcripts (`bool`, *optional*, defaults to `False`):
+            Whether the labels are what is said: each text is a class of its own.
 
     Raises:
         DataError: if there is no label: names the columns that there are.
@@ -188,8 +198,12 @@ def open_labelled(
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
     features = opened.features if table is None else table.features
-    label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
-    wanted = {"label": label_column} | ({"group": group_column} if group_column is not None else {})
+    label_column = label_column or (_transcript_column(features, name) if transcripts else None)
+    several = columns_of_classes(label_column, features, name)
+    if not several:
+        label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+    wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
+    wanted |= {"group": group_column} if group_column is not None else {}
     for each in wanted.values():
         check_column(features, each, name)
     if table is None:
@@ -205,21 +219,38 @@ def open_labelled(
         said = {each: table.values(of) for each, of in wanted.items()}
         columns |= {each: [values[row] for row in rows] for each, values in said.items()}
     where = f"Column {label_column!r} of split {split!r} of {name}"
-    feature = features[label_column]
-    if isinstance(feature, datasets.ClassLabel):
+    feature = features.get(label_column)
+    item = item_of(feature)
+    if several:
+        class_names, known = several, range(len(several))
+    elif isinstance(item, datasets.ClassLabel):
+        class_names, known = list(item.names), range(item.num_classes)
+    elif isinstance(feature, datasets.ClassLabel):
         class_names, known = list(feature.names), range(feature.num_classes)
     else:
         others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
         of_others = [_labels_of_split(dataset, other, options) for other in others] if table is None else []
         # a table has the classes of all splits
         of_others += [table.all_values(label_column)] if table is not None else []
-        classes = _classes([columns["label"], *of_others])
+        everything = [columns["label"], *of_others]
+        if item is not None or not transcripts and any(map(has_several, everything)):
+            item = item or feature
+            everything = [[each for values in lists_of(split) for each in values or ()] for split in everything]
+        classes = classes_of(everything)
         known = sorted(classes, key=lambda value: (isinstance(value, str), value))
         if -1 in classes and len(classes) > 2:
             logger.info("%s: -1 is taken for a class like the others. Leave blank what has no label.", where)
-        class_names = [str(_whole(value)) for value in known]
-    labels = _numbers(columns["label"], known, where, features, kind.samples)
-    rows = np.flatnonzero(labels >= 0)
+        class_names = [str(whole(value)) for value in known]
+    if several:
+        values = [columns[f"label {i}"] for i in range(len(several))]
+        labels = matrix_of_columns(values, several, f"split {split!r} of {name}")
+    elif item is not None:
+        labels = matrix_of_lists(lists_of(columns["label"]), known)
+    else:
+        labels = numbers(columns["label"], known, where, features, kind.samples)
+    if labels.ndim == 2:
+        say_several(labels, class_names, where, kind.samples)
+    rows = np.flatnonzero((labels >= 0).reshape(len(labels), -1).all(1))
     if max_samples is not None and max_samples < len(rows):
         rows = rows[np.sort(keyed.permutation(len(rows), Use.LABELLED_SAMPLE, seed)[:max_samples])]
     digest = new_digest("labelled", source.fingerprint, label_column, class_names, rows.tolist(), labels.tolist())
@@ -227,7 +258,7 @@ def open_labelled(
     samples = HeldSamples(columns[modality]).take(rows) if kind.samples_are_small else LazySamples(source, rows)
     groups = None
     if group_column is not None:
-        groups = _group_names(columns["group"], split, f"Column {group_column!r} of split {split!r} of {name}")[rows]
+        groups = group_names(columns["group"], split, f"Column {group_column!r} of split {split!r} of {name}")[rows]
     return LabelledData(samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups)
 
 
@@ -271,7 +302,7 @@ def has_labels(source: Source) -> bool:
     return True
 
 
-def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, LabelledData]:
+def hold_out(data: LabelledData, share: float = 0.2, of_each_class: bool = True) -> tuple[LabelledData, LabelledData]:
     """Cut a labelled set that has no split to measure on: what is left to learn from, and a share of each class.
 
     A sample is held out where the hash of its content says so, whatever it is called and wherever it lies, and copies
@@ -284,11 +315,14 @@ def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, Labe
             As [`open_labelled`] gives it.
         share (`float`, *optional*, defaults to 0.2):
             Of the samples of each class, in (0, 1).
+        of_each_class (`bool`, *optional*, defaults to `True`):
+            Otherwise of all samples together.
 
     Raises:
         DataError: if no class has two different samples, or there is one group only.
     """
-    test = _groups_to_hold_out(data, share) if data.groups is not None else _rows_to_hold_out(data, share)
+    drawn = data if of_each_class else replace(data, labels=np.zeros_like(data.labels), class_names=["all"])
+    test = _groups_to_hold_out(drawn, share) if data.groups is not None else _rows_to_hold_out(drawn, share)
     kept, held_out = np.flatnonzero(~test), np.flatnonzero(test)
     return data.take(kept, f"{data.name} less a fifth"), data.take(held_out, f"a fifth of {data.name}")
 
@@ -296,8 +330,10 @@ def hold_out(data: LabelledData, share: float = 0.2) -> tuple[LabelledData, Labe
 def _rows_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
     hashes = content_keys(data.samples)
     test = np.zeros(len(data), dtype=bool)
-    for label in np.unique(data.labels):
-        rows = np.flatnonzero(data.labels == label)
+    # of samples with several labels, a share of them all
+    labels = np.zeros(len(data), dtype=np.int64) if data.labels.ndim == 2 else data.labels
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
         ranked = np.sort(hashes[rows])
         last = ranked[max(1, round(share * len(rows))) - 1]
         # never all: of copies that would leave nothing to learn from, none is held out
@@ -314,17 +350,21 @@ def _rows_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
 def _groups_to_hold_out(data: LabelledData, share: float) -> np.ndarray:
     names, of_row, counts = np.unique(data.groups, return_inverse=True, return_counts=True)
     names = names.tolist()
+
+    def count(labels: np.ndarray) -> np.ndarray:
+        return labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.class_names))
+
     if len(names) < 2:
         raise DataError(
             f"All of {data.name} belongs to one group ({names[0]!r}), so that none can be held out to measure on. "
             "Pass another `--split_by`, or leave it out."
         )
-    totals = np.bincount(data.labels, minlength=len(data.class_names))
+    totals = count(data.labels)
     rows_of = np.split(np.argsort(of_row, kind="stable"), np.cumsum(counts)[:-1])
     order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
 
     def labels_in(group: int) -> np.ndarray:
-        return np.bincount(data.labels[rows_of[group]], minlength=len(totals))
+        return count(data.labels[rows_of[group]])
 
     def distance(held_out: np.ndarray) -> float:
         return float(((held_out - share * totals) ** 2 / np.maximum(totals, 1)).sum())
@@ -398,18 +438,27 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
         if usual in by_lower_name:
             return by_lower_name[usual]
     problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
-    raise DataError(
+    raise NoLabels(
         f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
         "files of a folder have labels where each class has a folder of its own."
     )
 
 
+def _transcript_column(features: dict, name: str) -> str:
+    usual = [column for each in TRANSCRIPT_NAMES for column in features if column.lower() == each]
+    if not usual:
+        known = list_columns(features)
+        raise DataError(f"{name} has no transcripts. Its columns are: {known}. Choose one with `--label_column`.")
+    return usual[0]
+
+
 def _is_label(feature) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
+    item = item_of(feature)
+    if isinstance(item or feature, datasets.ClassLabel):
         return True
-    # whole numbers of which some are missing are read as floats
-    kinds = ("string", "large_string", "int", "uint", "bool", "float", "double")
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+    # whole numbers of which some are missing are read as floats; a list of floats is something else, such as a feature
+    kinds = ("string", "large_string", "int", "uint", "bool", *(("float", "double") if item is None else ()))
+    return isinstance(item or feature, datasets.Value) and (item or feature).dtype.startswith(kinds)
 
 
 def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> list:
@@ -417,65 +466,3 @@ def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> l
         return open_source(dataset, split=split, **options).read_input("label")
     except DataError:  # a split without labels
         return []
-
-
-def _classes(splits: list[list]) -> set:
-    """The classes among the labels of some splits: all that are none of those that stand for no class."""
-    of_splits = [{value for value in values if not _is_missing(value)} for values in splits]
-    labelled = [there for there in of_splits if there != {-1}]  # of -1 alone: a split without labels
-    there = set().union(*labelled)
-    numbers = {value for value in there if not isinstance(value, str)} - {-1}
-    # beside 0, 1, 2, ... it is a label that nobody gave; beside 1, or 0 and 1, one of them
-    return there - {-1} if len(numbers) > 2 and numbers == set(range(len(numbers))) else there
-
-
-def _group_names(values: list, split: str, where: str) -> np.ndarray:
-    """Groups as text, the same for 2 and 2.0; who has none is alone in one."""
-    without = [_is_missing(value) for value in values]
-    if any(without):
-        logger.warning(
-            "%s is empty in %s of %s rows: each of them counts as a group of its own.",
-            where, f"{sum(without):,}", f"{len(values):,}",
-        )  # fmt: skip
-    rows = enumerate(zip(values, without, strict=True))
-    return np.array([f"row {row} of {split}, without a group" if no else str(_whole(of)) for row, (of, no) in rows])
-
-
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or isinstance(value, float) and math.isnan(value)
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _numbers(values: list, known: Sequence, where: str, features: dict, samples: str) -> np.ndarray:
-    """The place of each label among the known ones; -1 for no label."""
-    number = {value: i for i, value in enumerate(known)}
-    listing = f"The columns are: {list_columns(features)}."
-    fraction = next((value for value in known if isinstance(value, float) and not value.is_integer()), None)
-    if fraction is not None:
-        raise DataError(
-            f"{where} holds {fraction!r}, which is no class: classes are names or whole numbers. {listing} Choose "
-            "another with `--label_column`."
-        )
-    without = [_is_missing(value) or value == -1 and value not in number for value in values]
-    strange = next((v for v, no in zip(values, without, strict=True) if not no and v not in number), None)
-    if strange is not None:
-        raise DataError(
-            f"{where} holds {strange!r}, which is none of its {len(known)} classes. {listing} Take another split or "
-            "`--label_column`."
-        )
-    if all(without):
-        raise DataError(
-            f"{where} says no class for any of {len(values):,} {samples}: a split without labels? {listing} Take "
-            "another split or `--label_column`."
-        )
-    if any(without):
-        logger.warning(
-            "%s says no class for %s of %s %s (null, blank or -1), which are left out.",
-            where, f"{sum(without):,}", f"{len(values):,}", samples,
-        )  # fmt: skip
-    return np.array([-1 if no else number[v] for v, no in zip(values, without, strict=True)], dtype=np.int64)

@@ -1,6 +1,5 @@
 """A fine-tuned classifier as a folder that plain transformers loads: weights with label names, processor, card."""
 
-import itertools
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 KEPT_SEED = 0
 _EXAMPLES = {
     "image-classification": "picture.png", "text-classification": "A sentence.", "audio-classification": "sound.wav",
+    "automatic-speech-recognition": "sound.wav",
 }  # fmt: skip
 
 _CARD = """\
@@ -42,8 +42,8 @@ A `{architecture}` ({parameters:.1f} M parameters), fine-tuned from {encoder} by
 ```python
 from transformers import pipeline
 
-classify = pipeline("{task}", "{folder}")
-classify("{example}")
+{verb} = pipeline("{task}", "{folder}")
+{verb}("{example}")
 ```
 
 ## Figures
@@ -74,10 +74,12 @@ def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: 
         if is_saved(folder, cell):
             shutil.rmtree(folder)
         else:
-            before = (folder.with_name(f"{folder.name}-before-{number}") for number in itertools.count(1))
-            aside = next(path for path in before if not path.exists())
+            # one of them: of many trials each would leave its classifier here
+            aside = folder.with_name(f"{folder.name}-before")
+            there = " in place of an older one" if aside.exists() else ""
+            shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
-            logger.warning("%s held the classifier of another training: it lies in %s now.", folder, aside)
+            logger.warning("%s held the classifier of another training: it lies in %s now%s.", folder, aside, there)
     os.replace(temporary, folder)
 
 
@@ -108,9 +110,12 @@ def write_classifier_card(folder: Path, results: Sequence[Result], *, encoder: s
     first, facts = results[0], read_facts(folder)
     config = AutoConfig.from_pretrained(folder)
     names = list(config.id2label.values())
+    is_classifier = task != "automatic-speech-recognition"
     is_local = Path(encoder).exists()
     shown = ", ".join(map(str, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     purpose = f"on {first.task} to tell {len(names)} classes apart: {shown}"
+    if not is_classifier:
+        purpose = f"on {first.task} to write down what is said, in {config.vocab_size} tokens"
     if config.problem_type == "regression":
         purpose = f"on {first.task} to give a number"
     number = f"{len(first.seeds)} trainings were measured" if len(first.seeds) > 1 else "One training was measured"
@@ -120,7 +125,8 @@ def write_classifier_card(folder: Path, results: Sequence[Result], *, encoder: s
         f"{first.split}."
     )
     said = {
-        "task": task, "name": folder.resolve().parent.name, "architecture": facts["architecture"],
+        "task": task, "verb": "classify" if is_classifier else "recognise",
+        "name": folder.resolve().parent.name, "architecture": facts["architecture"],
         "parameters": facts["parameters"] / 1e6, "encoder": f"`{fit_to_leave(encoder)}`",
         "base_model": "" if is_local else f"base_model: {encoder}\n", "purpose": purpose,
         "folder": fit_to_leave(str(folder)), "example": _EXAMPLES[task], "table": "\n".join(rows), "which": which,

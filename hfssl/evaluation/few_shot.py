@@ -22,7 +22,7 @@ from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
 from .knn import unit_rows
-from .linear_probe import LogisticRegression
+from .linear_probe import LogisticRegression, logits_of_all
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,10 @@ class FewShotEvaluator(FrozenEvaluator):
 
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
         measured = []
-        names, counts = np.unique(train_y, return_counts=True)
+        if train_y.ndim == 2:
+            names, counts = np.arange(train_y.shape[1]), train_y.sum(0)
+        else:
+            names, counts = np.unique(train_y, return_counts=True)
         for shots in self.shots:
             details = {}
             short = counts < shots
@@ -66,12 +69,15 @@ class FewShotEvaluator(FrozenEvaluator):
                     "%d of the %d classes have fewer than %d labels: all that they have are used.",
                     short.sum(), len(names), shots,
                 )  # fmt: skip
-            predictions = {
-                draw: few_shot_predict(train_x, train_y, test_x, shots, seed=draw, device=compute_device())
+            logits = {
+                draw: few_shot_logits(train_x, train_y, test_x, shots, seed=draw, device=compute_device())
                 for draw in range(self.draws)
             }
-            num_train = int(np.minimum(counts, shots).sum())
-            measured.append(Measured({"shots": shots}, predictions, num_train=num_train, details=details))
+            predictions = {draw: values.argmax(1) for draw, values in logits.items()}
+            num_train = len(draw_rows(train_y, shots, seed=0))
+            measured.append(
+                Measured({"shots": shots}, predictions, num_train=num_train, details=details, logits=logits)
+            )
         return measured
 
 
@@ -85,25 +91,44 @@ def few_shot_predict(
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """Classes of `test_x`, of shape `(num_test,)`, from `shots` labels a class."""
+    return few_shot_logits(train_x, train_y, test_x, shots, seed, device=device).argmax(1)
+
+
+def few_shot_logits(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    shots: int,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """How much speaks for each class, of shape `(num_test, num_classes)`."""
     check_features(train_x, train_y, test_x)
     rows = draw_rows(train_y, shots, seed)
     classifier = LogisticRegression(1.0 / len(rows), standardize=False, device=device)
     if not issparse(train_x):  # which it would be no more
         mean = train_x.mean(0)
         train_x, test_x = train_x - mean, test_x - mean
-    return classifier.fit(_unit(train_x[rows]), train_y[rows]).predict(_unit(test_x))
+    classifier.fit(_unit(train_x[rows]), train_y[rows])
+    return logits_of_all(classifier, _unit(test_x), train_y)
 
 
 def draw_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Rows of `shots` labels of each class, or of all that it has, in ascending order.
 
-    A draw of fewer labels is part of a draw of more with the same seed.
+    A draw of fewer labels is part of a draw of more with the same seed. Where a row may have several classes, it is
+    that many rows with each, and as many with none of them.
     """
     parts = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    if labels.ndim == 2:
+        rows_of = {label: np.flatnonzero(labels[:, label]) for label in range(labels.shape[1])}
+        rows_of[labels.shape[1]] = np.flatnonzero(labels.sum(1) == 0)
+    else:
+        rows_of = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    for label, rows in rows_of.items():
         parts.append(rows[keyed.permutation(len(rows), Use.FEW_SHOT, seed, int(label))[:shots]])
-    return np.sort(np.concatenate(parts))
+    return np.unique(np.concatenate(parts))
 
 
 def _unit(x: np.ndarray | csr_matrix) -> np.ndarray | csr_matrix:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -144,12 +144,7 @@ class FinetuneRun:
             rows = np.arange(len(self.train_y)) if rows is None else rows
             key = self._key(kind, seed, rows)
             if key not in self.cells.done:
-                self.steps_to_come[key] = self._num_steps(len(rows))
-
-    def _num_steps(self, num_rows: int) -> int:
-        """Steps of a training on so many rows."""
-        at_once = self.settings.samples_a_process(num_rows) * self.state.num_processes
-        return max(self.settings.min_steps, int(np.ceil(self.settings.epochs * num_rows / at_once)))
+                self.steps_to_come[key] = steps_of(self.settings, len(rows))
 
     def check(self, num_labels: int) -> None:
         """Refuse a number of labels that the encoder cannot be trained on, before the trainings on other numbers."""
@@ -176,7 +171,7 @@ class FinetuneRun:
 
     def _model_dir(self, kind: str, seed: int) -> Path | None:
         """Where the classifier of a training is to stay, if it is."""
-        return self.model_dir if (kind, seed) == (ENCODER, KEPT_SEED) else None
+        return kept_folder(self.model_dir, kind, seed)
 
     def _key(self, kind: str, seed: int, rows: np.ndarray) -> str:
         parts = [
@@ -187,47 +182,106 @@ class FinetuneRun:
         return f"finetune/{kind}/{len(rows)}-labels/seed-{seed}/{digest}"
 
     def _train(self, kind: str, seed: int, rows: np.ndarray, title: str) -> dict[str, float]:
-        settings, num_processes = self.settings, self.state.num_processes
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
-        batch_size = settings.samples_a_process(len(rows))
-        num_steps = self._num_steps(len(rows))
+        if self.train_y.ndim == 2:
+            model.config.problem_type = "multi_label_classification"
         self.steps_to_come.pop(self._key(kind, seed, rows), None)
-        train = self.finetuning.training_rows(self.train_y, rows, num_steps * batch_size * num_processes, seed)
-        decay = settings.layer_decay if kind == ENCODER else 1.0
-        learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
-        groups = layer_groups(model, learning_rate, decay, settings.weight_decay)
-        with tempfile.TemporaryDirectory() as scratch:
-            args = training_arguments(
-                scratch,
-                self.precision,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=256,
-                max_steps=num_steps,
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=0.1,
-                max_grad_norm=1.0,
-                seed=seed,
-                remove_unused_columns=False,
-            )
-            trainer = _InOrderTrainer(
-                model,
-                args,
-                train_dataset=train,
-                data_collator=self.finetuning.collator(model),
-                optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
-                title=title,
-                then=sum(self.steps_to_come.values()),
-            )
-            # it is said once
-            self.steps_to_come.clear()
-            trainer.train()
-            logits, labels = trainer.logits_and_labels(self.finetuning.test_rows(self.test_y))
+        then = sum(self.steps_to_come.values())
+        self.steps_to_come.clear()  # it is said once
+        trainer = train_whole(
+            model, len(rows), lambda length: self.finetuning.training_rows(self.train_y, rows, length, seed),
+            self.finetuning.collator(model), self.settings, self.precision, kind, seed, title,
+            then=then, eval_batch_size=self.finetuning.eval_batch_size,
+        )  # fmt: skip
+        logits, labels = trainer.logits_and_labels(self.finetuning.test_rows(self.test_y))
         folder = self._model_dir(kind, seed)
         if folder is not None and self.state.is_main_process:
             save_classifier(folder, model, self.finetuning.processor, self._key(kind, seed, rows))
         return classification_scores(logits.argmax(-1), labels, logits)
+
+
+def kept_folder(model_dir: Path | None, kind: str, seed: int) -> Path | None:
+    """Where the model of a training is to stay, if it is."""
+    return model_dir if (kind, seed) == (ENCODER, KEPT_SEED) else None
+
+
+def steps_of(settings: FinetuneSettings, num_labelled: int) -> int:
+    """Steps of a training on so many labelled samples."""
+    at_once = settings.samples_a_process(num_labelled) * process_state().num_processes
+    return max(settings.min_steps, int(np.ceil(settings.epochs * num_labelled / at_once)))
+
+
+def train_whole(
+    model: PreTrainedModel,
+    num_labelled: int,
+    rows: Callable[[int], Dataset],
+    collator: Callable,
+    settings: FinetuneSettings,
+    precision: str,
+    kind: str,
+    seed: int,
+    title: str,
+    then: int = 0,
+    eval_batch_size: int = 256,
+) -> CellTrainer:
+    r"""
+    Train a whole model as the protocol says, and return what trained it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            An encoder with a head.
+        num_labelled (`int`):
+            Labelled samples that there are.
+        rows (`Callable[[int], Dataset]`):
+            So many of them, epoch after epoch.
+        collator (`Callable`):
+            Makes batches.
+        settings ([`FinetuneSettings`]):
+            With nothing left out.
+        precision (`str`):
+            `"fp32"`, or `"bf16"` for autocast to it.
+        kind (`str`):
+            `"encoder"` or `"random_init"`: they learn at different rates.
+        seed (`int`):
+            Of what is drawn on the way.
+        title (`str`):
+            Of the bar on a terminal.
+        then (`int`, *optional*, defaults to 0):
+            How many steps of other trainings come after these.
+        eval_batch_size (`int`, *optional*, defaults to `256`):
+            Samples a forward pass where nothing is trained.
+    """
+    num_processes = process_state().num_processes
+    batch_size, num_steps = settings.samples_a_process(num_labelled), steps_of(settings, num_labelled)
+    decay = settings.layer_decay if kind == ENCODER else 1.0
+    learning_rate = settings.learning_rate if kind == ENCODER else settings.scratch_learning_rate
+    groups = layer_groups(model, learning_rate, decay, settings.weight_decay)
+    with tempfile.TemporaryDirectory() as scratch:
+        args = training_arguments(
+            scratch,
+            precision,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=eval_batch_size,
+            max_steps=num_steps,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            max_grad_norm=1.0,
+            seed=seed,
+            remove_unused_columns=False,
+        )
+        trainer = _InOrderTrainer(
+            model,
+            args,
+            train_dataset=rows(num_steps * batch_size * num_processes),
+            data_collator=collator,
+            optimizers=(torch.optim.AdamW(groups, lr=learning_rate), None),
+            title=title,
+            then=then,
+        )
+        trainer.train()
+    return trainer
 
 
 def layer_groups(

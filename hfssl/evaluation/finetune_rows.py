@@ -20,3 +20,8 @@ class KeyedOrder:
             order = keyed.permutation(len(self.rows), Use.FINETUNE_ORDER, self.seed, epoch)
             self._epoch = (epoch, self.rows[order])
         return epoch, int(self._epoch[1][at])
+
+
+def label_of(labels: np.ndarray, row: int) -> int | list[float]:
+    """What a classifier learns of a row: its class, or, where it may have several, 1 and 0 for each."""
+    return labels[row].astype(np.float32).tolist() if labels.ndim == 2 else int(labels[row])

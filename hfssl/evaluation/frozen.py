@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..data.modality import modality
 from ..machine import compute_device, process_state
-from . import metrics
+from . import metrics, several_labels
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
@@ -182,9 +182,9 @@ def make_results(
     train, test = evaluator.train, evaluator.test
     data = {
         "train": train.name, "test": test.name, "fingerprints": [train.fingerprint, test.fingerprint],
-        "classes": len(np.unique(train_y)),
+        "classes": train_y.shape[1] if train_y.ndim == 2 else len(np.unique(train_y)),
     }  # fmt: skip
-    constant = classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y)
+    constant = constant_scores(train_y, test_y)
     results = []
     measured = [each for seeds in scores.values() for each in seeds.values()]
     for metric in [name for name in measured[0] if all(name in each for each in measured)]:
@@ -243,6 +243,8 @@ def aligned_labels(train: "LabelledData", test: "LabelledData") -> tuple[np.ndar
                 "for each, so name a split that has them."
             )
     train_y, test_y = (np.asarray(data.labels, dtype=np.int64) for data in (train, test))
+    if train_y.ndim == 2 or test_y.ndim == 2:
+        return several_labels.aligned(train, test)
     position = {name: index for index, name in enumerate(train.class_names)}
     known = set(np.unique(train_y).tolist())
     if len(known) < 2:
@@ -275,15 +277,18 @@ def check_features(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray)
         )
     if train_x.shape[0] != len(train_y):
         raise EvaluationError(f"There must be a label for each feature, got {len(train_y)} for {train_x.shape[0]}.")
-    if len(np.unique(train_y)) < 2:
+    if train_y.ndim == 1 and len(np.unique(train_y)) < 2:
         raise EvaluationError("A probe needs features of two classes or more, got those of one.")
 
 
 def classification_scores(
     predictions: np.ndarray, references: np.ndarray, logits: np.ndarray | None = None
 ) -> dict[str, float]:
-    """`accuracy`; beside it, where one class is more than twice as frequent in `references` as another,
-    `balanced_accuracy`, `macro_f1` and, of logits of shape `(num_rows, num_classes)`, `auroc`."""
+    """`accuracy`, of labels of shape `(num_rows,)`; beside it, where one class is more than twice as frequent in
+    `references` as another, `balanced_accuracy`, `macro_f1` and, of logits of shape `(num_rows, num_classes)`,
+    `auroc`. Of labels of that shape see [`~hfssl.evaluation.several_labels.scores`]."""
+    if references.ndim == 2:
+        return several_labels.scores(predictions if logits is None else logits, references)
     counts = np.unique(references, return_counts=True)[1]
     # by more than the luck of a small sample
     uneven = counts.max() > 2 * counts.min() + 3 * np.sqrt(counts.max())
@@ -294,6 +299,14 @@ def classification_scores(
     if uneven and logits is not None:
         scores["auroc"] = area_under_roc(logits, references)
     return scores
+
+
+def constant_scores(train_y: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+    """What the answer that is always the same has: the most frequent class, or how frequent each is."""
+    if train_y.ndim == 2:
+        shares = np.tile(train_y.mean(0), (len(test_y), 1))
+        return several_labels.scores(several_labels.logits_of_shares(shares), test_y)
+    return classification_scores(np.full_like(test_y, np.bincount(train_y).argmax()), test_y)
 
 
 def area_under_roc(logits: np.ndarray, references: np.ndarray) -> float:

@@ -75,7 +75,7 @@ class HeldOutLossEvaluator(Evaluator):
         with torch.no_grad():
             for index in range(len(self.batches)):
                 batch = self.batch(device, index)
-                count = len(batch["pixel_values"])
+                count = len(next(iter(batch.values())))
                 sums += torch.stack([model(**batch).loss.double() * count, sums.new_tensor(count)])
         if self.world_size > 1:
             dist.all_reduce(sums)

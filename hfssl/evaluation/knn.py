@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix, issparse
 from ..machine import compute_device
 from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
+from .several_labels import logits_of_shares
 
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,14 @@ class KnnEvaluator(FrozenEvaluator):
     temperature: float = 0.07
 
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
-        predictions = knn_predict(train_x, train_y, test_x, self.k, self.temperature, device=compute_device())
+        shares = knn_shares(train_x, train_y, test_x, self.k, self.temperature, device=compute_device())
         measured = []
-        for k, rows in predictions.items():
+        for k, votes in shares.items():
             details = {"neighbours": len(train_y)} if k > len(train_y) else {}
             variant = {"k": k, "temperature": self.temperature}
-            measured.append(Measured(variant, {0: rows}, num_train=len(train_y), details=details))
+            logits = {0: logits_of_shares(votes) if train_y.ndim == 2 else np.log(np.maximum(votes, 1e-300))}
+            predictions = {0: votes.argmax(1)}
+            measured.append(Measured(variant, predictions, num_train=len(train_y), details=details, logits=logits))
         return measured
 
 
@@ -96,6 +99,24 @@ def knn_predict(
         `dict[int, np.ndarray]`: for each k, the classes, of shape `(num_test,)`. Of classes with equal votes it is
         the first.
     """
+    shares = knn_shares(train_x, train_y, test_x, k, temperature, device=device)
+    return {k: votes.argmax(1) for k, votes in shares.items()}
+
+
+def knn_shares(
+    train_x: np.ndarray | torch.Tensor | csr_matrix,
+    train_y: np.ndarray,
+    test_x: np.ndarray | torch.Tensor | csr_matrix,
+    k: int | Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[int, np.ndarray]:
+    """For each k the share of the votes that each class has, of shape `(num_test, num_classes)`.
+
+    Arguments: see [`knn_predict`]. Where `train_y` is 0 and 1 of shape `(num_train, num_classes)`, a row votes for
+    each of its classes, and the share is of the votes of all rows.
+    """
     ks = [k] if isinstance(k, int) else list(k)
     if min(ks) < 1 or not temperature > 0:
         raise EvaluationError(
@@ -104,9 +125,10 @@ def knn_predict(
     check_features(train_x, train_y, test_x)
     num_train, num_test = train_x.shape[0], test_x.shape[0]
     classes = torch.as_tensor(train_y, dtype=torch.int64)
+    num_classes = classes.shape[1] if classes.ndim == 2 else int(classes.max()) + 1
     if max(ks) > num_train:
         logger.info("k-NN with k = %d: there are %d training rows only, all of them vote.", max(ks), num_train)
-    predictions = {k: [] for k in ks}
+    shares = {k: [] for k in ks}
     device = torch.device(device)
     # bf16 has too few digits to tell neighbours apart
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -118,16 +140,16 @@ def knn_predict(
             for k in ks:
                 n = min(k, num_train)
                 # votes are summed on the CPU: sums by index are not deterministic on a GPU
-                votes = _votes(top[:, :n].cpu(), classes[index[:, :n].cpu()], temperature, int(classes.max()) + 1)
+                votes = _votes(top[:, :n].cpu(), classes[index[:, :n].cpu()], temperature, num_classes)
                 last = top[:, n - 1 : n]
                 tied = ((similarity >= last).sum(1) > n).nonzero()[:, 0]
                 for row in tied.tolist():
                     among = (similarity[row] >= last[row]).nonzero()[:, 0]
                     votes[row] = _votes(
-                        similarity[row, among][None].cpu(), classes[among.cpu()][None], temperature, votes.shape[1]
+                        similarity[row, among][None].cpu(), classes[among.cpu()][None], temperature, num_classes
                     )
-                predictions[k].append(votes.argmax(1))
-    return {k: torch.cat(parts).numpy() for k, parts in predictions.items()}
+                shares[k].append(votes)
+    return {k: torch.cat(parts).numpy() for k, parts in shares.items()}
 
 
 def _cosines(train_x: Any, test_x: Any, device: torch.device) -> Callable[[slice], torch.Tensor]:
@@ -150,4 +172,8 @@ def unit_rows(x: csr_matrix) -> csr_matrix:
 def _votes(similarity: torch.Tensor, classes: torch.Tensor, temperature: float, num_classes: int) -> torch.Tensor:
     # relative to a similarity of 1, so that no temperature overflows
     weights = ((similarity.double() - 1.0) / temperature).exp()
-    return torch.zeros(len(classes), num_classes, dtype=torch.float64).scatter_add_(1, classes, weights)
+    if classes.ndim == 3:
+        votes = (weights[:, :, None] * classes).sum(1)
+    else:
+        votes = torch.zeros(len(classes), num_classes, dtype=torch.float64).scatter_add_(1, classes, weights)
+    return votes / weights.sum(1, keepdim=True)

@@ -21,7 +21,7 @@ from ..machine import compute_device, process_state
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .finetune import FinetuneRun, FinetuneSettings
 from .frozen import aligned_labels, classification_scores, features_of, make_results
-from .linear_probe import linear_probe_predict
+from .linear_probe import linear_probe_logits
 from .probe_features import ENCODER, RANDOM_INIT, ProbeFeatures
 from .results import Result, write_results
 
@@ -145,10 +145,10 @@ class LabelEfficiencyEvaluator(Evaluator):
         strengths = []
         for kind, train_x in features.train.items():
             for seed, rows in draws.items():
-                predictions, strength = linear_probe_predict(
+                logits, strength = linear_probe_logits(
                     train_x[rows], train_y[rows], features.test[kind], device=compute_device()
                 )
-                scores[kind][seed] = classification_scores(predictions, test_y)
+                scores[kind][seed] = classification_scores(logits.argmax(1), test_y, logits)
                 strengths += [strength] * (kind == ENCODER)
         return make_results(
             self, scores, self.labels, model=features.model, num_train=len(draws[0]), command=command,
@@ -160,6 +160,8 @@ class LabelEfficiencyEvaluator(Evaluator):
 def draw_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Rows of a share of each class, one at least, in ascending order. A smaller share is part of a larger one."""
     parts = []
+    # where a row may have several classes, a share of them all
+    labels = np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else labels
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         order = keyed.permutation(len(rows), Use.LABELLED_FRACTION, seed, int(label))

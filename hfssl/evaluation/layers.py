@@ -65,6 +65,8 @@ class LayersEvaluator(FrozenEvaluator):
                 "The protocol layers is for encoders of recordings. Of images, `--pooling last4` takes several layers."
             )
         train_y = self.labels[0]
+        if train_y.ndim == 2:
+            raise EvaluationError("The protocol layers is for one label a sample: leave it out of `--protocol`.")
         found = {}
         with Progress(len(features.train), self.title, " kinds of features") as progress:
             for kind in features.train:

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, issparse
 
@@ -49,19 +50,28 @@ class LinearProbeEvaluator(FrozenEvaluator):
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
         check_features(train_x, train_y, test_x)
         model, strength = fit_linear_probe(train_x, train_y, device=compute_device())
-        decision = model.decision(test_x)
-        logits = np.full((len(decision), int(train_y.max()) + 1), -np.inf)
-        logits[:, model.classes] = decision
-        predictions = model.classes[decision.argmax(1)]
+        logits = logits_of_all(model, test_x, train_y)
+        predictions = logits.argmax(1)
         details = {"strength": strength}
         return [Measured({}, {0: predictions}, num_train=len(train_y), details=details, logits={0: logits})]
+
+
+def logits_of_all(model: "LogisticRegression", x: np.ndarray, train_y: np.ndarray) -> np.ndarray:
+    """Logits of all classes, -inf for those that the regression was not fitted to."""
+    decision = model.decision(x)
+    if train_y.ndim == 2:
+        return decision
+    logits = np.full((len(decision), int(train_y.max()) + 1), -np.inf)
+    logits[:, model.classes] = decision
+    return logits
 
 
 @dataclass
 class LogisticRegression:
     r"""
     Multinomial logistic regression: minimises the mean cross-entropy + `strength` / 2 × the sum of the squared
-    weights (not biases), which for n rows is scikit-learn's with C = 1 / (n × strength).
+    weights (not biases), which for n rows is scikit-learn's with C = 1 / (n × strength). Of labels of 0 and 1 of shape
+    `(num_rows, num_classes)` it is a logistic regression for each class, and the sum of their cross-entropies.
 
     Args:
         strength (`float`):
@@ -87,7 +97,8 @@ class LogisticRegression:
         """Fit to features of shape `(num_rows, dim)`; the search begins at the weights of `start`."""
         if not self.strength > 0:
             raise EvaluationError(f"The strength of the penalty must be above 0, got {self.strength}.")
-        self.classes, target = np.unique(y, return_inverse=True)
+        several = y.ndim == 2
+        self.classes, target = (np.arange(y.shape[1]), y) if several else np.unique(y, return_inverse=True)
         self.mean, self.scale = _moments(x) if self.standardize and not issparse(x) else (0.0, 1.0)
         rows, target = self._rows(x), torch.as_tensor(target, device=self.device)
         shape = (rows.shape[1] + 1, len(self.classes))  # the last row are the biases
@@ -96,11 +107,7 @@ class LogisticRegression:
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             weights = torch.as_tensor(flat, dtype=torch.float32, device=self.device).view(shape)
-            log_probability = _logits(rows, weights).log_softmax(1)
-            # summed in 64 bits: the line search compares values that hardly differ
-            loss = -log_probability.gather(1, target[:, None]).cpu().double().mean().item()
-            error = log_probability.exp_()
-            error[torch.arange(len(error), device=self.device), target] -= 1.0
+            loss, error = _loss_and_error(_logits(rows, weights), target)
             error /= len(error)
             gradient = torch.cat([rows.T @ error, error.sum(0, keepdim=True)]) + penalty * weights
             loss += 0.5 * (penalty * weights * weights).cpu().double().sum().item()
@@ -134,6 +141,8 @@ class LogisticRegression:
 
     def cross_entropy(self, x: np.ndarray, y: np.ndarray) -> float:
         """Mean over rows whose classes are all among those that it was fitted to."""
+        if y.ndim == 2:
+            return _loss_and_error(torch.from_numpy(self.decision(x)).double(), torch.from_numpy(y))[0]
         log_probability = torch.from_numpy(self.decision(x)).double().log_softmax(1)
         target = torch.from_numpy(np.searchsorted(self.classes, y))
         return -log_probability.gather(1, target[:, None]).mean().item()
@@ -142,6 +151,20 @@ class LogisticRegression:
         if issparse(x):
             return _SparseRows(csr_matrix(x, dtype=np.float32), self.device)
         return torch.as_tensor((x - self.mean) / self.scale, dtype=torch.float32, device=self.device)
+
+
+def _loss_and_error(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean cross-entropy over the rows, and its derivative by the logits for one row of each."""
+    # summed in 64 bits: the line search compares values that hardly differ
+    if target.ndim == 2:
+        target = target.to(logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return losses.cpu().double().sum(1).mean().item(), logits.sigmoid() - target
+    log_probability = logits.log_softmax(1)
+    loss = -log_probability.gather(1, target[:, None]).cpu().double().mean().item()
+    error = log_probability.exp_()
+    error[torch.arange(len(error), device=error.device), target] -= 1.0
+    return loss, error
 
 
 class _SparseRows:
@@ -173,9 +196,22 @@ def linear_probe_predict(
     device: torch.device | str = "cpu",
 ) -> tuple[np.ndarray, float]:
     """Predicted classes of `test_x`, of shape `(num_test,)`, and the strength that was chosen on train."""
+    logits, strength = linear_probe_logits(train_x, train_y, test_x, strengths=strengths, device=device)
+    return logits.argmax(1), strength
+
+
+def linear_probe_logits(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, float]:
+    """Logits of all classes, see [`logits_of_all`], and the strength that was chosen on train."""
     check_features(train_x, train_y, test_x)
     model, strength = fit_linear_probe(train_x, train_y, strengths=strengths, device=device)
-    return model.predict(test_x), strength
+    return logits_of_all(model, test_x, train_y), strength
 
 
 def fit_linear_probe(
@@ -225,8 +261,12 @@ def choose_strength(
 
 
 def held_out_rows(labels: np.ndarray, share: float = 0.2) -> np.ndarray:
-    """A mask of shape `(num_rows,)`: of each class a fifth, at least one of two, and none of a single row."""
+    """A mask of shape `(num_rows,)`: of each class a fifth, at least one of two, and none of a single row.
+
+    Where a row may have several classes it is a fifth of them all.
+    """
     mask = np.zeros(len(labels), dtype=bool)
+    labels = np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else labels
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) > 1:

@@ -43,6 +43,8 @@ class Finetuning(Protocol):
     Attributes:
         task (`str`):
             Of transformers' pipelines that takes the classifier, such as `"image-classification"`.
+        eval_batch_size (`int`):
+            Samples a forward pass where nothing is trained.
         processor:
             What is saved beside the classifier.
         digests (`dict[str, str]`):
@@ -52,6 +54,7 @@ class Finetuning(Protocol):
     """
 
     task: str
+    eval_batch_size: int
     processor: Any
     digests: dict[str, str]
     has_batch_norm: bool

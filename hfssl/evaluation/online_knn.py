@@ -14,9 +14,10 @@ from ..functional.keyed import Use
 from ..modeling.base import evaluating
 from .evaluator import Evaluator
 from .frozen import aligned_labels, classification_scores
-from .knn import KnnEvaluator, knn_predict
+from .knn import KnnEvaluator, knn_shares
 from .modality import evaluation_modality
 from .results import Result
+from .several_labels import logits_of_shares
 
 
 class OnlineKnn(Evaluator):
@@ -80,7 +81,8 @@ class OnlineKnn(Evaluator):
         return frozenset(map(identity, self.test.samples))
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
-        """`knn_accuracy` of the encoder of a pre-training model; nothing of the model changes."""
+        """`knn_accuracy` of the encoder of a pre-training model, where a sample may have several labels `knn_auroc`;
+        nothing of the model changes."""
         encoder = model.encoder
         pooling = self.modality.check_pooling(encoder.config, self.pooling)
         device = next(encoder.parameters()).device
@@ -100,10 +102,12 @@ class OnlineKnn(Evaluator):
             made = torch.cat([parts[which, i] for i in range(embedder.num_batches)])
             # a run that diverges is stopped by its loss, not here
             features.append(made[np.argsort(np.concatenate(embedder.rows))].nan_to_num())
-        predictions = knn_predict(
+        shares = knn_shares(
             features[0], self.train_y, features[1], self.k, self.temperature, device=device
         )[self.k]  # fmt: skip
-        return {"knn_accuracy": classification_scores(predictions, self.test_y)["accuracy"]}
+        if self.test_y.ndim == 2:
+            return {"knn_auroc": classification_scores(shares, self.test_y, logits_of_shares(shares))["auroc"]}
+        return {"knn_accuracy": classification_scores(shares.argmax(1), self.test_y)["accuracy"]}
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The protocol "knn" on all samples."""
@@ -121,6 +125,7 @@ def stratified(labels: np.ndarray, max_rows: int, seed: int = 0) -> np.ndarray:
     """At most `max_rows` rows, of each class its share and at least one, in ascending order."""
     if len(labels) <= max_rows:
         return np.arange(len(labels))
+    labels = np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else labels
     order = np.empty(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

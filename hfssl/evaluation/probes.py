@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..data.modality import modality
+from ..data.modality import modality as find_modality
 from ..data.seen import num_seen
 from ..machine import process_state
+from .audio.ctc import CtcEvaluator
 from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
@@ -38,7 +39,10 @@ PROTOCOLS: dict[str, type[Evaluator]] = {
     "layers": LayersEvaluator,
     "label_efficiency": LabelEfficiencyEvaluator,
     "finetune": FinetuneEvaluator,
+    "ctc": CtcEvaluator,
 }
+# Those that train whole encoders alone, and need no features.
+_WHOLE = (FinetuneEvaluator, CtcEvaluator)
 
 
 def parse_protocols(text: str | Sequence[str]) -> list[str]:
@@ -53,6 +57,20 @@ def parse_protocols(text: str | Sequence[str]) -> list[str]:
     if not names:
         raise EvaluationError(f"No protocol is named; there are {', '.join(PROTOCOLS)}.")
     return list(dict.fromkeys(names))
+
+
+def parse_task(task: str, modality: str) -> str:
+    """The protocol of a task of fine-tuning.
+
+    Raises:
+        EvaluationError: where it is none for such an encoder.
+    """
+    if task == "ctc" and modality != "audio":
+        raise EvaluationError(
+            f"`--task ctc` writes down recordings, and this encoder takes {find_modality(modality).samples}: pass one "
+            "of sound, or leave it out."
+        )
+    return {"classification": "finetune", "ctc": "ctc"}[task]
 
 
 def probe_table(
@@ -117,11 +135,11 @@ def probe_table(
     # all of them at once: what is wrong shows before hours of work, not after
     for protocol in names:
         kind = PROTOCOLS[protocol]
-        options = {"pooling": pooling, "batch_size": batch_size} if kind is not FinetuneEvaluator else {}
+        options = {"pooling": pooling, "batch_size": batch_size} if kind not in _WHOLE else {}
         options |= {"settings": settings} if not issubclass(kind, FrozenEvaluator) else {}
         made[protocol] = kind(train, test, precision=precision, **options)
     features = None
-    if names != ["finetune"]:
+    if not all(PROTOCOLS[protocol] in _WHOLE for protocol in names):
         options = {
             "pooling": pooling, "batch_size": batch_size, "precision": precision,
             "cache_dir": output_dir / "features" if output_dir is not None else None,
@@ -145,10 +163,11 @@ def probe_table(
         if output_dir is not None and state.is_main_process:
             write_results(output_dir / "results.json", found)
     draw_pictures = evaluation_modality(train.modality).draw_pictures
+    pictures = pictures and train.labels.ndim == 1  # they show classes
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     pooling = features.settings["pooling"] if features else None
-    state.print("\n" + probe_lines(results, pooling, modality(train.modality).samples))
+    state.print("\n" + probe_lines(results, pooling, find_modality(train.modality).samples))
     state.wait_for_everyone()
     return results
 
@@ -157,7 +176,7 @@ def warn_of_seen(encoder: str | Path, test: "LabelledData") -> None:
     """Say where an encoder was trained on samples that it is measured on."""
     number = num_seen(encoder, test.samples)
     if number:
-        samples = modality(test.modality).samples
+        samples = find_modality(test.modality).samples
         logger.warning(
             "At least %s of the %s %s of %s are among those that this encoder was trained on, without their labels: "
             "figures on them are better than on new ones. Measure on others (`--test_split`), or train without these.",

@@ -11,7 +11,7 @@ from .results import Result
 USEFUL, NO_BETTER, WORSE = "useful", "no better than", "worse than"
 
 # Of each of them the figure that tables show first.
-_PROBES, _K = ("knn", "linear"), 20
+_PROBES, _METRICS, _K = ("knn", "linear"), ("accuracy", "auroc"), 20
 
 _TITLES = {
     RANDOM_INIT: "untrained", RAW_INPUT: "raw input", STATISTICS: "simple statistics", BAG_OF_WORDS: "a bag of words",
@@ -76,11 +76,13 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
 
 def _probes(results: Sequence[Result]) -> list[Result]:
     """The figures that count."""
-    return [
+    # the area counts where a sample may have several labels
+    found = [
         each
         for each in results
-        if each.protocol in _PROBES and each.metric == "accuracy" and each.hyperparameters.get("k", _K) == _K
+        if each.protocol in _PROBES and each.metric in _METRICS and each.hyperparameters.get("k", _K) == _K
     ]
+    return [each for each in found if each.metric == "accuracy"] or found
 
 
 def _value(probes: Sequence[Result]) -> float:

@@ -7,14 +7,10 @@ from transformers.utils import ModelOutput
 from ..errors import UserError
 from .audio import frames_of_sound, reads_waveforms
 from .pooling import masked_mean
+from .trial import is_grid
 
 
 POOLINGS = ("mean", "cls")
-
-
-def is_grid(config: PreTrainedConfig) -> bool:
-    """Whether an encoder sees a spectrogram as a grid of patches, as AST does, instead of frame by frame."""
-    return hasattr(config, "frequency_stride") and hasattr(config, "time_stride")
 
 
 def check_pooling(config: PreTrainedConfig, pooling: str | None = None) -> str:

@@ -67,12 +67,25 @@ def once_per_config(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return remembered
 
 
-def image_model_options(config: PreTrainedConfig) -> dict[str, bool]:
+def is_grid(config: PreTrainedConfig) -> bool:
+    """Whether an encoder sees a spectrogram as a grid of patches, as AST does, instead of frame by frame."""
+    return hasattr(config, "frequency_stride") and hasattr(config, "time_stride")
+
+
+def image_model_options(config: PreTrainedConfig, spectrograms: bool = False) -> dict[str, bool]:
     """What to tell `AutoModel`, so that an encoder of images comes without a pooler where that can be said.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Of the encoder.
+        spectrograms (`bool`, *optional*, defaults to `False`):
+            Whether it may be one of spectrograms, which are images of another kind.
 
     Raises:
         UserError: if it is no encoder of images.
     """
+    if spectrograms and is_grid(config):
+        return {}
     model_class = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, tuple):
         model_class = model_class[0]
@@ -97,7 +110,7 @@ def layout(config: PreTrainedConfig) -> Layout:
     Raises:
         UserError: if it is no encoder of images, or does not run on a blank one.
     """
-    image_model_options(config)
+    image_model_options(config, spectrograms=True)
     reasons = []
     one_block = _with_one_block(config)
     for size in sizes_to_try(config):
@@ -117,10 +130,12 @@ def blank_copy(config: PreTrainedConfig, device: str = "meta") -> PreTrainedMode
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # other implementations want a GPU, or numbers
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        return AutoModel.from_config(config, **image_model_options(config)).float().eval()
+        return AutoModel.from_config(config, **image_model_options(config, spectrograms=True)).float().eval()
 
 
 def blank_image(config: PreTrainedConfig, size: int, device: str = "meta") -> torch.Tensor:
+    if is_grid(config):
+        return torch.zeros(1, config.max_length, config.num_mel_bins, device=device)
     return torch.zeros(1, getattr(config, "num_channels", 3), size, size, device=device)
 
 

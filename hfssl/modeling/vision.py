@@ -37,6 +37,8 @@ class SSLVisionModel(SSLPreTrainedModel):
 
     # Whether the loss replaces patches by the encoder's mask token (`bool_masked_pos`), so that it learns.
     uses_mask_token = False
+    # Whether its encoder may be one of spectrograms too.
+    takes_spectrograms = False
 
     def post_init(self):
         trained = getattr(self, "student", self).encoder
@@ -75,23 +77,27 @@ class SSLVisionModel(SSLPreTrainedModel):
             config (`dict`, *optional*):
                 Fields of the method's config beside `encoder_config`.
         """
-        stock = load_vision_encoder(name_or_path, image_size)
+        stock = load_vision_encoder(name_or_path, image_size, cls.takes_spectrograms)
         model = cls(cls.config_class(encoder_config=stock.config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         return model
 
 
-def build_vision_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """The encoder that `config` describes, with random weights and without a pooler.
+def build_vision_encoder(config: PreTrainedConfig, spectrograms: bool = False) -> PreTrainedModel:
+    """The encoder that `config` describes, with random weights and without a pooler; with `spectrograms` it may be
+    one of these.
 
     Raises:
         UserError: if it is none for images.
     """
-    return drop_pooler(AutoModel.from_config(config, **image_model_options(config)))
+    return drop_pooler(AutoModel.from_config(config, **image_model_options(config, spectrograms)))
 
 
-def load_vision_encoder(name_or_path: str, image_size: int | None = None) -> PreTrainedModel:
-    """The encoder of a checkpoint in float32, without its pooler, for images of a size.
+def load_vision_encoder(
+    name_or_path: str, image_size: int | None = None, spectrograms: bool = False
+) -> PreTrainedModel:
+    """The encoder of a checkpoint in float32, without its pooler, for images of a size; with `spectrograms` it may be
+    one of these.
 
     A `ViTMAEModel` hides patches in every forward pass; it is loaded as the `ViTModel` that it otherwise is.
 
@@ -104,7 +110,7 @@ def load_vision_encoder(name_or_path: str, image_size: int | None = None) -> Pre
         known = set(ViTConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
         config = ViTConfig(**{name: value for name, value in fields.items() if name in known})
     encoder = AutoModel.from_pretrained(
-        name_or_path, config=config, dtype=torch.float32, **image_model_options(config)
+        name_or_path, config=config, dtype=torch.float32, **image_model_options(config, spectrograms)
     )
     return with_image_size(drop_pooler(encoder), image_size)
 

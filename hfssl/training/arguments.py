@@ -68,6 +68,9 @@ class SSLTrainingArguments(TrainingArguments):
             natively.
         max_tokens (`int`, *optional*):
             Length of the run in tokens (positions of packed rows), instead of `max_steps`.
+        epochs (`float`, *optional*):
+            Length of the run in passes over the training samples, instead of `max_steps`; not of text, whose samples
+            are joined to rows.
         budget_minutes (`float`, *optional*):
             Length of the run in minutes of training, instead of `max_steps`; evaluations during it count, the last one
             and the export do not. Learning rate, `warmup_steps`, `eval_steps` and `save_steps` below 1 follow the
@@ -123,7 +126,7 @@ class SSLTrainingArguments(TrainingArguments):
     # the fields that `--help` shows, and under which heading
     _help_fields: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
-            ("output_dir", "max_steps", "budget_minutes", "max_tokens", "resume", "seed",
+            ("output_dir", "max_steps", "epochs", "budget_minutes", "max_tokens", "resume", "seed",
              "per_device_train_batch_size", "gradient_accumulation_steps", "precision"), "Run",
         ),
         **dict.fromkeys(
@@ -147,6 +150,7 @@ class SSLTrainingArguments(TrainingArguments):
     continued_from: ClassVar[Path | None] = None
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    epochs: float | None = None
     max_tokens: int | None = None
     budget_minutes: float | None = None
     resume: str = "auto"
@@ -203,6 +207,8 @@ class SSLTrainingArguments(TrainingArguments):
                 f"`--hub_strategy {self.hub_strategy}` would push optimizer states. Choose end (default) or "
                 "every_save."
             )
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"`--epochs` is a number of passes over the data, more than 0, got {self.epochs:g}.")
         if self.budget_minutes is not None:
             self._check_budget()
             self.max_steps = ENDLESS
@@ -326,9 +332,10 @@ class SSLTrainingArguments(TrainingArguments):
     def _check_budget(self) -> None:
         if not 0.0 < self.budget_minutes < math.inf:
             raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
-        if self.max_tokens is not None:
+        other = next((name for name in ("max_tokens", "epochs") if getattr(self, name) is not None), None)
+        if other is not None:
             raise UserError(
-                f"`--budget_minutes {self.budget_minutes:g}` and `--max_tokens {self.max_tokens}` both say how long "
+                f"`--budget_minutes {self.budget_minutes:g}` and `--{other} {getattr(self, other)}` both say how long "
                 "the run is. Pass one of them."
             )
         if self.warmup_steps >= 1:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 BEST = "best"
 # What says which is the best, the first that is measured; of each, whether more is better.
-_FIGURES = {"eval_knn_accuracy": True, "eval_loss": False}
+_FIGURES = {"eval_knn_accuracy": True, "eval_knn_auroc": True, "eval_loss": False}
 
 
 class Best(TrainerCallback):
@@ -98,4 +98,4 @@ def _best_of(history: list[dict[str, Any]], figure: str) -> tuple[int, float, in
 
 
 def _words(figure: str) -> str:
-    return {"eval_knn_accuracy": "k-NN accuracy", "eval_loss": "held-out loss"}[figure]
+    return {"eval_knn_auroc": "k-NN AUROC", "eval_knn_accuracy": "k-NN accuracy", "eval_loss": "held-out loss"}[figure]

@@ -215,7 +215,7 @@ class ProgressBar(TrainerCallback):
             steps = f"step {first}" if first >= self.logged else f"mean of steps {first} to {self.logged}"
             self.loss = f", loss {logs['loss']:.3f} ({steps})"
         elif "eval_loss" in logs:
-            kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy")
+            kept = ("eval_loss", "eval_accuracy", "eval_knn_accuracy", "eval_knn_auroc")
             words = [f"{k.removeprefix('eval_').replace('_', ' ')} {logs[k]:.4f}" for k in kept if k in logs]
             if "eval_chance_loss" in logs:
                 words[0] += f" (chance {logs['eval_chance_loss']:.4f})"

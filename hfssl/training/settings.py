@@ -1,5 +1,6 @@
 """What makes a run this run, and what becomes of one that goes on for longer than it was meant to."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..data.stream import ExactStream
+from ..errors import UserError
 from . import checkpoints
 from .arguments import SSLTrainingArguments
 
+
+logger = logging.getLogger(__name__)
 
 # Changed on a resume, the result would be neither the old run's nor the new one's. The length may grow.
 _IDENTITY = (
@@ -40,6 +44,24 @@ def settings_of_run(
         method.pop(name, None)
     settings = {**more, **arguments, **method}
     return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+
+def set_length(args: SSLTrainingArguments, stream: ExactStream | None) -> None:
+    """Turn `--epochs` into steps.
+
+    Raises:
+        UserError: for what has no fixed number of steps a pass.
+    """
+    if args.epochs is None or stream is None:
+        return
+    if stream.unit == "tokens" or stream.batch_cost is not None:
+        raise UserError(
+            f"`--epochs {args.epochs:g}` is for samples that come one by one; texts are joined to rows. Pass "
+            "`--max_tokens` or `--max_steps`."
+        )
+    samples = max(stream.source.num_rows - len(stream.exclude), 1)
+    args.max_steps = max(math.ceil(args.epochs * samples / args.global_batch_size), 1)
+    logger.info("%g passes over %s samples: %s steps.", args.epochs, f"{samples:,}", f"{args.max_steps:,}")
 
 
 def is_longer(args: SSLTrainingArguments, checkpoint: Path) -> bool:

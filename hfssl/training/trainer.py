@@ -45,6 +45,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
+from ..modeling.token_loss import use_liger
 from . import attention, checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best, is_stopped_early
@@ -65,7 +66,7 @@ from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import RunRecord
 from .result_folder import write_result
-from .settings import is_longer, settings_of_run, take_new_rates
+from .settings import is_longer, set_length, settings_of_run, take_new_rates
 
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class SSLTrainer(Trainer):
         self._saving_to: str | None = None
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
+        set_length(args, self.stream)
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
@@ -126,12 +128,13 @@ class SSLTrainer(Trainer):
             )
         if getattr(model, "loss_groups", None):
             raise UserError(
-                f"{type(model).__name__} has losses that train different parameters in one step "
-                f"({', '.join(model.loss_groups)}), and SSLTrainer has one optimizer for one loss. Train it in a loop "
-                "of your own."
+                f"{type(model).__name__} has losses that train different parameters ({', '.join(model.loss_groups)}), "
+                "and SSLTrainer has one optimizer for one loss. Train it in a loop of your own."
             )
         if args.freeze_layers or args.lora_rank is not None:
             model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
+        if args.use_liger_kernel:
+            use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.health = (
             HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None

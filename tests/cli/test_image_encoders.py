@@ -366,3 +366,35 @@ def test_a_single_image_a_step_has_nothing_to_compare_with(args):
         with pytest.raises(UserError, match="a step has one here. Pass a larger `--per_device_train_batch_size`: 2"):
             make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
     make("mae", recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
+
+
+@pytest.mark.parametrize("name", ["simsiam", "byol", "swav"])
+def test_a_single_image_a_step_is_nothing_for_a_batch_norm(args, name):
+    args.per_device_train_batch_size = 1
+    with pytest.raises(
+        UserError, match="needs more than one image a step, as its batch norm does, and a step has one"
+    ):
+        make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
+
+
+def test_a_run_that_goes_on_has_its_encoder_on_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfssl.cli.image.encoders.compute_device", lambda: torch.device("cpu"))
+    simclr, checkpoint = methods.METHODS["simclr"], tmp_path / "checkpoint-1"
+    first, began = VisionEncoderArguments(), {}
+    arguments = folder_of(tmp_path, 90)
+    views = make_views(simclr, first, began, ImageData(arguments), ViewArguments(), set())
+    encoder = vision_encoder_config(first.encoder)
+    simclr(simclr.config_class(encoder_config=encoder)).save_pretrained(checkpoint)
+    settings = {
+        name: value if isinstance(value, int | float) else str(value) for name, value in views.settings.items()
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps({"settings": settings}))
+    # where resnet-18-half would be chosen
+    monkeypatch.setattr("hfssl.cli.image.encoders.compute_device", lambda: torch.device("cuda"))
+    other, config = VisionEncoderArguments(), {}
+    make_views(simclr, other, config, ImageData(arguments), ViewArguments(), set())
+    assert other.encoder != first.encoder and not config
+    again = VisionEncoderArguments()
+    assert make_views(simclr, again, config, ImageData(arguments, checkpoint), ViewArguments(), set()).image_size == 64
+    made = vision_encoder_config(again.encoder, config["encoder_config"])
+    assert made.to_dict() == encoder.to_dict()

@@ -71,8 +71,8 @@ def test_images_in_folders_of_any_name(tmp_path):
     lines = [json.dumps({"file_name": f"{i} [x].png", "caption": f"digit {i}"}) for i in range(4)]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     source = open_source(folder, modality="image", extra_columns=("caption",))
-    read = source.read(0)
-    assert read.columns == {"image": images, "caption": [f"digit {i}" for i in range(4)]}
+    read = [source.read(i).columns for i in range(len(source))]
+    assert read == [{"image": [images[i]], "caption": [f"digit {i}"]} for i in range(4)]
 
 
 def test_configurations_need_a_plain_name(tmp_path):

@@ -107,8 +107,8 @@ def test_the_classifier_of_another_training_is_kept_aside(tmp_path, caplog):
     for cell, word in (("first", "a"), ("second", "b"), ("second", "c"), ("third", "d")):
         save_classifier(tmp_path / "model", Saved(word), Saved(word), cell)
     kept = {path.name: (path / "config.json").read_text() for path in tmp_path.iterdir()}
-    assert kept == {"model-before-1": "a", "model-before-2": "c", "model": "d"}
-    assert "model-before-2 now" in caplog.text
+    assert kept == {"model-before": "c", "model": "d"}  # they do not pile up
+    assert "model-before now." in caplog.text and "model-before now in place of an older one." in caplog.text
 
 
 def test_what_is_recorded_is_what_was_trained_with():

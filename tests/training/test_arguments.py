@@ -225,3 +225,24 @@ def test_beside_a_gpu_data_are_prepared_on_all_cores_but_one(tmp_path, monkeypat
     assert f"{workers} process(es) prepare data beside each GPU" in caplog.text
     assert "`--tf32 true`" in caplog.text
     assert SSLTrainingArguments(str(tmp_path), report_to=[], use_cpu=True).dataloader_num_workers == 0
+
+
+def test_passes_over_the_data_are_steps(tmp_path):
+    from types import SimpleNamespace
+
+    from hfssl.training.settings import set_length
+
+    fields = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "per_device_train_batch_size": 8}
+    args = SSLTrainingArguments(**fields, epochs=2.5, gradient_accumulation_steps=2)
+    stream = SimpleNamespace(
+        unit="images", batch_cost=None, exclude=frozenset("ab"), source=SimpleNamespace(num_rows=66)
+    )
+    set_length(args, stream)
+    assert args.max_steps == 10  # 2.5 x 64 / 16
+    stream.unit = "tokens"
+    with pytest.raises(UserError, match="`--epochs 2.5` is for samples that come one by one; texts are joined"):
+        set_length(args, stream)
+    with pytest.raises(UserError, match="`--epochs` is a number of passes over the data, more than 0, got 0"):
+        SSLTrainingArguments(**fields, epochs=0)
+    with pytest.raises(UserError, match="`--budget_minutes 1` and `--epochs 3.0` both say how long"):
+        SSLTrainingArguments(**fields, epochs=3.0, budget_minutes=1)

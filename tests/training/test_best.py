@@ -6,9 +6,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl.cli.finish import _tell_best
+from hfssl.data.seen import SEEN
 from hfssl.errors import UserError
 from hfssl.evaluation.evaluator import Evaluator
-from hfssl.evaluation.facts import read_facts
+from hfssl.evaluation.facts import read_facts, write_facts
 
 
 class Scripted(Evaluator):
@@ -79,3 +81,15 @@ def test_what_cannot_be_chosen_is_a_sentence(tmp_path):
         run(tmp_path, keep="best", eval_strategy="no")
     with pytest.raises(UserError, match="`--early_stopping` is a number of evaluations, at least 1, got 0"):
         run(tmp_path, early_stopping=0)
+
+
+def test_the_best_knows_of_its_data_what_the_last_knows(tmp_path):
+    (tmp_path / "best").mkdir()
+    write_facts(tmp_path, modality="image", image_size=32, labelled={"dataset": "letters"})
+    write_facts(tmp_path / "best", modality="image", step=3)
+    (tmp_path / SEEN).write_bytes(b"digests")
+    _tell_best(tmp_path)
+    assert read_facts(tmp_path / "best") == {
+        "modality": "image", "image_size": 32, "labelled": {"dataset": "letters"}, "step": 3,
+    }  # fmt: skip
+    assert (tmp_path / "best" / SEEN).read_bytes() == b"digests"

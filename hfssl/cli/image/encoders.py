@@ -1,6 +1,8 @@
 """Image encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
+import ast
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +29,7 @@ from ...modeling.vision import (
 )
 from ...training.arguments import SSLTrainingArguments
 from ...training.attention import attention_so_far, fastest_attention, is_measured
+from ...training.checkpoints import read_settings
 from .. import encoders
 from .choice import CONVOLUTIONAL, TRANSFORMER, choose, embedded_encoder, say
 from .data import ImageData
@@ -37,6 +40,8 @@ from .presets import IMAGE_SIZES, VISION_PRESETS
 AUTO = "auto"
 # Of encoders that do not say, and of most checkpoints.
 IMAGE_SIZE = 224
+# Fields of the configuration of a checkpoint that say how it was written.
+_NOT_OF_THE_ARCHITECTURE = ("transformers_version", "dtype", "architectures", "_name_or_path")
 # Last stage of a convolutional encoder from which on a CPU with bf16 gains by it: its narrow convolutions are slower
 # so (at 32 pixels ResNet-18 by 1.6 times, the ConvNeXt V2 named atto by 1.2; ResNet-50 is 1.7 times faster).
 BFLOAT16_WIDTH = 1024
@@ -180,12 +185,23 @@ def _choose_encoder(
     recipe.encoder = embedded_encoder(recipe.kind)
     if data.embedded is not None or "model_type" in (config.get("encoder_config") or {}):
         return arguments
+    if data.checkpoint is not None:  # on another machine, or of data that grew, another one might be chosen
+        config["encoder_config"], size = _of_run(data.checkpoint, config.get("encoder_config"))
+        return replace(arguments, image_size=arguments.image_size or size)
     on_cpu = compute_device().type == "cpu"
     facts = data.short_side, data.num_images, on_cpu
     choice = choose(recipe.kind, *facts, image_size=arguments.image_size)
     recipe.encoder = choice.encoder
     say(choice, *facts)
     return replace(arguments, image_size=choice.image_size)
+
+
+def _of_run(checkpoint: Path, overrides: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
+    """The configuration of the encoder of a run that goes on, and the size of its images."""
+    fields = AutoConfig.from_pretrained(checkpoint).encoder_config.to_dict()
+    fields = {name: value for name, value in fields.items() if name not in _NOT_OF_THE_ARCHITECTURE}
+    views = ast.literal_eval(read_settings(checkpoint)["views"])
+    return fields | (overrides or {}), views[0]["size"]
 
 
 def _checkpoint_mean_std(encoder: str) -> tuple[list[float], list[float]] | None:
@@ -238,6 +254,8 @@ def build(
         except Exception as error:  # a damaged or foreign file shows itself in many ways
             raise _no_encoder(recipe.encoder, error) from error
     try_on_an_image(model.encoder, image_size)
+    if args.per_device_train_batch_size * args.world_size < 2:
+        _refuse_one_image(model)
     if views.local_size is not None:
         _try_small_crops(model, views.local_size)
     width, convolutional = width_of(model.encoder.config), is_convolutional(model.encoder.config)
@@ -248,6 +266,17 @@ def build(
         args.set_learning_rate(rate, record.learning_rates.per_256_samples)
     set_attention(model, recipe.attention, args)
     return model
+
+
+def _refuse_one_image(model: SSLVisionModel) -> None:
+    """Refuse one image a step where the batch norm of a head compares images; that of an encoder compares places."""
+    of_encoders = {part for encoder in model.trained_encoders + model.followers for part in encoder.modules()}
+    norms = torch.nn.modules.batchnorm._BatchNorm
+    if any(isinstance(part, norms) and part not in of_encoders for part in model.modules()):
+        raise UserError(
+            f"{model.method.title} needs more than one image a step, as its batch norm does, and a step has one here. "
+            "Pass a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+        )
 
 
 def _try_small_crops(model: SSLVisionModel, local_size: int) -> None:

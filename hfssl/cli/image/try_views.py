@@ -169,7 +169,11 @@ def _try_all(
     short = _short(args)
     logger.info(
         "`--views auto`: %d runs of %s each, to choose views.", len(variants) + 1,
-        f"{short.budget_minutes:.2g} minutes" if short.budget_minutes else f"{short.max_steps} steps",
+        f"{short.budget_minutes:.2g} minutes"
+        if short.budget_minutes
+        else f"{short.epochs:.2g} passes"
+        if short.epochs
+        else f"{short.max_steps} steps",
     )  # fmt: skip
     knn: list[OnlineKnn] = []
 
@@ -186,7 +190,7 @@ def _try_all(
             stream.leave_out(frozenset(map(identity, [*choose.images, *test.images])))
             trainer = SSLTrainer(model, here, stream, processing_class=processor)
             trainer.train()
-            found = knn[0].measure(trainer.accelerator.unwrap_model(trainer.model))["knn_accuracy"]
+            [found] = knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
         logger.info("%s: k-NN accuracy %.3f", variant.words if variant else "as usual", found)
         return found
 
@@ -198,6 +202,8 @@ def _short(args: SSLTrainingArguments) -> SSLTrainingArguments:
     short = copy.deepcopy(args)
     if short.budget_minutes is not None:
         short.budget_minutes *= SHARE
+    elif short.epochs is not None:
+        short.epochs *= SHARE
     else:
         short.max_steps = min(max(int(SHARE * args.max_steps), LEAST), MOST, args.max_steps)
     short.eval_strategy, short.save_strategy = IntervalStrategy.NO, SaveStrategy.NO

@@ -13,9 +13,9 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
-import soundfile
 import torch
 
 from ...errors import UserError, first_line
@@ -26,6 +26,21 @@ MAX_SAMPLES = 1 << 30
 # Sizes in a header that mean "not known": of a stream that was written while it was recorded.
 _UNKNOWN_SIZE = 0x7FFFF000
 _END_OF_STREAM = 0x04
+
+
+def libsndfile() -> ModuleType:
+    """The package `soundfile`, which is needed only where there is sound.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError(
+            'Sound files need the package soundfile, which is not installed: `pip install "hfssl[audio]"`.'
+        ) from None
+    return soundfile
 
 
 class DamagedAudio(ValueError):
@@ -59,6 +74,7 @@ def audio_header(data: bytes) -> AudioHeader:
     Raises:
         DamagedAudio: if it is no sound.
     """
+    soundfile = libsndfile()
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, channels, kind, frames = file.samplerate, file.channels, file.format, file.frames
@@ -124,6 +140,7 @@ def _resampler(rate: int, sampling_rate: int):
 
 def _decoded(data: bytes) -> tuple[np.ndarray, int]:
     """Samples `(num_channels, num_samples)` and their rate."""
+    soundfile = libsndfile()
     stated = _stated_size(data)
     if stated is not None and stated > len(data):
         raise DamagedAudio(f"it ends in the middle: {len(data):,} of {stated:,} bytes are there")

@@ -139,18 +139,11 @@ class AudioRows:
         self.format = format
 
     def __call__(self, block: Block) -> Rows:
-        sounds, samples, numbers, bad, num_empty = [], [], [], [], 0
-        for sample, data in enumerate(block.columns["audio"]):
-            try:
-                windows = self.windows(decode_audio(data, SAMPLING_RATE))
-            except DamagedAudio as error:
-                bad.append((sample, str(error)))
-                continue
-            num_empty += not windows
-            sounds += windows
-            samples += [sample] * len(windows)
-            numbers += range(len(windows))
-        samples, numbers = np.array(samples, np.int64), np.array(numbers, np.int64)
+        windows, bad = self.decoded(block)
+        num_empty = len(block.columns["audio"]) - len(bad) - len({sample for sample, _, _ in windows})
+        samples = np.array([sample for sample, _, _ in windows], np.int64)
+        numbers = np.array([number for _, number, _ in windows], np.int64)
+        sounds = [sound for _, _, sound in windows]
         keys = keyed.key(Use.WINDOW, block.keys[samples], numbers)
         places = block.places[samples]
         places[:, 3] = numbers
@@ -166,6 +159,18 @@ class AudioRows:
             columns, lengths / SAMPLING_RATE, bad, places[order], costs=lengths, num_empty=num_empty,
             least_share=_LEAST_SHARE,
         )  # fmt: skip
+
+    def decoded(self, block: Block) -> tuple[list[tuple[int, int, np.ndarray]], list[tuple[int, str]]]:
+        """Of each window its sample, its number and its sound; and `(sample, reason)` of what is damaged."""
+        windows, bad = [], []
+        for sample, data in enumerate(block.columns["audio"]):
+            try:
+                found = self.windows(decode_audio(data, SAMPLING_RATE))
+            except DamagedAudio as error:
+                bad.append((sample, str(error)))
+                continue
+            windows += [(sample, number, sound) for number, sound in enumerate(found)]
+        return windows, bad
 
     def windows(self, sound: np.ndarray) -> list[np.ndarray]:
         """A sound, or windows of it that are short enough, without those that nothing can be learned from."""

@@ -16,6 +16,7 @@ import numpy as np
 from ...functional import keyed
 from ...functional.keyed import Use
 from ..cache import cached_columns
+from .decode import libsndfile
 
 
 # Part of the name of the cache: raise it when other sounds are made than before.
@@ -68,15 +69,14 @@ def speech(split: str) -> dict[str, list]:
         0 to 9, the place in `SPEAKERS`; `text`, the word as it is written.
     """
     import scipy
-    import soundfile
 
+    soundfile = libsndfile()
     made_with = f"np{np.__version__}-sp{scipy.__version__}-sf{soundfile.__version__}"
     return cached_columns(f"speech-{split}-v{FORMAT_VERSION}-{made_with}", lambda: _make(split))
 
 
 def _make(split: str) -> dict[str, list]:
-    import soundfile
-
+    soundfile = libsndfile()
     number, seed = NUM_RECORDINGS[split], list(NUM_RECORDINGS).index(split)
     label = np.arange(number) % len(WORDS)
     speaker = keyed.permutation(number, Use.EMBEDDED_SPEECH, seed, 0) % len(SPEAKERS)

@@ -36,7 +36,6 @@ from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
 from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
 from .find import Found, find_data
-from .sample_folders import is_metadata
 from .tables import ParquetSource, TableSource
 from .text_files import TXT_SOURCES
 
@@ -174,8 +173,6 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
     fingerprint = files_digest(paths, names, sizes, ids)
     # a copy of a folder of images would hold their paths
     why = why_convert(found, paths, sizes) if streaming or in_folder else "streaming is off"
-    if not why and len(options["inputs"]) > 1 and in_folder and any(map(is_metadata, paths)):
-        why = "metadata hold columns beside the samples"
     if why:
         return convert_once(found, split, sample_by, fingerprint, why, **options)
     if found.module == "parquet":

@@ -1,10 +1,11 @@
 """Folders of files that are a sample each, such as images or recordings, and zip files of them."""
 
-import functools
+import json
 import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -48,9 +49,10 @@ def read_folder(files: SplitFiles) -> Source:
             f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
             f"Supported are {kind.supported}."
         )
-    metadata = next(filter(is_metadata, files.paths), None)
+    metadata = list(filter(is_metadata, files.paths))
     if metadata:
-        return SampleFolderSource(found, others=metadata_features(metadata), **options)
+        features, columns = _columns_beside(metadata, found)
+        return SampleFolderSource(found, others=features, beside=columns, **options)
     of_splits = [sample_files(paths, paths, [0] * len(paths), kind.file_extensions) for paths in files.splits.values()]
     classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
     return SampleFolderSource(found, classes=classes, **options)
@@ -82,18 +84,56 @@ def is_metadata(path: str) -> bool:
     return os.path.basename(path) in METADATA
 
 
-def metadata_features(path: str) -> dict:
-    """The columns in a file of metadata, from its first rows."""
+def _read_metadata(path: str) -> pa.Table:
+    """A file of metadata: a row for each file, by its path from there, in the column `file_name`."""
 
-    def read() -> pa.Schema:
+    def read() -> pa.Table:
         with open_bytes(path) as file:
             if path.endswith(".parquet"):
-                return pq.read_schema(file)
-            reader = pd.read_csv if path.endswith(".csv") else functools.partial(pd.read_json, lines=True)
-            return pa.Schema.from_pandas(reader(file, nrows=1000), preserve_index=False)
+                return pq.read_table(file)
+            if path.endswith(".csv"):
+                return pa.Table.from_pandas(pd.read_csv(file), preserve_index=False)
+            # values as they are, which pandas would not leave: "007" is no number, and no text is a date
+            records = [json.loads(line) for line in file.read().splitlines() if line.strip()]
+            names = dict.fromkeys(name for record in records for name in record)
+            return pa.table({name: [record.get(name) for record in records] for name in names})
 
-    features = third_party(lambda: datasets.Features.from_arrow_schema(read()), f"{path!r} cannot be read")
-    return {name: feature for name, feature in features.items() if name != "file_name"}
+    table = third_party(read, f"{path!r} cannot be read")
+    if "file_name" not in table.column_names:
+        raise DataError(
+            f"{path!r} has no column `file_name`, which says the file of each row by its path from there. Its columns "
+            f"are: {', '.join(table.column_names)}. Rename one of them."
+        )
+    return table
+
+
+def _columns_beside(metadata: Sequence[str], files: Sequence[tuple[str, str, int]]) -> tuple[dict, dict[str, list]]:
+    """Features and values of the columns in files of metadata; `None` for a file that has no row."""
+    row_of = {os.path.normpath(path): row for row, (path, _, _) in enumerate(files)}
+    features: dict[str, Any] = {}
+    columns: dict[str, list] = {}
+    matched = 0
+    for path in metadata:
+        table = _read_metadata(path)
+        names = table["file_name"].to_pylist()
+        # a file in a zip has the name of the zip before its own
+        rows = [row_of.get(os.path.normpath(os.path.join(os.path.dirname(path), str(name)))) for name in names]
+        matched += sum(row is not None for row in rows)
+        table = table.drop_columns(["file_name"])
+        for name, feature in datasets.Features.from_arrow_schema(table.schema).items():
+            known = features.setdefault(name, feature)
+            if known != feature:
+                raise DataError(f"Column {name!r} is {known} in one file of metadata and {feature} in {path!r}.")
+            column = columns.setdefault(name, [None] * len(files))
+            for row, value in zip(rows, table[name].to_pylist(), strict=True):
+                if row is not None:
+                    column[row] = value
+    if not matched:
+        raise DataError(
+            f"No file that {metadata[0]!r} names in its column `file_name` is there. Paths start at the folder in "
+            f"which it lies, as in {os.path.relpath(files[0][0], os.path.dirname(metadata[0]))!r}."
+        )
+    return features, columns
 
 
 class SampleFolderSource(Source):
@@ -105,8 +145,8 @@ class SampleFolderSource(Source):
             Path, name and bytes of each file.
         classes (`Sequence[str]`, *optional*):
             Class folders, of all splits: then there is a column `label`.
-        others (`dict`, *optional*):
-            Features of columns that metadata have, and that cannot be read here.
+        others (`dict`, *optional*), beside (`dict[str, list]`, *optional*):
+            Features and values of the columns that metadata have, one value for each file.
     """
 
     unit = "file"
@@ -119,6 +159,7 @@ class SampleFolderSource(Source):
         inputs: dict[str, Input],
         classes: Sequence[str] = (),
         others: dict | None = None,
+        beside: dict[str, list] | None = None,
         fingerprint: str = "",
     ):
         paths, names, sizes = map(list, zip(*files, strict=True))
@@ -138,6 +179,9 @@ class SampleFolderSource(Source):
             fingerprint=new_digest(fingerprint, kind.samples).hexdigest(),
         )
         self._paths, self._archives = paths, Cache()
+        # what is not read is not kept
+        wanted = {each.column for each in self.inputs.values()}
+        self._beside = {name: values for name, values in (beside or {}).items() if name in wanted}
         self.num_rows = len(paths)
         folders = f" in {describe(len(classes), 'class folders')}" if classes else ""
         self.description = f"{describe(len(paths), f'{kind.name} files')}{folders}"
@@ -147,11 +191,14 @@ class SampleFolderSource(Source):
 
     def read(self, index: int) -> PieceRows:
         _, start, stop, _ = self.pieces[index].tolist()
-        columns = {}
-        for name, wanted in self.inputs.items():
-            read = self._label if wanted.column == "label" else self._sample
-            columns[name] = [read(row) for row in range(start, stop)]
+        columns = {name: self._values(wanted.column, start, stop) for name, wanted in self.inputs.items()}
         return good_rows(np.arange(start, stop), columns, self.inputs)
+
+    def _values(self, column: str, start: int, stop: int) -> list:
+        if column in self._beside:
+            return self._beside[column][start:stop]
+        read = self._label if column == "label" else self._sample
+        return [read(row) for row in range(start, stop)]
 
     def _sample(self, row: int) -> bytes | Damage:
         return self._read(self._paths[row])
@@ -175,8 +222,7 @@ class SampleFolderSource(Source):
             raise unreadable(archive, error) from error
 
     def read_input(self, name: str) -> list:
-        read = self._label if self.inputs[name].column == "label" else self._sample
-        return [read(row) for row in range(len(self.files))]
+        return self._values(self.inputs[name].column, 0, len(self.files))
 
     def _label(self, row: int) -> int:
         return self.features["label"].str2int(class_of(self._paths[row]))

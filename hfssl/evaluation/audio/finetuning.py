@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ..finetune_rows import KeyedOrder
+from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from .encoder import AudioEncoder, clip_limits, lengthened, make_inputs, pads_exactly
@@ -29,6 +29,7 @@ class AudioFinetuning:
     """
 
     task = "audio-classification"
+    eval_batch_size = 32
 
     def __init__(
         self, source: str, processor: Any, train: "LabelledData", test: "LabelledData", settings: FinetuneSettings
@@ -49,7 +50,7 @@ class AudioFinetuning:
         return self.encoder.classifier(class_names, seed, random_init=random_init)
 
     def training_rows(self, labels: np.ndarray, rows: np.ndarray, length: int, seed: int) -> Dataset:
-        return _TrainingClips(self.clips("train"), labels, rows, length, seed, self.most)
+        return TrainingClips(self.clips("train"), labels, rows, length, seed, self.most)
 
     def test_rows(self, labels: np.ndarray) -> Dataset:
         return _TestClips(self.clips("test"), labels, self.most)
@@ -75,10 +76,10 @@ class _TestClips(Dataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         clip = self.clips[row]
         start = max(len(clip) - self.most, 0) // 2
-        return {"clip": clip[start : start + self.most], "labels": self.labels[row]}
+        return {"clip": clip[start : start + self.most], "labels": label_of(self.labels, row)}
 
 
-class _TrainingClips(Dataset):
+class TrainingClips(Dataset):
     """Epoch after epoch in one sequence: what comes at a position depends on it and on the seed alone."""
 
     def __init__(self, clips: list[np.ndarray], labels: Any, rows: np.ndarray, length: int, seed: int, most: int):
@@ -93,7 +94,7 @@ class _TrainingClips(Dataset):
         clip = self.clips[row]
         u = float(keyed.uniform(keyed.key(Use.FINETUNE_AUGMENTATION, self.seed, epoch, row)))
         start = int(u * (max(len(clip) - self.most, 0) + 1))
-        return {"clip": clip[start : start + self.most], "labels": self.labels[row]}
+        return {"clip": clip[start : start + self.most], "labels": label_of(self.labels, row)}
 
 
 class Collator:
@@ -104,4 +105,4 @@ class Collator:
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = make_inputs(self.model, self.processor, [item["clip"] for item in items], self.padded)
-        return {**batch, "labels": torch.tensor([int(item["labels"]) for item in items])}
+        return {**batch, "labels": torch.tensor([item["labels"] for item in items])}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ..finetune_rows import KeyedOrder
+from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from .encoder import VisionEncoder, size_arguments
@@ -30,6 +30,7 @@ class ImageFinetuning:
     """A [`~hfssl.evaluation.modality.Finetuning`] of images."""
 
     task = "image-classification"
+    eval_batch_size = 256
 
     def __init__(
         self, source: str, processor: Any, train: "LabelledData", test: "LabelledData", settings: FinetuneSettings
@@ -104,7 +105,7 @@ class TrainingImages(Dataset):
                 pixels = pixels.index_select(axis, (torch.arange(size) + by).clamp(0, size - 1))
         if self.flip and u[2] < 0.5:
             pixels = pixels.flip(-1)
-        return {"pixel_values": pixels, "labels": int(self.labels[row])}
+        return {"pixel_values": pixels, "labels": label_of(self.labels, row)}
 
 
 class _TestImages(Dataset):
@@ -115,7 +116,7 @@ class _TestImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
+        return {"pixel_values": self.images[row], "labels": label_of(self.labels, row)}
 
 
 class _Collator:

@@ -215,8 +215,9 @@ def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path) -> None:
 
 
 def plot_label_efficiency(results: Sequence[Result], path: Path) -> None:
-    """Accuracy over the share of the labels: probe, fine-tuning, and training from scratch."""
-    results = [result for result in results if result.metric == "accuracy"]
+    """Accuracy (area, of several labels a sample) over the share of the labels: probe, fine-tuning, from scratch."""
+    metric = next(name for name in ("accuracy", "auroc") if any(result.metric == name for result in results))
+    results = [result for result in results if result.metric == metric]
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for result in results:
         at, method = 100 * result.hyperparameters["fraction"], result.hyperparameters["method"]
@@ -234,7 +235,7 @@ def plot_label_efficiency(results: Sequence[Result], path: Path) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axis.minorticks_off()
     axis.set_xlabel("share of the labels")
-    axis.set_ylabel("test accuracy")
+    axis.set_ylabel(f"test {metric}")
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

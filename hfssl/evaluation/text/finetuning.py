@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...machine import process_state
-from ..finetune_rows import KeyedOrder
+from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from .encoder import TextEncoder
@@ -23,6 +23,7 @@ class TextFinetuning:
     """A [`~hfssl.evaluation.modality.Finetuning`] of texts."""
 
     task = "text-classification"
+    eval_batch_size = 256
     has_batch_norm = False  # of no model for text
 
     def __init__(
@@ -71,7 +72,7 @@ class _Texts(Dataset):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.tokens[row], "labels": int(self.labels[row])}
+        return {**self.tokens[row], "labels": label_of(self.labels, row)}
 
 
 class _TrainingTexts(_Texts):

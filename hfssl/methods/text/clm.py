@@ -25,11 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
 from ...modeling.method import LearningRates, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import head_inputs_at
+from ...modeling.token_loss import TokenLossMixin
 
 
 METHOD = Method(
@@ -81,7 +81,7 @@ class ClmOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
 
 
-class ClmForPreTraining(SSLPreTrainedModel):
+class ClmForPreTraining(TokenLossMixin, SSLPreTrainedModel):
     config_class = ClmPreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
@@ -161,9 +161,9 @@ class ClmForPreTraining(SSLPreTrainedModel):
             return ClmOutput(logits=self.encoder(**inputs).logits)
         if target_positions is None:
             target_positions = is_target(labels, sequence_ids, attention_mask).flatten().nonzero().squeeze(1)
-        with head_inputs_at(self.encoder, target_positions - 1):
+        with self.output_layer() as layer, head_inputs_at(self.encoder, target_positions - 1):
             logits = self.encoder(**inputs).logits.squeeze(0)  # (num_targets, vocab_size)
-        loss = cross_entropy_sum(logits, labels.flatten().index_select(0, target_positions))
+        loss = self.token_loss(logits, layer, labels.flatten().index_select(0, target_positions))
         if num_items_in_batch is None:
             num_items_in_batch = max(target_positions.numel(), 1)
         # Accelerate turns outputs to float32: a copy of the largest tensor there is, which training has no use for

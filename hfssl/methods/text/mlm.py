@@ -24,11 +24,11 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from ...losses import cross_entropy_sum
 from ...modeling.base import SSLPreTrainedModel, with_dropout
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import hidden_states_at
+from ...modeling.token_loss import TokenLossMixin
 
 
 def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
@@ -145,7 +145,7 @@ class MlmOutput(ModelOutput):
     next_sentence_logits: torch.FloatTensor | None = None
 
 
-class MlmForPreTraining(SSLPreTrainedModel):
+class MlmForPreTraining(TokenLossMixin, SSLPreTrainedModel):
     config_class = MlmPreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
@@ -249,13 +249,13 @@ class MlmForPreTraining(SSLPreTrainedModel):
         labels = labels.flatten()
         if masked_positions is None:
             masked_positions = labels.ne(-100).nonzero().squeeze(1)
-        with hidden_states_at(self.encoder, masked_positions):
+        with self.output_layer() as layer, hidden_states_at(self.encoder, masked_positions):
             out = logits_of(self.encoder(**inputs))
         logits = out.pop("logits").squeeze(0)  # (num_masked, vocab_size)
         num_masked = max(masked_positions.numel(), 1)
         items = num_items_in_batch if isinstance(num_items_in_batch, dict) else {"mlm": num_items_in_batch}
         num_tokens = num_masked if items["mlm"] is None else items["mlm"]
-        losses = {"loss": cross_entropy_sum(logits, labels.index_select(0, masked_positions)) / num_tokens}
+        losses = {"loss": self.token_loss(logits, layer, labels.index_select(0, masked_positions)) / num_tokens}
         if next_sentence_label is not None:
             num_pairs = items.get("nsp", len(next_sentence_label) * num_tokens / num_masked)
             next_sentence_logits = out["next_sentence_logits"].float()

@@ -87,7 +87,8 @@ class SimclrPreTrainingConfig(PreTrainedConfig):
 
     Args:
         encoder_config (`dict` or [`~transformers.PreTrainedConfig`], *optional*):
-            Encoder to pre-train: any model for images that [`~transformers.AutoModel`] knows. ResNet-50 when left out.
+            Encoder to pre-train: any model for images that [`~transformers.AutoModel`] knows, or one for spectrograms
+            such as AST. ResNet-50 when left out.
         contrastive_temperature (`float`, *optional*, defaults to `0.1`):
             Divisor of the cosine similarities (τ), above 0. The paper takes 0.5 for CIFAR-10.
         pooling (`str`, *optional*):
@@ -174,6 +175,7 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
     config_class = SimclrPreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
+    takes_spectrograms = True
     paper = {
         "title": "A Simple Framework for Contrastive Learning of Visual Representations",
         "id": "2002.05709",
@@ -184,7 +186,8 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
 
     def __init__(self, config: SimclrPreTrainingConfig):
         super().__init__(config)
-        self.encoder = build_vision_encoder(config.encoder_config)
+        self.encoder = build_vision_encoder(config.encoder_config, spectrograms=True)
+        self.main_input_name = self.encoder.main_input_name
         dim = feature_size(config.encoder_config, config.pooling)
         self.projector = MlpHead(
             dim, config.projector_hidden_dim or dim, config.projector_output_dim, config.projector_num_layers,
@@ -198,26 +201,29 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
         convert_batch_norm(self)
         self.post_init()
 
-    def forward(self, pixel_values: torch.FloatTensor, return_loss: bool = True) -> SimclrOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        return_loss: bool = True,
+    ) -> SimclrOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`):
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`, *optional*):
                 Two augmented views of each image.
+            input_values (`torch.FloatTensor` of shape `(batch_size, 2, num_frames, num_mel_bins)`, *optional*):
+                Instead, for an encoder of spectrograms: those of two views of each recording.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
         """
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
-            raise ValueError(
-                f"SimCLR compares 2 views of each image: `pixel_values` has shape {tuple(pixel_values.shape)}, "
-                "expected (batch_size, 2, num_channels, height, width). `Views` makes them."
-            )
-        batch_size = len(pixel_values)
+        views = self._views({"pixel_values": pixel_values, "input_values": input_values})
+        batch_size = len(views)
         if self.training and batch_size * world_size() == 1:
             raise UserError(
                 "SimCLR contrasts an image with the others of its batch, and its batch norm needs them too, but the "
                 "batch has 1 image. Pass a larger `--per_device_train_batch_size`: the larger, the better."
             )
-        images = pixel_values.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
+        images = views.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
         if is_convolutional(self.config.encoder_config):
             images = images.contiguous(memory_format=torch.channels_last)
         features = image_features(self.encoder, images, self.config.pooling)
@@ -236,6 +242,23 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
         )  # fmt: skip
         return SimclrOutput(loss=loss, projections=projections)
 
+    def _views(self, given: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """What the encoder takes of what was given, two views of each sample."""
+        name = self.main_input_name
+        views, others = given.pop(name), [other for other, value in given.items() if value is not None]
+        of_what, shape, maker = "image", "num_channels, height, width", "Views"
+        if name == "input_values":
+            of_what, shape, maker = "recording", "num_frames, num_mel_bins", "AudioViews"
+        number = 2 + shape.count(",") + 1
+        if views is None or others or views.ndim != number or views.shape[1] != 2:
+            has = f"`{others[0]}`" if others else "nothing"
+            found = f"the batch has {has}" if views is None or others else f"`{name}` has shape {tuple(views.shape)}"
+            raise ValueError(
+                f"SimCLR compares 2 views of each {of_what}: {found}, expected `{name}` of shape "
+                f"(batch_size, 2, {shape}). `{maker}` makes them."
+            )
+        return views
+
     def _loss_of_neighbours(self, projections: torch.Tensor) -> torch.Tensor:
         """NNCLR, of projections `(batch_size, 2, projector_output_dim)`."""
         batch_size = len(projections)
@@ -252,4 +275,4 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
 
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Projections of both views, `(batch_size, 2, projector_output_dim)`."""
-        return self(batch["pixel_values"]).projections
+        return self(**{self.main_input_name: batch[self.main_input_name]}).projections

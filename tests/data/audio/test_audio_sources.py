@@ -61,6 +61,21 @@ def test_a_folder_of_recordings(folder):
         open_source(folder, modality="text")
 
 
+def test_a_folder_with_columns_beside(folder):
+    lines = [f"{name},{i},word {i}" for i, name in enumerate(NAMES)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,number,text", *lines]))
+    source = open_source(folder, modality="audio", extra_columns=["number", "text"])
+    read = [source.read(piece).columns for piece in range(len(source))]
+    pairs = [pair for each in read for pair in zip(each["audio"], each["number"], each["text"], strict=True)]
+    assert len(pairs) == 20 and all(number_of(a) == n and text == f"word {n}" for a, n, text in pairs)
+    (folder / "metadata.csv").write_text("file_name,number\nclips/x.wav,1\n")
+    with pytest.raises(DataError, match=r"No file that .*metadata.csv' names .* as in 'a/00.wav'"):
+        open_source(folder, modality="audio")
+    (folder / "metadata.csv").write_text("file,number\na/00.wav,1\n")
+    with pytest.raises(DataError, match="has no column `file_name`.*are: file, number"):
+        open_source(folder, modality="audio")
+
+
 def test_zips_and_tars(tmp_path):
     (tmp_path / "zips").mkdir()
     with zipfile.ZipFile(tmp_path / "zips" / "some.zip", "w") as archive:
@@ -136,6 +151,11 @@ def test_labelled_recordings(folder, tmp_path):
     assert data.class_names == ["a", "b"] and data.labels.tolist() == 10 * [0] + 10 * [1]
     assert [number_of(sample) for sample in data.samples] == list(range(20))
     assert data.samples.where(3) == "a/03.FLAC"
+    (folder / "metadata.jsonl").write_text(
+        "\n".join(f'{{"file_name": "{n}", "class": "00{i % 3}"}}' for i, n in enumerate(NAMES))
+    )
+    data = open_labelled(folder, "train", modality="audio")
+    assert data.class_names == ["000", "001", "002"] and data.labels.tolist() == [i % 3 for i in range(20)]
 
 
 def test_the_embedded_speech_is_synthetic_and_labelled(monkeypatch, tmp_path):

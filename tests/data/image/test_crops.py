@@ -46,6 +46,21 @@ def chance(n, m):
     return 2.47 * math.sqrt((n + m) / (n * m))
 
 
+@pytest.mark.parametrize("size, format", [((60, 90), "JPEG"), ((900, 1200), "JPEG"), ((60, 90), "PNG")])
+def test_an_image_is_decoded_once_for_all_its_crops(size, format, monkeypatch):
+    from hfssl.data.image import crops
+
+    calls = []
+    monkeypatch.setattr(
+        crops, "decode_image", lambda *args, decode=crops.decode_image: calls.append(1) or decode(*args)
+    )
+    views = {"large": [View(size=96)] * 2, "small": [View(size=32, scale=(0.05, 0.4))] * 8}
+    images = [encoded(photo(*size, seed), format, **{"quality": 98} if format == "JPEG" else {}) for seed in range(3)]
+    columns, kept, bad = PixelRows(views)(images, KEYS[:3])
+    assert len(calls) == len(kept) == 3 and not bad
+    assert columns["large"].shape[:2] == (3, 2) and columns["small"].shape[:2] == (3, 8)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [8, 32, 96])
 @pytest.mark.parametrize("flip", [False, True])

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from contract import Contract
 from tiny_vision import ENCODERS, build, resnet, two_layers, two_views, vit
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import ASTConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
-from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
+from hfssl import ByolForPreTraining, ByolPreTrainingConfig, SimclrForPreTraining, SimclrPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import nt_xent_loss
 from hfssl.methods.vision import simclr as simclr_module
@@ -279,3 +279,48 @@ def test_decoupled_it_is_the_loss_without_the_positive_in_the_denominator():
     out = model(**two_views())
     torch.testing.assert_close(out.loss, nt_xent_loss(*out.projections.unbind(1), 0.3, decoupled=True))
     assert simclr(decoupled=True).eval()(**two_views(1)).loss.isfinite()
+
+
+def ast():
+    return ASTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=8,
+        frequency_stride=8, time_stride=8, max_length=32, num_mel_bins=16,
+    )  # fmt: skip
+
+
+def spectrograms(rows=6):
+    torch.manual_seed(3)
+    return {"input_values": torch.randn(rows, 1, 32, 16) + 0.3 * torch.randn(rows, 2, 32, 16)}
+
+
+def test_an_encoder_of_spectrograms_takes_views_of_recordings(tmp_path):
+    model = simclr(ast()).train()
+    assert model.main_input_name == "input_values"
+    loss = model(**spectrograms()).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    output = model.eval()(**spectrograms())
+    pooled = model.encoder(spectrograms()["input_values"].flatten(0, 1)).last_hidden_state[:, 0]
+    torch.testing.assert_close(output.projections.flatten(0, 1), model.projector(pooled))
+    torch.testing.assert_close(model.compared_embeddings(spectrograms()), output.projections)
+    model.save_pretrained(tmp_path / "whole")
+    again = AutoModelForPreTraining.from_pretrained(tmp_path / "whole").eval()
+    torch.testing.assert_close(again(**spectrograms()).loss, output.loss)
+    model.export_encoder(tmp_path / "stock")
+    stock = AutoModel.from_pretrained(tmp_path / "stock").eval()
+    assert type(stock).__name__ == "ASTModel"
+    torch.testing.assert_close(stock(spectrograms()["input_values"][:, 0]).last_hidden_state[:, 0], pooled[::2])
+    continued = SimclrForPreTraining.from_encoder(str(tmp_path / "stock"), projector_output_dim=16)
+    torch.testing.assert_close(continued.encoder.state_dict()["layernorm.weight"], stock.layernorm.weight)
+    for wrong, said in (
+        (two_views(), "batch has `pixel_values`, expected `input_values` of shape .batch_size, 2, num_frames"),
+        ({}, "batch has nothing, expected `input_values`"),
+        ({"input_values": torch.zeros(2, 3, 32, 16)}, r"`input_values` has shape \(2, 3, 32, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model(**wrong)
+
+
+def test_other_methods_for_images_take_no_spectrograms():
+    with pytest.raises(UserError, match="is no encoder of images alone"):
+        ByolForPreTraining(ByolPreTrainingConfig(encoder_config=ast()))

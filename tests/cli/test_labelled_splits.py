@@ -1,0 +1,33 @@
+"""Which splits a probe learns from and is measured on, where none is named."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from labelled import png
+
+from hfssl.cli.labelled import load_splits
+
+
+def write(folder, split, first, **columns):
+    images = [png(np.random.default_rng(first + i).integers(0, 256, (5, 5), dtype=np.uint8)) for i in range(20)]
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary()), **columns}), folder / f"{split}.parquet")
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path, caplog):
+    caplog.set_level("INFO", logger="hfssl")
+    write(tmp_path, "train", 0, label=[0, 1] * 10)
+    write(tmp_path, "test", 100, label=[-1] * 20)
+    write(tmp_path, "validation", 200, label=[0, 1] * 10)
+    assert [data.name for data in load_splits(str(tmp_path))] == [
+        f"{tmp_path.name} ({s})" for s in ("train", "validation")
+    ]
+    assert "Split 'test' is passed over, since it has no labels: " in caplog.text
+    (tmp_path / "validation.parquet").unlink()
+    train, test = load_splits(str(tmp_path))
+    assert len(train) + len(test) == 20 and test.name == f"a fifth of {tmp_path.name} (train)"
+
+
+def test_what_is_held_out_is_no_more_than_asked_for(tmp_path):
+    write(tmp_path, "train", 0, label=[0, 1] * 10)
+    train, test = load_splits(str(tmp_path), max_test_samples=2)
+    assert (len(train), len(test)) == (16, 2) and test.name.startswith("2 of a fifth of ")

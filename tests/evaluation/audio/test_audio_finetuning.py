@@ -1,0 +1,155 @@
+"""Fine-tuning on recordings: classifiers and recognisers that plain transformers loads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from recipe_process import stock_server
+from sounds import ast, feature_extractor, hubert, save, tone, tones, wav, wav2vec2_bert
+
+from hfssl.data.labelled import HeldSamples, LabelledData
+from hfssl.evaluation import EvaluationError, metrics
+from hfssl.evaluation.audio.ctc import Collator, CtcEvaluator, build_processor, said
+from hfssl.evaluation.audio.finetuning import AudioFinetuning, TrainingClips
+from hfssl.evaluation.finetune import FinetuneEvaluator
+from hfssl.evaluation.finetune_settings import FinetuneSettings
+from hfssl.evaluation.probes import parse_task
+
+
+QUICK = {"seeds": 1, "epochs": 1, "min_steps": 2, "train_batch_size": 8}
+
+
+def spoken(num=24):
+    """Two tones one after the other, and what they are."""
+    texts = ["low", "Low high!", "high low", "high"]
+
+    def sound(row):
+        pitches = {"low": 0, "high": 2}
+        words = said(texts[row % 4]).split()
+        return np.concatenate([tone(3 * row + pitches[word], 0.4) for word in words])
+
+    def split(rows, name):
+        return LabelledData(HeldSamples(wav(sound(row)) for row in rows), np.array([row % 4 for row in rows]), texts,
+                            name, f"spoken ({name})", "audio")  # fmt: skip
+
+    return split(range(num), "train"), split(range(num, num + 8), "test")
+
+
+LOAD = """
+import json, sys
+import numpy as np
+assert "hfssl" not in sys.modules
+sys.modules["hfssl"] = None
+from transformers import pipeline
+task, folder = {task!r}, {folder!r}
+found = pipeline(task, folder)({{"raw": np.linspace(-1, 1, 8000, dtype=np.float32), "sampling_rate": 16000}})
+print(json.dumps(found))
+"""
+
+
+def piped(task, folder, tmp_path):
+    """What a pipeline of transformers makes of a recording, where there is no hfssl."""
+    script = tmp_path / "load.py"
+    script.write_text(LOAD.format(task=task, folder=str(folder)))
+    run = stock_server().run(tmp_path / "load", script=str(script))
+    assert run.poll() == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_classifier_stays_that_a_pipeline_loads(tmp_path):
+    train, test = tones()
+    encoder = save(hubert(1), tmp_path / "encoder")
+    [result] = FinetuneEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")(encoder, output_dir=tmp_path / "out")
+    assert result.protocol == "finetune" and "random_init" in result.baselines
+    assert result.hyperparameters["max_seconds"] == 15.0 and "shift" not in result.hyperparameters
+    found = piped("audio-classification", tmp_path / "out" / "model", tmp_path)
+    assert {each["label"] for each in found} == {"low", "middle", "high"}
+    assert 'pipeline("audio-classification"' in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("make", [ast, wav2vec2_bert])
+def test_other_encoders_are_classified_with(make, tmp_path):
+    train, test = tones()
+    finetuning = AudioFinetuning(str(save(make(), tmp_path)), None, train, test, FinetuneSettings(**QUICK))
+    model = finetuning.classifier(train.class_names, 0, random_init=False)
+    rows = finetuning.training_rows(train.labels, np.arange(45), 4, 0)
+    batch = finetuning.collator(model)([rows[i] for i in range(4)])
+    model(**batch).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_nothing_is_hidden_or_skipped_at_random_while_it_is_fine_tuned(tmp_path):
+    train, test = tones()
+    encoder = save(hubert(mask_time_prob=0.5, layerdrop=0.5, hidden_dropout=0.0, attention_dropout=0.0,
+                          activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0), tmp_path)  # fmt: skip
+    finetuning = AudioFinetuning(str(encoder), None, train, test, FinetuneSettings(**QUICK))
+    model = finetuning.classifier(train.class_names, 0, random_init=False).train()
+    rows = finetuning.training_rows(train.labels, np.arange(45), 4, 0)
+    batch = finetuning.collator(model)([rows[i] for i in range(4)])
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+def test_long_recordings_give_another_part_in_each_epoch():
+    clips = TrainingClips([np.arange(100.0), np.arange(30.0)], [0, 1], np.arange(2), 40, 0, 30)
+    parts = [clips[i] for i in range(40)]
+    starts = {part["clip"][0] for part in parts if part["labels"] == 0}
+    assert len(starts) > 10 and all(len(part["clip"]) == 30 for part in parts) and max(starts) <= 70
+    assert all(part["clip"][0] == 0 for part in parts if part["labels"] == 1)
+    np.testing.assert_array_equal(clips[7]["clip"], parts[7]["clip"])
+
+
+def test_a_recogniser_stays_that_a_pipeline_loads(tmp_path):
+    train, test = spoken()
+    encoder = save(hubert(1), tmp_path / "encoder")
+    evaluator = CtcEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")
+    cer, wer = evaluator(encoder, output_dir=tmp_path / "out")
+    assert (cer.metric, wer.metric) == ("cer", "wer") and not cer.greater_is_better
+    assert cer.value >= 0 and set(cer.baselines) == {"random_init"}
+    found = piped("automatic-speech-recognition", tmp_path / "out" / "model", tmp_path)
+    assert set(found["text"].lower()) <= set("highlow ")
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "to write down what is said, in 9 tokens" in card
+
+
+def test_characters_are_those_that_are_said():
+    assert said("  Don’t — stop, 3 times! well-known ") == "don’t stop 3 times well known"
+    processor = build_processor(feature_extractor(hubert()), ["Ab, c", "B-a"])
+    assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4, "c": 5}
+    ids = processor.tokenizer("ab c").input_ids
+    assert ids == [3, 4, 2, 5]
+    # what repeats is one, unless a blank is between
+    assert processor.tokenizer.decode([3, 3, 0, 4, 0, 4, 2, 5, 5]) == "abb c"
+    with pytest.raises(EvaluationError, match="None of the transcripts to learn from has a letter"):
+        build_processor(feature_extractor(hubert()), ["!", "…"])
+
+
+def test_the_loss_is_that_of_the_transcripts_alone(tmp_path):
+    """Padding, of sounds and of transcripts, changes nothing."""
+    train, test = spoken()
+    finetuning = AudioFinetuning(str(save(hubert(), tmp_path)), None, train, test, FinetuneSettings(**QUICK))
+    from transformers import AutoModelForCTC
+
+    config = finetuning.encoder.fresh_config()
+    config.vocab_size, config.pad_token_id, config.ctc_loss_reduction = 6, 0, "sum"
+    model = finetuning.encoder.with_head(AutoModelForCTC, config, 0, False, "speech recognition").eval()
+    items = [{"clip": tone(row, seconds), "labels": labels} for row, seconds, labels in
+             ((0, 0.3, [3, 4]), (1, 0.6, [3, 4, 5, 3]))]  # fmt: skip
+    collate = Collator(finetuning, model)
+    with torch.no_grad():
+        together = model(**collate(items)).loss
+        alone = sum(model(**collate([item])).loss for item in items)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-3)
+
+
+def test_error_rates():
+    assert metrics.load("cer").compute(predictions=["kitten", ""], references=["sitting", "a"]) == {"cer": 4 / 8}
+    assert metrics.load("wer").compute(predictions=["a b  c", "x"], references=["a c", "x y"]) == {"wer": 2 / 4}
+    assert metrics.load("wer").compute(predictions=["a b c d"], references=["z"]) == {"wer": 4.0}
+    assert metrics.load("cer").compute(predictions=[""], references=[""]) == {"cer": 0.0}
+
+
+def test_recognition_is_for_encoders_of_sound():
+    assert parse_task("ctc", "audio") == "ctc" and parse_task("classification", "text") == "finetune"
+    with pytest.raises(EvaluationError, match="`--task ctc` writes down recordings, and this encoder takes images"):
+        parse_task("ctc", "image")
