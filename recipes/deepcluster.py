@@ -9,8 +9,8 @@ accelerate launch recipes/deepcluster.py --config recipes/configs/deepcluster_im
 torchrun --nproc_per_node 2 recipes/deepcluster.py                      several processes, one batch
 
 Clusters are made --num_clusterings times a run, each time by a pass over all images: about once for each pass of the
-training is what the paper has. Embedded images have no small crops unless --local_crops says so. The same command
-again continues a run that was stopped, also in the middle of making clusters. What the crops look like:
+training is what the paper has. Images below 64 pixels have no small crops unless --local_crops says so. The same
+command again continues a run that was stopped, also in the middle of making clusters. What the crops look like:
 recipes/show_views.py --method deepcluster. Measured results: recipes/README.md.
 """
 

@@ -11,7 +11,8 @@ torchrun --nproc_per_node 2 recipes/dino.py                             several 
 Defaults are for short runs and are not the paper's. To a fresh ViT all images are nearly the same, and with the
 paper's CLS token, plain head and centre so few steps end where every prototype is as likely for all of them. So the
 mean of the patches is projected, through batch norm, and Sinkhorn's equal shares stand for the centre, at a lower
-temperature. Embedded images have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
+temperature. Images below 64 pixels have no small crops unless --local_crops says so. The paper's settings:
+recipes/configs.
 
 The longer the run, the nearer to 1 --momentum_start should be; where the loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:

@@ -9,9 +9,9 @@ accelerate launch recipes/lejepa.py --config recipes/configs/lejepa_imagenet.yam
 torchrun --nproc_per_node 2 recipes/lejepa.py                                       several processes, one batch
 
 All views of an image are to agree, while projections are spread like normal numbers. --sigreg_weight weighs one
-against the other, and is all there is to tune; what it weighs grows with the images of a step. Embedded images have no
-small crops unless --local_crops says so. The same command again continues a run that was stopped. What the crops look
-like: recipes/show_views.py --method lejepa. Measured results: recipes/README.md.
+against the other, and is all there is to tune; what it weighs grows with the images of a step. Images below 64 pixels
+have no small crops unless --local_crops says so. The same command again continues a run that was stopped. What the
+crops look like: recipes/show_views.py --method lejepa. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command

@@ -10,8 +10,8 @@ torchrun --nproc_per_node 2 recipes/swav.py                             several 
 
 Defaults are for short runs: codes are harder than the paper's, and prototypes wait longer. With fewer images a step
 than --num_prototypes pass --queue_size as well; where the loss stays at that of chance, lower --sinkhorn_epsilon.
-Embedded images have no small crops unless --local_crops says so. The same command again continues a run that was
-stopped. What the crops look like: recipes/show_views.py --method swav. Measured results: recipes/README.md.
+Images below 64 pixels have no small crops unless --local_crops says so. The same command again continues a run that
+was stopped. What the crops look like: recipes/show_views.py --method swav. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command

@@ -49,6 +49,8 @@ class Contract:
         variants (`dict[str, tuple]`, *optional*):
             `(encoder, settings)` of further models that two processes train, by a name: settings with state that
             processes share, encoders with batch norm. `settings` holds for them too, unless they say otherwise.
+        equal (`frozenset[str]`, *optional*):
+            Variants for which both cuts give the gradient of the whole batch, though for the method they do not.
         collapse (`Callable[[Callable], dict[str, Any]]`, *optional*):
             Makes the method collapse on purpose, for tests and calibration of the verdict (`tests/calibration`): changes
             what it has to by its argument, which is `setattr` or pytest's, and returns flags of the recipe.
@@ -62,6 +64,7 @@ class Contract:
     processes: bool = True
     why_not: str = ""
     variants: dict[str, tuple[Callable[[], PreTrainedConfig], dict[str, Any]]] = field(default_factory=dict)
+    equal: frozenset[str] = frozenset()
     collapse: Callable[[Callable[[Any, str, Any], None]], dict[str, Any]] | None = None
 
     def __post_init__(self):

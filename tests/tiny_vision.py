@@ -73,5 +73,15 @@ def crops(rows=6):
     return {**two_views(rows), "local_pixel_values": torch.randn(rows, 3, 3, 8, 8)}
 
 
+def masked_crops(rows=6):
+    """With 2 to 8 of the 16 patches of one of the two large crops masked."""
+    batch = crops(rows)
+    patches = torch.full((rows, 8), -1)
+    for row in patches:
+        number, view = int(torch.randint(2, 9, ())), int(torch.randint(2, ()))
+        row[:number] = 16 * view + torch.randperm(16)[:number].sort().values
+    return batch | {"masked_patches": patches}
+
+
 def images_with_noise(rows=6):
     return {"pixel_values": torch.randn(rows, 3, 16, 16), "noise": torch.rand(rows, 16)}

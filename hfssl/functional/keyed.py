@@ -46,6 +46,9 @@ class Use(IntEnum):
     COLOR = 22
     CROP = 23
     NOISE = 24
+    MASKED_VIEW = 25
+    MASK_RATIO = 26
+    BLOCK_MASK = 27
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31

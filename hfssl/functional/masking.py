@@ -61,3 +61,66 @@ def mask_tokens(
     labels = np.full_like(input_ids, -100)
     labels[at] = input_ids[at]
     return corrupted, labels
+
+
+def block_masks(
+    keys: np.ndarray,
+    num_masked: np.ndarray,
+    side: int,
+    *,
+    min_patches: int = 4,
+    min_aspect: float = 0.3,
+    attempts: int = 10,
+) -> np.ndarray:
+    """Hide rectangles of patches until exactly so many are hidden, as [BEiT](https://huggingface.co/papers/2106.08254)
+    and DINOv2 do.
+
+    One rectangle after the other is drawn: its area between `min_patches` and what is missing (at most half of the
+    image), the logarithm of height / width, and the place. It is taken if it hides at least one more patch and not
+    more than are missing. After `attempts` in a row that are not, single patches are hidden at random: DINOv2 stops
+    there, with fewer.
+
+    Args:
+        keys (`np.ndarray` of dtype `uint64` and shape `(num_images,)`):
+            Key of each image. The same key gives the same mask, whatever stands beside it.
+        num_masked (`np.ndarray` of shape `(num_images,)`):
+            Patches to hide, from 0 to `side²`.
+        side (`int`):
+            Patches in a row of an image.
+        min_patches (`int`, *optional*, defaults to 4):
+            Smallest area of a rectangle, where so many are missing.
+        min_aspect (`float`, *optional*, defaults to 0.3):
+            Smallest height / width; the largest is 1 divided by it.
+        attempts (`int`, *optional*, defaults to 10):
+            How often in a row a rectangle may not fit.
+
+    Returns:
+        `np.ndarray` of dtype `bool` and shape `(num_images, side, side)`: `True` where a patch is hidden.
+    """
+    masks = np.zeros((len(keys), side, side), bool)
+    missing, failures = np.array(num_masked, np.int64), np.zeros(len(keys), np.int64)
+    places, turn = np.arange(side), 0
+    left = np.flatnonzero(missing > 0)
+    while len(left):
+        draws = keyed.uniform(keyed.key(Use.BLOCK_MASK, keys[left][:, None], turn, np.arange(4)))
+        most = np.minimum(missing[left], max(side**2 // 2, 1))
+        area = min_patches + (most - min_patches) * draws[:, 0]
+        root_of_aspect = np.exp(0.5 * np.log(min_aspect) * (1.0 - 2.0 * draws[:, 1]))
+        size = np.rint(
+            np.sqrt(area)[:, None] * np.stack([root_of_aspect, 1.0 / root_of_aspect], axis=1)
+        )  # height, width
+        start = np.floor(draws[:, 2:] * (side - size + 1))
+        inside = (places >= start[..., None]) & (places < (start + size)[..., None])  # (n, 2, side)
+        block = inside[:, 0, :, None] & inside[:, 1, None, :]
+        new = (block & ~masks[left]).sum((1, 2))
+        fits = ((size > 0) & (size < side)).all(1) & (new > 0) & (new <= most)
+        masks[left[fits]] |= block[fits]
+        missing[left] -= np.where(fits, new, 0)
+        failures[left] = np.where(fits, 0, failures[left] + 1)
+        left, turn = left[(missing[left] > 0) & (failures[left] < attempts)], turn + 1
+    # one by one, what no rectangle fits
+    for image in np.flatnonzero(missing):
+        visible = np.flatnonzero(~masks[image])
+        draws = keyed.key(Use.BLOCK_MASK, keys[image], -1, visible)
+        masks[image].flat[visible[np.argsort(draws)[: missing[image]]]] = True
+    return masks

@@ -70,6 +70,8 @@ class ViewPreset:
             Jitter for images of at most 64 pixels, where practice for CIFAR differs from the paper's.
         has_noise (`bool`, *optional*, defaults to `False`):
             Whether each image comes with a random number for each of its patches, by which a method hides some.
+        mask_ratio (`tuple[float, float]`, *optional*):
+            Smallest and largest share of the patches that are masked in half of the full-size views, in blocks.
     """
 
     views: tuple[View, ...]
@@ -77,3 +79,4 @@ class ViewPreset:
     num_local: int = 0
     small_jitter: tuple[float, float, float, float] | None = None
     has_noise: bool = False
+    mask_ratio: tuple[float, float] | None = None

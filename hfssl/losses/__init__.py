@@ -7,6 +7,7 @@ under autocast. One module holds one family; all of their names are here.
 from .clustering import deepcluster_loss, swav_codes, swav_loss
 from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
 from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
+from .patches import gram_loss, ibot_loss, koleo_loss
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
 from .redundancy import (
@@ -34,7 +35,10 @@ __all__ = [
     "dino_loss",
     "frame_contrast",
     "full_precision",
+    "gram_loss",
     "hubert_loss",
+    "ibot_loss",
+    "koleo_loss",
     "lejepa_terms",
     "mae_loss",
     "moco_v3_loss",

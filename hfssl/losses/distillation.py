@@ -103,6 +103,7 @@ def sinkhorn_targets(
     temperature: float | torch.Tensor,
     iterations: int = 3,
     all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Targets of which each prototype gets the same share, instead of a centre: Sinkhorn-Knopp, as in
     [SwAV](https://huggingface.co/papers/2006.09882) and [DINOv2](https://huggingface.co/papers/2304.07193).
@@ -120,6 +121,8 @@ def sinkhorn_targets(
             More come nearer to equal shares.
         all_reduce (`Callable`, *optional*):
             Sum of a tensor over processes, where the samples of several are to share the prototypes.
+        counts (`torch.BoolTensor` of shape `(...)`, *optional*):
+            Which samples share them; the others, which fill up a batch, take nothing from these. All do when left out.
 
     Returns:
         `torch.Tensor` of the shape of `teacher_logits`: distributions over the prototypes.
@@ -139,7 +142,7 @@ def sinkhorn_targets(
         dims = tuple(range(shares.ndim - 1))
         smallest = torch.finfo(shares.dtype).tiny
         for _ in range(iterations):
-            of_prototype = shares.sum(dims)
+            of_prototype = (shares if counts is None else shares * counts[..., None]).sum(dims)
             if all_reduce is not None:
                 of_prototype = all_reduce(of_prototype)
             log_scales = log_scales - of_prototype.clamp(min=smallest).log()

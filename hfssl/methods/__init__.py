@@ -15,6 +15,7 @@ from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTraini
 from .vision.byol import ByolForPreTraining, ByolPreTrainingConfig
 from .vision.deepcluster import DeepclusterForPreTraining, DeepclusterPreTrainingConfig
 from .vision.dino import DinoForPreTraining, DinoPreTrainingConfig
+from .vision.dinov2 import Dinov2ForPreTraining, Dinov2PreTrainingConfig
 from .vision.lejepa import LejepaForPreTraining, LejepaPreTrainingConfig
 from .vision.mae import MaeForPreTraining, MaePreTrainingConfig
 from .vision.moco import MocoForPreTraining, MocoPreTrainingConfig

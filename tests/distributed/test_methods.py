@@ -23,7 +23,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("method, variant", [(method, name) for method in METHODS for name in variants_of(method)])
 def test_two_processes_are_one_with_twice_the_samples(pair, tmp_path, method, variant):
-    equal = contract(method).processes
+    equal = contract(method).processes or variant in contract(method).equal
     alone = checks.one_step(0, 1, tmp_path / "alone", method, variant)
     together = pair.ask(CHECKS, "one_step", folder=tmp_path / "together", method=method, variant=variant)
     assert max(gradient.abs().max() for gradient in alone["gradients"].values()) > 1e-3

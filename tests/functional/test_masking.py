@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hfssl.functional import keyed
-from hfssl.functional.masking import mask_tokens
+from hfssl.functional.masking import block_masks, mask_tokens
 
 
 VOCABULARY, MASK = 1000, 4
@@ -60,3 +60,55 @@ def test_the_input_is_not_changed(tokens):
     before = ids.copy()
     masked(ids, keys, mask_ratio=0.5)
     assert (ids == before).all()
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def blocks(numbers, side, first=0, **kwargs):
+    keys = keyed.key(5, np.arange(first, first + len(numbers)))
+    return block_masks(keys, np.asarray(numbers), side, **kwargs)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 8, 14])
+def test_exactly_so_many_patches_are_hidden(side):
+    numbers = np.arange(side**2 + 1).repeat(3)
+    assert blocks(numbers, side).sum((1, 2)).tolist() == numbers.tolist()
+
+
+def test_a_mask_does_not_depend_on_what_stands_beside_it():
+    numbers = np.array([20, 0, 98, 60, 30])
+    whole = blocks(numbers, 14)
+    for i, number in enumerate(numbers):
+        assert np.array_equal(blocks([number], 14, first=i)[0], whole[i])
+    assert not np.array_equal(whole[0], blocks([20], 14, first=7)[0])
+
+
+def blocks_by_hand(number, side, rng):
+    """The procedure of DINOv2, one image after the other; it may end with fewer."""
+    mask = np.zeros((side, side), bool)
+    while mask.sum() < number:
+        missing = min(number - mask.sum(), side**2 // 2)
+        for _ in range(10):
+            area, aspect = 4 + (missing - 4) * rng.random(), np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
+            height, width = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if height < side and width < side:
+                top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
+                block = mask[top : top + height, left : left + width]
+                if 0 < height * width - block.sum() <= missing:
+                    block[:] = True
+                    break
+        else:
+            break
+    return mask
+
+
+def test_masks_are_drawn_as_by_the_reference():
+    number, side = 59, 14
+    masks = blocks(np.full(1000, number), side)
+    rng = np.random.default_rng(0)
+    theirs = np.stack([blocks_by_hand(number, side, rng) for _ in range(300)])
+    assert np.abs(masks.mean(0) - theirs.mean(0)).max() < 0.12  # four standard errors of 300
+    assert np.abs(masks.mean((0, 1)) - theirs.mean((0, 1))).max() < 0.05
+    together, expected = ((each[:, 1:] & each[:, :-1]).mean() for each in (masks, theirs))
+    assert together == pytest.approx(expected, abs=0.01)  # of patches drawn one by one it would be a third

@@ -22,10 +22,10 @@ def folder_of_images(folder, number=4):
     return folder
 
 
-@pytest.mark.parametrize("method, columns", [("dino", 1 + 2 + 3), ("mae", 1 + 1 + 1)])
+@pytest.mark.parametrize("method, columns", [("dino", 1 + 2 + 3), ("dinov2", 1 + 2 + 3 + 2), ("mae", 1 + 1 + 1)])
 def test_writes_a_sheet(tmp_path, method, columns):
     images, sheet = folder_of_images(tmp_path / "images"), tmp_path / "new" / "sheet.png"
-    local = ["--local_crops", 3] if method == "dino" else []
+    local = ["--local_crops", 3] if method.startswith("dino") else []
     flags = ["--method", method, "--dataset", images, "--num_images", 2, "--image_size", 48, "--output", sheet, *local]
     flags += ["--encoder", "vit-mini-patch4"]
     run = show(tmp_path / "run", *flags)

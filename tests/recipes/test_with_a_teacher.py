@@ -1,4 +1,4 @@
-"""`recipes/moco.py`, `recipes/byol.py` and `recipes/dino.py` as commands."""
+"""`recipes/moco.py`, `recipes/byol.py`, `recipes/dino.py` and `recipes/dinov2.py` as commands."""
 
 import json
 
@@ -8,7 +8,12 @@ from safetensors.torch import load_file
 
 
 # methods, and settings of each that have a state of their own
-METHODS = {"moco": {"queue_size": 40}, "byol": {}, "dino": {"local_crops": 2, "gradient_accumulation_steps": 2}}
+METHODS = {
+    "moco": {"queue_size": 40},
+    "byol": {},
+    "dino": {"local_crops": 2, "gradient_accumulation_steps": 2},
+    "dinov2": {"local_crops": 2},
+}
 
 
 @pytest.mark.slow

@@ -109,6 +109,25 @@ class MaeEncoderArguments(VisionEncoderArguments):
     encoder: str = AUTO
 
 
+@dataclass
+class Dinov2EncoderArguments(VisionEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        encoder (`str`, *optional*, defaults to `"auto"`):
+            auto (chosen for the size and the number of the images and for the machine); vit-mini-patch4 or
+            vit-tiny-patch4 for images of 32 pixels or less; vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for
+            those of 64 to 128; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, dinov2-small-patch14,
+            dinov2-base-patch14 or dinov2-large-patch14 for larger ones; a config file; or a Hub id or folder to
+            continue from: DINOv2, with and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or I-JEPA.
+    """
+
+    kind: ClassVar[str] = TRANSFORMER
+
+    encoder: str = AUTO
+
+
 def is_checkpoint(encoder: str) -> bool:
     """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
     return encoder != AUTO and encoders.is_checkpoint(encoder, VISION_PRESETS)

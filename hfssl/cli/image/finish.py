@@ -195,6 +195,6 @@ def _pictures(
         pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
     path = folder / "views.png"
     batch = views_of(data.held_out[:6], views)
-    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch["noise"]) if "noise" in batch else None)
+    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch) if hasattr(model, "hidden_pixels") else None)
     pictures.append((path, "Held-out images, and views of them as in training."))
     return pictures

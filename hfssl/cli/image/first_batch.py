@@ -58,7 +58,7 @@ def first_batch(
 
     Returns:
         `tuple`: the batch, with the encoded images as `original`, the views, and for a method that hides some of the
-        pixels which these are, `(batch_size, 1, height, width)`.
+        pixels which these are, `(batch_size, num_views, height, width)`.
     """
     data = ImageData(data_args)
     views = make_views(method, recipe, config, data, view_args, given)
@@ -68,5 +68,5 @@ def first_batch(
     if probes is not None:  # what the run measures on is left out of it
         stream.leave_out(frozenset(map(identity, probes[1].images)))
     batch = next(iter(stream))
-    hidden = model.hidden_pixels(batch["noise"].to(model.device)).cpu() if "noise" in batch else None
+    hidden = model.hidden_pixels(batch).cpu() if hasattr(model, "hidden_pixels") else None
     return batch, views, hidden

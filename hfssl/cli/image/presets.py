@@ -1,6 +1,6 @@
 """Encoders of images to train from scratch, by name."""
 
-from transformers import ConvNextV2Config, ResNetConfig, ViTConfig
+from transformers import ConvNextV2Config, Dinov2Config, ResNetConfig, ViTConfig
 
 
 def _vit(layers: int, width: int, heads: int, patch: int, image: int) -> ViTConfig:
@@ -8,6 +8,14 @@ def _vit(layers: int, width: int, heads: int, patch: int, image: int) -> ViTConf
         num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width,
         patch_size=patch, image_size=image,
         layer_norm_eps=1e-6,  # of every paper that trains one; transformers has 1e-12
+    )  # fmt: skip
+
+
+def _dinov2(layers: int, width: int, heads: int) -> Dinov2Config:
+    # as DINOv2 trains them from scratch: transformers has a scale of 1 for layers, which is for what is trained
+    return Dinov2Config(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, patch_size=14, image_size=224,
+        layerscale_value=1e-5,
     )  # fmt: skip
 
 
@@ -34,6 +42,9 @@ VISION_PRESETS = {
     "vit-tiny-patch16": lambda: _vit(12, 192, 3, 16, 224),
     "vit-small-patch16": lambda: _vit(12, 384, 6, 16, 224),
     "vit-base-patch16": lambda: _vit(12, 768, 12, 16, 224),
+    "dinov2-small-patch14": lambda: _dinov2(12, 384, 6),
+    "dinov2-base-patch14": lambda: _dinov2(12, 768, 12),
+    "dinov2-large-patch14": lambda: _dinov2(24, 1024, 16),
     # half of resnet-18's widths and blocks
     "resnet-mini": lambda: _resnet("basic", (1, 1, 1, 1), (32, 64, 128, 256), stem=32),
     # half of its widths, all of its blocks

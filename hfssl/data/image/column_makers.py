@@ -15,6 +15,7 @@ import torch
 
 from ...functional import keyed
 from ...functional.keyed import Use
+from ...functional.masking import block_masks
 from ...functional.views import View
 from ..device import send
 from ..stream import Block
@@ -93,3 +94,42 @@ class Noise:
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
         return {"noise": send(columns["noise"], device)}
+
+
+class BlockMasks:
+    """Patches that DINOv2 masks: `masked_patches` `(batch_size, most)`, int32, of half of the views of each image.
+
+    They count through the patches of all its full-size views, view by view and in reading order. Those of an image
+    that has fewer than the most end in -1: so all batches have one shape, and nobody has to count on the device.
+
+    Args:
+        num_views (`int`):
+            Full-size views an image, at least 2.
+        side (`int`):
+            Patches in a row of a view.
+        ratio (`tuple[float, float]`):
+            Smallest and largest share of the patches of a view that is masked.
+    """
+
+    def __init__(self, num_views: int, side: int, ratio: tuple[float, float]):
+        self.num_views, self.side, self.ratio = num_views, side, ratio
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
+        keys, num_patches = block.keys[kept][:, None], self.side**2
+        masked_views = self.num_views // 2
+        draws = keyed.key(Use.MASKED_VIEW, keys, np.arange(self.num_views))
+        views = np.argsort(draws, axis=1)[:, :masked_views]
+        low, high = self.ratio
+        shares = low + (high - low) * keyed.uniform(keyed.key(Use.MASK_RATIO, keys, views))
+        numbers = (num_patches * shares).astype(np.int64)
+        keys_of_masks = keyed.key(Use.BLOCK_MASK, keys, views)
+        masks = np.zeros((len(kept), self.num_views, num_patches), bool)
+        found = block_masks(keys_of_masks.ravel(), numbers.ravel(), self.side).reshape(*views.shape, num_patches)
+        np.put_along_axis(masks, views[..., None], found, axis=1)
+        masks = masks.reshape(len(kept), -1)
+        most = masked_views * int(num_patches * high)
+        patches = np.argsort(~masks, axis=1, kind="stable")[:, :most].astype(np.int32)
+        return {"masked_patches": np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        return {"masked_patches": send(columns["masked_patches"], device)}

@@ -48,8 +48,8 @@ def contact_sheet(
             Of the picture; its folder is made.
         number (`int`, *optional*, defaults to `6`):
             Rows, at most.
-        hidden (`torch.BoolTensor` of shape `(batch_size, 1, height, width)`, *optional*):
-            Pixels of a view that the method hides: shown beside the view, in grey.
+        hidden (`torch.BoolTensor` of shape `(batch_size, num_views, height, width)`, *optional*):
+            Pixels of the views that the method hides: shown beside the views, in grey.
 
     Returns:
         `int`: how many images it shows.
@@ -66,8 +66,9 @@ def contact_sheet(
     local = batch.get("local_pixel_values")
     columns += [(f"local {i + 1}", _visible(local[:, i], views)) for i in range(views.num_local)]
     if hidden is not None:
-        seen = torch.where(hidden[:number].cpu(), 0.5, columns[0][1])
-        columns.append((f"seen ({1 - hidden.float().mean():.0%})", seen))
+        for i, of_view in enumerate(hidden[:number].cpu().unbind(1)):
+            seen = torch.where(of_view[:, None], 0.5, columns[i][1])
+            columns.append((f"seen{f' of {i + 1}' * (hidden.shape[1] > 1)} ({1 - of_view.float().mean():.0%})", seen))
     figure, axes = plt.subplots(
         len(shown), 1 + len(columns), figsize=(1.4 * (1 + len(columns)), 1.5 * len(shown) + 0.6), squeeze=False
     )

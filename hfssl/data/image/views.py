@@ -26,7 +26,7 @@ from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
-from .column_makers import ColumnMaker, Crops, Noise
+from .column_makers import BlockMasks, ColumnMaker, Crops, Noise
 from .png import encoded_image
 
 
@@ -81,7 +81,8 @@ class ViewArguments:
         solarize_probability (`list[float]`, *optional*):
             How many views are solarised: one value for all, or one for each as in `blur_probability`.
         local_crops (`int`, *optional*):
-            Local views an image, for methods that have them.
+            Local views an image, for methods that have them. Left out: none of images below 64 pixels, unless another
+            flag speaks of them.
         local_size (`int`, *optional*):
             Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches,
             and at least 24 pixels for encoders that have none.
@@ -143,9 +144,9 @@ class Views:
     Its columns are made by `crops` and, beside them, by a list of `makers` ([`ColumnMaker`]).
 
     The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
-    `(batch_size, num_local_crops, 3, local_height, local_width)`; for MAE `pixel_values`
-    `(batch_size, 3, height, width)` and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the
-    patches.
+    `(batch_size, num_local_crops, 3, local_height, local_width)`; for DINOv2 also `masked_patches`, see
+    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, 3, height, width)` and `noise`
+    `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
 
     Args:
         preset ([`~hfssl.functional.views.ViewPreset`]):
@@ -158,7 +159,7 @@ class Views:
             Mean and standard deviation of red, green and blue in [0, 1], where `--normalization` does not say them:
             those of the data set, or of the checkpoint that is continued.
         patch_size (`int`, *optional*):
-            Patches of the encoder, for the noise of MAE. Sizes have to be multiples of it.
+            Patches of the encoder, for the masks of MAE and DINOv2. Sizes have to be multiples of it.
         value_range (`tuple[float, float]`, *optional*):
             What becomes black and white of images with more than 8 bits, see
             [`~hfssl.data.image.decode.decode_image`].
@@ -200,8 +201,11 @@ class Views:
         single = "pixel_values" if len(views) == 1 else None
         self.crops = Crops(groups, self.mean, self.std, single, value_range)
         self.makers: list[ColumnMaker] = []
+        side = self.image_size // (patch_size or 1)
         if preset.has_noise:
-            self.makers.append(Noise((self.image_size // (patch_size or 1)) ** 2))
+            self.makers.append(Noise(side**2))
+        if preset.mask_ratio is not None:
+            self.makers.append(BlockMasks(len(views), side, preset.mask_ratio))
 
     def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
         """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.
@@ -287,7 +291,11 @@ def _resolve(
     for name, flag in [*zip(names, names, strict=True), ("ratio", "crop_ratio")]:
         if getattr(arguments, flag) is not None:
             changes[name] = getattr(arguments, flag)
-    num_local = preset.num_local if arguments.local_crops is None else arguments.local_crops
+    num_local = arguments.local_crops
+    if num_local is None:
+        # of 32 pixels small crops show next to nothing, and cost as many steps (recipes/README.md, "Short runs")
+        without = image_size < SMALL_IMAGE and arguments.local_size is None and arguments.local_crop_scale is None
+        num_local = 0 if without else preset.num_local
     kinds = [*preset.views, *([preset.local] if preset.local else [])]
     if image_size <= SMALL_IMAGE:
         kinds = [_for_small_images(view, preset.small_jitter, is_local=view is preset.local) for view in kinds]

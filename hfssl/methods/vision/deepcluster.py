@@ -74,7 +74,7 @@ METHOD = Method(
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=5e-4, checkpoint=1e-4),
     narrow_heads={"projector_hidden_dim": 512, "num_prototypes": 256},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
-    embedded_views={"letters": {"local_crops": 0}, "digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "local_crops": 0}},
+    embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0)}},
     collapse_hints=_collapse_hints,
     chance=lambda config, context: {"loss": math.log(config.num_prototypes)},
     benchmark=BenchmarkSettings(short_config={"num_clusterings": 8}, against=()),  # as its recipe

@@ -20,23 +20,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...functional.schedules import linear
 from ...functional.views import View, ViewPreset
-from ...losses import cross_view_entropy, dino_loss, sinkhorn_targets
+from ...losses import cross_view_entropy, dino_loss
 from ...modeling.branch import VisionBranch, crop_by_crop
-from ...modeling.distributed import all_reduce_with_grad, convert_batch_norm
-from ...modeling.drop_path import build_with_drop_path, drop_path_shares
+from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import DinoHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
 from ...modeling.pooling import check_pooling, feature_size
-from ...modeling.teacher import TeacherMixin, check_momentum
+from ...modeling.self_distillation import SelfDistillationMixin, check_self_distillation
+from ...modeling.teacher import check_momentum
 from ...modeling.vision import SSLVisionModel
 
 
@@ -78,10 +75,7 @@ METHOD = Method(
     learning_rates=LearningRates(lars=0.3, narrow=2e-3, wide=5e-4, checkpoint=1e-4),
     narrow_heads={"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
-    embedded_views={
-        "letters": {"local_crops": 0},
-        "digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0},
-    },
+    embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
     collapse_hints=_collapse_hints,
     chance=lambda config, context: {"loss": math.log(config.num_prototypes)},
     benchmark=BenchmarkSettings(
@@ -171,18 +165,8 @@ class DinoPreTrainingConfig(PreTrainedConfig):
     drop_path_rate: float = 0.1
     drop_path_rate_end: float | None = None
 
-    def validate_temperatures(self):
-        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-
-    def validate_shares(self):
-        for name in ("freeze_prototypes", "teacher_temperature_warmup", "center_momentum"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
-        for name in ("drop_path_rate", "drop_path_rate_end"):
-            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+    def validate_schedules(self):
+        check_self_distillation(self)
 
     def validate_momentum(self):
         check_momentum(self)
@@ -215,7 +199,7 @@ class DinoOutput(ModelOutput):
     teacher_logits: torch.FloatTensor | None = None
 
 
-class DinoForPreTraining(TeacherMixin, SSLVisionModel):
+class DinoForPreTraining(SelfDistillationMixin, SSLVisionModel):
     config_class = DinoPreTrainingConfig
     method = METHOD
     base_model_prefix = "student"
@@ -230,9 +214,8 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
 
     def __init__(self, config: DinoPreTrainingConfig):
         super().__init__(config)
-        highest_rate = max(config.drop_path_rate, config.drop_path_rate_end or 0.0)
         self.student = VisionBranch(
-            build_with_drop_path(config.encoder_config, highest_rate),
+            self.build_student_encoder(),
             DinoHead(
                 feature_size(config.encoder_config, config.pooling), config.projector_hidden_dim,
                 config.projector_output_dim, config.num_prototypes, config.projector_num_layers,
@@ -242,32 +225,9 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             config.pooling,
         )  # fmt: skip
         convert_batch_norm(self)
-        self._drop_path_shares: dict[nn.Module, float] = {}
-        if config.drop_path_rate_end is not None and highest_rate > 0.0:
-            self._drop_path_shares = drop_path_shares(self.student.encoder, highest_rate)
         self.build_teacher()
-        self.register_buffer("center", torch.zeros(config.num_prototypes))
-        # sum of the teacher's logits since the last optimizer step, and how many they were
-        self._logits_sum: torch.Tensor | None = None
-        self._num_logits = 0
+        self.add_center("center", config.num_prototypes)
         self.post_init()
-
-    def schedules(self, progress: float) -> dict[str, float]:
-        config = self.config
-        warmup = config.teacher_temperature_warmup
-        temperature = linear(
-            config.teacher_temperature_start, config.teacher_temperature_end, progress / warmup if warmup else 1.0
-        )
-        rate_end = config.drop_path_rate if config.drop_path_rate_end is None else config.drop_path_rate_end
-        return {
-            **super().schedules(progress),
-            "teacher_temperature": temperature,
-            "drop_path_rate": linear(config.drop_path_rate, rate_end, progress),
-        }
-
-    def waiting_parameters(self) -> list[nn.Parameter]:
-        waits = self.progress < self.config.freeze_prototypes
-        return [self.student.projector.prototypes.weight] if waits else []
 
     def forward(
         self,
@@ -298,52 +258,20 @@ class DinoForPreTraining(TeacherMixin, SSLVisionModel):
             teacher_logits = self.teacher(*crops).unflatten(0, (-1, batch_size))
         if local_pixel_values is not None:
             crops.append(crop_by_crop(local_pixel_values))
-        self._follow_schedules()
+        self.follow_schedules()
         student_logits = self.student(*crops).unflatten(0, (-1, batch_size))
         loss = self._loss(student_logits, teacher_logits)
         if self.training:
-            if torch.is_grad_enabled() and self.config.centering == "mean":
-                self._add_logits(teacher_logits)
+            self.add_logits("center", teacher_logits)
             return DinoOutput(loss=loss)
         return DinoOutput(loss=loss, student_logits=student_logits, teacher_logits=teacher_logits)
 
-    @torch.compiler.disable  # sets what changes only in the course of a run: a compiler would look at it in each step
-    def _follow_schedules(self) -> None:
-        # here and not after the last step, so that a model that was just loaded does so too
-        self.student.projector.trains_prototypes = not (self.training and self.waiting_parameters())
-        rate = self.schedules(self.progress)["drop_path_rate"]
-        for module, share in self._drop_path_shares.items():
-            module.drop_prob = share * rate
-
     def _loss(self, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-        student, teacher = self.config.student_temperature, self._teacher_temperature(student_logits.device)
+        temperature = self.config.student_temperature
         if self.config.centering == "mean":
-            return dino_loss(student_logits, teacher_logits, self.center, student, teacher)
-        # evaluation goes on in each process alone
-        together = all_reduce_with_grad if self.training else None
-        targets = sinkhorn_targets(teacher_logits, teacher, all_reduce=together)
-        return cross_view_entropy(student_logits, targets, student)
-
-    @torch.compiler.disable  # a number of another value would be compiled again in each step
-    def _teacher_temperature(self, device: torch.device) -> torch.Tensor:
-        temperature = self.schedules(self.progress)["teacher_temperature"]
-        return torch.full((), temperature, dtype=torch.float64, device=device)  # as exact as the number
-
-    @torch.compiler.disable
-    def _add_logits(self, logits: torch.Tensor) -> None:
-        total = logits.sum((0, 1), dtype=self.center.dtype)
-        self._logits_sum = total if self._logits_sum is None else self._logits_sum + total
-        self._num_logits += logits.shape[0] * logits.shape[1]
-
-    @torch.no_grad()
-    def after_optimizer_step(self, progress: float) -> None:
-        super().after_optimizer_step(progress)
-        if self._logits_sum is None:
-            return
-        # the sum and how many it is of, in one message
-        total = all_reduce_with_grad(F.pad(self._logits_sum, (0, 1), value=float(self._num_logits)))
-        self.center.lerp_(total[:-1] / total[-1], 1.0 - self.config.center_momentum)
-        self._logits_sum, self._num_logits = None, 0
+            sharpness = self.teacher_temperature(student_logits.device)
+            return dino_loss(student_logits, teacher_logits, self.center, temperature, sharpness)
+        return cross_view_entropy(student_logits, self.equal_shares(teacher_logits), temperature)
 
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""

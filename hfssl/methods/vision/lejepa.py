@@ -71,10 +71,7 @@ METHOD = Method(
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4),
     narrow_heads={"projector_hidden_dim": 512, "num_directions": 256},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
-    embedded_views={
-        "letters": {"local_crops": 0},
-        "digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0], "local_crops": 0},
-    },
+    embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
     contrasts_batch=True,
     collapse_hints=_collapse_hints,
     chance=_chance,

@@ -246,9 +246,9 @@ class MaeForPreTraining(SSLVisionModel):
         order = noise.argsort(dim=1, stable=True)
         return order, order.argsort(dim=1)
 
-    def hidden_pixels(self, noise: torch.FloatTensor) -> torch.BoolTensor:
-        """Which pixels `noise` `(batch_size, num_patches)` hides, of shape `(batch_size, 1, height, width)`."""
-        _, places = self.order(noise)
+    def hidden_pixels(self, batch: dict[str, torch.Tensor]) -> torch.BoolTensor:
+        """Which pixels of the images of a batch are hidden, of shape `(batch_size, 1, height, width)`."""
+        _, places = self.order(batch["noise"])
         hidden = (places >= self.config.num_visible)[..., None]
         return unpatchify(hidden.expand(-1, -1, self.patch_size**2), self.patch_size)
 

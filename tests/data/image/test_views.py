@@ -45,7 +45,7 @@ def batch(views, *blocks, take=None):
 
 
 def views(method="simclr", is_grey=False, patch_size=None, mean_std=None, **arguments):
-    arguments = {"image_size": 32} | arguments
+    arguments = {"image_size": 32} | ({"local_crops": 8} if method == "dino" else {}) | arguments
     return Views(
         preset_of(method), ViewArguments(**arguments), is_grey=is_grey, patch_size=patch_size, mean_std=mean_std
     )
@@ -79,7 +79,16 @@ def test_what_the_model_gets(method, shapes):
 )
 def test_small_crops_are_of_a_size_that_the_encoder_can_take(patch_size, image_size, expected):
     """A ResNet shrinks 16 pixels to one before its last block, which it then refuses."""
-    assert views("dino", patch_size=patch_size, image_size=image_size).local_size == expected
+    assert views("dino", patch_size=patch_size, image_size=image_size, local_crops=2).local_size == expected
+
+
+def test_small_images_have_no_small_crops_unless_a_flag_speaks_of_them():
+    def number(**flags):
+        return views("dino", patch_size=8, **{"local_crops": None} | flags).num_local
+
+    assert number(image_size=32) == 0 and number(image_size=64) == 8
+    assert number(image_size=32, local_crops=3) == 3 and number(image_size=64, local_crops=0) == 0
+    assert number(image_size=32, local_size=16) == number(image_size=32, local_crop_scale=(0.1, 0.3)) == 8
 
 
 def test_presets_are_those_of_the_papers():
@@ -259,6 +268,28 @@ def test_columns_stay_what_they_were(method):
     expected, brightness = COLUMNS[method]
     assert digest(rows.columns) == expected
     assert rows.columns["pixel_values"].mean() == pytest.approx(brightness, abs=0.02)
+
+
+def test_half_of_the_large_crops_are_masked_by_blocks():
+    preset = dataclasses.replace(preset_of("dino"), mask_ratio=(0.1, 0.5))
+    made = Views(preset, ViewArguments(image_size=32, local_crops=0), is_grey=False, patch_size=4)
+    samples = block(range(8))
+    samples.columns["image"][3] = b"broken"
+    patches = made.rows(samples).columns["masked_patches"]
+    assert patches.shape == (7, 32) and patches.dtype == np.int32
+    numbers = (patches >= 0).sum(1)
+    assert (numbers >= 6).all() and (numbers < 32).all() and len(set(numbers)) > 3
+    for row, number in zip(patches, numbers, strict=True):
+        assert (row[number:] == -1).all() and (np.diff(row[:number]) > 0).all()
+        assert len(set(row[:number] // 64)) == 1  # of one of the two
+    assert set(patches[:, 0] // 64) == {0, 1}
+    # whatever stands beside a sample, and beside the masks
+    alone = made.rows(dataclasses.replace(block(range(8)), keys=samples.keys)).columns["masked_patches"]
+    assert np.array_equal(np.delete(alone, 3, axis=0), patches)
+    without = views("dino", patch_size=4, image_size=32, local_crops=0).rows(samples).columns
+    assert np.array_equal(without["pixel_values"], made.rows(samples).columns["pixel_values"])
+    batch = made.collator("cpu")(made.rows(samples).columns)
+    assert batch["masked_patches"].tolist() == patches.tolist()
 
 
 class Masks:

@@ -1,0 +1,65 @@
+"""DINOv2: from images without labels to an encoder whose patches mean something too, by distillation of itself.
+
+accelerate launch recipes/dinov2.py                                     embedded letters, minutes on a laptop
+accelerate launch recipes/dinov2.py --dataset my_images/ --encoder dinov2-small-patch14 --max_steps 20000
+accelerate launch recipes/dinov2.py --dataset uoft-cs/cifar10 --encoder vit-tiny-patch4             32 x 32 pixels
+accelerate launch recipes/dinov2.py --dataset my_images/ --encoder facebook/dinov2-small --pooling cls \
+    --projector_batch_norm false --momentum_start 0.999                 continue a checkpoint
+accelerate launch recipes/dinov2.py --dataset my_images/ --probe_dataset my_labelled_images/    k-NN while it trains
+accelerate launch recipes/dinov2.py --config recipes/configs/dinov2_vitl14.yaml
+accelerate launch recipes/dinov2.py --config recipes/configs/ibot_imagenet.yaml                     without KoLeo
+torchrun --nproc_per_node 2 recipes/dinov2.py                           several processes
+
+Defaults are for short runs and are not the paper's: as in recipes/dino.py, the mean of the patches is projected,
+through batch norm, and Sinkhorn's equal shares stand for the centres, at a lower temperature. Images below 64
+pixels have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
+
+The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
+--teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
+recipes/show_views.py --method dinov2. Measured results: recipes/README.md.
+"""
+
+from hfssl.cli.command import command
+
+
+@command
+def main():
+    from hfssl import Dinov2ForPreTraining, Dinov2PreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.image.data import ImageData, ImageDataArguments
+    from hfssl.cli.image.encoders import Dinov2EncoderArguments, make_views
+    from hfssl.cli.image.finish import finish_images
+    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.modality import build_method
+    from hfssl.data.image.views import ViewArguments
+    from hfssl.modeling.image_processing import build_image_processor
+
+    adam = {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
+    paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
+    # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
+    short = {
+        "max_steps": 300, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
+        "drop_path_rate": 0.1,
+    }  # fmt: skip
+    defaults = {"output_dir": "outputs/dinov2", "per_device_train_batch_size": 128, **short, **paper, **adam}
+    parser = RecipeParser(
+        Dinov2EncoderArguments, ImageDataArguments, ViewArguments, Dinov2PreTrainingConfig, ProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
+    )  # fmt: skip
+    recipe, data_args, view_args, config, probe_args, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = ImageData(data_args, checkpoint)
+    views = make_views(Dinov2ForPreTraining, recipe, config, data, view_args, parser.given)
+    model = build_method(Dinov2ForPreTraining, recipe, config, views, args, parser.given)
+    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
+    evaluators = image_evaluators(model, data, views, processor, probe_args, args)
+    trainer = SSLTrainer(
+        model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,
+        held_out=data.held_out, processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    finish_images(trainer, data, views, recipe.base_model)
+
+
+if __name__ == "__main__":
+    main()
