@@ -110,6 +110,7 @@ def mfcc(waveform: torch.Tensor) -> torch.Tensor:
     from torchaudio.compliance import kaldi
     from torchaudio.functional import compute_deltas
 
-    coefficients = kaldi.mfcc(waveform[None].float(), sample_frequency=SAMPLING_RATE, use_energy=False).T
-    first = compute_deltas(coefficients)
-    return torch.cat([coefficients, first, compute_deltas(first)]).T.contiguous()
+    with full_precision(waveform):
+        coefficients = kaldi.mfcc(waveform[None].float(), sample_frequency=SAMPLING_RATE, use_energy=False).T
+        first = compute_deltas(coefficients)
+        return torch.cat([coefficients, first, compute_deltas(first)]).T.contiguous()

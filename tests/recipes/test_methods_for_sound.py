@@ -50,15 +50,11 @@ def run(method, folder, recordings, **settings):
 def test_two_iterations_of_hubert(tmp_path, recordings):
     done = run("hubert", tmp_path, recordings, iterations=2)
     assert done.poll() == 0, done.stderr
-    out = tmp_path / "out"
-    first, second = (
-        json.loads((each / "pretraining" / "config.json").read_text()) for each in (out / "iteration-1", out)
-    )
+    out, before = tmp_path / "out", tmp_path / "out-iteration-1"
+    folders = [folder / "pretraining" for folder in (before, out)]
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in folders)
     assert (first["unit_features"], second["unit_features"], second["unit_layer"]) == ("mfcc", "layer", 1)
-    dims = [
-        load_file(each / "pretraining" / "model.safetensors")["unit_centroids"].shape
-        for each in (out / "iteration-1", out)
-    ]
+    dims = [load_file(folder / "model.safetensors")["unit_centroids"].shape for folder in folders]
     assert dims == [(8, 39), (8, 32)]
     assert done.stderr.count("8 units in use") == 2 and "Iteration 2 of 2" in done.stderr
     assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"

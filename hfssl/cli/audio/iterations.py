@@ -25,7 +25,8 @@ class IterationArguments:
     Args:
         iterations (`int`, *optional*, defaults to `1`):
             How many encoders are trained one after another, each from scratch: the first on units of MFCC, the next on
-            units of a layer of the one before. Those before the last one lie in `iteration-1`, … of `--output_dir`.
+            units of a layer of the one before. Those before the last one lie beside `--output_dir`, in folders of its
+            name with -iteration-1 and so on behind it.
         unit_encoder (`str`, *optional*):
             Folder or Hub id of an encoder that was trained before, to make the units of the first iteration of a layer
             of it.
@@ -54,7 +55,9 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
     arguments, output_dir = parsed[2], Path(parsed[5].output_dir)
     source = arguments.unit_encoder
     for number in range(1, arguments.iterations + 1):
-        folder = output_dir if number == arguments.iterations else output_dir / f"iteration-{number}"
+        # not within it: each is a run of its own, with a folder of its own
+        before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
+        folder = output_dir if number == arguments.iterations else before
         is_done = folder != output_dir and (folder / "config.json").exists()
         if not is_done:
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
