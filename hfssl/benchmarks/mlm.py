@@ -271,7 +271,7 @@ def _our_parts(args: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     if settings.get("same_config"):
         config = text_encoder_config(arguments.encoder, data.tokenizer)
         model = MlmForPreTraining(MlmPreTrainingConfig(encoder_config=config))
-        set_attention(model.encoder, "sdpa", data.arguments.max_length, args.device)
+        set_attention(model, "sdpa", data, args)
     else:
         recipe = TextEncoderArguments(arguments.encoder, arguments.attention)
         model = build_method(MlmForPreTraining, recipe, {}, data, args, set())

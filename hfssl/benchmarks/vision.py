@@ -34,6 +34,7 @@ from ..functional.keyed import Use
 from ..machine import choose_precision, num_cores, use_all_cores
 from ..methods import METHODS
 from ..modeling.vision import uses_attention
+from ..training.arguments import SSLTrainingArguments
 from .base import Contender, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE
 from .vision_training import build_benchmark_model, make_benchmark_views, train_bare, train_ours, train_run_mae
@@ -279,10 +280,14 @@ def _theirs(config: PreTrainedConfig, against: str) -> Callable:
 
 def _plain_run(arguments: VisionBenchmark) -> Any:
     """What a model is built for, where nothing is trained."""
-    return SimpleNamespace(
-        seed=arguments.seed, learning_rate=arguments.learning_rate, optim="adamw", bf16=False, fp16=False,
-        per_device_train_batch_size=arguments.batch_size, world_size=1, device=torch.device("cpu"),
-    )  # fmt: skip
+    fields = dataclasses.fields(SSLTrainingArguments)
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    run = {
+        "seed": arguments.seed, "learning_rate": arguments.learning_rate, "optim": "adamw", "bf16": False,
+        "fp16": False, "per_device_train_batch_size": arguments.batch_size, "world_size": 1,
+        "device": torch.device("cpu"), "continued_from": None,
+    }  # fmt: skip
+    return SimpleNamespace(**defaults | run)
 
 
 def _plain_views(views: Views) -> dict[str, Any]:
