@@ -178,8 +178,10 @@ def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
 
 def sides_of(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
     """Ours, and theirs where it is installed."""
-    is_compared = bool(arguments.against == "auto" and row.peer and importlib.util.find_spec(row.peer))
     makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides}
+    # the images of both peers are torchvision's
+    needed = [row.peer, *([] if row.method in makers else ["torchvision"])]
+    is_compared = bool(arguments.against == "auto" and row.peer and all(map(importlib.util.find_spec, needed)))
     # what prepares the other side may need what is not installed
     row = row if is_compared else dataclasses.replace(row, peer=None)
     sides = makers.get(row.method, _vision_sides)(row, arguments, folder)
