@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 
@@ -14,13 +13,11 @@ README = Path(__file__).parents[1] / "README.md"
 def block_with(words: str) -> str:
     """The Python of README.md in which these words stand."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    return next((block for block in blocks if words in block), "")
+    return next(block for block in blocks if words in block)
 
 
 def test_images(tmp_path, monkeypatch):
     code = block_with("SimclrForPreTraining(")
-    if not code:
-        pytest.skip("README.md has no example of images.")
     monkeypatch.chdir(tmp_path)
     for c, folder in enumerate(("my_images", "my_labelled_images/cats", "my_labelled_images/dogs")):
         Path(folder).mkdir(parents=True)
