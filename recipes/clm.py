@@ -31,7 +31,7 @@ def main():
     recipe, data_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint, causal=True)
-    probes = probe_args.load(data)
+    probes = probe_args.probes(data)
     data.set_max_steps(args)
     model = build_method(ClmForPreTraining, recipe, config, data, args, parser.given)
     evaluator = NextTokenEvaluator(

@@ -28,7 +28,8 @@ def main():
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import Dinov2EncoderArguments, make_views
     from hfssl.cli.image.finish import finish_images
-    from hfssl.cli.image.probes import ProbeArguments, image_evaluators
+    from hfssl.cli.image.probes import ImageProbeArguments, image_evaluators
+    from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.modeling.image_processing import build_image_processor
@@ -43,12 +44,13 @@ def main():
     }  # fmt: skip
     defaults = {"output_dir": "outputs/dinov2", "per_device_train_batch_size": 128, **short, **paper, **adam}
     parser = RecipeParser(
-        Dinov2EncoderArguments, ImageDataArguments, ViewArguments, Dinov2PreTrainingConfig, ProbeArguments,
+        Dinov2EncoderArguments, ImageDataArguments, ViewArguments, Dinov2PreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = ImageData(data_args, checkpoint)
+    view_args = fit_views(Dinov2ForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(Dinov2ForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(Dinov2ForPreTraining, recipe, config, views, args, parser.given)
     processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)

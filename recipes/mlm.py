@@ -39,7 +39,7 @@ def main():
             recipe.encoder = "bert-mini"  # the objective is BERT's
     checkpoint = args.claim_output_dir()
     data = TextData(data_args, recipe.base_model, checkpoint)
-    probes = probe_args.load(data)
+    probes = probe_args.probes(data)
     data.set_max_steps(args)
     model = build_method(MlmForPreTraining, recipe, config, data, args, parser.given)
     pairs = model.config.next_sentence_objective

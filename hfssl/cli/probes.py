@@ -22,6 +22,8 @@ class ProbeArguments:
         probe_test_split (`str`, *optional*, defaults to `"auto"`):
             Split that they are measured on. auto takes test or validation where there is one, else holds out a fifth
             of each class.
+        probe_column (`str`, *optional*):
+            Column of the samples; found by its type when left out.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
         probe_max_samples (`int`, *optional*, defaults to `3000`):
@@ -37,6 +39,7 @@ class ProbeArguments:
     probe_dataset: str = "auto"
     probe_split: str = "train"
     probe_test_split: str = "auto"
+    probe_column: str | None = None
     probe_label_column: str | None = None
     probe_max_samples: int | None = 3_000
     probe_pooling: str | None = None
@@ -49,12 +52,12 @@ class ProbeArguments:
             name = embedded.name if embedded else "none"
         if name == "none":
             return None
-        flags = ("dataset", "split", "test_split", "label_column")
-        with named_flags({flag: f"probe_{flag}" for flag in flags}):
+        flags = {flag: f"probe_{flag}" for flag in ("dataset", "split", "test_split", "label_column")}
+        with named_flags(flags | {f"{self.modality}_column": "probe_column"}):
             return load_splits(
-                name, self.probe_split, self.probe_test_split, label_column=self.probe_label_column,
-                max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
-                modality=self.modality,
+                name, self.probe_split, self.probe_test_split, column=self.probe_column,
+                label_column=self.probe_label_column, max_train_samples=self.probe_max_samples,
+                max_test_samples=self.probe_max_samples, modality=self.modality,
             )  # fmt: skip
 
     def named(self, dataset: str | None, *splits: LabelledData) -> dict[str, Any]:
@@ -67,7 +70,8 @@ class ProbeArguments:
             limits = [most, None]
         flags = {
             "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
-            "test_split": self.probe_test_split, "label_column": self.probe_label_column,
+            "test_split": self.probe_test_split, f"{self.modality}_column": self.probe_column,
+            "label_column": self.probe_label_column,
             "max_train_samples": limits[0], "max_test_samples": limits[1],
         }  # fmt: skip
         usual = {field.name: field.default for field in fields(LabelledDataArguments)}

@@ -242,7 +242,7 @@ def open_labelled(
         values = [columns[f"label {i}"] for i in range(len(several))]
         labels = matrix_of_columns(values, several, f"split {split!r} of {name}")
     elif item is not None:
-        labels = matrix_of_lists(lists_of(columns["label"]), known)
+        labels = matrix_of_lists(lists_of(columns["label"]), known, where)
     else:
         labels = numbers(columns["label"], known, where, features, kind.samples)
     if labels.ndim == 2:

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from ..errors import DataError
+from .label_values import is_missing, whole
 from .sources.columns import check_column
 
 
@@ -39,22 +40,40 @@ def has_several(values: Sequence[Any]) -> bool:
 
 def lists_of(values: Sequence[Any]) -> list[list | None]:
     """The labels of each sample; `None` for one that nobody labelled (null or blank)."""
-    return [None if value is None else _words(value) if isinstance(value, str) else list(value) for value in values]
+    return [
+        list(value) if isinstance(value, Sequence) and not isinstance(value, str)
+        else None if is_missing(value) else _words(str(whole(value)))
+        for value in values
+    ]  # fmt: skip
 
 
 def _words(text: str) -> list[str] | None:
     return [word.strip() for word in _BETWEEN.split(text) if word.strip()] if text.strip() else None
 
 
-def matrix_of_lists(lists: Sequence[list | None], classes: Sequence[Any]) -> np.ndarray:
-    """Labels as 0 and 1, int64 of shape `(num_samples, num_classes)`; rows of -1 for samples without."""
+def matrix_of_lists(lists: Sequence[list | None], classes: Sequence[Any], where: str) -> np.ndarray:
+    """Labels as 0 and 1, int64 of shape `(num_samples, num_classes)`; rows of -1 for samples without.
+
+    Of a list what stands for no label (null, blank, -1 where that is no class) is passed over; a list of nothing else
+    says nothing of its sample.
+
+    Raises:
+        DataError: where a list holds what is no class.
+    """
     place = {value: i for i, value in enumerate(classes)}
     labels = np.zeros((len(lists), len(classes)), dtype=np.int64)
     for row, values in zip(labels, lists, strict=True):
-        if values is None:
+        said = [value for value in values or () if not is_missing(value) and (value != -1 or value in place)]
+        strange = next((value for value in said if value not in place), None)
+        if strange is not None:
+            raise DataError(
+                f"{where} holds {strange!r}, which is none of its {len(place)} classes. Take another split or "
+                "`--label_column`."
+            )
+        if values is None or values and not said:
             row[:] = -1
         else:
-            row[[place[value] for value in values if value is not None]] = 1
+            row[[place[value] for value in said]] = 1
     return labels
 
 
@@ -64,10 +83,12 @@ def matrix_of_columns(columns: Sequence[Sequence[Any]], names: Sequence[str], wh
     Raises:
         DataError: where a column holds anything else.
     """
-    known = {0: 0, 1: 1, "0": 0, "1": 1, None: -1, -1: -1, "": -1, "-1": -1}
+    known = {0: 0, 1: 1, "0": 0, "1": 1, "false": 0, "true": 1, None: -1, -1: -1, "": -1, "-1": -1}
     labels = np.empty((len(columns[0]), len(columns)), dtype=np.int64)
     for i, (name, values) in enumerate(zip(names, columns, strict=True)):
-        values = [None if isinstance(value, float) and value != value else value for value in values]
+        values = [
+            None if is_missing(value) else value.lower() if isinstance(value, str) else value for value in values
+        ]
         strange = next((value for value in values if value not in known), None)
         if strange is not None:
             raise DataError(

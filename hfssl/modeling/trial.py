@@ -61,7 +61,9 @@ def once_per_config(function: Callable[..., Answer]) -> Callable[..., Answer]:
         fields = {name: value for name, value in vars(config).items() if not name.startswith("_")}
         key = config.model_type, repr(fields), *args
         if key not in answers:
-            answers[key] = function(config, *args)
+            # also while a model is loaded, whose parts transformers makes without numbers
+            with torch.device("cpu"):
+                answers[key] = function(config, *args)
         return answers[key]
 
     return remembered
@@ -216,4 +218,4 @@ def trial_images(encoder: PreTrainedModel) -> torch.Tensor:
     """Two images of random numbers for a [`small_copy`]."""
     config, generator = encoder.config, torch.Generator().manual_seed(1)
     size = _size(config)
-    return torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator)
+    return torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator, dtype=torch.float32)

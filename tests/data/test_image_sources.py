@@ -757,3 +757,12 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.constants, "HF_HOME", str(tmp_path / "file"))
     write_shards(tmp_path / "a")
     assert images_of(open_source(tmp_path / "a", modality="image")) == IMAGES
+
+
+def test_a_zip_that_is_named_itself_is_as_its_folder(everywhere, tmp_path):
+    for name, top in (("flat", "."), ("in_a_folder", "classes")):
+        root = everywhere["classes"] if top == "." else everywhere["classes"].parent
+        path = shutil.make_archive(str(tmp_path / name), "zip", root, top)
+        source = open_source(path, modality="image", extra_columns=("label",))
+        assert sorted(images_of(source)) == sorted(zip(IMAGES, LABELS, strict=True))
+        assert source.features["label"].names == list(CLASSES)

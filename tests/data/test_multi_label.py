@@ -88,3 +88,26 @@ def test_a_fifth_is_held_out(tmp_path):
     found.groups = np.array([f"patient {i // 2}" for i in range(10)])
     train, test = hold_out(found)
     assert not set(train.groups) & set(test.groups) and len(test)
+
+
+def test_what_is_no_label_in_a_list_is_passed_over(tmp_path):
+    lists = [["cat", ""], ["cat", None, "dog"], [""], ["dog"]] * 3
+    found = open_labelled(write(tmp_path / "words", labels=pa.array(lists)), "train")
+    assert found.class_names == ["cat", "dog"] and found.labels.tolist() == [[1, 0], [1, 1], [0, 1]] * 3
+    numbers = [[0, 1], [2, -1], [-1], [1]] * 3
+    found = open_labelled(write(tmp_path / "numbers", labels=pa.array(numbers)), "train")
+    assert found.class_names == ["0", "1", "2"] and found.labels.tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]] * 3
+
+
+def test_a_split_without_any_pair_of_labels_has_them_all_the_same(tmp_path):
+    folder = write(tmp_path, labels=pa.array(["1;2", "3", "2"] * 4))
+    write(folder, "test", labels=pa.array([1, None, 3] * 4))
+    found = [open_labelled(folder, split) for split in ("train", "test")]
+    assert [each.class_names for each in found] == [["1", "2", "3"]] * 2
+    assert found[1].labels.tolist() == [[1, 0, 0], [0, 0, 1]] * 4
+
+
+def test_columns_of_words_for_0_and_1(tmp_path):
+    columns = {"cat": pa.array(["True", "false", "", None] * 3), "dog": pa.array(["1", "true", "0", "1"] * 3)}
+    found = open_labelled(write(tmp_path, **columns), "train", label_column="cat,dog")
+    assert found.labels.tolist() == [[1, 1], [0, 1]] * 3

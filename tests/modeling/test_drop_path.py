@@ -149,3 +149,10 @@ def test_it_asks_for_no_number():
     model(**batch)  # reads once how far the run is
     with no_waits():
         gradients(model, batch)
+
+
+def test_an_encoder_that_is_loaded_skips_as_well():
+    config = two_layers()
+    config.layer_norm_eps = 1.1e-6  # of which nobody has asked yet
+    with torch.device("meta"):  # as `from_pretrained` builds it
+        assert skips_dropped_rows(config)

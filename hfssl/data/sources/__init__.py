@@ -11,7 +11,7 @@ piece by piece. Local folders are gone through here, by the same rules:
 | arrow, `save_to_disk` | memory-mapped | a range of rows |
 | image and audio files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
-| compressed jsonl, txt and tars; a zip of texts | unpacked once, then as above | as above |
+| compressed jsonl, txt and tars; a zip that is named itself | unpacked once, then as above | as above |
 | csv and tsv | converted once, with their damaged records | a range of rows |
 | all else (a JSON array) | converted once by `load_dataset` | a range of rows |
 

@@ -78,8 +78,10 @@ def find_data(dataset: str, config: str | None, revision: str | None, kind: Moda
         )
     path = os.path.expanduser(dataset)
     if os.path.isfile(path):
-        if kind.folder_module is None and path.lower().endswith(".zip"):
-            folder = unpacked_zip(os.path.abspath(path), tuple(kind.extensions))
+        if path.lower().endswith(".zip"):
+            beside = () if kind.folder_module is None else METADATA
+            # as a folder, whose splits and classes show only when it is one
+            folder = unpacked_zip(os.path.abspath(path), (*kind.extensions, *beside))
             return replace(_find_folder(dataset, folder, config, kind), name=dataset)
         return _find_files(dataset, [os.path.abspath(path)], config, kind)
     if os.path.isdir(path):
