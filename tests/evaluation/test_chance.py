@@ -45,7 +45,8 @@ def test_every_method_says_its_level_or_that_it_has_none():
     context = LossContext(64, target_entropy=3.0, target_variance=0.5)
     for name in METHODS:
         level = build(name).method.chance(build(name).config, context)
-        assert ("loss" in level) == (name not in WITHOUT), name
+        # a loss of several terms may have levels of its terms only
+        assert any(term.startswith("loss") for term in level) == (name not in WITHOUT), name
 
 
 @pytest.mark.parametrize("name, settings", CONTRASTS)

@@ -186,7 +186,7 @@ def test_missing_labels_are_explained(tmp_path, encoder):
     splits(tmp_path / "one_class", 8, 4, "a")
     for name, (words, *flags) in {
         "flat": ["have labels where each class has a folder of its own"],
-        "hidden": ["says no class for any of 2 images: a split without labels?"],
+        "hidden": ["says no class for any of 2 images: a split without labels?", "--test_split", "test"],
         "one_split": ["Its splits are: 'train'. Choose one with `--test_split`", "--test_split", "test"],
         "one_each": ["no class with two different images", "--test_split", "auto"],
         "one_class": ["no column of labels"],

@@ -53,7 +53,7 @@ def test_texts_in_a_csv(tmp_path):
     flags += ["--text_column", "what", "--label_column", "verdict", "--output_dir", tmp_path / "out", "--seeds", 1]
     done = run(tmp_path / "log", *flags, "--epochs", 1, "--min_steps", 3, "--batch_size", 16, "--random_init", "false")
     assert done.poll() == 0, done.stderr
-    assert f"The classifier (seed 0): {tmp_path / 'out' / 'model'}" in done.stdout
+    assert f"The trained model (seed 0): {tmp_path / 'out' / 'model'}" in done.stdout
     (record,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record["num_train"] + record["num_eval"] == 60 and record["hyperparameters"]["train_batch_size"] == 16
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
