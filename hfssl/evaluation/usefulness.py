@@ -20,7 +20,7 @@ _TITLES = {
 
 _WHAT_TO_TRY = {
     RANDOM_INIT: "train for longer (`--max_steps`), and see whether its loss falls below chance: if not, raise "
-    "`--learning_rate`, or make the views of images milder (`recipes/show_views.py` shows them)",
+    "`--learning_rate`",
     RAW_INPUT: "for labels that pixels in their places give away an encoder is too much, or was trained too little: "
     "train for longer (`--max_steps`) on more images. Small crops and mirrored images throw away where things are: "
     "larger ones and none keep it (`--crop_scale 0.5 1.0 --flip_probability 0`); `--views auto` tries it on short "
@@ -34,6 +34,9 @@ _WHAT_TO_TRY = {
     "which layer knows most of them (`--protocol layers`), fine-tune the whole encoder (`recipes/finetune.py`), or "
     "train it for longer (`--max_steps`)",
 }
+
+# Behind the first of them, of images: texts and recordings have no views of which there are milder ones.
+_OF_IMAGES = ", or make the views milder (`recipes/show_views.py` shows them)"
 
 # Of a checkpoint that was continued.
 WHEN_WORSE = (
@@ -67,7 +70,8 @@ def usefulness(results: Sequence[Result]) -> tuple[str, str]:
     if RANDOM_INIT not in gains:
         return "", ""
     if gains[RANDOM_INIT] < certain:
-        return f"{NO_BETTER} {_TITLES[RANDOM_INIT]}", _WHAT_TO_TRY[RANDOM_INIT]
+        more = _OF_IMAGES if RAW_INPUT in gains else ""
+        return f"{NO_BETTER} {_TITLES[RANDOM_INIT]}", _WHAT_TO_TRY[RANDOM_INIT] + more
     worst = min(gains, key=gains.get)
     if gains[worst] < -certain:
         return f"{WORSE} {_TITLES[worst]}", _WHAT_TO_TRY[worst]

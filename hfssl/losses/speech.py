@@ -161,24 +161,27 @@ def cpc_loss(
             Where each sequence ends, of those that are padded.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]` of shape `()`: the cross-entropy, mean over steps, sequences, and the
-        frames of each that have so many frames after them; and the share of predictions to which the right frame is
-        the nearest. log(1 + num_negatives) is chance.
+        `tuple[torch.Tensor, torch.Tensor]` of shape `()`: the cross-entropy, mean over the frames of a sequence that
+        have so many frames after them, and over all steps and sequences that have such frames; and the share of
+        predictions to which the right frame is the nearest. log(1 + num_negatives) is chance.
     """
     batch_size, num_frames = targets.shape[:2]
     frames = torch.arange(num_frames, device=targets.device)
     every = torch.arange(batch_size * num_frames, device=targets.device).view(batch_size, num_frames)
-    losses, hits = [], []
+    losses, is_there, hits = [], [], []
     for step, of_step in enumerate(predictions[: num_frames - 1], start=1):
         positions = every[:, : num_frames - step].flatten()
         logits = frame_contrast(of_step, targets, negatives, positions, ahead=step, lengths=lengths)
         each = (logits.logsumexp(1) - logits[:, 0]).view(batch_size, -1)
         is_hit = logits[:, :1].gt(logits[:, 1:]).all(1).view(batch_size, -1)
         counts = torch.ones_like(is_hit) if lengths is None else frames[step:] < lengths.unsqueeze(1)
-        number = counts.sum(1).clamp(min=1)
-        losses.append((torch.where(counts, each, 0.0).sum(1) / number).mean())
-        hits.append((is_hit & counts).sum() / counts.sum().clamp(min=1))
-    return torch.stack(losses).mean(), torch.stack(hits).mean()
+        number = counts.sum(1)
+        losses.append(torch.where(counts, each, 0.0).sum(1) / number.clamp(min=1))
+        is_there.append(number > 0)
+        hits.append(torch.stack([(is_hit & counts).sum(), counts.sum()]))
+    # a sequence without so many frames says nothing of such a step: a 0 of it would look as if it were foretold
+    of_steps, hits_and_all = torch.stack(losses), torch.stack(hits).sum(0)
+    return of_steps.sum() / torch.stack(is_there).sum().clamp(min=1), hits_and_all[0] / hits_and_all[1].clamp(min=1)
 
 
 def code_perplexity(

@@ -11,7 +11,15 @@ from hfssl import RecipeParser
 from hfssl.cli.image.probes import ImageProbeArguments
 from hfssl.data.image.views import ViewArguments
 from hfssl.evaluation.image.features import ChannelStatistics, extract, probe_features
-from hfssl.evaluation.probe_features import BEFORE, ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
+from hfssl.evaluation.probe_features import (
+    BEFORE,
+    ENCODER,
+    MFCC_STATISTICS,
+    RANDOM_INIT,
+    RAW_INPUT,
+    STATISTICS,
+    ProbeFeatures,
+)
 from hfssl.evaluation.results import Result
 from hfssl.evaluation.usefulness import _WHAT_TO_TRY, WHEN_WORSE, change_line, usefulness, usefulness_line
 from hfssl.training.arguments import SSLTrainingArguments
@@ -85,6 +93,14 @@ def test_the_sentence_says_what_to_try_with_flags_that_there_are(kind):
     parser = RecipeParser(ViewArguments, ImageProbeArguments, SSLTrainingArguments, defaults={"output_dir": "out"})
     parser.parse([*given, "--max_steps", "10"] if "--max_steps" not in given else given)
     assert set(parser.given) >= {word[2:] for word in words if word.startswith("--")}
+
+
+def test_nothing_is_said_of_views_where_there_are_none():
+    of_images, of_sound = result(0.5, 0.5, 0.4), result(0.5, 0.5, 0.4)
+    of_sound.baselines = {RANDOM_INIT: 0.5, MFCC_STATISTICS: 0.6}
+    assert "recipes/show_views.py" in usefulness_line([of_images])
+    line = usefulness_line([of_sound])
+    assert line.endswith("raise `--learning_rate`.") and "image" not in line and "view" not in line
 
 
 def test_statistics_are_mean_and_deviation_of_each_channel():

@@ -98,6 +98,14 @@ def test_padding_of_a_sequence_predicts_nothing_and_is_nothing_to_predict():
         torch.testing.assert_close(found, expected)
 
 
+def test_a_sequence_that_is_too_short_for_a_step_counts_as_little_in_the_loss():
+    # of 2 frames there is one step, of 6 there are 4: at chance all of them are, whatever stands beside them
+    zeros, negatives = torch.zeros(4, 2, 6, 3), torch.zeros(2, 6, 7, dtype=torch.long)
+    for lengths in ([6, 2], [6, 6], [2, 2], [1, 6]):
+        loss, _ = cpc_loss(zeros, zeros[0], negatives, lengths=torch.tensor(lengths))
+        assert loss.item() == pytest.approx(math.log(8))
+
+
 def test_the_perplexity_counts_codes():
     one_hot = F.one_hot(torch.tensor([[0, 1], [0, 1], [2, 1], [2, 1]]), 4).float()
     torch.testing.assert_close(code_perplexity(one_hot), torch.tensor([2.0, 1.0]))

@@ -29,7 +29,7 @@ class IterationArguments:
             name with -iteration-1 and so on behind it.
         unit_encoder (`str`, *optional*):
             Folder or Hub id of an encoder that was trained before, to make the units of the first iteration of a layer
-            of it.
+            of it, the one in the middle unless `--unit_layer` says another.
     """
 
     iterations: int = 1
@@ -63,10 +63,35 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
             parsed = parser.parse(words)
             if source is not None:
-                given = {"num_units": LATER_UNITS} if "num_units" not in parser.given else {}
-                parsed[3].update(given, unit_features="layer")
-                parser.given |= {"num_units"}
+                fields = {"num_units": LATER_UNITS, **_shape_of(source)}
+                parsed[3].update({name: value for name, value in fields.items() if name not in parser.given})
+                parsed[3]["unit_features"] = "layer"
+                parser.given |= set(fields)
             if arguments.iterations > 1:
                 logger.info("Iteration %d of %d, in %s.", number, arguments.iterations, folder)
             yield parsed, source
         source = str(folder)
+
+
+def _shape_of(source: str) -> dict[str, int]:
+    """What a config says of the encoder that units are made of, where the user says nothing."""
+    from transformers import AutoConfig
+
+    from ...modeling.audio import reads_waveforms, samples_per_frame
+
+    try:
+        encoder = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"`--unit_encoder {source}` is no folder with an encoder, nor one that the Hub gave: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    if not reads_waveforms(encoder):
+        raise UserError(
+            f"`--unit_encoder {source}` is a {encoder.model_type}, and units are made by an encoder of waveforms, "
+            "such as a hubert, a wavlm or a wav2vec2. Pass one, or leave it out for units of MFCC."
+        )
+    return {
+        "unit_layer": encoder.num_hidden_layers // 2, "unit_dim": encoder.hidden_size,
+        "unit_hop": samples_per_frame(encoder),
+    }  # fmt: skip
