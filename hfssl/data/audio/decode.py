@@ -13,6 +13,7 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
@@ -150,8 +151,12 @@ def _decoded(data: bytes) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames * file.channels > MAX_SAMPLES:
                 raise DamagedAudio(f"it is longer than {MAX_SAMPLES:,} samples")
+            is_guess = file.format == "MP3" and not _states_frames(data)
+            if is_guess and find_spec("av") is not None:  # libsndfile reads no further than its guess
+                samples, rate, _ = _read_by_av(data)
+                return samples, rate
             samples = file.read(dtype="float32", always_2d=True)
-            if len(samples) < file.frames:
+            if len(samples) < file.frames and not is_guess:
                 raise DamagedAudio(f"it ends in the middle: {len(samples):,} of {file.frames:,} samples are there")
             return samples.T, file.samplerate
     except soundfile.LibsndfileError as error:
@@ -160,12 +165,25 @@ def _decoded(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def _stated_size(data: bytes) -> int | None:
-    """Bytes that a wav or aiff file says that it has."""
-    order = {b"RIFF": "<", b"FORM": ">"}.get(data[:4])
-    if order is None or len(data) < 8:
-        return None
-    [size] = struct.unpack_from(f"{order}I", data, 4)
-    return size + 8 if size < _UNKNOWN_SIZE else None
+    """Bytes that a wav or aiff file has to have for the sound that it says is in it. Only that counts: the size of the
+    file as a whole, which comes first, is often wrong by some bytes."""
+    order, sound = {b"RIFF": ("<", b"data"), b"FORM": (">", b"SSND")}.get(data[:4], ("", b""))
+    start = 12
+    while order and start + 8 <= len(data):
+        [size] = struct.unpack_from(f"{order}I", data, start + 4)
+        if data[start : start + 4] == sound:
+            return start + 8 + size if size < _UNKNOWN_SIZE else None
+        start += 8 + size + size % 2
+    return None
+
+
+def _states_frames(data: bytes) -> bool:
+    """Whether an mp3 file says how many frames it has. Else its length is a guess by its first one."""
+    start = 0
+    if data.startswith(b"ID3") and len(data) >= 10:
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    first = data[start : start + 4096]
+    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def _is_whole_ogg(data: bytes) -> bool:
@@ -183,9 +201,7 @@ def _decoded_by_av(data: bytes, error: Exception) -> tuple[np.ndarray, int, str]
     """Samples, rate and format of what libsndfile refused with `error`."""
     is_other_format = data[4:8] == b"ftyp" or data[:4] in (b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"ADIF")
     is_other_format |= data[:1] == b"\xff" and data[1:2] in (b"\xf1", b"\xf9")
-    try:
-        import av
-    except ImportError:
+    if find_spec("av") is None:
         if is_other_format:  # of all files that are like this one
             raise UserError(
                 "These recordings are in a format (such as m4a or aac) that libsndfile does not decode. Install PyAV: "
@@ -194,6 +210,13 @@ def _decoded_by_av(data: bytes, error: Exception) -> tuple[np.ndarray, int, str]
         raise DamagedAudio(_reason(error)) from error
     if not is_other_format:
         raise DamagedAudio(_reason(error)) from error
+    return _read_by_av(data)
+
+
+def _read_by_av(data: bytes) -> tuple[np.ndarray, int, str]:
+    """Samples, rate and format by FFmpeg."""
+    import av
+
     try:
         with av.open(io.BytesIO(data)) as container:
             stream = container.streams.audio[0]

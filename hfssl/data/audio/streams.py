@@ -94,7 +94,7 @@ def audio_stream(
         )
     seconds = mean_seconds(source)
     per_piece = seconds * max(source.num_rows, 1) / len(source)
-    cost = int(batch_seconds * SAMPLING_RATE)
+    cost = round(batch_seconds * SAMPLING_RATE)
     if format.is_cut:
         logger.info(
             "Recordings are cut to the shortest of their batch: the first layer of the %s has group norm, and padding "

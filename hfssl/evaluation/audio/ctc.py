@@ -3,8 +3,9 @@
 Protocol "ctc", version 1. Stock `AutoModelForCTC`: one linear layer on the encoder, characters, the loss of Graves et
 al. (2006), the most likely character of each frame, no language model. Characters are those of the transcripts of
 train: in lower case, without signs that are not said. Optimizer, schedule, learning rates and layer-wise decay are
-those of the protocol "finetune". The score is that of the last step on test; nothing is chosen by looking at it. The
-recogniser that stays is that of seed 0.
+those of the protocol "finetune". Recordings are taken whole, as their transcripts are: of train, those that are longer
+than `max_seconds` are left out; of test, none is. The score is that of the last step on test; nothing is chosen by
+looking at it. The recogniser that stays is that of seed 0.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 import logging
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -40,7 +42,7 @@ from ..finetune import MODEL, kept_folder, steps_of, train_whole
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
-from .encoder import batches_by_length, make_inputs
+from .encoder import MOST_SECONDS, batches_by_length, make_inputs
 from .features import SECONDS_AT_ONCE
 from .finetuning import AudioFinetuning, TrainingClips
 
@@ -132,7 +134,7 @@ class CtcEvaluator(Evaluator):
         results = [
             Result.from_scores(
                 figures.pop(ENCODER), figures, protocol=self.protocol, version=self.version, model=name,
-                task=self.test.name, split="test", metric=metric, num_train=len(self.train), num_eval=len(self.test),
+                task=self.test.name, split="test", metric=metric, num_train=len(run.rows), num_eval=len(self.test),
                 hyperparameters=run.hyperparameters(), greater_is_better=False, command=command or command_line(),
                 versions=versions() | {"device": compute_device().type},
             )
@@ -172,6 +174,25 @@ class _CtcRun:
         self.ids = [self.processor.tokenizer(text).input_ids for text in self.transcripts["train"]]
         self.name, self.cells = name, Cells(output_dir, name)
 
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The recordings of train that are learned from: a part of one would not be what its transcript says."""
+        most, rate = self.finetuning.most, self.finetuning.encoder.sampling_rate
+        lengths = np.array([len(clip) for clip in self.finetuning.clips("train")])
+        rows = np.flatnonzero(lengths <= most)
+        if not len(rows):
+            raise EvaluationError(
+                f"All of {len(lengths):,} recordings to learn from are longer than {most / rate:g} s, the shortest "
+                f"{lengths.min() / rate:.1f} s: of a part the transcript is not known. Cut them into sentences, or "
+                f"raise `--max_seconds` (to {MOST_SECONDS:g} at most)."
+            )
+        if len(rows) < len(lengths):
+            logger.warning(
+                "%s of %s recordings to learn from are longer than %g s (`--max_seconds`), and are left out: of a "
+                "part the transcript is not known.", f"{len(lengths) - len(rows):,}", f"{len(lengths):,}", most / rate,
+            )  # fmt: skip
+        return rows
+
     def hyperparameters(self) -> dict[str, Any]:
         return self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
 
@@ -201,13 +222,13 @@ class _CtcRun:
         config.ctc_loss_reduction, config.ctc_zero_infinity = "mean", True
         model = encoder.with_head(AutoModelForCTC, config, seed, kind == RANDOM_INIT, "speech recognition")
         trainer = train_whole(
-            model, len(self.ids),
+            model, len(self.rows),
             lambda length: TrainingClips(
-                self.finetuning.clips("train"), self.ids, np.arange(len(self.ids)), length, seed, self.finetuning.most
+                self.finetuning.clips("train"), self.ids, self.rows, length, seed, self.finetuning.most
             ),
             Collator(self.finetuning, model), self.settings, self.precision, kind, seed, title,
             # it is said once, in the first
-            then=to_come * steps_of(self.settings, len(self.ids)) if seed == 0 and kind == ENCODER else 0,
+            then=to_come * steps_of(self.settings, len(self.rows)) if seed == 0 and kind == ENCODER else 0,
         )  # fmt: skip
         predictions = self._write_down(trainer.model)
         if folder is not None and process_state().is_main_process:
@@ -221,7 +242,7 @@ class _CtcRun:
     def _write_down(self, model: PreTrainedModel) -> list[str]:
         """What a model makes of the test recordings; each process does its share."""
         finetuning, state = self.finetuning, process_state()
-        clips = [clip[: finetuning.most] for clip in finetuning.clips("test")]
+        clips = finetuning.clips("test")
         lengths = np.array([len(clip) for clip in clips])
         most = SECONDS_AT_ONCE * finetuning.encoder.sampling_rate
         batches = batches_by_length(lengths, 32, most, only_equal=not finetuning.pads_exactly)

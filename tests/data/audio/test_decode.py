@@ -1,7 +1,7 @@
 """Encoded sound to samples: every format that libsndfile knows, every depth, and what is no whole sound."""
 
-import builtins
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -76,6 +76,25 @@ def test_a_stream_whose_header_knows_no_length_is_whole():
     np.testing.assert_array_equal(decode_audio(bytes(data), RATE), decode_audio(encoded(), RATE))
 
 
+@pytest.mark.parametrize(("kind", "order"), [("WAV", "<"), ("AIFF", ">")])
+def test_a_wrong_size_of_the_file_as_a_whole_is_no_damage(kind, order):
+    data = bytearray(encoded(kind=kind))
+    data[4:8] = struct.pack(f"{order}I", len(data))  # its own 8 bytes are not to be counted
+    np.testing.assert_array_equal(decode_audio(bytes(data), RATE), decode_audio(encoded(kind=kind), RATE))
+
+
+def test_an_mp3_that_does_not_say_its_length_is_whole():
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 2 * RATE).astype(np.float32)
+    sound[: RATE // 2] *= 1e-3  # its first frame is shorter than the others: a guess by it is wrong
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", RATE, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5) as mp3:
+        mp3.write(sound)
+    data = file.getvalue()
+    pytest.importorskip("av")
+    second = data.index(data[:2], 4)  # the first frame has the length instead of sound
+    assert abs(len(decode_audio(data[second:], RATE)) - len(sound)) < 3000
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_damage(value):
     broken = TONE.copy()
@@ -101,14 +120,7 @@ def test_silence_is_sound():
 
 
 def test_formats_of_ffmpeg_say_what_is_missing(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "av":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("hfssl.data.audio.decode.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .hfssl\[audio\]"):
         decode_audio(b"\0\0\0\x20ftypM4A " + bytes(100), RATE)
     with pytest.raises(DamagedAudio):

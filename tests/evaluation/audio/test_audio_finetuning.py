@@ -11,6 +11,7 @@ from sounds import ast, feature_extractor, hubert, save, tone, tones, wav, wav2v
 from hfssl.data.labelled import HeldSamples, LabelledData
 from hfssl.evaluation import EvaluationError, metrics
 from hfssl.evaluation.audio.ctc import Collator, CtcEvaluator, build_processor, said
+from hfssl.evaluation.audio.encoder import make_inputs
 from hfssl.evaluation.audio.finetuning import AudioFinetuning, TrainingClips
 from hfssl.evaluation.finetune import FinetuneEvaluator
 from hfssl.evaluation.finetune_settings import FinetuneSettings
@@ -110,6 +111,30 @@ def test_a_recogniser_stays_that_a_pipeline_loads(tmp_path):
     assert set(found["text"].lower()) <= set("highlow ")
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert "to write down what is said, in 9 tokens" in card
+
+
+def test_a_recogniser_learns_of_whole_recordings_and_is_measured_on_them(tmp_path, caplog, monkeypatch):
+    """A part of a recording is not what its transcript says."""
+    train, test = spoken()  # of one word 0.4 s, of two 0.8
+    encoder = save(hubert(1), tmp_path / "encoder")
+    seen = []
+    real = Collator.__call__
+    monkeypatch.setattr(Collator, "__call__", lambda self, items: (seen.extend(items), real(self, items))[1])
+    lengths = []
+    monkeypatch.setattr(
+        "hfssl.evaluation.audio.ctc.make_inputs",
+        lambda model, processor, clips, *rest: (lengths.extend(map(len, clips)), make_inputs(model, processor, clips))[
+            1
+        ],
+    )
+    settings = FinetuneSettings(**QUICK, max_seconds=0.5, random_init=False)
+    cer, _ = CtcEvaluator(train, test, settings, "fp32")(encoder)
+    assert cer.num_train == 12 and seen and {len(item["clip"]) for item in seen} == {6400}
+    assert {len("low"), len("high")} >= {len(item["labels"]) for item in seen}
+    assert set(lengths) == {6400, 12800}  # test is whole
+    assert "12 of 24 recordings to learn from are longer than 0.5 s (`--max_seconds`)" in caplog.text
+    with pytest.raises(EvaluationError, match="All of 24 recordings to learn from are longer than 0.3 s"):
+        CtcEvaluator(train, test, FinetuneSettings(**QUICK, max_seconds=0.3, random_init=False), "fp32")(encoder)
 
 
 def test_characters_are_those_that_are_said():
