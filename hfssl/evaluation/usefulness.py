@@ -40,8 +40,9 @@ _OF_IMAGES = ", or make the views milder (`recipes/show_views.py` shows them)"
 
 # Of a checkpoint that was continued.
 WHEN_WORSE = (
-    "What to try: keep more of it, with a lower `--learning_rate`, `--layer_decay 0.7`, `--freeze_layers 6` or "
-    "`--lora_rank 8`; train on more data, or use the checkpoint as it came."
+    "What to try: keep more of it, with a lower `--learning_rate`, `--layer_decay 0.7`, its first blocks as they are "
+    "(`--freeze_layers 1` and up) or, of a transformer, `--lora_rank 8`; train on more data, or use the checkpoint as "
+    "it came."
 )
 
 

@@ -78,7 +78,7 @@ def test_what_to_try_with_a_checkpoint_are_flags():
     given.insert(given.index("--learning_rate") + 1, "1e-4")
     parser = RecipeParser(SSLTrainingArguments, defaults={"output_dir": "out", "max_steps": 1})
     [args] = parser.parse(given)
-    assert (args.layer_decay, args.freeze_layers, args.lora_rank) == (0.7, 6, 8)
+    assert (args.layer_decay, args.freeze_layers, args.lora_rank) == (0.7, 1, 8)
 
 
 @pytest.mark.parametrize("kind", [RANDOM_INIT, RAW_INPUT, STATISTICS])

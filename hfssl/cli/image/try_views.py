@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ...data.image.views import ViewArguments, Views
@@ -121,7 +122,8 @@ def fit_views(
     if probes.views != "auto":
         return arguments
     path, known = Path(args.output_dir) / CHOSEN, _settings(method, recipe, data, probes, args, given)
-    kept = read_json(path, default={})
+    # what the main process has: others may have another disk, and figures of theirs may differ in the last bits
+    (kept,) = broadcast_object_list([read_json(path, default={})])
     if kept.get("settings") != known:
         labelled = probes.load(data.arguments.dataset)
         if labelled is None:
@@ -134,6 +136,7 @@ def fit_views(
             "settings": known, "chosen": [each.words for each in chosen], "figures": figures,
             "flags": {name: value for each in chosen for name, value in each.flags.items()},
         }  # fmt: skip
+        (kept,) = broadcast_object_list([kept])
         if args.process_index == 0:
             write_json(path, kept)
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["flags"].items()}
