@@ -45,6 +45,8 @@ class Finetuning(Protocol):
             Of transformers' pipelines that takes the classifier, such as `"image-classification"`.
         eval_batch_size (`int`):
             Samples a forward pass where nothing is trained.
+        encoder:
+            Its `config` is that of the encoder.
         processor:
             What is saved beside the classifier.
         digests (`dict[str, str]`):
@@ -55,6 +57,7 @@ class Finetuning(Protocol):
 
     task: str
     eval_batch_size: int
+    encoder: Any
     processor: Any
     digests: dict[str, str]
     has_batch_norm: bool
