@@ -180,7 +180,7 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
-    """Text and heading of each name in the entries ``name (`type`, ...):`` in the docstrings of a class and its bases."""
+    """Text and heading of each name in the entries ``name (`type`, ...):`` in docstrings of a class and its bases."""
     documented = {}
     for base in reversed(cls.__mro__):
         names, heading, indent = [], None, 0
