@@ -103,6 +103,8 @@ class EvaluationModality:
             What encoders are fine-tuned for, and the protocol of each.
         has_layers (`bool`, *optional*, defaults to `False`):
             Whether features are there of each layer.
+        draw_report (`Callable`, *optional*):
+            What stands out among samples, into a file; see [`~hfssl.evaluation.image.pictures.draw_report`].
     """
 
     name: str
@@ -116,6 +118,7 @@ class EvaluationModality:
     finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
     tasks: Mapping[str, str] = field(default_factory=lambda: {"classification": "finetune"})
     has_layers: bool = False
+    draw_report: Callable[..., None] | None = None
 
 
 def evaluation_modality(name: str) -> EvaluationModality:
