@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,11 +112,17 @@ def build_method(
     model.keep_of_checkpoint(**kept)
     fitted = fitted_to_short_runs(model, args, given)
     if fitted:
-        logger.info(
-            "Fitted to short runs of small encoders (in brackets the paper's): %s. For tens of thousands of steps "
-            "take the paper's%s.", ", ".join(fitted), _where_the_paper_s_are(method),
-        )  # fmt: skip
+        _say_once(
+            f"Fitted to short runs of small encoders (in brackets the paper's): {', '.join(fitted)}. For tens of "
+            f"thousands of steps take the paper's{_where_the_paper_s_are(method)}."
+        )
     return model
+
+
+@cache
+def _say_once(text: str) -> None:
+    """What holds for all models that a run makes."""
+    logger.info(text)
 
 
 def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str]) -> list[str]:
