@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ...data.audio.views import AudioViews
 from ...data.stream import ExactStream
 from ...evaluation.audio.held_out_loss import AudioLossEvaluator
 from ...evaluation.evaluator import Evaluator
+from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.online_knn import OnlineKnn
 from ...modeling.base import SSLPreTrainedModel
 from ...training.arguments import SSLTrainingArguments
@@ -42,6 +44,7 @@ def audio_evaluators(
     processor: Any,
     arguments: AudioProbeArguments,
     args: SSLTrainingArguments,
+    views: AudioViews | None = None,
 ) -> list[Evaluator]:
     """What the audio recipes measure while they train: held-out loss, and k-NN where there are labelled recordings.
 
@@ -56,13 +59,18 @@ def audio_evaluators(
             What the user asked for.
         args ([`SSLTrainingArguments`]):
             The run; of several processes each measures its share.
+        views ([`~hfssl.data.audio.views.AudioViews`], *optional*):
+            Of a method that compares views.
     """
     share = {"rank": args.process_index, "world_size": args.world_size}
-    evaluators: list[Evaluator] = [
-        AudioLossEvaluator(
-            data.held_out, stream.transform, stream.collate, model, batch_seconds=data.arguments.batch_seconds, **share
+    if views is not None:
+        loss = HeldOutLossEvaluator(data.held_out, views, modality="audio", **share)
+    else:
+        batch_seconds = data.arguments.batch_seconds
+        loss = AudioLossEvaluator(
+            data.held_out, stream.transform, stream.collate, model, batch_seconds=batch_seconds, **share
         )
-    ]
+    evaluators: list[Evaluator] = [loss]
     probes = arguments.load(data.arguments.dataset)
     if probes is not None:
         pooling = arguments.probe_pooling or getattr(model.config, "pooling", None)
