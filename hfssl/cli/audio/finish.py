@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from ...data.audio.contact_sheet import contact_sheet
+from ...data.audio.rows import AudioRows
 from ...data.audio.view_sheet import view_sheet
 from ...data.audio.views import AudioViews
 from ...data.labelled import has_labels
 from ...data.mixtures import parts_of
+from ...data.stream import Block
+from ...evaluation.audio.unit_quality import UnitQuality, plot_units
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
+from ...modeling.base import SSLPreTrainedModel
 from ...modeling.frames import check_pooling, is_grid
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
@@ -26,6 +34,11 @@ from ..finish import (
     write_and_say,
 )
 from .data import AudioData
+
+
+_LISTEN = "To listen to: assets/%s.html."
+# Held-out recordings whose units are counted.
+_COUNTED = 64
 
 
 def finish_audio(
@@ -50,6 +63,12 @@ def finish_audio(
     name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     trainer.accelerator.print("\n" + loss_line(trainer, results[0], "recordings", evaluator.loss_term))
+    results += [
+        record
+        for each in trainer.evaluators
+        if isinstance(each, UnitQuality)
+        for record in each.results(model, str(output_dir))
+    ]
     folder = output_dir / STAGING / "pictures"
     if knn is not None:
         results += probe_table(
@@ -65,10 +84,8 @@ def finish_audio(
     }
     pictures = [(folder / "assets" / file, caption) for file, caption in captions.items()]
     pictures = [picture for picture in pictures if picture[0].is_file()]
-    if views is not None and trainer.is_world_process_zero():
-        path = folder / "assets" / "views.png"
-        view_sheet(data.held_out, views, path)
-        pictures.append((path, "Spectrograms of held-out recordings, and views of them as in training."))
+    if trainer.is_world_process_zero():
+        pictures += _to_listen_to(model, trainer, data, folder / "assets", views)
     labelled = knn.named if knn is not None else _own_labels(data)
     told = f"\nPictures in {output_dir}/assets: {', '.join(path.name for path, _ in pictures)}" if pictures else ""
     write_and_say(
@@ -78,6 +95,33 @@ def finish_audio(
         facts={"modality": "audio", "dataset": data.arguments.dataset, "pooling": pooling, "labelled": labelled},
         told=(told,) if told else (), commands=lambda folder: _commands(trainer, folder, data, labelled),
     )  # fmt: skip
+
+
+def _to_listen_to(
+    model: SSLPreTrainedModel, trainer: SSLTrainer, data: AudioData, folder: Path, views: AudioViews | None
+) -> list[tuple[Path, str]]:
+    """Pictures of some held-out recordings and of what is made of them; a page with players lies beside each."""
+    if views is not None:
+        path = folder / "views.png"
+        view_sheet(data.held_out, views, path)
+        return [(path, f"Spectrograms of held-out recordings, and views of them as in training. {_LISTEN % 'views'}")]
+    path, units = folder / "recordings.png", None
+    if hasattr(model, "units_of"):
+
+        def units(sound: np.ndarray) -> np.ndarray:
+            return model.units_of(torch.from_numpy(sound)[None].to(model.device))[0].cpu().numpy()
+
+    format = data.format(model, trainer.processing_class)
+    contact_sheet(data.held_out, format, path, units=units)
+    shown = "what is hidden of them in training" + ("" if units is None else ", and the units of their frames")
+    pictures = [(path, f"Held-out recordings, {shown}. {_LISTEN % 'recordings'}")]
+    if units is not None:
+        counts = np.zeros(model.config.num_units, np.int64)
+        for _, _, sound in AudioRows(format).decoded(Block({"audio": data.held_out[:_COUNTED]}, np.zeros(0), 0))[0]:
+            counts += np.bincount(units(format.inputs(sound)), minlength=len(counts))
+        plot_units(counts, folder / "units.png")
+        pictures.append((folder / "units.png", "How often each unit is there in held-out recordings."))
+    return pictures
 
 
 def _own_labels(data: AudioData) -> dict[str, Any] | None:

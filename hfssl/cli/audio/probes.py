@@ -1,11 +1,13 @@
 """What the audio recipes measure while they train: the flags, and the evaluators."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ...data.audio.views import AudioViews
+from ...data.labelled import LabelledData
 from ...data.stream import ExactStream
 from ...evaluation.audio.held_out_loss import AudioLossEvaluator
+from ...evaluation.audio.unit_quality import UnitQuality
 from ...evaluation.evaluator import Evaluator
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.online_knn import OnlineKnn
@@ -13,6 +15,10 @@ from ...modeling.base import SSLPreTrainedModel
 from ...training.arguments import SSLTrainingArguments
 from ..probes import ProbeArguments
 from .data import AudioData
+
+
+# Columns of the labels of an embedded set, by what they are called.
+EMBEDDED_LABELS = {"speech": {"word": "label", "speaker": "speaker"}}
 
 
 @dataclass
@@ -77,4 +83,18 @@ def audio_evaluators(
         evaluators.append(
             OnlineKnn(*probes, processor, pooling=pooling, named=arguments.named(data.arguments.dataset, *probes))
         )
+        if hasattr(model, "units_of") and probes[1].labels.ndim == 1:
+            evaluators.append(UnitQuality(_by_name(arguments, data, probes[1]), stream))
     return evaluators
+
+
+def _by_name(arguments: AudioProbeArguments, data: AudioData, test: LabelledData) -> dict[str, LabelledData]:
+    """What units are compared with: the labels of the probe, of an embedded set all of its labels."""
+    columns = EMBEDDED_LABELS.get(data.embedded) if arguments.probe_dataset == "auto" else None
+    if columns is None or arguments.probe_label_column is not None:
+        return {arguments.probe_label_column or "label": test}
+    load = replace(arguments, probe_dataset=data.embedded)
+    return {
+        name: replace(load, probe_label_column=column).load(data.arguments.dataset)[1]
+        for name, column in columns.items()
+    }
