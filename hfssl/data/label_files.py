@@ -27,6 +27,14 @@ _READERS = {
 }  # fmt: skip
 
 
+def only_table(folder: str | os.PathLike) -> str | None:
+    """The table in a folder, where there is one, and only one, beside its files."""
+    if not os.path.isdir(folder):
+        return None
+    found = sorted(name for name in os.listdir(folder) if PurePosixPath(name.lower()).suffix in _READERS)
+    return os.path.join(folder, found[0]) if len(found) == 1 else None
+
+
 class LabelFile:
     """A table that names files in one column and says something of them in others.
 

@@ -16,7 +16,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
-from .label_files import LabelFile
+from .label_files import LabelFile, only_table
 from .label_values import NoLabels, group_names, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
@@ -189,11 +189,22 @@ def open_labelled(
     opened = open_source(dataset, split=split, inputs=inputs, **options)
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    table = None if labels_file is None else _table_beside(
-        opened, labels_file, name,
-        [other for other in available_splits(dataset, modality=modality, config=config) if other != split],
-        lambda other: open_source(dataset, split=other, inputs=inputs, **options),
-    )  # fmt: skip
+    lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
+    is_found = labels_file is None and opened.unit == "file" and label_column is None and lacks_labels
+    labels_file = only_table(str(dataset)) if is_found else labels_file
+    table = None
+    if labels_file is not None:
+        others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
+        try:
+            table = _table_beside(
+                opened, labels_file, name, others,
+                lambda other: open_source(dataset, split=other, inputs=inputs, **options),
+            )  # fmt: skip
+        except DataError:
+            if not is_found:  # of something else, then
+                raise
+        if is_found and table is not None:
+            logger.info("What is known of the %s is read from %s, as with `--labels`.", kind.samples, labels_file)
     features = opened.features if table is None else table.features
     label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     several = columns_of_classes(label_column, features, name)
