@@ -8,8 +8,9 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from ..data.modality import modality as find_modality
 from ..errors import UserError
 from ..modeling.base import SSLPreTrainedModel
 from ..training.arguments import BASE_BATCH_SIZE, SSLTrainingArguments
@@ -58,6 +59,8 @@ def cli_modality(name: str) -> CliModality:
 class EncoderArguments(Protocol):
     """What all flags about the encoder have."""
 
+    modality: ClassVar[str]
+
     encoder: str
     attention: str
 
@@ -84,7 +87,8 @@ def build_method(
         config (`dict[str, Any]`):
             Fields of the method's config as given; `encoder_config` are overrides of the encoder's.
         fit:
-            What the encoder has to fit: [`~hfssl.data.image.views.Views`], or [`~hfssl.cli.text.data.TextData`].
+            What the encoder has to fit: [`~hfssl.data.image.views.Views`], [`~hfssl.cli.text.data.TextData`] or
+            [`~hfssl.cli.audio.data.AudioData`].
         args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
             The run. Gets a learning rate where none was given.
         given (`set[str]`):
@@ -96,7 +100,13 @@ def build_method(
     Raises:
         UserError: where method, encoder and data do not fit each other.
     """
-    model = cli_modality(method.method.modality).build(method, recipe, dict(config), fit, args, given)
+    record, kind = method.method, find_modality(recipe.modality)
+    if record.contrasts_batch and args.per_device_train_batch_size * args.world_size < 2:
+        raise UserError(
+            f"{record.title} tells {kind.samples} apart by comparing those of a step, and a step has one here. Pass a "
+            "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+        )
+    model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
     kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
     flag = next((f"`--{name} {value}`" for name, value in kept.items() if value), None)
     if flag is not None and recipe.base_model is None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from .declared import NOT_PLAIN, declared_parser
+from .declared import NOT_PLAIN, declared_parser, function_word
 from .flags import Flag, alias_of, flags_of, is_a
 
 
@@ -81,7 +81,7 @@ class RecipeParser(argparse.ArgumentParser):
         self._typed: list[str] = []
         own = classes
         if as_in is not None:
-            other = declared_parser(as_in)
+            other = declared_parser(as_in, function_word(sys.argv[1:]))
             self.classes = classes = (*classes, *other.classes())
             defaults = other.options.get("defaults", {}) | (defaults or {})
             unused = (*unused, *other.options.get("unused", ()))

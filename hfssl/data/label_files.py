@@ -29,6 +29,18 @@ _READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 TABLES = tuple(_READERS)
 
 
+def tables_in(folder: str | os.PathLike | None) -> list[str]:
+    """Names of the tables in a folder, beside its files."""
+    names = os.listdir(folder) if folder is not None and os.path.isdir(folder) else []
+    return sorted(name for name in names if PurePosixPath(name.lower()).suffix in TABLES)
+
+
+def only_table(folder: str | os.PathLike | None) -> str | None:
+    """The table in a folder, where there is one, and only one, beside its files."""
+    found = tables_in(folder)
+    return os.path.join(folder, found[0]) if len(found) == 1 else None
+
+
 class LabelFile:
     """A table that names files in one column and says something of them in others.
 

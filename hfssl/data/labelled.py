@@ -16,7 +16,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
-from .label_files import TABLES, LabelFile
+from .label_files import LabelFile, only_table, tables_in
 from .label_values import NoLabels, group_names, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
@@ -189,11 +189,22 @@ def open_labelled(
     opened = open_source(dataset, split=split, inputs=inputs, **options)
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    table = None if labels_file is None else _table_beside(
-        opened, _path_of_table(labels_file, dataset), name,
-        [other for other in available_splits(dataset, modality=modality, config=config) if other != split],
-        lambda other: open_source(dataset, split=other, inputs=inputs, **options),
-    )  # fmt: skip
+    lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
+    is_found = labels_file is None and opened.unit == "file" and label_column is None and lacks_labels
+    labels_file = only_table(str(dataset)) if is_found else labels_file
+    table = None
+    if labels_file is not None:
+        others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
+        try:
+            table = _table_beside(
+                opened, _path_of_table(labels_file, dataset), name, others,
+                lambda other: open_source(dataset, split=other, inputs=inputs, **options),
+            )  # fmt: skip
+        except DataError:
+            if not is_found:  # of something else, then
+                raise
+        if is_found and table is not None:
+            logger.info("What is known of the %s is read from %s, as with `--labels`.", kind.samples, labels_file)
     features = opened.features if table is None else table.features
     label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     several = columns_of_classes(label_column, features, name)
@@ -201,7 +212,7 @@ def open_labelled(
         try:
             label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
         except NoLabels as error:
-            there = _tables_in(dataset) if table is None and opened.unit == "file" else []
+            there = tables_in(dataset) if table is None and opened.unit == "file" else []
             hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes labels from it." if there else ""
             raise NoLabels(f"{error}{hint}") from error
     wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
@@ -277,13 +288,6 @@ def _table_beside(
         with suppress(DataError):  # a split of something else
             of_others |= set(open_split(other).files)
     return LabelFile(labels_file, source.files, of_others - set(source.files))
-
-
-def _tables_in(dataset: str | os.PathLike | None) -> list[str]:
-    """Names of the tables in a folder."""
-    folder = Path(dataset) if dataset is not None else None
-    names = os.listdir(folder) if folder is not None and folder.is_dir() else []
-    return sorted(name for name in names if Path(name).suffix.lower() in TABLES)
 
 
 def _path_of_table(labels_file: str | os.PathLike, dataset: str | os.PathLike | None) -> str | os.PathLike:

@@ -20,6 +20,7 @@ from .trial import (
     blank_copy,
     blank_image,
     image_model_options,
+    is_grid,
     once_per_config,
     sizes_to_try,
     small_copy,
@@ -48,6 +49,10 @@ class SSLVisionModel(SSLPreTrainedModel):
             for name in ("layernorm_before", "norm1"):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
+
+    @property
+    def modality(self) -> str:
+        return "audio" if self.takes_spectrograms and is_grid(self.encoder.config) else super().modality
 
     def freeze(self) -> None:
         """Also take out what the encoder does not use: DDP would wait for the gradients forever."""

@@ -136,9 +136,7 @@ class SSLTrainer(Trainer):
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.health = (
-            HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
-        )
+        self.health = HealthMonitor(held_out, self.processing_class, model.modality, self.stream) if held_out else None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()

@@ -20,12 +20,12 @@ from ...data.image.views import Views
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.sources import DataError, Source, identity
-from ...data.stream import LANES, ExactStream
+from ...data.stream import ExactStream
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 from ...training.checkpoints import read_settings
-from ..data import DataArguments
+from ..data import DataArguments, samples_a_block
 
 
 logger = logging.getLogger(__name__)
@@ -183,9 +183,6 @@ class ImageData:
             views ([`~hfssl.data.image.views.Views`]):
                 Turns encoded images into views: `rows` in a worker, `collator(device)` where the model is.
         """
-        # about a batch in the blocks of all lanes, so that a few workers have the next ones ready when a step ends
-        lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
-        images = args.per_device_train_batch_size / lanes_a_process
         return stream_class(self.source)(
             self.source,
             views.rows,
@@ -198,7 +195,7 @@ class ImageData:
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
-            block_cost=float(np.clip(images, *modality("image").samples_per_block)),
+            block_cost=samples_a_block(args, "image"),
             piece_cost=max(self.num_images, 1) / len(self.source),
         )
 

@@ -75,6 +75,7 @@ class VisionEncoderArguments:
             sdpa, flash_attention_2 or flex_attention.
     """
 
+    modality: ClassVar[str] = "image"
     # what auto chooses among
     kind: ClassVar[str] = CONVOLUTIONAL
 
@@ -88,6 +89,23 @@ class VisionEncoderArguments:
     def base_model(self) -> str | None:
         """The checkpoint to continue, `None` where the encoder is trained from scratch."""
         return self.encoder if is_checkpoint(self.encoder) else None
+
+
+@dataclass
+class ContrastEncoderArguments(VisionEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        modality (`str`, *optional*, defaults to `"image"`):
+            What the encoder is for: image, or audio, which has other flags (`--modality audio --help`).
+    """
+
+    modality: str = "image"
+
+    def __post_init__(self):
+        super().__post_init__()
+        encoders.check_modality(self.modality, "image")
 
 
 @dataclass
@@ -246,11 +264,6 @@ def build(
     """
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     record, image_size = method.method, views.image_size
-    if record.contrasts_batch and args.per_device_train_batch_size * args.world_size < 2:
-        raise UserError(
-            f"{record.title} tells images apart by comparing those of a step, and a step has one here. Pass a larger "
-            "`--per_device_train_batch_size`: 2 at least, better 64 or more."
-        )
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
     config |= record.fields_for(fresh, given, views.embedded)
     if fresh is not None:

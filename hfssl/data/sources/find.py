@@ -168,6 +168,12 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
         for split, of_split in splits.items()
     }
     splits = {split: of_split for split, of_split in splits.items() if of_split}
+    if own and splits:
+        # beside the folders of the splits it is about the files of all of them, as `datasets` has it
+        for file in files:
+            if os.path.basename(file) in METADATA and not any(file in of_split for of_split in splits.values()):
+                for of_split in splits.values():
+                    of_split.append(file)
     if not splits:  # in archives only
         raise _nothing_to_read(dataset, files, kind)
     load = {"path": module, **_load_files(splits), **options}

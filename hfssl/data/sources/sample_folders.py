@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
@@ -51,7 +51,8 @@ def read_folder(files: SplitFiles) -> Source:
         )
     metadata = list(filter(is_metadata, files.paths))
     if metadata:
-        features, columns = _columns_beside(metadata, found)
+        everywhere = [path for of_split in files.splits.values() for path in of_split]
+        features, columns = _columns_beside(metadata, found, everywhere)
         return SampleFolderSource(found, others=features, beside=columns, **options)
     of_splits = [sample_files(paths, paths, [0] * len(paths), kind.file_extensions) for paths in files.splits.values()]
     classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
@@ -107,8 +108,11 @@ def _read_metadata(path: str) -> pa.Table:
     return table
 
 
-def _columns_beside(metadata: Sequence[str], files: Sequence[tuple[str, str, int]]) -> tuple[dict, dict[str, list]]:
+def _columns_beside(
+    metadata: Sequence[str], files: Sequence[tuple[str, str, int]], of_all_splits: Iterable[str]
+) -> tuple[dict, dict[str, list]]:
     """Features and values of the columns in files of metadata; `None` for a file that has no row."""
+    there = set(map(os.path.normpath, of_all_splits))
     row_of = {os.path.normpath(path): row for row, (path, _, _) in enumerate(files)}
     features: dict[str, Any] = {}
     columns: dict[str, list] = {}
@@ -117,8 +121,9 @@ def _columns_beside(metadata: Sequence[str], files: Sequence[tuple[str, str, int
         table = _read_metadata(path)
         names = table["file_name"].to_pylist()
         # a file in a zip has the name of the zip before its own
-        rows = [row_of.get(os.path.normpath(os.path.join(os.path.dirname(path), str(name)))) for name in names]
-        matched += sum(row is not None for row in rows)
+        named = [os.path.normpath(os.path.join(os.path.dirname(path), str(name))) for name in names]
+        rows = [row_of.get(name) for name in named]
+        matched += sum(name in row_of or name in there for name in named)
         table = table.drop_columns(["file_name"])
         for name, feature in datasets.Features.from_arrow_schema(table.schema).items():
             known = features.setdefault(name, feature)

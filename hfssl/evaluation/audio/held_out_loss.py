@@ -36,7 +36,7 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             This process measures its share of the batches, and the sums are added up.
     """
 
-    task: ClassVar[str] = "held-out recordings"
+    samples: ClassVar[str] = "recordings"
 
     def __init__(
         self,
