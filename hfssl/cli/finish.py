@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.modality import modality as find_modality
 from ..data.seen import SEEN, write_seen
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.facts import read_facts, write_facts
@@ -75,6 +76,13 @@ def write_and_say(
     say = trainer.accelerator.print
     for text in told:
         say(text)
+    if facts.get("labelled") is None:
+        mine = f"my_labelled_{find_modality(facts['modality']).samples}/"
+        probe = recipe_command("probe", encoder=folder, dataset=mine)
+        say(
+            f"\nHow good it is, labels say; some dozens of each class will do: {probe}\n"
+            "(class folders, a table beside the files, or a column). finetune.py makes a classifier of them."
+        )
     is_stock = trainer.accelerator.unwrap_model(trainer.model).export_kind == "stock"
     loads = "loads with plain transformers" if is_stock else "its card has the lines that load it"
     say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the curve {folder}/assets/loss.png)\nNext:")

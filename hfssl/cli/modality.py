@@ -1,13 +1,21 @@
 """What the command line knows of a modality: `hfssl/cli/<modality>/__init__.py` declares it as `MODALITY`."""
 
+import logging
+import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError
 from ..modeling.base import SSLPreTrainedModel
-from ..training.arguments import SSLTrainingArguments
+from ..training.arguments import BASE_BATCH_SIZE, SSLTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,4 +110,63 @@ def build_method(
             "there. Leave one of them out."
         )
     model.keep_of_checkpoint(**kept)
+    fitted = fitted_to_short_runs(model, args, given)
+    if fitted:
+        _say_once(
+            f"Fitted to short runs of small encoders (in brackets the paper's): {', '.join(fitted)}. For tens of "
+            f"thousands of steps take the paper's{_where_the_paper_s_are(method)}."
+        )
     return model
+
+
+@cache
+def _say_once(text: str) -> None:
+    """What holds for all models that a run makes."""
+    logger.info(text)
+
+
+def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str]) -> list[str]:
+    """The settings of a run that nobody stated and that are not those of the paper, in words.
+
+    Args:
+        model ([`~hfssl.modeling.base.SSLPreTrainedModel`]):
+            Of which the defaults of the config are those of the paper.
+        args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
+            The run.
+        given (`set[str]`):
+            Names of the flags that the user gave.
+    """
+    papers = {
+        field.name: field.default
+        for field in fields(model.config_class)
+        if field.init and field.name not in given and field.default not in (MISSING, None)
+    }
+    own = {name for cls in model.config_class.__mro__ if cls.__module__.startswith("hfssl.") for name in vars(cls)}
+    said = [
+        f"{name} {_short(getattr(model.config, name))} ({_short(value)})"
+        for name, value in papers.items()
+        if name in own and getattr(model.config, name) != value
+    ]
+    rates = model.method.learning_rates
+    share = args.global_batch_size / BASE_BATCH_SIZE if rates.per_256_samples else 1.0
+    narrow = [rate * share for rate in (rates.narrow, rates.narrow_convolutional) if rate not in (None, rates.wide)]
+    if not given & {"learning_rate", "base_learning_rate"} and any(
+        math.isclose(args.learning_rate, r) for r in narrow
+    ):
+        said.append(
+            f"learning_rate {_short(args.learning_rate)} at {args.global_batch_size} samples a step (of wide encoders "
+            f"{_short(rates.wide * share)})"
+        )
+    return said
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _where_the_paper_s_are(method: type[SSLPreTrainedModel]) -> str:
+    """The yaml beside the recipe that runs which has the paper's settings, where there is one."""
+    name = method.config_class.model_type.removeprefix("hfssl_")
+    there = sorted((Path(sys.argv[0]).parent / "configs").glob(f"{name}_*.yaml"))
+    large = [path for path in there if not path.stem.endswith("_tiny")]
+    return f": `--config {large[0]}`" if large else ", by their flags"

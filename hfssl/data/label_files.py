@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,13 +18,15 @@ from ..errors import DataError, first_line
 _LEAST_SHARE = 0.5
 # As they are written: "007" is no 7, and a class may be called NA.
 _AS_WRITTEN = {"dtype": str, "keep_default_na": False}
-_READERS = {
+_READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".csv": lambda path: _with_numbers(pd.read_csv(path, **_AS_WRITTEN)),
     ".tsv": lambda path: _with_numbers(pd.read_csv(path, sep="\t", **_AS_WRITTEN)),
     ".parquet": pd.read_parquet,
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
     ".json": lambda path: pd.read_json(path, dtype=False),
 }  # fmt: skip
+# Endings of the files that are read.
+TABLES = tuple(_READERS)
 
 
 class LabelFile:
@@ -45,7 +47,7 @@ class LabelFile:
     def __init__(self, path: str | os.PathLike, names: Sequence[str], of_others: Iterable[str] = ()):
         self.path, ending = str(path), PurePosixPath(str(path)).suffix.lower()
         if ending not in _READERS:
-            raise DataError(f"`--labels {path}` is no table: {', '.join(_READERS)} are read.")
+            raise DataError(f"`--labels {path}` is no table: {', '.join(TABLES)} are read.")
         try:
             self.table = _READERS[ending](path)
         except Exception as error:  # whatever pandas finds

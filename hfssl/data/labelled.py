@@ -16,7 +16,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
-from .label_files import LabelFile
+from .label_files import TABLES, LabelFile
 from .label_values import NoLabels, group_names, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
@@ -190,7 +190,7 @@ def open_labelled(
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
     table = None if labels_file is None else _table_beside(
-        opened, labels_file, name,
+        opened, _path_of_table(labels_file, dataset), name,
         [other for other in available_splits(dataset, modality=modality, config=config) if other != split],
         lambda other: open_source(dataset, split=other, inputs=inputs, **options),
     )  # fmt: skip
@@ -198,7 +198,12 @@ def open_labelled(
     label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     several = columns_of_classes(label_column, features, name)
     if not several:
-        label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+        try:
+            label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+        except NoLabels as error:
+            there = _tables_in(dataset) if table is None and opened.unit == "file" else []
+            hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes labels from it." if there else ""
+            raise NoLabels(f"{error}{hint}") from error
     wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
     wanted |= {"group": group_column} if group_column is not None else {}
     for each in wanted.values():
@@ -265,13 +270,26 @@ def _table_beside(
     if source.unit != "file":
         raise DataError(
             f"`--labels` is for data of which each file is a sample, and {name} is {source.description}. Put the "
-            "labels into a column of it."
+            "labels into a column of it, or pass the files in a folder."
         )
     of_others: set[str] = set()
     for other in others:
         with suppress(DataError):  # a split of something else
             of_others |= set(open_split(other).files)
     return LabelFile(labels_file, source.files, of_others - set(source.files))
+
+
+def _tables_in(dataset: str | os.PathLike | None) -> list[str]:
+    """Names of the tables in a folder."""
+    folder = Path(dataset) if dataset is not None else None
+    names = os.listdir(folder) if folder is not None and folder.is_dir() else []
+    return sorted(name for name in names if Path(name).suffix.lower() in TABLES)
+
+
+def _path_of_table(labels_file: str | os.PathLike, dataset: str | os.PathLike | None) -> str | os.PathLike:
+    """A table as it was named, or, where there is none of that name here, the one in the folder of the data."""
+    inside = None if dataset is None else Path(dataset, labels_file)
+    return inside if inside is not None and not Path(labels_file).exists() and inside.is_file() else labels_file
 
 
 def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
@@ -437,7 +455,7 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
     problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
     raise NoLabels(
         f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
-        "files of a folder have labels where each class has a folder of its own."
+        "files of a folder have labels where each class has a folder of its own, or in a table (`--labels`)."
     )
 
 

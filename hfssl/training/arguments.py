@@ -145,6 +145,12 @@ class SSLTrainingArguments(TrainingArguments):
         ),
     }  # fmt: skip
 
+    # of which one is given, by what they say
+    _one_of: ClassVar[dict[str, tuple[str, ...]]] = {
+        "how long the run is": ("max_steps", "budget_minutes", "epochs", "max_tokens"),
+        "the learning rate": ("learning_rate", "base_learning_rate"),
+    }
+
     kept_warmup_steps: ClassVar[int | None] = None
     # the checkpoint from which the run goes on, once its folder is claimed
     continued_from: ClassVar[Path | None] = None

@@ -38,7 +38,7 @@ from .. import metrics
 from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
 from ..evaluator import EvaluationError, Evaluator, encoder_source
-from ..finetune import MODEL, kept_folder, steps_of, train_whole
+from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
@@ -198,8 +198,8 @@ class _CtcRun:
 
     def scores(self, kind: str, seed: int, position: int, number: int) -> dict[str, float]:
         parts = [
-            CtcEvaluator.version, self.hyperparameters(), self.finetuning.digests[kind], self.train.fingerprint,
-            self.test.fingerprint,
+            CtcEvaluator.version, self.hyperparameters(), *what_learns(self.finetuning, kind, self.settings),
+            self.train.fingerprint, self.test.fingerprint,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         key = f"ctc/{kind}/{len(self.ids)}-transcripts/seed-{seed}/{digest}"
