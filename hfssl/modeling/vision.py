@@ -183,6 +183,16 @@ def _positions(encoder: PreTrainedModel) -> torch.Tensor | None:
     return positions if positions.shape[1] >= patches_a_side(encoder.config) ** 2 else None
 
 
+def arranged(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images as they are to lie in memory for an encoder: for convolutions with the channels of a pixel side by side.
+
+    `encoder.channels_last`, where it has been set, says otherwise.
+    """
+    if getattr(encoder, "channels_last", is_convolutional(encoder.config)):
+        return pixel_values.contiguous(memory_format=torch.channels_last)
+    return pixel_values
+
+
 @once_per_config
 @torch.no_grad()
 def takes_visible_tokens(config: PreTrainedConfig) -> bool:
