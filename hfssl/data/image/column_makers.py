@@ -40,11 +40,13 @@ class Crops:
         groups (`dict[str, Sequence[View]]`):
             Views of one size each, by the name of their column.
         mean, std (`Sequence[float]`):
-            Of red, green and blue in [0, 1], to normalise with.
+            Of each channel in [0, 1], to normalise with.
         single (`str`, *optional*):
             The group of one view whose tensor is to have no axis for it.
-        value_range (`tuple[float, float]`, *optional*):
+        value_range (`tuple[float, ...]`, *optional*):
             See [`~hfssl.data.image.decode.decode_image`].
+        colors (`tuple[int, ...]`, *optional*):
+            Which of the channels are red, green and blue. All three when left out.
     """
 
     def __init__(
@@ -53,17 +55,18 @@ class Crops:
         mean: Sequence[float],
         std: Sequence[float],
         single: str | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, ...] | None = None,
+        colors: tuple[int, ...] | None = None,
     ):
-        self.pixels = PixelRows(groups, value_range)
-        self.mean, self.std, self.single = tuple(mean), tuple(std), single
+        self.pixels = PixelRows(groups, value_range, len(mean))
+        self.mean, self.std, self.single, self.colors = tuple(mean), tuple(std), single, colors
 
     def read(self, block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[int, str]]]:
         """Columns, the indices of the samples that are left, and `(index, reason)` of the others."""
         return self.pixels(block.columns["image"], block.keys)
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        finish = _finish(self.mean, self.std, device)
+        finish = _finish(self.mean, self.std, device, self.colors)
         batch = {name: finish(columns[name], columns[f"{name}_draws"]) for name in self.pixels.groups}
         if self.single is not None:
             batch[self.single] = batch[self.single][:, 0]
@@ -72,8 +75,10 @@ class Crops:
 
 # its numbers lie on the device: not to be sent there for every batch, nor to travel to a worker with the views
 @cache
-def _finish(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Finish:
-    return Finish(mean, std, device)
+def _finish(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, colors: tuple[int, ...] | None
+) -> Finish:
+    return Finish(mean, std, device, colors)
 
 
 class Noise:

@@ -73,7 +73,7 @@ def contact_sheet(
         len(shown), 1 + len(columns), figsize=(1.4 * (1 + len(columns)), 1.5 * len(shown) + 0.6), squeeze=False
     )
     for i, line in enumerate(axes):
-        original = decode_image(shown[i], value_range=views.value_range)
+        original = decode_image(shown[i], 1, views.value_range, views.num_channels)[visible_channels(views)]
         pictures = [("original" if i == 0 else "", original.permute(1, 2, 0).numpy())]
         pictures += [(title if i == 0 else "", view[i].permute(1, 2, 0).numpy()) for title, view in columns]
         for axis, (title, picture) in zip(line, pictures, strict=True):
@@ -93,6 +93,11 @@ def contact_sheet(
     return len(shown)
 
 
+def visible_channels(views: Views) -> list[int]:
+    """Three channels to look at: the colours, else the first three, else the first one in grey."""
+    return list(views.colors or (range(3) if views.num_channels >= 3 else [0, 0, 0]))
+
+
 def _visible(pixels: torch.Tensor, views: Views) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
-    return (pixels * std + mean).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (views.mean, views.std))
+    return (pixels * std + mean).clamp(0, 1)[:, visible_channels(views)]

@@ -14,7 +14,7 @@ eighth of its size (see `hfssl.data.image.crops`).
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,11 @@ NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+_GREY = "The images are greyscale: views change no saturation and no hue."
+_NO_COLORS = (
+    "No channel is named as a colour: views change brightness and contrast of all, and nothing of colours. "
+    "`--colour_channels` names red, green and blue."
+)
 # Up to this size (height and width of a global view) the presets follow the practice for CIFAR.
 SMALL_IMAGE = 64
 
@@ -88,9 +93,14 @@ class ViewArguments:
             and at least 24 pixels for encoders that have none.
         local_crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a local view shows.
-        normalization (`str`, *optional*, defaults to `"imagenet"`):
+        normalization (`str`, *optional*):
             Mean and standard deviation that pixels are normalised with: imagenet, half (0.5 and 0.5, to [-1, 1]) or
-            dataset (measured on a sample).
+            dataset (measured on a sample, of each channel). Left out: those of a checkpoint that is continued, else
+            imagenet of red, green and blue, and dataset of other channels.
+        colour_channels (`list[int]`, *optional*):
+            Which channels are red, green and blue, counted from 0, of images with others beside them. Saturation, hue,
+            grey and solarise are of these; all channels are cropped, blurred and change in brightness and contrast.
+            Left out: of three channels all, else none.
     """
 
     image_size: int | None = None
@@ -107,9 +117,16 @@ class ViewArguments:
     local_crops: int | None = None
     local_size: int | None = None
     local_crop_scale: tuple[float, float] | None = None
-    normalization: Literal["imagenet", "half", "dataset"] = "imagenet"
+    normalization: Literal["imagenet", "half", "dataset"] | None = None
+    colour_channels: list[int] | None = None
 
     def __post_init__(self):
+        colors = self.colour_channels
+        if colors is not None and (len(set(colors)) != 3 or len(colors) != 3 or min(colors) < 0):
+            raise UserError(
+                "`--colour_channels` is which channels are red, green and blue, three numbers counted from 0, got "
+                f"{_words(colors)}."
+            )
         for name in ("image_size", "local_size"):
             size = getattr(self, name)
             if size is not None and not 1 <= size <= 4096:
@@ -143,10 +160,10 @@ class Views:
 
     Its columns are made by `crops` and, beside them, by a list of `makers` ([`ColumnMaker`]).
 
-    The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
-    `(batch_size, num_local_crops, 3, local_height, local_width)`; for DINOv2 also `masked_patches`, see
-    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, 3, height, width)` and `noise`
-    `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
+    The batch has `pixel_values` `(batch_size, 2, num_channels, height, width)`; for DINO also `local_pixel_values`
+    `(batch_size, num_local_crops, num_channels, local_height, local_width)`; for DINOv2 also `masked_patches`, see
+    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, num_channels, height, width)`
+    and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
 
     Args:
         preset ([`~hfssl.functional.views.ViewPreset`]):
@@ -156,12 +173,12 @@ class Views:
         is_grey (`bool`):
             Whether the images have no colours: then nothing is done to saturation and hue.
         mean_std (`tuple[Sequence[float], Sequence[float]]`, *optional*):
-            Mean and standard deviation of red, green and blue in [0, 1], where `--normalization` does not say them:
-            those of the data set, or of the checkpoint that is continued.
+            Mean and standard deviation of each channel in [0, 1], where `--normalization` does not say them: those of
+            the data set, or of the checkpoint that is continued.
         patch_size (`int`, *optional*):
             Patches of the encoder, for the masks of MAE and DINOv2. Sizes have to be multiples of it.
-        value_range (`tuple[float, float]`, *optional*):
-            What becomes black and white of images with more than 8 bits, see
+        value_range (`tuple[float, ...]`, *optional*), num_channels (`int`, *optional*, defaults to 3):
+            What becomes black and white of images with more than 8 bits, and how many channels they have, see
             [`~hfssl.data.image.decode.decode_image`].
         embedded (`str`, *optional*):
             The embedded set that they are of, to whose images a method may fit its config.
@@ -178,28 +195,47 @@ class Views:
         is_grey: bool,
         mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
         patch_size: int | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, ...] | None = None,
+        num_channels: int = 3,
         embedded: str | None = None,
     ):
         arguments = arguments or ViewArguments()
-        if mean_std is None and arguments.normalization == "dataset":
+        normalization = arguments.normalization or ("imagenet" if num_channels == 3 else "dataset")
+        if mean_std is None and normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
+        if mean_std is None and normalization == "imagenet" and num_channels != 3:
+            raise UserError(
+                f"`--normalization imagenet` is of red, green and blue, and the images have {num_channels} channels. "
+                "Pass `--normalization dataset`, or leave it out."
+            )
+        self.num_channels = num_channels
+        self.colors = tuple(arguments.colour_channels or (range(3) if num_channels == 3 else ()))
+        if self.colors and max(self.colors) >= num_channels:
+            raise UserError(
+                f"`--colour_channels {_words(self.colors)}` names channel {max(self.colors)}, and the images have "
+                f"{num_channels} channels, counted from 0."
+            )
         self.preset, self.is_grey, self.patch_size, self.value_range = preset, is_grey, patch_size, value_range
         self.embedded = embedded
-        mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
+        mean, std = mean_std or NORMALIZATIONS[normalization]
+        if mean_std is None and normalization == "half":
+            mean, std = mean[:1] * num_channels, std[:1] * num_channels
+        if len(mean) != num_channels:
+            raise ValueError(f"`mean_std` is of {len(mean)} channels, and the images have {num_channels}.")
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         self.image_size = arguments.image_size or preset.views[0].size
         views, local, num_local = _resolve(preset, arguments, self.image_size, patch_size)
-        if is_grey:
-            uncolored = tuple(map(_without_color, views)), local and _without_color(local)
-            if uncolored != (views, local):
-                logger.info("The images are greyscale: views change no saturation and no hue.")
-            views, local = uncolored
+        if is_grey or not self.colors:
+            changes = {} if self.colors else {"solarize_probability": 0.0}
+            uncolored = [each and replace(_without_color(each), **changes) for each in (*views, local)]
+            if uncolored != [*views, local]:
+                logger.info(_GREY if is_grey else _NO_COLORS)
+            views, local = tuple(uncolored[:-1]), uncolored[-1]
         self.views, self.local, self.num_local = views, local, num_local
         self.local_size = local.size if num_local else None
         groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
         single = "pixel_values" if len(views) == 1 else None
-        self.crops = Crops(groups, self.mean, self.std, single, value_range)
+        self.crops = Crops(groups, self.mean, self.std, single, value_range, self.colors)
         self.makers: list[ColumnMaker] = []
         side = self.image_size // (patch_size or 1)
         if preset.has_noise:
@@ -212,8 +248,8 @@ class Views:
 
         Args:
             image (`PIL.Image.Image`, `torch.Tensor`, `np.ndarray` or `bytes`):
-                A picture; a uint8 tensor of shape `(3, height, width)` or `(1, height, width)`; a uint8 array of shape
-                `(height, width)` or `(height, width, 3)`; or an encoded image.
+                A picture; a tensor of shape `(num_channels, height, width)`; an array of shape `(height, width)` or
+                `(height, width, num_channels)`; or an encoded image.
             key (`int`):
                 Whole numbers that say which draw it is, such as seed, epoch and number of the image: the same ones
                 give the same views.
@@ -251,7 +287,9 @@ class Views:
         """What of the views makes a run this run."""
         views = [dataclasses.asdict(view) for view in self.views]
         local = {"num": self.num_local} | dataclasses.asdict(self.local) if self.num_local else None
-        return {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
+        settings = {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
+        # what was begun before there was a choice goes on
+        return settings if self.num_channels == 3 else settings | {"colour_channels": list(self.colors)}
 
     @property
     def description(self) -> str:
@@ -308,11 +346,11 @@ def _resolve(
                     f"{len(preset.views)} views{', then the local ones' if preset.local else ''}), got {len(given)}."
                 )
             values = given * len(kinds) if len(given) == 1 else given
-            kinds = [dataclasses.replace(view, **{name: value}) for view, value in zip(kinds, values, strict=True)]
-    kinds = [dataclasses.replace(view, **changes) for view in kinds]
+            kinds = [replace(view, **{name: value}) for view, value in zip(kinds, values, strict=True)]
+    kinds = [replace(view, **changes) for view in kinds]
     views = tuple(kinds[: len(preset.views)])
     if arguments.crop_scale is not None:
-        views = tuple(dataclasses.replace(view, scale=arguments.crop_scale) for view in views)
+        views = tuple(replace(view, scale=arguments.crop_scale) for view in views)
     local = None
     if preset.local is not None:
         unit = patch_size or 8
@@ -320,7 +358,7 @@ def _resolve(
         least = 0 if patch_size else min(image_size, 3 * unit)
         size = arguments.local_size or max(-(-3 * image_size // (7 * unit)) * unit, least)
         scale = arguments.local_crop_scale or kinds[-1].scale
-        local = dataclasses.replace(kinds[-1], size=size, scale=scale)
+        local = replace(kinds[-1], size=size, scale=scale)
     sizes = [("image_size", image_size)] + ([("local_size", local.size)] if num_local else [])
     for name, size in sizes:
         if patch_size and size % patch_size:
@@ -334,11 +372,11 @@ def _resolve(
 
 def _for_small_images(view: View, jitter: tuple[float, ...] | None, is_local: bool) -> View:
     scale = (0.2, 0.4) if is_local else view.scale
-    return dataclasses.replace(view, jitter=jitter or view.jitter, scale=scale, blur_probability=0.0)
+    return replace(view, jitter=jitter or view.jitter, scale=scale, blur_probability=0.0)
 
 
 def _without_color(view: View) -> View:
-    return dataclasses.replace(view, jitter=(*view.jitter[:2], 0.0, 0.0), grey_probability=0.0)
+    return replace(view, jitter=(*view.jitter[:2], 0.0, 0.0), grey_probability=0.0)
 
 
 def _words(values: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from ...errors import first_line
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
 from ..processed_encoder import ProcessedEncoder
@@ -29,16 +30,19 @@ class VisionEncoder(ProcessedEncoder):
                 f'{self.name} is a "{self.config.model_type}" model, which takes `{model.main_input_name}` and no '
                 "images: image probes need a vision encoder, such as a ViT or a ResNet."
             )
-        channels = getattr(self.config, "num_channels", 3)
-        if channels != 3:
-            raise EvaluationError(
-                f"{self.name} takes images of {channels} channel(s), and probes give it 3 (red, green, blue)."
-            )
 
     def try_on_a_sample(self, model: PreTrainedModel) -> None:
-        """Refuse a processor that makes images of a size which the encoder does not take."""
-        blank = np.zeros((32, 32, 3), dtype=np.uint8)
-        pixel_values = self.processor(images=[blank], return_tensors="pt")["pixel_values"]
+        """Refuse a processor that makes images of a size, or of channels, which the encoder does not take."""
+        made, taken = processed_channels(self.processor), getattr(self.config, "num_channels", 3)
+        if made != taken:
+            raise EvaluationError(
+                f"{self.source} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has "
+                f"means and deviations of {made}: save one beside it with as many, such as image_mean={[0.5] * taken}."
+            )
+        blank = np.zeros((made, 32, 32), dtype=np.uint8)
+        pixel_values = self.processor(images=[blank], return_tensors="pt", input_data_format="channels_first")[
+            "pixel_values"
+        ]
         height, width = pixel_values.shape[-2:]
         try:
             with evaluating(model):
