@@ -14,10 +14,10 @@ Defaults are for short runs and are not the paper's: as in recipes/dino.py, the 
 through batch norm, and Sinkhorn's equal shares stand for the centres, at a lower temperature. Images below 64
 pixels have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
 
-A checkpoint that is continued has defaults of its own: its heads, which are new, learn alone in the first tenth of the
-steps (--freeze_encoder); then the nearer to the input, the more slowly (--layer_decay 0.9, --patch_embed_rate 0.2), by a
-teacher that moves slowly (--momentum_start 0.999), from its CLS token and without batch norm. Images with other
-channels than it was trained on: its patch embedding is adapted, and --colour_channels says which are colours.
+A checkpoint that is continued has defaults of its own: its heads, which are new, learn alone in the first tenth of
+the steps (--freeze_encoder); then what is near the input learns more slowly (--layer_decay 0.9, --patch_embed_rate
+0.2), by a teacher that moves slowly (--momentum_start 0.999), from its CLS token and without batch norm. Of images
+with other channels than it was trained on its patch embedding is adapted; --colour_channels says which are colours.
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:

@@ -47,7 +47,8 @@ class HeldOutLossEvaluator(Evaluator):
     def __init__(
         self, images: Sequence[bytes], views: Views, *, batch_size: int = 64, rank: int = 0, world_size: int = 1
     ):
-        images = list(images)[:MOST_SAMPLES]
+        # of an image that is cut up there are several
+        images = list(images)[: MOST_SAMPLES // (views.tiles.most if views.tiles else 1) or 1]
         self.measured_on = frozenset(map(identity, images))
         keys = content_keys(images)
         rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
@@ -92,7 +93,7 @@ class HeldOutLossEvaluator(Evaluator):
         device = next(model.parameters()).device
         with torch.no_grad():
             size = self.views.image_size
-            dim = model.targets(torch.zeros(1, 3, size, size, device=device))[0].shape[-1]
+            dim = model.targets(torch.zeros(1, self.views.num_channels, size, size, device=device))[0].shape[-1]
             # as large in a process that has no batch
             count = torch.zeros((), dtype=torch.float64, device=device)
             total, squares = torch.zeros(2, dim, dtype=torch.float64, device=device)

@@ -49,6 +49,7 @@ class Use(IntEnum):
     MASKED_VIEW = 25
     MASK_RATIO = 26
     BLOCK_MASK = 27
+    TILE = 28
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31

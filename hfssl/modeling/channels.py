@@ -8,7 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from .base import drop_pooler
-from .trial import image_model_options
+from .trial import image_model_options, num_channels_of
 
 
 def with_num_channels(
@@ -32,15 +32,15 @@ def with_num_channels(
         UserError: if its configuration says no number of channels, or other weights depend on it.
     """
     config = encoder.config
-    old = getattr(config, "num_channels", None)
-    if num_channels is None or num_channels == (old or 3):
+    old = num_channels_of(config)
+    if num_channels is None or num_channels == old:
         return encoder
-    if old is None:
+    fitted = with_channels(config, num_channels)
+    if num_channels_of(fitted) != num_channels:
         raise UserError(
             f"The configuration of this {config.model_type} says no number of channels, so that it takes no images of "
             f"{num_channels}. Choose another encoder, such as vit, dinov2, resnet or convnextv2."
         )
-    fitted = with_channels(config, num_channels)
     has_pooler = any(name.startswith("pooler.") for name in encoder.state_dict())
     with torch.random.fork_rng(devices=[]):  # its weights are replaced
         model = AutoModel.from_config(fitted, **({} if has_pooler else image_model_options(fitted)))
@@ -64,6 +64,8 @@ def with_channels(config: PreTrainedConfig, num_channels: int) -> PreTrainedConf
     fitted = copy.deepcopy(config)
     if hasattr(fitted, "num_channels"):
         fitted.num_channels = num_channels
+    elif hasattr(fitted, "model_args"):  # of timm
+        fitted.model_args = {**(fitted.model_args or {}), "in_chans": num_channels}
     return fitted
 
 

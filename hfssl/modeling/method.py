@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError
 from ..functional.views import ViewPreset
+from .trial import layout
 
 
 # Encoders up to this width are narrow: they want higher rates.
@@ -222,4 +223,5 @@ class Method:
 
 def width_of(encoder: PreTrainedConfig) -> int:
     """Width of an encoder: of its last stage, where it has several."""
-    return getattr(encoder, "hidden_size", None) or encoder.hidden_sizes[-1]
+    known = getattr(encoder, "hidden_size", None) or getattr(encoder, "hidden_sizes", [None])[-1]
+    return known or layout(encoder).dim

@@ -21,6 +21,7 @@ from .trial import (
     blank_copy,
     blank_image,
     image_model_options,
+    num_channels_of,
     once_per_config,
     sizes_to_try,
     small_copy,
@@ -421,7 +422,7 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int, num_channels: int
             f"`--image_size {image_size}` is no multiple of the patches of this {config.model_type}, which have "
             f"{side(patch)} pixels. Pass {max(round(image_size / side(patch)), 1) * side(patch)}."
         )
-    channels = getattr(config, "num_channels", 3)
+    channels = num_channels_of(config)
     if channels != num_channels:
         raise UserError(
             f"The encoder takes images of {channels} channels, the images here have {num_channels}. Choose "

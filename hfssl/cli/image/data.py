@@ -14,6 +14,7 @@ import torch
 
 from ...data.held_out import held_out_parts, pieces_all_over
 from ...data.image.decode import DamagedImage, ImageHeader, decode_image, image_header
+from ...data.image.tiles import Tiles
 from ...data.image.value_range import ValueRange, check_range, judge_range
 from ...data.image.views import Views
 from ...data.mixtures import open_mixture, parts_of, stream_class
@@ -58,17 +59,27 @@ class ImageDataArguments(DataArguments):
             Channels of an image. Left out or auto, those of the data: 3 of all pictures, in grey or in colours, and as
             many as there are of other arrays (TIFF, npy, DICOM). 1 takes pictures in grey; 4 of png files takes what
             is transparent as the fourth.
+        tile (`int`, *optional*):
+            Cut large images into tiles of so many pixels a side, each an image of its own. Of a tiled TIFF and of npy
+            files only what a tile shows is decoded. All tiles of an image are trained on, or held out.
+        tiles_per_image (`int`, *optional*, defaults to `16`):
+            With `tile`: tiles of an image in each pass, at most; other ones in the next.
     """
 
     image_column: str | None = None
     value_range: list[float] | None = None
     num_channels: int | None = None
+    tile: int | None = None
+    tiles_per_image: int = 16
 
     def __post_init__(self):
         super().__post_init__()
         check_range(self.value_range)
         if self.num_channels is not None and self.num_channels < 1:
             raise UserError(f"`--num_channels` is how many channels images have, got {self.num_channels}.")
+        for name in ("tile", "tiles_per_image"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"`--{name}` is a number of at least 1, got {getattr(self, name)}.")
 
 
 class ImageData:
@@ -135,6 +146,10 @@ class ImageData:
             for _, image in islice(_images(part.source), max(round(part.share * STATISTICS_SAMPLE), 1))
         )
 
+    @property
+    def _is_cut(self) -> bool:
+        return self.arguments.tile is not None
+
     @cached_property
     def _headers(self) -> list[tuple[str, ImageHeader]]:
         """Names and headers of some images, in the shares of a mixture."""
@@ -142,7 +157,7 @@ class ImageData:
         for part in parts_of(self.source):
             for name, image in islice(_images(part.source), max(round(part.share * SIZES_SAMPLE), 1)):
                 try:
-                    headers.append((name, image_header(image, self.arguments.num_channels)))
+                    headers.append((name, image_header(image, self.arguments.num_channels, self._is_cut)))
                 except DamagedImage as error:
                     reason = reason or f" One of them: {name}: {error}."
         if not headers:
@@ -154,8 +169,17 @@ class ImageData:
 
     @property
     def short_side(self) -> int:
-        """The shorter side of a usual image, in pixels."""
-        return int(np.median([min(header.height, header.width) for _, header in self._headers]))
+        """The shorter side of a usual image or tile, in pixels."""
+        side = int(np.median([min(header.height, header.width) for _, header in self._headers]))
+        return side if self.arguments.tile is None else min(side, self.arguments.tile)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """What cuts images up, where the user asks for it."""
+        arguments = self.arguments
+        if arguments.tile is None:
+            return None
+        return Tiles(arguments.tile, arguments.tiles_per_image, self.value_range, self.num_channels)
 
     @cached_property
     def num_channels(self) -> int:
@@ -208,7 +232,7 @@ class ImageData:
         sample = []
         for part in parts_of(self.source):
             failures: list[str] = []
-            decoded = _decoded(part.source, self.value_range, self.num_channels, failures)
+            decoded = _decoded(part.source, self.value_range, self.num_channels, self.tiles, failures)
             taken = list(islice(decoded, max(round(part.share * STATISTICS_SAMPLE), 1)))
             if not taken:
                 raise DataError(
@@ -230,6 +254,13 @@ class ImageData:
         # about a batch in the blocks of all lanes, so that a few workers have the next ones ready when a step ends
         lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
         images = args.per_device_train_batch_size / lanes_a_process
+        fewest, most = modality("image").samples_per_block
+        if self.arguments.tile is not None:  # each image is several
+            images, fewest = images / self.arguments.tiles_per_image, 1
+            if args.epochs is not None:
+                raise UserError(
+                    f"`--epochs {args.epochs:g}` counts images, and with `--tile` each is several: pass `--max_steps`."
+                )
         return stream_class(self.source)(
             self.source,
             views.rows,
@@ -242,7 +273,7 @@ class ImageData:
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
-            block_cost=float(np.clip(images, *modality("image").samples_per_block)),
+            block_cost=float(np.clip(images, fewest, most)),
             piece_cost=max(self.num_images, 1) / len(self.source),
         )
 
@@ -274,11 +305,17 @@ def _images(source: Source) -> Iterator[tuple[str, bytes]]:
 
 
 def _decoded(
-    source: Source, value_range: ValueRange | None, num_channels: int, failures: list[str]
+    source: Source, value_range: ValueRange | None, num_channels: int, tiles: Tiles | None, failures: list[str]
 ) -> Iterator[torch.Tensor]:
-    """Pixels of images from all over a source, of large JPEG files at a reduced scale; and the first that fails."""
+    """Pixels of images from all over a source, of large JPEG files at a reduced scale; and the first that fails.
+
+    With `tiles`, a tile of each.
+    """
     for name, image in _images(source):
         try:
+            if tiles is not None:
+                yield tiles.of_image(image, int(keyed.key(Use.TILE, len(failures))))[0][1]
+                continue
             header = image_header(image, num_channels)
             side = min(header.height, header.width)
             shrink = next((by for by in (8, 4, 2) if side >= by * STATISTICS_SIDE), 1)

@@ -20,6 +20,7 @@ from ...modeling.image_processing import processed_channels
 from ...modeling.method import width_of
 from ...modeling.packing import attention_candidates, recommended_attention
 from ...modeling.pooling import is_convolutional
+from ...modeling.trial import num_channels_of
 from ...modeling.vision import (
     SSLVisionModel,
     encode_visible,
@@ -185,7 +186,10 @@ def make_views(
     if recipe.encoder == AUTO:
         arguments = _choose_encoder(recipe, config, data, arguments)
     encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
-    sizes, patch_size = getattr(encoder, "image_size", None), getattr(encoder, "patch_size", None)
+    sizes, patch_size = (
+        getattr(encoder, "image_size", None) or _size_in_timm(encoder),
+        getattr(encoder, "patch_size", None),
+    )
     if data.embedded is not None:
         embedded = EMBEDDED_VIEWS[data.embedded] | method.method.embedded_views.get(data.embedded, {})
         arguments = replace(arguments, **{name: value for name, value in embedded.items() if name not in given})
@@ -201,8 +205,14 @@ def make_views(
     return Views(
         method.method.views, arguments, is_grey=data.is_grey, mean_std=mean_std,
         patch_size=side(patch_size) if patch_size else None, value_range=data.value_range,
-        num_channels=data.num_channels, embedded=data.embedded,
+        num_channels=data.num_channels, tiles=data.tiles, embedded=data.embedded,
     )  # fmt: skip
+
+
+def _size_in_timm(encoder: PreTrainedConfig) -> int | None:
+    """The size of the images of an encoder of timm, where its configuration says one."""
+    known = (getattr(encoder, "model_args", None) or {}).get("img_size")
+    return known or (getattr(encoder, "pretrained_cfg", None) or {}).get("input_size", (None,))[-1]
 
 
 def _choose_encoder(
@@ -307,7 +317,7 @@ def _train_continued(
     """The training arguments for a checkpoint that is continued, in what the user did not give."""
     chosen = {name: value for name, value in model.method.continued_training.items() if name not in given}
     # what projects other channels than before has to learn them
-    if getattr(_checkpoint_config(recipe.encoder), "num_channels", 3) != views.num_channels:
+    if num_channels_of(_checkpoint_config(recipe.encoder)) != views.num_channels:
         chosen.pop("patch_embed_rate", None)
     for name, value in chosen.items():
         setattr(args, name, value)

@@ -18,6 +18,7 @@ from ...evaluation.probes import probe_table
 from ...evaluation.results import Result
 from ...modeling.channels import with_num_channels
 from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
+from ...modeling.trial import num_channels_of
 from ...modeling.vision import SSLVisionModel, load_vision_encoder, side
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
@@ -119,6 +120,7 @@ def _commands(
             encoder=folder,
             **same_data,
             image_size=None if told else views.image_size,
+            colour_channels=list(views.colors) if views.colors and views.num_channels != 3 else None,
             pooling=getattr(model.config, "pooling", None),
             output_dir=next_folder(folder),
         )  # fmt: skip
@@ -129,7 +131,7 @@ def _commands(
 def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | None) -> str:
     """Python that makes features of an image, pooled as the probes of the run take them."""
     config = model.encoder.config
-    channels = getattr(config, "num_channels", 3)
+    channels = num_channels_of(config)
     pooling = check_pooling(config, pooling)
     with torch.no_grad():
         blank = torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device)

@@ -12,6 +12,7 @@ TIFF that Pillow cannot read is read by `tifffile`, DICOM by `pydicom`: both are
 
 import io
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from ...errors import UserError, first_line
+from ...errors import first_line
 
 
 # It tells of odd files in the log, each time: here the reason is in the error.
@@ -77,8 +78,7 @@ def open_array(data: bytes, num_channels: int | None = None) -> ArrayFile | None
             picture on its first page.
 
     Raises:
-        DamagedImage: if it cannot be read.
-        UserError: if the package that reads it is not there.
+        DamagedImage: if it cannot be read, or the package that reads it is not there.
     """
     try:
         if data[:6] == b"\x93NUMPY":
@@ -89,7 +89,7 @@ def open_array(data: bytes, num_channels: int | None = None) -> ArrayFile | None
             return _dicom(data)
         if data[:4] in _TIFF_STARTS:
             return None if _is_picture(data, num_channels) else tiff_array(data)
-    except (DamagedImage, UserError):
+    except DamagedImage:
         raise
     except Exception as error:  # a damaged file shows itself in many ways
         raise DamagedImage(f"it cannot be decoded ({first_line(error)[:200]})") from error
@@ -171,7 +171,7 @@ def _dicom(data: bytes) -> ArrayFile:
         import pydicom
         from pydicom.pixels import apply_modality_lut
     except ImportError as error:
-        raise UserError("DICOM files are read with pydicom: `pip install pydicom`.") from error
+        raise DamagedImage("DICOM files are read with pydicom: `pip install pydicom`") from error
     dataset = pydicom.dcmread(io.BytesIO(data))
     if "PixelData" not in dataset:
         raise DamagedImage("it is a DICOM file without pixels")
@@ -212,7 +212,9 @@ def _pages(data: bytes) -> Iterator[ImageFileDirectory_v2]:
 def _is_picture(data: bytes, num_channels: int | None) -> bool:
     """Whether a TIFF is one page in grey, in colour or with something transparent, and Pillow knows how."""
     try:
-        pages = [tags for tags in _pages(data) if not tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pages = [tags for tags in _pages(data) if not tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK]
         first = pages[0]
     except Exception:  # a damaged one, for Pillow to say
         return True
@@ -229,14 +231,14 @@ def _is_picture(data: bytes, num_channels: int | None) -> bool:
         or (samples == 2 and with_alpha)
         or (samples == 4 and (photometric == _CMYK or (photometric == _RGB and with_alpha)))
     )
-    is_first_page = samples == 1 and num_channels in (1, 3) and num_channels != number
+    is_first_page = samples == 1 and num_channels in (1, 3) and number not in (1, num_channels)
     if not is_picture and not is_first_page:
         return False
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF",)):
             return True
     except Exception:
-        return is_first_page
+        return False
 
 
 def tiff_array(data: bytes) -> ArrayFile:
@@ -244,9 +246,9 @@ def tiff_array(data: bytes) -> ArrayFile:
     try:
         import tifffile
     except ImportError as error:
-        raise UserError(
-            "TIFF files of other channels than grey, or red, green and blue in 8 or 16 bits are read with tifffile: "
-            "`pip install tifffile imagecodecs`."
+        raise DamagedImage(
+            "TIFF files of other channels than grey, or red, green and blue in 8 or 16 bits, are read with tifffile: "
+            "`pip install tifffile imagecodecs`"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]

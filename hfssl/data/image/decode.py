@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import UserError, first_line
+from ...errors import first_line
 from .arrays import ArrayFile, DamagedImage, open_array, tiff_array
 
 
@@ -57,6 +57,8 @@ _TURNS = {
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
 ALL_OF_SIXTEEN_BITS = (0.0, 65535.0)
+# Pixels a side of an array, of whose values it is judged what range they have.
+_ENOUGH_TO_JUDGE = 2048
 # Rec. 601
 _LUMA = (0.299, 0.587, 0.114)
 # Tags of a TIFF.
@@ -90,7 +92,7 @@ class ImageHeader:
     num_channels: int | None = None
 
 
-def image_header(data: bytes, num_channels: int | None = None) -> ImageHeader:
+def image_header(data: bytes, num_channels: int | None = None, any_size: bool = False) -> ImageHeader:
     """Size and kind of an encoded image, without decoding its pixels.
 
     Args:
@@ -98,6 +100,8 @@ def image_header(data: bytes, num_channels: int | None = None) -> ImageHeader:
             The content of an image file.
         num_channels (`int`, *optional*):
             See [`~hfssl.data.image.arrays.open_array`].
+        any_size (`bool`, *optional*, defaults to `False`):
+            Whether an array may have more pixels than are decoded at once, where its parts can be decoded alone.
 
     Raises:
         DamagedImage: if it is no image, or one with too many pixels.
@@ -108,7 +112,8 @@ def image_header(data: bytes, num_channels: int | None = None) -> ImageHeader:
     array = open_array(data, num_channels)
     if array is not None:
         channels, height, width = array.shape
-        _check_size(height, width)
+        if not any_size or array.read_region is None:
+            _check_size(height, width)
         others = None if channels in (1, 3) else channels
         return ImageHeader(height, width, channels == 1, array.format, array.bits, others)
     with _opened(data) as image:
@@ -198,7 +203,7 @@ def array_pixels(
         else:
             top, left, height, width = box
             values = array.read()[:, top : top + height, left : left + width]
-    except (DamagedImage, UserError):
+    except DamagedImage:
         raise
     except Exception as error:
         raise DamagedImage(_reason(error)) from error
@@ -220,8 +225,8 @@ def array_pixels(
 def raw_values(data: bytes) -> np.ndarray | None:
     """The values of an image with more than 8 bits as they are in the file; `None` where 8 bits are all there is.
 
-    Of colours of 16 bits of which only the upper 8 can be read these, as `uint8`. Of several channels the shape is
-    `(num_channels, height, width)`.
+    Of large arrays those of the centre, where they can be read alone. Of colours of 16 bits of which only the upper 8
+    can be read these, as `uint8`. Of several channels the shape is `(num_channels, height, width)`.
 
     Raises:
         DamagedImage: if it cannot be decoded.
@@ -230,9 +235,17 @@ def raw_values(data: bytes) -> np.ndarray | None:
         return None
     array = open_array(data)
     if array is not None:
-        _check_size(*array.shape[1:])
+        height, width = array.shape[1:]
         try:
-            return array.read() if array.bits > 8 else None
+            if array.bits <= 8:
+                return None
+            if array.read_region is not None and height * width > _ENOUGH_TO_JUDGE**2:
+                size = min(height, _ENOUGH_TO_JUDGE), min(width, _ENOUGH_TO_JUDGE)
+                return array.read_region((height - size[0]) // 2, (width - size[1]) // 2, *size)
+            _check_size(height, width)
+            return array.read()
+        except DamagedImage:
+            raise
         except Exception as error:
             raise DamagedImage(_reason(error)) from error
     with _opened(data) as image:
@@ -393,7 +406,7 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     To be called when Pillow has decoded the file without an error, since this decoder may crash on a damaged one.
     """
     if image.format == "TIFF":
-        with suppress(UserError):
+        with suppress(DamagedImage):
             return tiff_array(data).read()
     if image.format != "PNG" or decode_png is None:
         return None

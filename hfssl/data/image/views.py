@@ -28,6 +28,7 @@ from ..device import Beside
 from ..stream import Block, Rows
 from .column_makers import BlockMasks, ColumnMaker, Crops, Noise
 from .png import encoded_image
+from .tiles import Tiles
 
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,8 @@ class Views:
         value_range (`tuple[float, ...]`, *optional*), num_channels (`int`, *optional*, defaults to 3):
             What becomes black and white of images with more than 8 bits, and how many channels they have, see
             [`~hfssl.data.image.decode.decode_image`].
+        tiles ([`~hfssl.data.image.tiles.Tiles`], *optional*):
+            Cuts large images up: then each tile is an image.
         embedded (`str`, *optional*):
             The embedded set that they are of, to whose images a method may fit its config.
 
@@ -197,6 +200,7 @@ class Views:
         patch_size: int | None = None,
         value_range: tuple[float, ...] | None = None,
         num_channels: int = 3,
+        tiles: Tiles | None = None,
         embedded: str | None = None,
     ):
         arguments = arguments or ViewArguments()
@@ -208,7 +212,7 @@ class Views:
                 f"`--normalization imagenet` is of red, green and blue, and the images have {num_channels} channels. "
                 "Pass `--normalization dataset`, or leave it out."
             )
-        self.num_channels = num_channels
+        self.num_channels, self.tiles = num_channels, tiles
         self.colors = tuple(arguments.colour_channels or (range(3) if num_channels == 3 else ()))
         if self.colors and max(self.colors) >= num_channels:
             raise UserError(
@@ -273,9 +277,13 @@ class Views:
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
+        bad_images = []
+        if self.tiles is not None:
+            block, bad_images = self.tiles(block)
         columns, kept, bad = self.crops.read(block)
         for maker in self.makers:
             columns |= maker.rows(block, kept)
+        bad = bad_images or bad  # tiles are decoded already: of them none is damaged
         return Rows(columns, np.ones(len(kept), np.int64), bad, block.places[kept])
 
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
@@ -289,7 +297,9 @@ class Views:
         local = {"num": self.num_local} | dataclasses.asdict(self.local) if self.num_local else None
         settings = {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
         # what was begun before there was a choice goes on
-        return settings if self.num_channels == 3 else settings | {"colour_channels": list(self.colors)}
+        if self.num_channels != 3:
+            settings["colour_channels"] = list(self.colors)
+        return settings if self.tiles is None else settings | self.tiles.settings
 
     @property
     def description(self) -> str:

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from ...errors import first_line
 from ...modeling.base import evaluating
 from ...modeling.image_processing import processed_channels
+from ...modeling.trial import num_channels_of
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
 from ..processed_encoder import ProcessedEncoder
@@ -33,7 +34,7 @@ class VisionEncoder(ProcessedEncoder):
 
     def try_on_a_sample(self, model: PreTrainedModel) -> None:
         """Refuse a processor that makes images of a size, or of channels, which the encoder does not take."""
-        made, taken = processed_channels(self.processor), getattr(self.config, "num_channels", 3)
+        made, taken = processed_channels(self.processor), num_channels_of(self.config)
         if made != taken:
             raise EvaluationError(
                 f"{self.source} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has "

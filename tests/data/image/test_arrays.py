@@ -14,7 +14,6 @@ from hfssl.data.image.decode import DamagedImage, decode_image, image_header
 from hfssl.data.image.value_range import judge_range
 from hfssl.data.modality import modality
 from hfssl.data.sources import open_source
-from hfssl.errors import UserError
 
 
 tifffile = pytest.importorskip("tifffile")
@@ -182,7 +181,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     for name, file in data.items():
-        with pytest.raises(UserError, match=f"are read with {name}: `pip install {name}"):
+        with pytest.raises(DamagedImage, match=f"are read with {name}: `pip install {name}"):
             image_header(file)
 
 

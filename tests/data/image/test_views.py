@@ -362,8 +362,9 @@ def test_a_data_set_of_ones_own_trains():
 @pytest.mark.parametrize(
     "image, words",
     [
-        (torch.zeros(3, 8, 8), "got Tensor of shape .3, 8, 8. and type torch.float32"),
-        (np.zeros((8, 8, 2), np.uint8), "got ndarray of shape .8, 8, 2. and type uint8"),
+        (torch.zeros(3, 8, 8), "its values are floats, which have no known range"),
+        (np.zeros((8, 8, 2), np.uint8), "it is an NPY of 2 channels, not of 3"),
+        (torch.zeros(8, 8, 8, 8), "got Tensor of shape .8, 8, 8, 8. and type torch.float32"),
         ("cat.png", "got str"),
         (b"no image", "cannot be decoded"),
     ],
