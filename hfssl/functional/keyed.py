@@ -50,6 +50,7 @@ class Use(IntEnum):
     MASK_RATIO = 26
     BLOCK_MASK = 27
     TILE = 28
+    VIEW_SIZE = 29
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31

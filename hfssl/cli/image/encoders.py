@@ -191,8 +191,9 @@ def make_views(
         getattr(encoder, "patch_size", None),
     )
     if data.embedded is not None:
+        stated = given if arguments.mixed_sizes is None else given | {"image_size"}
         embedded = EMBEDDED_VIEWS[data.embedded] | method.method.embedded_views.get(data.embedded, {})
-        arguments = replace(arguments, **{name: value for name, value in embedded.items() if name not in given})
+        arguments = replace(arguments, **{name: value for name, value in embedded.items() if name not in stated})
     if arguments.image_size is None:
         arguments = replace(arguments, image_size=side(sizes or IMAGE_SIZES.get(recipe.encoder, IMAGE_SIZE)))
     mean_std = None
@@ -301,6 +302,8 @@ def build(
         _refuse_one_image(model)
     if views.local_size is not None:
         _try_small_crops(model, views.local_size, views.num_channels)
+    for size in views.sizes.sizes[:-1] if views.sizes is not None else ():
+        _try_small_crops(model, size, views.num_channels, "mixed_sizes")
     width, convolutional = width_of(model.encoder.config), is_convolutional(model.encoder.config)
     if args.device.type == "cpu" and convolutional and width < BFLOAT16_WIDTH:
         args.take_full_precision()
@@ -339,7 +342,7 @@ def _refuse_one_image(model: SSLVisionModel) -> None:
         )
 
 
-def _try_small_crops(model: SSLVisionModel, local_size: int, num_channels: int) -> None:
+def _try_small_crops(model: SSLVisionModel, local_size: int, num_channels: int, flag: str = "local_size") -> None:
     try:
         with torch.no_grad(), pixels_required(model.encoder):
             image_features(
@@ -349,7 +352,8 @@ def _try_small_crops(model: SSLVisionModel, local_size: int, num_channels: int) 
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"This {model.encoder.config.model_type} does not take small crops of {local_size} pixels "
-            f"({encoders.brief(error)}). Pass another `--local_size`, `--local_crops 0`, or another `--encoder`."
+            f"({encoders.brief(error)}). Pass another `--{flag}`{', `--local_crops 0`' * (flag == 'local_size')}, or "
+            "another `--encoder`."
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ...functional import keyed
 from ...functional.keyed import Use
@@ -114,10 +115,12 @@ class BlockMasks:
             Patches in a row of a view.
         ratio (`tuple[float, float]`):
             Smallest and largest share of the patches of a view that is masked.
+        name (`str`, *optional*, defaults to `"masked_patches"`):
+            Of the column.
     """
 
-    def __init__(self, num_views: int, side: int, ratio: tuple[float, float]):
-        self.num_views, self.side, self.ratio = num_views, side, ratio
+    def __init__(self, num_views: int, side: int, ratio: tuple[float, float], name: str = "masked_patches"):
+        self.num_views, self.side, self.ratio, self.name = num_views, side, ratio, name
 
     def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
         keys, num_patches = block.keys[kept][:, None], self.side**2
@@ -134,7 +137,46 @@ class BlockMasks:
         masks = masks.reshape(len(kept), -1)
         most = masked_views * int(num_patches * high)
         patches = np.argsort(~masks, axis=1, kind="stable")[:, :most].astype(np.int32)
-        return {"masked_patches": np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}
+        return {self.name: np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        return {"masked_patches": send(columns["masked_patches"], device)}
+        return {self.name: send(columns[self.name], device)}
+
+
+class MixedSizes:
+    """Views of another size in each batch: they are cut out at the largest and reduced with the batch.
+
+    The size of a batch is drawn from the key of its first sample. Local views are reduced in proportion. What depends
+    on the number of patches, such as masks, is made for each size, as `<name>_<size>`, and chosen then.
+
+    Args:
+        sizes (`Sequence[int]`):
+            Pixels a side.
+        unit (`int`):
+            Of which the side of a local view stays a multiple.
+    """
+
+    def __init__(self, sizes: Sequence[int], unit: int):
+        self.sizes, self.unit, self.largest = tuple(sizes), unit, max(sizes)
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
+        return {"size": np.array(self.sizes)[keyed.key(Use.VIEW_SIZE, block.keys[kept]) % np.uint64(len(self.sizes))]}
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        return {}
+
+    def resized(self, batch: dict[str, torch.Tensor], columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """A batch at the size that is drawn for it."""
+        size = int(columns["size"][0])
+        chosen = {}
+        for name, values in batch.items():
+            base, _, number = name.rpartition("_")
+            if base in batch and number.isdigit():
+                continue
+            chosen[name] = batch.get(f"{name}_{size}", values)
+            if name.endswith("pixel_values") and size != self.largest:
+                side = max(round(values.shape[-1] * size / self.largest / self.unit), 1) * self.unit
+                images = values.flatten(0, -4)
+                images = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+                chosen[name] = images.view(*values.shape[:-2], side, side)
+        return chosen

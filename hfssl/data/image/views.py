@@ -26,7 +26,7 @@ from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
-from .column_makers import BlockMasks, ColumnMaker, Crops, Noise
+from .column_makers import BlockMasks, ColumnMaker, Crops, MixedSizes, Noise
 from .png import encoded_image
 from .tiles import Tiles
 
@@ -64,6 +64,10 @@ class ViewArguments:
         image_size (`int`, *optional*):
             Pixels a side of a view. Left out or auto: 32 for the embedded letters, else chosen with the encoder, or
             that of a given one (vit-mini-patch4: 32), or 224.
+        mixed_sizes (`list[int]`, *optional*):
+            Several sizes of views, of which one is drawn for each batch, such as 224 336 448: for the last steps of a
+            run, which adapt it to larger images (DINOv3). Local views change in proportion. The largest is
+            `image_size`.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
@@ -105,6 +109,7 @@ class ViewArguments:
     """
 
     image_size: int | None = None
+    mixed_sizes: list[int] | None = None
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -122,6 +127,14 @@ class ViewArguments:
     colour_channels: list[int] | None = None
 
     def __post_init__(self):
+        if self.mixed_sizes is not None:
+            largest = max(self.mixed_sizes, default=0)
+            if min(self.mixed_sizes, default=0) < 1 or self.image_size not in (None, largest):
+                raise UserError(
+                    "`--mixed_sizes` is numbers of pixels, of which the largest is `--image_size`, got "
+                    f"{_words(self.mixed_sizes)}{'' if self.image_size is None else f' and {self.image_size}'}."
+                )
+            self.image_size = largest
         colors = self.colour_channels
         if colors is not None and (len(set(colors)) != 3 or len(colors) != 3 or min(colors) < 0):
             raise UserError(
@@ -246,6 +259,23 @@ class Views:
             self.makers.append(Noise(side**2))
         if preset.mask_ratio is not None:
             self.makers.append(BlockMasks(len(views), side, preset.mask_ratio))
+        self.sizes: MixedSizes | None = None
+        if arguments.mixed_sizes is not None and len(set(arguments.mixed_sizes)) > 1:
+            self._mix_sizes(sorted(set(arguments.mixed_sizes)))
+
+    def _mix_sizes(self, sizes: list[int]) -> None:
+        unit = self.patch_size or 1
+        if self.preset.has_noise:
+            raise UserError("`--mixed_sizes` is for methods that compare views, not for one that fills in patches.")
+        if odd := [size for size in sizes if size % unit]:
+            raise UserError(f"`--mixed_sizes` are multiples of the encoder's patches of {unit} pixels, got {odd[0]}.")
+        self.sizes = MixedSizes(sizes, unit)
+        self.makers.append(self.sizes)
+        if self.preset.mask_ratio is not None:
+            self.makers += [
+                BlockMasks(len(self.views), size // unit, self.preset.mask_ratio, f"masked_patches_{size}")
+                for size in sizes[:-1]
+            ]
 
     def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
         """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.
@@ -299,6 +329,8 @@ class Views:
         # what was begun before there was a choice goes on
         if self.num_channels != 3:
             settings["colour_channels"] = list(self.colors)
+        if self.sizes is not None:
+            settings["mixed_sizes"] = list(self.sizes.sizes)
         return settings if self.tiles is None else settings | self.tiles.settings
 
     @property
@@ -315,6 +347,7 @@ class ViewCollator:
 
     def __init__(self, views: Views, device: torch.device | str):
         self.makers, self.device = (views.crops, *views.makers), torch.device(device)
+        self.sizes = views.sizes
         self.beside = Beside(self.device)
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -324,7 +357,7 @@ class ViewCollator:
         batch = {}
         for maker in self.makers:
             batch |= maker.collate(columns, self.device)
-        return batch
+        return batch if self.sizes is None else self.sizes.resized(batch, columns)
 
 
 def _resolve(

@@ -1,7 +1,8 @@
 """An image encoder as probes and fine-tuning need it: its processor, and models with old, new or some new weights."""
 
 import inspect
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -24,6 +25,15 @@ class VisionEncoder(ProcessedEncoder):
     auto_classifier: ClassVar[type] = AutoModelForImageClassification
     classifies: ClassVar[str] = "image classification"
 
+    def __init__(self, encoder: str | Path | PreTrainedModel, processor: Any = None):
+        super().__init__(encoder, processor)
+        made, taken = processed_channels(self.processor), num_channels_of(self.config)
+        if made != taken:
+            raise EvaluationError(
+                f"{self.name} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has means "
+                f"and deviations of {made}: save one beside it with as many, such as image_mean={[0.5] * taken}."
+            )
+
     def check_modality(self) -> None:
         model = empty_encoder(self.name, self.config)
         if model.main_input_name != "pixel_values":
@@ -33,14 +43,8 @@ class VisionEncoder(ProcessedEncoder):
             )
 
     def try_on_a_sample(self, model: PreTrainedModel) -> None:
-        """Refuse a processor that makes images of a size, or of channels, which the encoder does not take."""
-        made, taken = processed_channels(self.processor), num_channels_of(self.config)
-        if made != taken:
-            raise EvaluationError(
-                f"{self.source} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has "
-                f"means and deviations of {made}: save one beside it with as many, such as image_mean={[0.5] * taken}."
-            )
-        blank = np.zeros((made, 32, 32), dtype=np.uint8)
+        """Refuse a processor that makes images of a size which the encoder does not take."""
+        blank = np.zeros((processed_channels(self.processor), 32, 32), dtype=np.uint8)
         pixel_values = self.processor(images=[blank], return_tensors="pt", input_data_format="channels_first")[
             "pixel_values"
         ]
