@@ -91,7 +91,7 @@ METHOD = Method(
     narrow_heads={"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024},
     # what a checkpoint knows is changed slowly, and not before its new heads say something
     continued={"pooling": None, "projector_batch_norm": False, "momentum_start": 0.999, "freeze_encoder": 0.1},
-    # of vitl14_short.yaml
+    # of ssl_default_config.yaml
     continued_training={"layer_decay": 0.9, "patch_embed_rate": 0.2},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
     embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
