@@ -31,6 +31,7 @@ def test_arrays_of_four_channels_from_a_checkpoint_of_three(tmp_path):
     )  # fmt: skip
     assert done.poll() == 0, done.stderr
     assert "(channel 4) nearly all lie in" in done.stderr
+    assert "In the first 1 of 2 steps only the heads learn." in done.stderr
     encoder, processor = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModel, AutoImageProcessor))
     assert encoder.config.num_channels == 4 and len(processor.image_mean) == len(processor.image_std) == 4
     assert processor.value_range == [0.0, 4095.0] * 4

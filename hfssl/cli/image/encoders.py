@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -326,9 +327,8 @@ def _train_continued(
         setattr(args, name, value)
     frozen = getattr(model.config, "freeze_encoder", 0.0)
     if frozen and args.max_steps > 0:
-        logger.info(
-            "In the first %d of %d steps only the heads learn.", round(frozen * args.max_steps), args.max_steps
-        )
+        alone = math.ceil(round(frozen * args.max_steps, 6))
+        logger.info("In the first %d of %d steps only the heads learn.", alone, args.max_steps)
 
 
 def _refuse_one_image(model: SSLVisionModel) -> None:
