@@ -87,6 +87,7 @@ MODALITY = Modality(
     empty_is_damage=True,
     from_arrow=_from_arrow,
     readers={"imagefolder": _read_folder, "webdataset": _read_tars},
+    beside_samples=(".npy", ".npz"),
     folder_module="imagefolder",
     # Neighbours often show the same thing (files are sorted by class), so runs of them are short.
     samples_per_piece=8,

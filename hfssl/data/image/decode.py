@@ -212,7 +212,7 @@ def array_pixels(
     elif values.dtype == np.uint8:
         pixels = np.ascontiguousarray(values)
     else:
-        if value_range is None and values.dtype != np.uint16:
+        if value_range is None and (values.dtype.kind, values.dtype.itemsize) != ("u", 2):
             raise DamagedImage(_no_known_range("floats" if values.dtype.kind == "f" else f"{values.dtype} integers"))
         pixels = _in_bytes(values, value_range or ALL_OF_SIXTEEN_BITS)
     if channels == 3 and num_channels == 1:

@@ -339,7 +339,12 @@ class Views:
         kinds = [(view, self.views.count(view)) for view in dict.fromkeys(self.views)]
         if self.num_local:
             kinds.append((self.local, self.num_local))
-        return "\n".join(f"{number} × {view.describe()}" for view, number in kinds)
+        lines = [f"{number} × {view.describe()}" for view, number in kinds]
+        if self.tiles is not None:
+            lines.append(f"of tiles of {self.tiles.size} pixels, {self.tiles.most} an image at most")
+        if self.sizes is not None:
+            lines.append(f"a size for each batch: {_words(self.sizes.sizes)} pixels")
+        return "\n".join(lines)
 
 
 class ViewCollator:

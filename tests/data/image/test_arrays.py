@@ -272,6 +272,19 @@ def test_png_files_of_four_channels_have_four_where_four_are_wanted():
         decode_image(file.getvalue(), num_channels=5)
 
 
+def test_either_order_of_bytes_has_all_of_sixteen_bits():
+    values = values_of(1, kind="u2") * 300
+    for kind in ("<u2", ">u2"):
+        assert np.abs(decode_image(npy(values.astype(kind)))[0].numpy() - values[0] / 257).max() <= 0.5
+
+
+def test_arrays_beside_pictures_are_no_images(tmp_path):
+    np.save(tmp_path / "features.npy", np.zeros((7, 5)))
+    assert open_source(str(tmp_path), modality="image").files == ["features.npy"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert open_source(str(tmp_path), modality="image").files == ["a.png"]
+
+
 # -- columns ----------------------------------------------------------------------------------------------------------
 
 
