@@ -5,7 +5,7 @@ shorter one of the first and the last are the channels, the last where they are 
 that is stated and fits only one of them decides; more axes have to be of length 1. Of an .npz it is the only array, or
 the one called `image`. In a TIFF the samples of a pixel are the channels, together or plane by plane; where a pixel
 has one sample, the pages of the size of the first are (or frames of a DICOM); of several pages with several samples it
-is the first. Reduced copies and masks among the pages do not count.
+is the first. Reduced copies and masks among the pages do not count. What a GeoTIFF calls no data is no number (NaN).
 
 TIFF that Pillow cannot read is read by `tifffile`, DICOM by `pydicom`: both are optional.
 """
@@ -33,6 +33,7 @@ _MAX_BYTES = 4 << 30
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of a TIFF.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 254, 256, 257, 258, 262, 277, 338
+_GDAL_NODATA = 42113
 _REDUCED_OR_MASK = 1 | 4
 _RGB, _CMYK = 2, 5
 _ALPHA = (1, 2)
@@ -232,7 +233,9 @@ def _is_picture(data: bytes, num_channels: int | None) -> bool:
         or (samples == 4 and (photometric == _CMYK or (photometric == _RGB and with_alpha)))
     )
     is_first_page = samples == 1 and num_channels in (1, 3) and number not in (1, num_channels)
-    if not is_picture and not is_first_page:
+    bits = first.get(_BITS, (1,))
+    has_nodata = _GDAL_NODATA in first and max(bits if isinstance(bits, tuple) else (bits,)) > 8
+    if has_nodata or not (is_picture or is_first_page):
         return False
     try:
         with Image.open(io.BytesIO(data), formats=("TIFF",)):
@@ -275,18 +278,30 @@ def tiff_array(data: bytes) -> ArrayFile:
             values, left = values[None], [channel, *left]
         return values.transpose([left.index(axis) for axis in (channel, "Y", "X")])
 
+    nodata = page.nodata if _GDAL_NODATA in page.tags and np.dtype(dtype) != np.uint8 else None
+
     def read() -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            return arrange(file.series[0].asarray())
+            return _with_nan(arrange(file.series[0].asarray()), nodata)
 
     def region(top: int, left: int, height: int, width: int) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages = [file.series[0].keyframe] if channel == "S" else file.series[0].pages
-            return np.concatenate([_region_of_page(page, top, left, height, width) for page in pages])
+            values = np.concatenate([_region_of_page(page, top, left, height, width) for page in pages])
+            return _with_nan(values, nodata)
 
     is_cut = len(page.dataoffsets) > 1 and page.imagedepth == 1
     shape = (sizes.get(channel, 1), sizes["Y"], sizes["X"])
     return ArrayFile("TIFF", shape, _bits(np.dtype(dtype)), read, region if is_cut else None)
+
+
+def _with_nan(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Values among which those that stand for no data are NaN; as they are where there are none."""
+    nothing = values == nodata if nodata is not None else np.False_
+    if not nothing.any():
+        return values
+    wide = values.dtype.itemsize > 2 and values.dtype != np.float32
+    return np.where(nothing, np.nan, values.astype(np.float64 if wide else np.float32))
 
 
 def _region_of_page(page: Any, top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -242,6 +242,19 @@ def test_channels_have_ranges_of_their_own_and_what_is_no_number_is_the_least(ca
         decode_image(npy(np.zeros((4, 8, 8), "f4")), value_range=value_range, num_channels=4)
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_what_a_geotiff_calls_no_data_has_no_part_in_the_range_and_is_the_least(tile):
+    values = np.random.default_rng(0).integers(0, 1000, (40, 40)).astype("i2")
+    values[:10] = -9999
+    data = tiff(values, extratags=[(42113, "s", 0, "-9999", True)], tile=tile)
+    assert judge_range([data]) == (0, 1024)
+    pixels = decode_image(data, value_range=(0, 1024))[0].numpy()
+    assert (pixels[:10] == 0).all() and np.abs(pixels[10:] - values[10:] * (255 / 1024)).max() <= 0.5
+    if tile:
+        region = open_array(data).read_region(5, 5, 10, 10)
+        assert np.isnan(region[:, :5]).all() and np.array_equal(region[0, 5:], values[10:15, 5:15])
+
+
 def test_colours_have_one_range():
     colours = np.random.default_rng(0).uniform([[[0]], [[0]], [[0]]], [[[4095]], [[100]], [[50]]], (3, 32, 32))
     assert judge_range([npy(colours.astype("u2"))]) == (0, 4095)
