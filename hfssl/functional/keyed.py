@@ -49,11 +49,12 @@ class Use(IntEnum):
     MASKED_VIEW = 25
     MASK_RATIO = 26
     BLOCK_MASK = 27
-    TILE = 28
-    VIEW_SIZE = 29
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31
+    # images: what a view is cut out of, and its size
+    TILE = 32
+    VIEW_SIZE = 33
     # targets made of the whole corpus
     TARGETS = 35
     TARGET_SAMPLE = 36
