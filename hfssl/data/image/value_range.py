@@ -40,7 +40,8 @@ def check_range(value_range: Sequence[float] | None) -> None:
     if value_range is None:
         return
     ends = list(zip(value_range[::2], value_range[1::2], strict=False))
-    if len(value_range) % 2 or not all(map(math.isfinite, value_range)) or not all(low < high for low, high in ends):
+    is_whole = ends and len(value_range) % 2 == 0 and all(map(math.isfinite, value_range))
+    if not is_whole or not all(low < high for low, high in ends):
         raise UserError(
             "`--value_range` is the value that is black and the larger one that is white, or these two of each "
             f"channel, one after the other, got {' '.join(f'{end:g}' for end in value_range)}."
