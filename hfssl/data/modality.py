@@ -106,6 +106,9 @@ class Modality:
         readers (`Mapping[str, Callable]`, *optional*):
             By the module's name, what reads files of a format in place. Parquet and Arrow are read for every modality;
             all other formats are converted once.
+        beside_samples (`tuple[str, ...]`, *optional*):
+            Among the extensions, those of files that often lie beside samples and are none, such as arrays of
+            features. They are samples where there are no others.
         folder_module (`str`, *optional*):
             The module of `datasets` for folders in which each file is a sample.
         samples_per_piece (`int`, *optional*):
@@ -138,6 +141,7 @@ class Modality:
     empty_is_damage: bool = False
     from_arrow: "Callable[[pa.ChunkedArray], list]" = lambda column: column.to_pylist()
     readers: "Mapping[str, Callable[[SplitFiles], Source]]" = field(default_factory=dict)
+    beside_samples: tuple[str, ...] = ()
     folder_module: str | None = None
     samples_per_piece: int | None = None
     samples_per_block: tuple[int, int] | None = None

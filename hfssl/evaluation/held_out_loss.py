@@ -62,7 +62,9 @@ class HeldOutLossEvaluator(Evaluator):
         rank: int = 0,
         world_size: int = 1,
     ):
-        samples, self.samples = list(samples)[:MOST_SAMPLES], find_modality(modality).samples
+        # of an image that is cut up there are several
+        of_each = views.tiles.most if modality == "image" and views.tiles else 1
+        samples, self.samples = list(samples)[: MOST_SAMPLES // of_each or 1], find_modality(modality).samples
         self.measured_on = frozenset(map(identity, samples))
         keys = content_keys(samples)
         rows = views.rows(Block({modality: samples}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
@@ -107,7 +109,7 @@ class HeldOutLossEvaluator(Evaluator):
         device = next(model.parameters()).device
         with torch.no_grad():
             size = self.views.image_size
-            dim = model.targets(torch.zeros(1, 3, size, size, device=device))[0].shape[-1]
+            dim = model.targets(torch.zeros(1, self.views.num_channels, size, size, device=device))[0].shape[-1]
             # as large in a process that has no batch
             count = torch.zeros((), dtype=torch.float64, device=device)
             total, squares = torch.zeros(2, dim, dtype=torch.float64, device=device)

@@ -52,6 +52,9 @@ class Use(IntEnum):
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31
+    # images: what a view is cut out of, and its size
+    TILE = 32
+    VIEW_SIZE = 33
     # targets made of the whole corpus
     TARGETS = 35
     TARGET_SAMPLE = 36

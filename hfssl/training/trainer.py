@@ -306,7 +306,8 @@ class SSLTrainer(Trainer):
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             method = self.accelerator.unwrap_model(self.model)
-            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate, self.args.layer_decay)
+            rates = self.args.bias_rate, self.args.layer_decay, self.args.patch_embed_rate
+            set_rates_apart(optimizer, model or self.model, method, *rates)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

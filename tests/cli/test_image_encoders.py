@@ -179,7 +179,7 @@ def test_mae_predicts_pixels_as_they_are_where_most_patches_are_flat(args):
     config = {"encoder_config": TINY, "norm_pix_loss": True}
 
     def normalises(embedded, *given):
-        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None)
+        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None, num_channels=3, tiles=None)
         of_recipe = recipe("vit-tiny-patch4"), config
         views = make_views(MaeForPreTraining, *of_recipe, data, ViewArguments(image_size=16), set(given))
         return build_method(MaeForPreTraining, *of_recipe, views, args, set(given)).config.norm_pix_loss

@@ -64,6 +64,6 @@ def image_evaluators(
     return evaluators
 
 
-def share_value_range(train: LabelledData, test: LabelledData, stated: tuple[float, float] | None) -> None:
+def share_value_range(train: LabelledData, test: LabelledData, stated: list[float] | None) -> None:
     """Let both splits have one range of values: what is stated, the encoder's, or that of the images of train."""
     train.images.value_range = test.images.value_range = RangeOfSet(train.images, stated)

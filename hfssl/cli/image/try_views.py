@@ -73,9 +73,10 @@ def variants_of(views: Views, given: set[str]) -> list[Variant]:
     light = view.jitter if view.jitter_probability else (0.0, 0.0, 0.0, 0.0)
     kept = {"jitter": (*light[:2], 0.0, 0.0), "grey_probability": 0.0}
     found = []
-    if not views.is_grey and (any(light[2:]) or view.grey_probability):
+    has_colors = bool(views.colors) and not views.is_grey
+    if has_colors and (any(light[2:]) or view.grey_probability):
         found.append(Variant("colours", "colours kept", kept))
-    if not views.is_grey and view.grey_probability < 1.0:
+    if has_colors and view.grey_probability < 1.0:
         found.append(Variant("colours", "all grey", kept | {"grey_probability": 1.0}))
     if view.scale[0] < 0.5:
         found.append(Variant("crops", "larger crops", {"crop_scale": (0.5, 1.0)}))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ...errors import UserError
+from .arrays import encoded_array
 
 
 def png_files(images: np.ndarray) -> list[bytes]:
@@ -31,19 +32,22 @@ def png_files(images: np.ndarray) -> list[bytes]:
 
 
 def encoded_image(image: Any) -> bytes:
-    """A picture, a uint8 tensor `(channels, height, width)` or a uint8 array `(height, width, ...)`, encoded.
+    """A picture, a tensor `(num_channels, height, width)` or an array `(height, width, ...)`, encoded: as a PNG where
+    that holds it, else as an .npy.
 
     Raises:
         UserError: for anything else; what is encoded already stays as it is.
     """
     if isinstance(image, bytes):
         return image
-    if isinstance(image, torch.Tensor) and image.ndim == 3 and image.dtype == torch.uint8:
-        image = image.cpu().numpy().transpose(1, 2, 0)
+    if isinstance(image, torch.Tensor) and image.ndim == 3 and image.dtype != torch.bfloat16:
+        image = image.detach().cpu().numpy().transpose(1, 2, 0)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if image.ndim == 2 or image.shape[2] == 3:
             return png_files(image[None])[0]
+    if isinstance(image, np.ndarray) and image.dtype.kind in "buif" and image.ndim in (2, 3):
+        return encoded_array(image)
     if isinstance(image, Image.Image):
         file = io.BytesIO()
         image.save(file, "PNG", compress_level=0)
@@ -51,6 +55,6 @@ def encoded_image(image: Any) -> bytes:
     what = f"{type(image).__name__} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
     kind = f" and type {image.dtype}" if hasattr(image, "dtype") else ""
     raise UserError(
-        "An image is a PIL image, encoded bytes, a uint8 tensor (3, height, width) or a uint8 array (height, width, "
-        f"3), got {what}{kind}."
+        "An image is a PIL image, encoded bytes, a tensor (channels, height, width) or an array (height, width, "
+        f"channels) of numbers, got {what}{kind}."
     )

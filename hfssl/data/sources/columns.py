@@ -89,6 +89,17 @@ def list_columns(features: dict) -> str:
     return ", ".join([*listed, *more]) or "none"
 
 
+def features_of(schema: pa.Schema) -> dict:
+    """The `datasets` features of a schema; tensors of a fixed shape, which `datasets` does not know, are lists."""
+    for index, field in enumerate(schema):
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            kind = field.type.value_type
+            for _ in field.type.shape:
+                kind = pa.list_(kind)
+            schema = schema.set(index, field.with_type(kind))
+    return dict(datasets.Features.from_arrow_schema(schema))
+
+
 def find_inputs(features: dict, inputs: Mapping[str, Input], dataset: str = "The dataset") -> dict[str, Input]:
     """The inputs, each with the column that holds it: see [`~hfssl.data.modality.Input`].
 

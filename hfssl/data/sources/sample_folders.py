@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import DataError, first_line
-from ..modality import Input, leading_input, modality
+from ..modality import Input, Modality, leading_input, modality
 from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_rows, new_digest, third_party
 from .columns import find_inputs
 from .files import MAX_SAMPLE_BYTES, SplitFiles, open_bytes, read_file, unreadable, with_retries
@@ -43,7 +43,7 @@ def read_folder(files: SplitFiles) -> Source:
     """Files of the modality that is read, and zip files of them. Class folders become the column `label`."""
     options = {"inputs": files.inputs, "dataset": repr(files.dataset), "fingerprint": files.fingerprint}
     kind = modality(files.inputs[leading_input(files.inputs)].modality)
-    found = sample_files(files.paths, files.names, files.sizes, kind.file_extensions)
+    found = sample_files(files.paths, files.names, files.sizes, kind)
     if not found:
         raise DataError(
             f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
@@ -54,16 +54,16 @@ def read_folder(files: SplitFiles) -> Source:
         everywhere = [path for of_split in files.splits.values() for path in of_split]
         features, columns = _columns_beside(metadata, found, everywhere)
         return SampleFolderSource(found, others=features, beside=columns, **options)
-    of_splits = [sample_files(paths, paths, [0] * len(paths), kind.file_extensions) for paths in files.splits.values()]
+    of_splits = [sample_files(paths, paths, [0] * len(paths), kind) for paths in files.splits.values()]
     classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
     return SampleFolderSource(found, classes=classes, **options)
 
 
 def sample_files(
-    paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], extensions: tuple[str, ...]
+    paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], kind: Modality
 ) -> list[tuple[str, str, int]]:
-    """Path, name and bytes of the files among these that end so, and of those in the zip files among them."""
-    files = []
+    """Path, name and bytes of the samples of a modality among these files, and in the zip files among them."""
+    files, extensions = [], kind.file_extensions
     for path, name, size in zip(paths, names, sizes, strict=True):
         if path.lower().endswith(extensions):
             files.append((path, name, size))
@@ -77,7 +77,8 @@ def sample_files(
                         files.append(
                             (f"{path}{_INSIDE}{member.filename}", f"{name}/{member.filename}", member.file_size)
                         )
-    return files
+    others = [file for file in files if not file[0].lower().endswith(kind.beside_samples)]
+    return others or files
 
 
 def is_metadata(path: str) -> bool:

@@ -124,6 +124,9 @@ class TarSource(Source):
         kinds = {ending: name for name in modalities() for ending in modality(name).file_extensions}
         endings = {field: f".{field.rpartition('.')[2]}" for field in fields}
         of_files = {field: kinds[ending] for field, ending in endings.items() if ending in kinds}
+        beside = [field for field, kind in of_files.items() if endings[field] in modality(kind).beside_samples]
+        with_samples = {kind for field, kind in of_files.items() if field not in beside}
+        of_files = {field: kind for field, kind in of_files.items() if field not in beside or kind not in with_samples}
         where = {field: [tar.places(field) for tar in tars] for field in of_files}
         for kind in sorted(set(of_files.values())):
             of_kind = [field for field in fields if of_files.get(field) == kind]

@@ -293,7 +293,9 @@ def _grid(rows: int, columns: int, size: float = 1.0, bare: bool = True) -> "tup
 
 
 def _show(axis: Any, image: torch.Tensor, frame: str | None = None) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    # the first three of many channels, the first of two
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    axis.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
     for spine in axis.spines.values():
         spine.set_edgecolor(frame or "none")
         spine.set_linewidth(2.0 if frame else 0.0)
