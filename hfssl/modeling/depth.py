@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from .trial import FAILURES, blank_image, is_grid, once_per_config, sizes_to_try
+from .trial import FAILURES, blank_image, is_grid, once_per_config, sizes_to_try, with_one_block
 
 
 # Values of a waveform, enough for one frame at least of any encoder of recordings, and tokens of a text.
@@ -69,34 +69,43 @@ def digest_of_depths(config: PreTrainedConfig) -> str:
 def after_the_blocks(config: PreTrainedConfig) -> dict[str, bool]:
     """Of the modules that a forward pass of an encoder goes through outside its blocks: whether after the first one.
 
-    Found on the `meta` device, which costs no arithmetic. Nothing where the architecture does not run there.
+    Found on the `meta` device, which costs no arithmetic, or with one block where numbers are needed; nothing where
+    the architecture runs on no blank input.
     """
-    try:
-        encoder = _blank(config)
-        prefix, blocks = blocks_of(encoder)
-        met: list[str] = []
-        for name, module in encoder.named_modules():
-            module.register_forward_pre_hook(lambda *_, name=name: met.append(name))
-        with torch.no_grad():
-            encoder(**_blank_inputs(encoder))
-    except FAILURES:
-        return {}
+    for tried, device in ((config, "meta"), (with_one_block(config), "cpu")):
+        try:
+            # of the whole: one block may be smaller than another list
+            return _after_the_blocks(_blank(tried, device), blocks_of(_blank(config))[0], device)
+        except FAILURES as error:
+            if "meta" not in str(error):  # it was not for want of numbers
+                break
+    return {}
+
+
+def _after_the_blocks(encoder: nn.Module, prefix: str, device: str) -> dict[str, bool]:
+    met: list[str] = []
+    for name, module in encoder.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: met.append(name))
+    with torch.no_grad():
+        encoder(**_blank_inputs(encoder, device))
     order = list(dict.fromkeys(met))
     inside = [name.startswith(f"{prefix}.") for name in order]
     return {name: any(inside[:i]) for i, name in enumerate(order) if not inside[i]} if any(inside) else {}
 
 
-def _blank(config: PreTrainedConfig) -> nn.Module:
+def _blank(config: PreTrainedConfig, device: str = "meta") -> nn.Module:
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # other implementations want a GPU, or numbers
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         return AutoModel.from_config(config).float().eval()
 
 
-def _blank_inputs(encoder: nn.Module) -> dict[str, torch.Tensor]:
+def _blank_inputs(encoder: nn.Module, device: str) -> dict[str, torch.Tensor]:
     config, name = encoder.config, encoder.main_input_name
     if name == "pixel_values" or is_grid(config):
-        return {name: blank_image(config, sizes_to_try(config)[0])}
+        return {name: blank_image(config, sizes_to_try(config)[0], device)}
     if name == "input_ids":
-        return {name: torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")}
-    return {name: torch.zeros(1, _SAMPLES, device="meta")}
+        # any but that of padding, of which transformers would warn
+        token = 0 if getattr(config, "pad_token_id", None) else 1
+        return {name: torch.full((1, _TOKENS), token, device=device)}
+    return {name: torch.zeros(1, _SAMPLES, device=device)}

@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForSequenceClassification,
+    DebertaV2Config,
     GPT2Config,
     HubertConfig,
     ViTConfig,
@@ -50,6 +51,13 @@ def test_heads_come_last_wherever_they_are_declared():
     assert found["hubert.feature_projection.layer_norm.weight"] == 0
     found, _ = depths(AutoModelForSequenceClassification.from_config(GPT2Config(n_embd=32, n_layer=2, n_head=2)))
     assert found["score.weight"] == found["transformer.ln_f.weight"] == 3 and found["transformer.wte.weight"] == 0
+
+
+def test_what_all_blocks_take_in_comes_before_them():
+    """Declared after the blocks; and the architecture asks for numbers, which `meta` has none of."""
+    config = DebertaV2Config(**SMALL, relative_attention=True, norm_rel_ebd="layer_norm", vocab_size=50)
+    found, number = depths(AutoModel.from_config(config))
+    assert number == 3 and found["encoder.LayerNorm.weight"] == 0 and found["encoder.layer.2.output.dense.bias"] == 3
 
 
 @pytest.mark.parametrize(
