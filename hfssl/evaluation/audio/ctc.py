@@ -178,7 +178,7 @@ class _CtcRun:
     def rows(self) -> np.ndarray:
         """The recordings of train that are learned from: a part of one would not be what its transcript says."""
         most, rate = self.finetuning.most, self.finetuning.encoder.sampling_rate
-        lengths = np.array([len(clip) for clip in self.finetuning.clips("train")])
+        lengths = self.finetuning.clips("train").lengths
         rows = np.flatnonzero(lengths <= most)
         if not len(rows):
             raise EvaluationError(
@@ -243,9 +243,8 @@ class _CtcRun:
         """What a model makes of the test recordings; each process does its share."""
         finetuning, state = self.finetuning, process_state()
         clips = finetuning.clips("test")
-        lengths = np.array([len(clip) for clip in clips])
         most = SECONDS_AT_ONCE * finetuning.encoder.sampling_rate
-        batches = batches_by_length(lengths, 32, most, only_equal=not finetuning.pads_exactly)
+        batches = batches_by_length(clips.lengths, 32, most, only_equal=not finetuning.pads_exactly)
         found: dict[int, str] = {}
         with evaluating(model):
             for rows in batches[state.process_index :: state.num_processes]:
