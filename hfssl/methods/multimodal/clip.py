@@ -42,7 +42,7 @@ def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
 
 METHOD = Method(
     title="CLIP",
-    modality="pairs",
+    modality="multimodal",
     inputs=("image", "text"),
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-5, per_256_samples=False),
     contrasts_batch=True,

@@ -35,7 +35,7 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
 
 METHOD = Method(
     title="SigLIP",
-    modality="pairs",
+    modality="multimodal",
     inputs=("image", "text"),
     learning_rates=LearningRates(narrow=1e-3, wide=1e-3, checkpoint=1e-5, per_256_samples=False),
     contrasts_batch=True,
