@@ -117,8 +117,7 @@ class SiglipForPreTraining(PairModel):
 
     def contrast(self, embeddings: dict[str, torch.Tensor]) -> PairOutput:
         first, second = (embeddings[name] for name in self.names)
-        (all_second,), row = self.gathered(second)
         scale = self.logit_scale.exp()
-        loss = siglip_loss(first, second, scale, self.logit_bias, all_second, row)
+        loss = siglip_loss(first, second, scale, self.logit_bias, **self.gathered(embeddings, "all_text_embeds"))
         figures = {"logit_scale": scale.detach(), "logit_bias": self.logit_bias.detach()}
         return PairOutput(loss=loss, first_embeds=first, second_embeds=second, figures=figures)
