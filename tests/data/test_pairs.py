@@ -29,7 +29,7 @@ from hfssl.functional.views import View, ViewPreset
 
 IMAGES, LABELS = (values[:30] for values in digits("test").values())
 CAPTIONS = [f"a drawing of the digit {label}" for label in LABELS]
-INPUTS = pair_inputs("image,caption", {})
+INPUTS = pair_inputs("image,text")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ FORMATS = {
 def test_pairs_of_every_format(tmp_path, name):
     FORMATS[name](tmp_path / name)
     rows, bad, num_empty = read_all(open_source(tmp_path / name, inputs=INPUTS))
-    assert rows == [{"image": image, "caption": text} for image, text in zip(IMAGES, CAPTIONS, strict=True)]
+    assert rows == [{"image": image, "text": text} for image, text in zip(IMAGES, CAPTIONS, strict=True)]
     assert not bad and not num_empty
 
 
@@ -122,7 +122,7 @@ def test_a_mixture_of_two_formats(tmp_path):
     write_folder(tmp_path / "b")
     source = open_mixture(f"{tmp_path / 'a.tar'}:1,{tmp_path / 'b'}:1", inputs=INPUTS)
     rows, bad, _ = read_all(source)
-    assert len(rows) == 60 and {row["caption"] for row in rows} == set(CAPTIONS) and not bad
+    assert len(rows) == 60 and {row["text"] for row in rows} == set(CAPTIONS) and not bad
 
 
 def test_a_broken_side_is_one_damaged_sample_and_an_empty_caption_none(tmp_path):
@@ -133,7 +133,7 @@ def test_a_broken_side_is_one_damaged_sample_and_an_empty_caption_none(tmp_path)
     (tmp_path / "a" / "06.png").write_bytes(b"")
     (tmp_path / "a" / "07.txt").write_bytes(b"\xef\xbb\xbfmarked")
     rows, bad, num_empty = read_all(open_source(tmp_path / "a", inputs=INPUTS))
-    assert num_empty == 1 and len(rows) == 26 and rows[3]["caption"] == "marked"
+    assert num_empty == 1 and len(rows) == 26 and rows[3]["text"] == "marked"
     reasons = dict(bad)
     assert "no caption beside it" in reasons[3] and ".txt" in reasons[3]
     assert "not valid UTF-8" in reasons[5] and "empty" in reasons[6] and set(reasons) == {3, 5, 6}
@@ -174,16 +174,16 @@ def test_several_captions_of_an_image_take_turns(tmp_path, tokenizer):
     table = {"url": [f"u{i}" for i in range(30)], "image": IMAGES, "captions": captions}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     rows, bad, num_empty = read_all(open_source(tmp_path / "a.parquet", inputs=INPUTS))
-    assert num_empty == 1 and not bad and rows[0]["caption"] == captions[0]
+    assert num_empty == 1 and not bad and rows[0]["text"] == captions[0]
     assert texts_of(captions[0]) == ["a drawing", "the digit"]
     of_captions = CaptionRows(tokenizer)
     taken = []
     for seed in range(8):
-        made = of_captions.rows(block_of({"caption": [row["caption"] for row in rows]}, seed))
+        made = of_captions.rows(block_of({"text": [row["text"] for row in rows]}, seed))
         taken.append(
             [tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") for row in made.columns["input_ids"]]
         )
-        again = of_captions.rows(block_of({"caption": [row["caption"] for row in rows]}, seed))
+        again = of_captions.rows(block_of({"text": [row["text"] for row in rows]}, seed))
         assert all(
             np.array_equal(a, b) for a, b in zip(made.columns["input_ids"], again.columns["input_ids"], strict=True)
         )
@@ -192,8 +192,8 @@ def test_several_captions_of_an_image_take_turns(tmp_path, tokenizer):
 
 
 def test_a_batch_and_what_is_cut_and_padded(tokenizer):
-    rows = PairRows({"image": views(), "caption": CaptionRows(tokenizer, 6)}, with_duplicates=True)
-    made = rows(block_of({"image": IMAGES[:4], "caption": ["a drawing of the digit one", "a", "a", "of the"]}))
+    rows = PairRows({"image": views(), "text": CaptionRows(tokenizer, 6)}, with_duplicates=True)
+    made = rows(block_of({"image": IMAGES[:4], "text": ["a drawing of the digit one", "a", "a", "of the"]}))
     collator = rows.collator()
     batch = collator(made.columns)
     assert batch["pixel_values"].shape == (4, 3, 16, 16) and batch["input_ids"].shape == (4, 6)
@@ -202,7 +202,7 @@ def test_a_batch_and_what_is_cut_and_padded(tokenizer):
     assert (batch["input_ids"][1, 3:] == tokenizer.pad_token_id).all()
     assert CaptionRows(tokenizer, 6).num_cut(["a drawing of the digit one", "a"]) == 1
     # the second and the third have the same caption
-    mask = duplicate_mask(batch["caption_content"])
+    mask = duplicate_mask(batch["text_content"])
     assert mask.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert duplicate_mask(batch["image_content"]).equal(torch.eye(4, dtype=torch.bool))
     assert (collator.num_rows, collator.num_duplicates) == (4, 2)
@@ -213,14 +213,14 @@ def test_a_batch_and_what_is_cut_and_padded(tokenizer):
 
 
 def test_what_one_side_loses_the_other_loses(tokenizer):
-    rows = PairRows({"image": views(), "caption": CaptionRows(tokenizer)})
+    rows = PairRows({"image": views(), "text": CaptionRows(tokenizer)})
     images = [IMAGES[0], b"no image", IMAGES[2], IMAGES[3]]
     captions = ["a", "of", "\u200b", "the digit"]
-    made = rows(block_of({"image": images, "caption": captions}))
+    made = rows(block_of({"image": images, "text": captions}))
     assert [i for i, _ in made.bad][0] == 1 and len(made) in (2, 3)
     kept = made.places[:, 2].tolist()
     assert 1 not in kept and {0, 3} <= set(kept)
-    alone = rows(block_of({"image": [IMAGES[i] for i in kept], "caption": [captions[i] for i in kept]}))
+    alone = rows(block_of({"image": [IMAGES[i] for i in kept], "text": [captions[i] for i in kept]}))
     for name, values in made.columns.items():
         assert len(values) == len(kept)
         if name == "input_ids":
@@ -230,7 +230,7 @@ def test_what_one_side_loses_the_other_loses(tokenizer):
 def test_a_stream_of_pairs_goes_on_where_it_stopped(tmp_path, tokenizer):
     write_parquet(tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet", inputs=INPUTS)
-    rows = PairRows({"image": views(), "caption": CaptionRows(tokenizer)})
+    rows = PairRows({"image": views(), "text": CaptionRows(tokenizer)})
 
     def stream():
         return ExactStream(source, rows, rows.collator(), 5, block_cost=8, piece_cost=7)
@@ -260,7 +260,7 @@ def test_images_and_sounds_by_the_same_code(tmp_path):
             file.setframerate(16000)
             file.writeframes(sound.tobytes())
     (tmp_path / "4.wav").write_bytes(b"RIFF")
-    source = open_source(tmp_path, inputs=pair_inputs("image,audio", {}))
+    source = open_source(tmp_path, inputs=pair_inputs("image,audio"))
     pairs, bad, _ = read_all(source)
     assert len(pairs) == 6 and not bad
     encoder = Wav2Vec2Config(feat_extract_norm="layer")
@@ -272,9 +272,30 @@ def test_images_and_sounds_by_the_same_code(tmp_path):
     assert batch["attention_mask"].sum(1).tolist() == [8000, 16000, 32000, 32000]
 
 
+def test_two_masks_have_names_of_their_own(tokenizer):
+    from transformers import Wav2Vec2Config
+
+    sound = np.sin(np.arange(4000))
+    files = []
+    for length in (2000, 4000):
+        file = io.BytesIO()
+        with wave.open(file, "wb") as writer:
+            writer.setnchannels(1)
+            writer.setsampwidth(2)
+            writer.setframerate(16000)
+            writer.writeframes((999 * sound[:length]).astype(np.int16).tobytes())
+        files.append(file.getvalue())
+    clips = ClipRows(AudioFormat(Wav2Vec2Config(feat_extract_norm="layer")))
+    rows = PairRows({"text": CaptionRows(tokenizer), "audio": clips})
+    batch = rows.collator()(rows(block_of({"audio": files, "text": ["a drawing", "a"]})).columns)
+    assert batch.keys() == {"input_ids", "a_attention_mask", "input_values", "b_attention_mask"}
+    assert batch["a_attention_mask"].sum(1).tolist() == [4, 3] and batch["b_attention_mask"].shape == (2, 4000)
+
+
 def test_a_pair_has_two_sides():
-    assert list(pair_inputs("caption,audio", {})) == ["audio", "caption"]
-    assert pair_inputs("image,caption", {"caption": "alt"})["caption"].column == "alt"
-    for wrong in ("image", "image,image", "image,caption,audio", ","):
+    assert list(pair_inputs("text,audio")) == ["audio", "text"]
+    assert pair_inputs("image,text", {"text": "alt"})["text"].column == "alt"
+    assert pair_inputs("image,text")["text"].modality == "caption"
+    for wrong in ("image", "image,image", "image,text,audio", ","):
         with pytest.raises(UserError, match="two modalities with a comma"):
-            pair_inputs(wrong, {})
+            pair_inputs(wrong)

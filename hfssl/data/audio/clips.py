@@ -23,6 +23,8 @@ class ClipRows:
             What the encoder takes.
     """
 
+    has_mask = True
+
     def __init__(self, format: AudioFormat):
         self.format = format
 

@@ -63,9 +63,11 @@ class CaptionRows:
         pad_to_max (`bool`, *optional*, defaults to `False`):
             Whether all batches are `max_length` wide, for encoders that were made for it, such as SigLIP's. Otherwise
             a batch is as wide as its longest caption.
-        name (`str`, *optional*, defaults to `"caption"`):
+        name (`str`, *optional*, defaults to `"text"`):
             Of the input.
     """
+
+    has_mask = True
 
     def __init__(
         self,
@@ -73,19 +75,15 @@ class CaptionRows:
         max_length: int = 64,
         *,
         pad_to_max: bool = False,
-        name: str = "caption",
+        name: str = "text",
     ):
-        self.tokenizer, self.max_length, self.pad_to_max, self.name = (
-            working_copy(tokenizer),
-            max_length,
-            pad_to_max,
-            name,
-        )
-        least = len(self.tokenizer("")["input_ids"]) + 1
-        if max_length < least:
+        self.tokenizer, self.name = working_copy(tokenizer), name
+        self.max_length, self.pad_to_max = max_length, pad_to_max
+        self.num_special = len(self.tokenizer("")["input_ids"])
+        if max_length <= self.num_special:
             raise UserError(
-                f"`--max_length {max_length}` leaves no room for a caption beside the {least - 1} special tokens that "
-                f"the tokenizer adds. Pass at least {least}."
+                f"`--max_length {max_length}` leaves no room for a caption beside the {self.num_special} special tokens "
+                f"that the tokenizer adds. Pass at least {self.num_special + 1}."
             )
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
@@ -102,10 +100,10 @@ class CaptionRows:
 
     def tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of some captions, cut to `max_length`."""
-        found = (
-            self.tokenizer(list(texts), truncation=True, max_length=self.max_length) if texts else {"input_ids": []}
-        )
-        return [np.array(row, np.int32) for row in found["input_ids"]]
+        if not texts:
+            return []
+        found = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+        return [np.array(row, np.int32) for row in found]
 
     def num_cut(self, texts: Sequence[str]) -> int:
         """How many of some captions are longer than `max_length`."""

@@ -14,7 +14,14 @@ from ..stream import Block, Rows
 
 class Side(Protocol):
     """What [`PairRows`] asks of a side: [`~hfssl.data.image.views.Views`] of one view,
-    [`~hfssl.data.caption.captions.CaptionRows`] or [`~hfssl.data.audio.clips.ClipRows`]."""
+    [`~hfssl.data.caption.captions.CaptionRows`] or [`~hfssl.data.audio.clips.ClipRows`].
+
+    Attributes:
+        has_mask (`bool`):
+            Whether a batch of it may have an `attention_mask`.
+    """
+
+    has_mask: bool
 
     def rows(self, block: Block) -> Rows:
         """One row of each sample of the block's column of that name, in their order, without those in `bad`."""
@@ -23,25 +30,34 @@ class Side(Protocol):
         """What turns columns of some rows into a batch on `device`."""
 
 
-def pair_inputs(pair: str, columns: Mapping[str, str | None]) -> dict[str, Input]:
-    """The inputs of pairs, by the modalities of their two sides.
+# What is read for a side whose name is no modality that stands beside others.
+_READ_AS = {"text": "caption"}
+
+
+def pair_names(pair: str) -> tuple[str, str]:
+    """The two sides of `--pair`, such as `"image,text"`.
+
+    Raises:
+        UserError: where there are not two different ones.
+    """
+    names = tuple(name.strip() for name in pair.split(","))
+    if len(names) != 2 or names[0] == names[1] or not all(names):
+        raise UserError(f"`--pair` takes two modalities with a comma between them, such as image,text, got {pair!r}.")
+    return names
+
+
+def pair_inputs(pair: str, columns: Mapping[str, str | None] | None = None) -> dict[str, Input]:
+    """The inputs of pairs, by the names of their two sides: image, text or audio.
 
     Args:
         pair (`str`):
-            Two modalities with a comma between them, such as `"image,caption"`.
-        columns (`Mapping[str, str | None]`):
-            The column of each modality that was stated.
-
-    Raises:
-        UserError: where there are not two different sides.
+            See [`pair_names`].
+        columns (`Mapping[str, str | None]`, *optional*):
+            The column of each side, where it is stated.
     """
-    sides = [side.strip() for side in pair.split(",")]
-    if len(sides) != 2 or sides[0] == sides[1] or not all(sides):
-        raise UserError(
-            f"`--pair` takes two modalities with a comma between them, such as image,caption, got {pair!r}."
-        )
+    inputs = {name: Input(_READ_AS.get(name, name), (columns or {}).get(name)) for name in pair_names(pair)}
     # what lies in files of its own says where to look for the rest
-    return {side: Input(side, columns.get(side)) for side in sorted(sides, key="caption".__eq__)}
+    return dict(sorted(inputs.items(), key=lambda side: side[0] in _READ_AS))
 
 
 class PairRows:
@@ -49,7 +65,7 @@ class PairRows:
 
     Args:
         sides (`Mapping[str, Side]`):
-            What makes rows of each input, by its name.
+            What makes rows of each input, by its name, in the order of the method's two towers.
         with_duplicates (`bool`, *optional*, defaults to `False`):
             Whether a batch says which of its pairs share a side, see [`PairCollator`].
     """
@@ -94,6 +110,8 @@ def _index_of(places: np.ndarray, among: np.ndarray) -> np.ndarray:
 class PairCollator:
     """Turns the columns of some rows into a batch: what the collators of the two sides make.
 
+    Where both sides have an `attention_mask`, they are `a_attention_mask` and `b_attention_mask`.
+
     With `with_duplicates`, `<name>_content` `(batch_size,)`, int64, is equal where pairs have the same content on that
     side: see [`duplicate_mask`].
 
@@ -104,13 +122,17 @@ class PairCollator:
 
     def __init__(self, rows: PairRows, device: torch.device | str):
         self.collators = [side.collator(device) for side in rows.sides.values()]
+        both = all(side.has_mask for side in rows.sides.values())
+        self.prefixes = ("a_", "b_") if both else ("", "")
         self.device, self.with_duplicates = torch.device(device), rows.with_duplicates
         self.num_rows = self.num_duplicates = 0
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
-        for collate in self.collators:
+        for prefix, collate in zip(self.prefixes, self.collators, strict=True):
             found = collate(columns)
+            if prefix and "attention_mask" in found:
+                found[prefix + "attention_mask"] = found.pop("attention_mask")
             twice = batch.keys() & found.keys()
             if twice:
                 raise UserError(
