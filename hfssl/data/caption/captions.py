@@ -82,8 +82,8 @@ class CaptionRows:
         self.num_special = len(self.tokenizer("")["input_ids"])
         if max_length <= self.num_special:
             raise UserError(
-                f"`--max_length {max_length}` leaves no room for a caption beside the {self.num_special} special tokens "
-                f"that the tokenizer adds. Pass at least {self.num_special + 1}."
+                f"`--max_length {max_length}` leaves no room for a caption beside the {self.num_special} special "
+                f"tokens that the tokenizer adds. Pass at least {self.num_special + 1}."
             )
         self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
