@@ -7,7 +7,7 @@
 
 Any stock model of images and texts: CLIP, SigLIP, VisionTextDualEncoder. With --dataset labelled images are given the
 class whose name, in the mean over all templates, is nearest; with --pairs retrieval is measured both ways, and drawn.
-The same encoders with new weights stand beside. What measures is hfssl/evaluation/pairs/.
+The same encoders with new weights stand beside. What measures is hfssl/evaluation/multimodal/.
 """
 
 from dataclasses import dataclass
@@ -48,11 +48,11 @@ class ZeroShot:
 @command
 def main():
     from hfssl import RecipeParser
-    from hfssl.cli.pairs.zero_shot import ZeroShotDataArguments, measure_retrieval, random_pair
+    from hfssl.cli.multimodal.zero_shot import ZeroShotDataArguments, measure_retrieval, random_pair
     from hfssl.data.text.tokenizer import load_tokenizer
-    from hfssl.evaluation.pairs.embedders import StockPair
-    from hfssl.evaluation.pairs.prompts import read_prompts
-    from hfssl.evaluation.pairs.zero_shot import ZeroShotEvaluator, zero_shot
+    from hfssl.evaluation.multimodal.embedders import StockPair
+    from hfssl.evaluation.multimodal.prompts import read_prompts
+    from hfssl.evaluation.multimodal.zero_shot import ZeroShotEvaluator, zero_shot
     from hfssl.evaluation.results import format_table, write_results
     from hfssl.machine import compute_device, use_all_cores
 
@@ -68,8 +68,8 @@ def main():
         evaluator = ZeroShotEvaluator(labelled, read_prompts(labelled.class_names, recipe.classes, recipe.templates))
         scores, beside = (zero_shot(each, labelled, evaluator.prompts) for each in (pair, untrained))
         results += evaluator.results(scores, recipe.model, random_init=beside)
-    if data.pairs is not None:
-        results += measure_retrieval(pair, untrained, data.captioned(), data.pairs, output_dir / "assets")
+    if data.multimodal is not None:
+        results += measure_retrieval(pair, untrained, data.captioned(), data.multimodal, output_dir / "assets")
         print(f"Pictures in {output_dir}/assets: captions.png, images.png, similarity.png")
     write_results(output_dir / "results.json", results)
     print("\n" + format_table(results))

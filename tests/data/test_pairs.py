@@ -19,7 +19,7 @@ from hfssl.data.caption.captions import CaptionRows, texts_of
 from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.mixtures import open_mixture
-from hfssl.data.pairs.rows import PairRows, duplicate_mask, pair_inputs
+from hfssl.data.multimodal.rows import PairRows, duplicate_mask, pair_inputs
 from hfssl.data.sources import DataError, open_source
 from hfssl.data.stream import Block, ExactStream
 from hfssl.data.text.tokenizer import train_tokenizer

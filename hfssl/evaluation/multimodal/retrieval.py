@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ...data.caption.captions import texts_of
 from ...data.held_out import content_keys
-from ...data.pairs.rows import PairRows
+from ...data.multimodal.rows import PairRows
 from ...data.sources import identity
 from ...data.stream import Block
 from ...errors import UserError
@@ -29,10 +29,10 @@ MOST_FOR_THE_LOSS = 256
 
 def retrieval(embedder: PairEmbedder, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How well images find their texts and texts their images, by two encoders, see
-    [`~hfssl.evaluation.pairs.scores.retrieval_scores`].
+    [`~hfssl.evaluation.multimodal.scores.retrieval_scores`].
 
     Args:
-        embedder ([`~hfssl.evaluation.pairs.embedders.PairEmbedder`]):
+        embedder ([`~hfssl.evaluation.multimodal.embedders.PairEmbedder`]):
             The encoders.
         pairs (`Sequence[dict[str, Any]]`):
             Each with `image`, encoded, and `text`: a caption, or a list of several, which all count.
@@ -64,7 +64,7 @@ class RetrievalEvaluator(Evaluator):
     Args:
         pairs (`Sequence[dict[str, Any]]`):
             Held-out pairs, by the names of their sides.
-        rows ([`~hfssl.data.pairs.rows.PairRows`]):
+        rows ([`~hfssl.data.multimodal.rows.PairRows`]):
             Of the run. What is random about a pair depends on the pair only.
         contents (`frozenset`, *optional*):
             Of the pairs, what the stream leaves out, see [`~hfssl.data.sources.base.Source.content`].

@@ -21,12 +21,12 @@ from hfssl.data.labelled import open_labelled
 from hfssl.data.text.tokenizer import train_tokenizer
 from hfssl.errors import UserError
 from hfssl.evaluation.evaluator import EvaluationError
-from hfssl.evaluation.pairs.embedders import StockPair
-from hfssl.evaluation.pairs.pictures import draw_pairs
-from hfssl.evaluation.pairs.prompts import Prompts, read_prompts
-from hfssl.evaluation.pairs.retrieval import distinct, retrieval
-from hfssl.evaluation.pairs.scores import class_embeddings, ranks_of_pairs, retrieval_scores, zero_shot_scores
-from hfssl.evaluation.pairs.zero_shot import ZeroShotEvaluator, zero_shot
+from hfssl.evaluation.multimodal.embedders import StockPair
+from hfssl.evaluation.multimodal.pictures import draw_pairs
+from hfssl.evaluation.multimodal.prompts import Prompts, read_prompts
+from hfssl.evaluation.multimodal.retrieval import distinct, retrieval
+from hfssl.evaluation.multimodal.scores import class_embeddings, ranks_of_pairs, retrieval_scores, zero_shot_scores
+from hfssl.evaluation.multimodal.zero_shot import ZeroShotEvaluator, zero_shot
 from hfssl.modeling.image_processing import build_image_processor
 
 

@@ -17,7 +17,7 @@ from .scores import class_embeddings, zero_shot_scores
 
 def zero_shot(embedder: PairEmbedder, data: LabelledData, prompts: Prompts) -> dict[str, float]:
     """Top-1 and top-5 of two encoders on labelled images, see
-    [`~hfssl.evaluation.pairs.scores.zero_shot_scores`]."""
+    [`~hfssl.evaluation.multimodal.scores.zero_shot_scores`]."""
     classes = class_embeddings(embedder.texts(prompts.texts), prompts.class_of, len(prompts.names))
     return zero_shot_scores(embedder.images(data.samples), classes, data.labels)
 
@@ -29,10 +29,10 @@ class ZeroShotEvaluator(Evaluator):
     Args:
         data ([`~hfssl.data.labelled.LabelledData`]):
             Labelled images.
-        prompts ([`~hfssl.evaluation.pairs.prompts.Prompts`]):
+        prompts ([`~hfssl.evaluation.multimodal.prompts.Prompts`]):
             What the classes are called.
         image_processor, captions (*optional*):
-            See [`~hfssl.evaluation.pairs.embedders.TowerPair`]: of a method that trains.
+            See [`~hfssl.evaluation.multimodal.embedders.TowerPair`]: of a method that trains.
         batch_size (`int`, *optional*, defaults to `64`):
             Samples a forward pass.
     """
@@ -63,7 +63,7 @@ class ZeroShotEvaluator(Evaluator):
         return {f"zero_shot_{name}": value for name, value in scores.items()}
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
-        """The records of a pair of encoders ([`~hfssl.evaluation.pairs.embedders.PairEmbedder`])."""
+        """The records of a pair of encoders ([`~hfssl.evaluation.multimodal.embedders.PairEmbedder`])."""
         scores = zero_shot(encoder, self.data, self.prompts)
         return self.results({f"zero_shot_{name}": value for name, value in scores.items()}, model=encoder.name)
 

@@ -11,14 +11,14 @@ from transformers import AutoModel
 
 from ...data.held_out import all_samples
 from ...data.labelled import LabelledData, open_labelled
-from ...data.pairs.rows import pair_inputs
+from ...data.multimodal.rows import pair_inputs
 from ...data.sources import available_splits, open_source
 from ...errors import UserError
 from ...evaluation.image.features import resized_images
-from ...evaluation.pairs.embedders import StockPair
-from ...evaluation.pairs.pictures import draw_pairs
-from ...evaluation.pairs.retrieval import distinct
-from ...evaluation.pairs.scores import CUTS, retrieval_scores
+from ...evaluation.multimodal.embedders import StockPair
+from ...evaluation.multimodal.pictures import draw_pairs
+from ...evaluation.multimodal.retrieval import distinct
+from ...evaluation.multimodal.scores import CUTS, retrieval_scores
 from ...evaluation.results import Result
 
 
