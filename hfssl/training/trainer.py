@@ -8,7 +8,8 @@ contract test in `tests/training/test_trainer.py` that fails when a new transfor
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
 - `_prepare_input`: a batch goes to a GPU while the step before runs;
-- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
+- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume; micro-steps may
+  share one contrastive batch;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
 - `create_optimizer`, `create_scheduler`: rates of their own; with a budget of time they follow the clock;
@@ -26,6 +27,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ from .callbacks import (
 )
 from .corpus_targets import CorpusTargets
 from .evaluations import EvaluationPace, measure_all
+from .gradient_cache import GradientCache
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
@@ -133,6 +136,9 @@ class SSLTrainer(Trainer):
             )
         if args.freeze_layers or args.lora_rank is not None:
             model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
+        if args.freeze_batch_norm:
+            model.keep_statistics()
+        self.cache = GradientCache(model) if args.contrastive_batch_size else None
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -241,6 +247,8 @@ class SSLTrainer(Trainer):
         return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        if self.cache is not None:
+            self.cache.batches = batch_samples
         method = self.accelerator.unwrap_model(self.model)
         counts = (
             [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
@@ -279,9 +287,13 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
+        with nullcontext() if self.cache is None else self.cache.micro_step(self, micro):
+            self.seed_micro_step(micro)
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def seed_micro_step(self, micro: int) -> None:
         here = (self.state.global_step, micro, self.args.process_index)
         torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, self.args.seed, *here))
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
