@@ -68,6 +68,12 @@ def _load_digits(split: str):
     return load_digits(split)
 
 
+def _load_characters(split: str):
+    from .embedded import load_characters
+
+    return load_characters(split)
+
+
 MODALITY = Modality(
     name="image",
     sample_types=(bytes,),
@@ -97,5 +103,6 @@ MODALITY = Modality(
     embedded=(
         EmbeddedData("letters", ("train", "test"), _load_letters, labelled=True),
         EmbeddedData("digits", ("train", "test"), _load_digits, labelled=True),
+        EmbeddedData("characters", ("train", "test", "composition"), _load_characters, labelled=True),
     ),
 )  # fmt: skip
