@@ -57,12 +57,15 @@ class EmbeddedData:
             From the name of a split to one line for the log, columns, and their `datasets` features.
         labelled (`bool`, *optional*, defaults to `False`):
             Whether one of the columns is a class.
+        mask_classes (`tuple[str, ...]`, *optional*):
+            What the values of its masks stand for, where it has a column of these.
     """
 
     name: str
     splits: tuple[str, ...]
     load: Callable[[str], tuple[str, dict[str, list], dict]]
     labelled: bool = False
+    mask_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from hfssl.data import cache
 from hfssl.data.held_out import all_samples, held_out_samples
 from hfssl.data.image.digits import digits
 from hfssl.data.image.letters import LETTERS, _draw, letters
+from hfssl.data.image.scenes import _draw_rows, scenes
 from hfssl.data.modality import modality
 from hfssl.data.sources import (
     DataError,
@@ -606,6 +607,38 @@ def test_letters():
     source = open_source("letters", modality="image", split="test", extra_columns=("label", "font", "color"))
     assert source.num_rows == 2000 and source.read_input("color") == test["color"]
     assert source.features["label"].names[test["label"][0]] == LETTERS[test["label"][0]]
+
+
+def test_scenes():
+    found = scenes("test")
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
+        ("image", "mask", "label", "box"), 400
+    )
+    some = range(0, 400, 20)
+    pixels, masks = (
+        [np.asarray(Image.open(io.BytesIO(found[name][row]))).astype(int) for row in some]
+        for name in ("image", "mask")
+    )
+    for row, image, mask in zip(some, pixels, masks, strict=True):
+        labels, boxes = found["label"][row], found["box"][row]
+        assert image.shape == (64, 64, 3) and mask.shape == (64, 64) and 2 <= len(labels) <= 4
+        assert set(np.unique(mask)) - {0} == {1 + label for label in labels} and len(boxes) == len(labels)
+        # the ground is of one colour, and all ink of letters lies in their masks and boxes
+        [ground] = {tuple(colour) for colour in image[mask == 0]}
+        ink = np.abs(image - ground).max(2) > 40
+        assert ink.any() and not (ink & (mask == 0)).any()
+        inside = np.zeros_like(mask)
+        for left, top, width, height in boxes:
+            inside[top : top + height, left : left + width] = 1
+        assert inside[mask > 0].all()
+    # what the cache gives is what is drawn
+    drawn = _draw_rows("test", np.arange(20))
+    assert drawn == {name: values[:20] for name, values in found.items()}
+    source = open_source("scenes", modality="image", split="test", extra_columns=("mask", "label"))
+    assert source.num_rows == 400 and source.read(0).columns["image"][0] == found["image"][0]
+    assert [LETTERS[each] for each in found["label"][0]] == [
+        source.features["label"].feature.names[each] for each in found["label"][0]
+    ]
 
 
 def test_a_folder_goes_before_the_embedded_set_of_its_name(tmp_path, monkeypatch):

@@ -63,13 +63,14 @@ BFLOAT16_WIDTH = 1024
 # Of the embedded sets. Mirrored, letters and digits are others or none. What letters look like is their colours: views
 # take them away, and are mild beyond that, since methods without negatives find nothing in common between views that
 # differ more. Digits have 8 pixels, and less than half of one says nothing.
-_DRAWN = {
-    "image_size": 32, "flip_probability": 0.0, "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.0, 0.0),
-    "jitter_probability": 1.0, "grey_probability": 1.0, "blur_probability": [0.0], "solarize_probability": [0.0],
+_OF_LETTERS = {
+    "flip_probability": 0.0, "crop_scale": (0.5, 1.0), "jitter": (0.4, 0.4, 0.0, 0.0), "jitter_probability": 1.0,
+    "grey_probability": 1.0, "blur_probability": [0.0], "solarize_probability": [0.0],
 }  # fmt: skip
 EMBEDDED_VIEWS = {
-    "letters": _DRAWN,
-    "characters": _DRAWN,
+    "letters": {"image_size": 32, **_OF_LETTERS},
+    "characters": {"image_size": 32, **_OF_LETTERS},
+    "scenes": {"image_size": 64, **_OF_LETTERS},
     "digits": {"image_size": 32, "flip_probability": 0.0, "crop_scale": (0.5, 1.0)},
 }  # fmt: skip
 

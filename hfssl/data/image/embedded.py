@@ -1,4 +1,4 @@
-"""Embedded images, on every machine without a download: drawn letters and characters, and scikit-learn's digits."""
+"""Embedded images, on every machine without a download: letters, scenes, characters, and scikit-learn's digits."""
 
 
 def load_letters(split: str) -> tuple[str, dict[str, list], dict]:
@@ -33,3 +33,18 @@ def load_characters(split: str) -> tuple[str, dict[str, list], dict]:
     features = {"image": datasets.Image(), "caption": datasets.Value("string")}
     features |= {name: datasets.ClassLabel(names=list(names)) for name, names in classes.items()}
     return f"embedded characters ({split})", characters(split), features
+
+
+def load_scenes(split: str) -> tuple[str, dict[str, list], dict]:
+    """The scenes as [`~hfssl.data.modality.EmbeddedData`] wants them."""
+    import datasets
+
+    from .letters import LETTERS
+    from .scenes import scenes
+
+    features = {
+        "image": datasets.Image(), "mask": datasets.Image(),
+        "label": datasets.List(datasets.ClassLabel(names=list(LETTERS))),
+        "box": datasets.List(datasets.List(datasets.Value("int64"))),
+    }  # fmt: skip
+    return f"embedded scenes of letters ({split})", scenes(split), features

@@ -51,7 +51,7 @@ METHOD = Method(
     views=ViewPreset((View(scale=(0.57, 0.77), ratio=(1.0, 1.0)),)),
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=5e-4, checkpoint=1e-4),
     # colours tell nothing of a rotation and lead to no short cut
-    embedded_views={"letters": {"jitter_probability": 0.0, "grey_probability": 0.0}},
+    embedded_views=dict.fromkeys(("letters", "scenes"), {"jitter_probability": 0.0, "grey_probability": 0.0}),
     collapse_hints=_collapse_hints,
     chance=lambda config, context: {"loss": math.log(NUM_ROTATIONS)},
     benchmark=BenchmarkSettings(against=()),
