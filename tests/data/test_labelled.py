@@ -319,6 +319,9 @@ def test_a_table_in_the_folder_is_found_and_offered(tmp_path, monkeypatch):
     for i in range(4):
         put(tmp_path / "pictures" / f"{i}.png", IMAGES[i])
     pd.DataFrame({"file": range(4), "label": list("xyxy")}).to_csv(tmp_path / "pictures" / "findings.csv")
+    assert names_of(open_labelled(tmp_path / "pictures", "train")) == list("xyxy")
+    # of several none is chosen
+    pd.DataFrame({"file": range(4), "label": list("zzww")}).to_csv(tmp_path / "pictures" / "others.csv")
     with pytest.raises(DataError, match="no column of labels.*There is findings.csv.*`--labels findings.csv` takes"):
         open_labelled(tmp_path / "pictures", "train")
     assert names_of(open_labelled(tmp_path / "pictures", "train", labels_file="findings.csv")) == list("xyxy")
