@@ -208,3 +208,12 @@ def test_long_files_come_in_blocks(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("n,text\n" + "\n".join(f"{i},{text}" for i, text in enumerate(texts)))
     source = open_source(tmp_path / "a.csv")
     assert all_of(source)[0] == texts and source.features["n"].dtype == "int64"
+
+
+def test_a_copy_is_told_of_when_it_is_made(tmp_path, caplog):
+    caplog.set_level("INFO", logger="hfssl")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"text,label\none of {split} {tmp_path.name},a\n")
+        # opened again and again, for features, labels and texts
+        assert all(open_source(tmp_path, split=split).num_rows == 1 for _ in range(2))
+    assert caplog.text.count("is converted once to a copy") == 1

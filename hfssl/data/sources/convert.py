@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,8 +79,6 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     `options` are those of [`TableSource`].
     """
     folder_of_copies = writable(datasets.config.HF_DATASETS_CACHE)
-    if found.module != "cache":
-        logger.info("%s is converted once to a copy in %s, since %s.", found.name, folder_of_copies, why)
     paths = found.splits[split]
     if fingerprint and found.module == "csv" and _is_plain_csv(found):
         separator = found.load.get("sep", found.options.get("sep"))
@@ -90,6 +88,8 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
             (name, partial(_open_plain, path))
             for path, name in zip(paths, relative_names(paths, found.root), strict=True)
         ]
+        if not target.is_file():
+            _say_once(found.name, folder_of_copies, why)
         _make_once(target, found.name, lambda path: convert_delimited(openers, path, given))
         table = third_party(lambda: datasets.Dataset.from_file(str(target)), f"The copy {target} cannot be opened")
         return TableSource(
@@ -103,6 +103,8 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     if fingerprint and packed and found.module in found.kind.readers and why.startswith("compressed"):
         folder = folder_of_copies / new_digest("plain", fingerprint).hexdigest()[:32]
         plain = [folder / f"{i}{Path(_without_compression(path)).suffix}" for i, path in enumerate(paths)]
+        if not all(target.is_file() for target in plain):
+            _say_once(found.name, folder_of_copies, why)
         for path, target in zip(paths, plain, strict=True):
             _make_once(target, os.path.basename(path), partial(_unpack, path))
         plain = [str(path) for path in plain]
@@ -120,6 +122,8 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
                 )
             )  # fmt: skip
         found = copy
+    if found.module != "cache":
+        _say_once(found.name, folder_of_copies, why)  # whether there is a copy, `datasets` knows
     load = _load_by_links(found, split) or found.load
     sampling = {"sample_by": sample_by} if found.module == "text" else {}
     with quiet_cards():
@@ -130,6 +134,11 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     return TableSource(
         table, name=found.name, fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(), **options
     )
+
+
+@cache
+def _say_once(name: str, folder: Path, why: str) -> None:
+    logger.info("%s is converted once to a copy in %s, since %s.", name, folder, why)
 
 
 def _cache_dir(folder: Path) -> dict[str, str]:
