@@ -374,11 +374,12 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
     """The figures of the contenders, side by side."""
     unit = next(iter(figures.values()))["unit"]
     speed, position = _WORDS[unit]
+    digits = int(unit == "seconds")
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("", lambda f: f["title"]),
         ("precision", lambda f: f["precision"]),
-        (speed, lambda f: f"{f['items_per_s']:,.0f}"),
-        ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.0f}" for rate in f["items_per_s_range"])),
+        (speed, lambda f: f"{f['items_per_s']:,.{digits}f}"),
+        ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.{digits}f}" for rate in f["items_per_s_range"])),
         *([("padding", lambda f: f"{f['padding']:.1%}")] if unit != "images" else []),
         ("waiting for data", lambda f: f"{f['data_wait_s']:.2f} s, {f['data_wait']:.1%}"),
         *(
