@@ -10,6 +10,8 @@ python recipes/benchmark.py simclr --against lightly --dataset my_images/       
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
 python recipes/benchmark.py byol --against lightly --precision fp32
 python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops; so swav
+python recipes/benchmark.py wav2vec2 --against transformers                      seconds of sound a second
+python recipes/benchmark.py hubert --against torchaudio --dataset my_recordings/ --batch_seconds 64
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
 python recipes/benchmark.py gpu --json                                          one GPU, 7 rows, about 5 minutes
@@ -37,7 +39,7 @@ def vision(method, flags):
     records = {name: model_class.method for name, model_class in methods.METHODS.items()}
     measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
     if method not in measured and not HELP & set(flags):
-        names = ", ".join(["mlm", "views", "gpu", "scale", *measured])
+        names = ", ".join(["mlm", "wav2vec2", "hubert", "views", "gpu", "scale", *measured])
         parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
     settings, data = parser.parse(flags)
     return settings.json, run_vision_benchmark(method, settings, data)
@@ -53,6 +55,16 @@ def mlm(method, flags):
     parser = RecipeParser(MlmBenchmark, TextDataArguments, description=__doc__, usage=usage, defaults=defaults)
     settings, data = parser.parse(flags)
     return settings.json, run_mlm_benchmark(settings, data)
+
+
+def wav2vec2_or_hubert(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.speech import SpeechBenchmark, run_speech_benchmark
+    from hfssl.cli.audio.data import AudioDataArguments
+
+    usage = "%(prog)s wav2vec2|hubert [--flag VALUE ...]"
+    settings, data = RecipeParser(SpeechBenchmark, AudioDataArguments, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_speech_benchmark(method, settings, data)
 
 
 def views(method, flags):
@@ -90,7 +102,15 @@ def main():
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    measure = {"mlm": mlm, "views": views, "gpu": gpu, "scale": scale}.get(method, vision)
+    others = {
+        "mlm": mlm,
+        "wav2vec2": wav2vec2_or_hubert,
+        "hubert": wav2vec2_or_hubert,
+        "views": views,
+        "gpu": gpu,
+        "scale": scale,
+    }
+    measure = others.get(method, vision)
     with_json, (text, *reports) = measure(method, flags)
     print(text)
     if with_json:

@@ -24,6 +24,7 @@ import psutil
 import torch
 
 from ..errors import UserError
+from ..modeling.filter_banks import SAMPLING_RATE
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class Contender:
         settings (`dict[str, Any]`):
             Passed to `train`.
         unit (`str`, *optional*, defaults to `"tokens"`):
-            What is counted: tokens, of which some positions of a batch have none (padding), or images.
+            What is counted: tokens or seconds of sound, of which some positions of a batch have none (padding), or
+            images.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Contender:
     precision: str
     train: Callable[["Pace", dict[str, Any]], float]
     settings: dict[str, Any] = field(default_factory=dict)
-    unit: Literal["tokens", "images"] = "tokens"
+    unit: Literal["tokens", "images", "seconds"] = "tokens"
 
 
 class Pace:
@@ -223,8 +225,10 @@ def count_flops_of(loss: Callable[[], torch.Tensor]) -> float:
     return counter.get_total_flops()
 
 
-def num_positions(batch: dict[str, torch.Tensor]) -> int:
-    """Tokens of a batch, padding included, or its images."""
+def num_positions(batch: dict[str, torch.Tensor]) -> float:
+    """Tokens or seconds of sound of a batch, padding included, or its images."""
+    if "input_values" in batch:
+        return batch["input_values"].numel() / SAMPLING_RATE
     return batch["input_ids"].numel() if "input_ids" in batch else len(batch["pixel_values"])
 
 
@@ -358,15 +362,25 @@ def ratio_range(figures: dict[str, dict[str, Any]], one: str, other: str) -> str
     return f"{min(quotients):.2f} to {max(quotients):.2f}"
 
 
+# Of each unit the speed, and what FLOPs are counted for.
+_WORDS = {
+    "tokens": ("tokens/s (without padding)", "a position"),
+    "images": ("images/s", "an image"),
+    "seconds": ("seconds of sound/s (without padding)", "a second"),
+}
+
+
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """The figures of the contenders, side by side."""
-    is_text = any(f["unit"] == "tokens" for f in figures.values())
+    unit = next(iter(figures.values()))["unit"]
+    speed, position = _WORDS[unit]
+    digits = int(unit == "seconds")
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("", lambda f: f["title"]),
         ("precision", lambda f: f["precision"]),
-        ("tokens/s (without padding)" if is_text else "images/s", lambda f: f"{f['items_per_s']:,.0f}"),
-        ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.0f}" for rate in f["items_per_s_range"])),
-        *([("padding", lambda f: f"{f['padding']:.1%}")] if is_text else []),
+        (speed, lambda f: f"{f['items_per_s']:,.{digits}f}"),
+        ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.{digits}f}" for rate in f["items_per_s_range"])),
+        *([("padding", lambda f: f"{f['padding']:.1%}")] if unit != "images" else []),
         ("waiting for data", lambda f: f"{f['data_wait_s']:.2f} s, {f['data_wait']:.1%}"),
         *(
             [("  the GPU, for data", lambda f: f"{f['gpu_wait']:.1%}")]
@@ -377,7 +391,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         ("peak memory", lambda f: f"{f['peak_mb']:,.0f} MB"),
         ("  above the start", lambda f: f"{f['peak_above_start_mb']:,.0f} MB"),
         *([("  on the GPU", lambda f: f"{f['peak_gpu_mb']:,.0f} MB")] if torch.cuda.is_available() else []),
-        (f"FLOPs {'a position' if is_text else 'an image'}", lambda f: f"{f['flops_per_position'] / 1e6:,.1f} M"),
+        (f"FLOPs {position}", lambda f: f"{f['flops_per_position'] / 1e6:,.1f} M"),
         ("utilisation", lambda f: f"{f['utilisation']:.1%}"),
         ("  of a matrix product's", lambda f: f"{f['matrix_product_flops_per_s'] / 1e9:,.0f} GFLOP/s"),
         ("other load, cores", lambda f: f"{f['other_load']:.2f}"),

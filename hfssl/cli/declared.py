@@ -267,14 +267,14 @@ def declared_parser(recipe: Path, word: str = "") -> DeclaredParser:
             Its source.
         word (`str`, *optional*):
             Of the command line, the first one or that of `--modality`. A recipe whose flags depend on it has a
-            function of that name, which makes the parser.
+            function of that name, which makes the parser; one of several names is called `a_or_b`.
 
     Raises:
         NotPlain: where that depends on what the recipe does before.
     """
     source = Source("__main__", recipe)
     functions = [node for node in source.tree.body if isinstance(node, ast.FunctionDef)]
-    for function in sorted(functions, key=lambda node: node.name != word):
+    for function in sorted(functions, key=lambda node: word not in node.name.split("_or_")):
         for part in ast.walk(function):
             if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "RecipeParser":
                 source.add([statement for statement in function.body if statement.lineno < part.lineno])

@@ -35,11 +35,19 @@ FLAGS = {
 }  # fmt: skip
 
 
-def image_methods() -> list[str]:
-    """By the names of their recipes."""
+# Seconds of sound in a step, instead of a number of images.
+SOUND_FLAGS = {name: value for name, value in FLAGS.items() if name not in (
+    "per_device_train_batch_size", "encoder", "image_size")} | {"batch_seconds": 16}  # fmt: skip
+# What is recorded where no other data are named, as whoever gives no flags has it.
+EMBEDDED = {"letters": "image", "speech": "audio"}
+
+
+def methods_of(dataset: str) -> list[str]:
+    """By the names of their recipes; other data sets than the embedded speech are of images."""
     from hfssl.methods import METHODS
 
-    return [name for name, model in METHODS.items() if model.method.modality == "image"]
+    modality = EMBEDDED.get(dataset, "image")
+    return [name for name, model in METHODS.items() if model.method.modality == modality]
 
 
 def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | None) -> dict[str, Any]:
@@ -47,6 +55,8 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
     from hfssl.methods import METHODS as RECORDS
 
     steps = max_steps or STEPS.get(method, MOST_STEPS)
+    if EMBEDDED.get(dataset) == "audio":
+        return SOUND_FLAGS | {"max_steps": steps}
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rates = RECORDS[method].method.learning_rates
     rate = (rates.sgd or rates.narrow) * (BATCH / 256) ** 0.5
@@ -133,7 +143,7 @@ def main() -> None:
     lines = args.runs.read_text().splitlines() if args.runs.exists() else []
     there = {tuple(json.loads(line)[name] for name in ("dataset", "method", "variant")) for line in lines}
     only = set(filter(None, args.only.split(",")))
-    names = [(d, m, v) for d in ("letters", *data) for m in image_methods() for v in (SOUND, COLLAPSED)]
+    names = [(d, m, v) for d in (*EMBEDDED, *data) for m in methods_of(d) for v in (SOUND, COLLAPSED)]
     for name in names:
         if name in there or not only <= set(name):
             continue

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 from contract import contract, load
+from recipe_process import ROOT
 
+from hfssl import RecipeParser
+from hfssl.cli.declared import declared_parser
 from hfssl.evaluation.verdict import LEARNING, UNTRAINED, has_ended, judge
 from hfssl.methods import METHODS
 
@@ -48,9 +51,19 @@ def test_every_collapse_is_seen_by_the_end():
     assert {name for name, verdicts in found.items() if not has_ended(verdicts[-1])} == set(MISSES)
 
 
-def test_every_method_for_images_can_be_made_to_collapse():
-    for name in record.image_methods():
+@pytest.mark.parametrize("dataset", sorted(record.EMBEDDED))
+def test_every_method_for_images_and_for_sound_can_be_made_to_collapse(dataset):
+    for name in record.methods_of(dataset):
         assert contract(METHODS[name].__name__).collapse is not None, f"`collapse=` in the CONTRACT of {name}"
+
+
+def test_flags_of_a_run_are_flags_of_its_recipe():
+    """What the recipes refuse would show only after a minute, in a process of its own."""
+    for dataset in sorted(record.EMBEDDED):
+        for name in record.methods_of(dataset):
+            declared = declared_parser(ROOT / "recipes" / f"{name}.py")
+            known = RecipeParser(*declared.classes(), **declared.options)._flags
+            assert set(record.flags_of(dataset, name, {}, None)) <= set(known), name
 
 
 @pytest.mark.slow

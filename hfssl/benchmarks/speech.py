@@ -1,0 +1,395 @@
+"""Methods for speech, measured against others: the contenders of [`~hfssl.benchmarks.base.measure`].
+
+- ours: what `recipes/wav2vec2.py` and `recipes/hubert.py` build, [`SSLTrainer`] on an [`ExactStream`];
+- theirs, wav2vec 2.0: `Wav2Vec2ForPreTraining` in the loop of transformers' `run_wav2vec2_pretraining_no_trainer.py`,
+  masks and negatives drawn by its collator for the whole batch, clips padded to the longest;
+- theirs, HuBERT: torchaudio's `hubert_pretrain_model` in the loop of its example, units of MFCC made beforehand, clips
+  cut to the shortest.
+
+All read the same file and take the same encoder, heads, masking, optimizer, learning rate and precision. What is
+counted are seconds of sound without padding. Logging, evaluation and checkpoints are off on all sides.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..cli.audio.data import AudioDataArguments
+from ..cli.audio.encoders import AudioEncoderArguments, is_checkpoint
+from ..cli.audio.presets import AUDIO_PRESETS
+from ..cli.encoders import fresh_config
+from ..data.audio.decode import DamagedAudio, audio_header, decode_audio
+from ..data.audio.rows import normalized
+from ..data.audio.streams import recordings
+from ..errors import UserError
+from ..machine import choose_precision, num_cores, use_all_cores
+from ..modeling.audio import num_frames
+from ..modeling.filter_banks import SAMPLING_RATE
+from .base import Contender, Pace, count_flops_of, disturbance, measure, num_positions, ratio, ratio_line, table
+from .training import NOTHING_BESIDE, Timed
+
+
+# Both sides, as the recipes have it.
+TRAINING = {
+    "weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 1.0, "warmup_steps": 5,
+    "optim": "adamw_torch_fused", **NOTHING_BESIDE,
+}  # fmt: skip
+# Who has each method.
+AGAINST = {"wav2vec2": "transformers", "hubert": "torchaudio"}
+MOST_RECORDINGS = 2000
+
+
+@dataclass
+class SpeechBenchmark:
+    r"""
+    > Benchmark
+
+    Args:
+        against (`str`, *optional*):
+            Whom to measure against: transformers for wav2vec2, torchaudio for hubert.
+        encoder (`str`, *optional*):
+            wav2vec2- or hubert- mini, small or base, or a config file. Left out: small.
+        precision (`str`, *optional*, defaults to `"auto"`):
+            fp32 or bf16, for both sides. auto takes bf16 where the hardware has it natively.
+        learning_rate (`float`, *optional*, defaults to `0.0005`):
+            Peak learning rate of both sides.
+        blocks (`int`, *optional*, defaults to `5`):
+            Turns of each side.
+        steps_per_block (`int`, *optional*, defaults to `5`):
+            Steps of a turn.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of weights, masks and order.
+        cpu_threads (`int`, *optional*):
+            Threads of each side. Left out, all cores.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Leave a GPU alone.
+        json (`bool`, *optional*, defaults to `False`):
+            End with one line of JSON.
+    """
+
+    against: str | None = None
+    encoder: str | None = None
+    precision: str = "auto"
+    learning_rate: float = 5e-4
+    blocks: int = 5
+    steps_per_block: int = 5
+    seed: int = 0
+    cpu_threads: int | None = None
+    use_cpu: bool = False
+    json: bool = False
+
+    def __post_init__(self):
+        for name in ("blocks", "steps_per_block"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"`--precision` is auto, fp32 or bf16, got {self.precision!r}.")
+        if self.encoder is not None and is_checkpoint(self.encoder):
+            raise UserError(
+                f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
+                f"{', '.join(AUDIO_PRESETS)} or a config file that ends in .json."
+            )
+
+
+def run_speech_benchmark(
+    method: str, arguments: SpeechBenchmark, data: AudioDataArguments
+) -> tuple[str, dict[str, Any]]:
+    """Prepare the recordings, measure, and return what to read and what `--json` prints.
+
+    Args:
+        method (`str`):
+            wav2vec2 or hubert.
+        arguments ([`SpeechBenchmark`]), data ([`~hfssl.cli.audio.data.AudioDataArguments`]):
+            What the user asked for.
+    """
+    if arguments.against not in (None, AGAINST[method]):
+        raise UserError(
+            f"`--against {arguments.against}` has no {method} to measure against: pass {AGAINST[method]}, or leave it "
+            "out."
+        )
+    use_all_cores(arguments.cpu_threads)
+    threads = arguments.cpu_threads or torch.get_num_threads()
+    encoder = arguments.encoder or f"{method}-small"
+    precision = choose_precision(arguments.precision, arguments.use_cpu)
+    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
+    with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
+        prepared = prepare(data, Path(folder))
+        settings = {
+            "method": method, "encoder": encoder, "arguments": arguments, "data": data, "folder": folder,
+            "precision": precision, "clips_a_step": max(round(data.batch_seconds / prepared["mean_seconds"]), 1),
+        }  # fmt: skip
+        theirs = train_transformers if method == "wav2vec2" else train_torchaudio
+        sides = [
+            Contender("ours", "hfssl", precision, train_ours, settings, "seconds"),
+            Contender("theirs", AGAINST[method], precision, theirs, settings, "seconds"),
+        ]
+        figures = measure(
+            sides, blocks=arguments.blocks, steps_per_block=arguments.steps_per_block, threads=threads,
+            device="cuda" if on_gpu else "cpu",
+        )  # fmt: skip
+    report = {"method": method, "against": AGAINST[method], "encoder": encoder, "precision": precision, **figures}
+    peaks = [figures[side].get("peak_gpu_mb" if on_gpu else "peak_mb") for side in ("ours", "theirs")]
+    report |= {"ratio": ratio(figures, "ours", "theirs"), "memory_ratio": round(peaks[0] / peaks[1], 4)}
+    report |= {"batch_seconds": data.batch_seconds, "clips_a_step": settings["clips_a_step"], "threads": threads}
+    report |= {"blocks": arguments.blocks, "steps_per_block": arguments.steps_per_block, **prepared}
+    return _text(report, figures), report
+
+
+def prepare(data: AudioDataArguments, folder: Path) -> dict[str, Any]:
+    """Write the recordings as one file, for both sides: those that are neither damaged nor too short."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ..data.sources import open_source
+
+    source = open_source(
+        data.dataset, modality="audio", column=data.audio_column, config=data.dataset_config, split=data.split,
+        streaming=data.streaming,
+    )  # fmt: skip
+    kept, seconds = [], []
+    for _, sample in recordings(source, MOST_RECORDINGS):
+        try:
+            length = audio_header(sample).seconds
+        except DamagedAudio:
+            continue
+        if length >= data.min_seconds:
+            kept.append(sample)
+            seconds.append(min(length, data.max_seconds))
+    if not kept:
+        raise UserError(f"No recording of {source.description} can be used. Pass other data.")
+    pq.write_table(pa.table({"audio": kept}), folder / "recordings.parquet", row_group_size=100)
+    return {"recordings": source.description, "num_recordings": len(kept), "mean_seconds": float(np.mean(seconds))}
+
+
+def seconds_of(batch: dict[str, torch.Tensor]) -> torch.Tensor | float:
+    """Sound of a batch, padding left out."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum() / SAMPLING_RATE
+    return num_positions(batch)
+
+
+def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
+    """The recipe without its evaluation and its result."""
+    from ..cli.audio.data import AudioData
+    from ..cli.audio.encoders import make_processor
+    from ..cli.modality import build_method
+    from ..methods import METHODS
+    from ..training.arguments import SSLTrainingArguments
+    from ..training.trainer import SSLTrainer
+
+    class TimedTrainer(Timed, SSLTrainer):
+        pass
+
+    arguments = settings["arguments"]
+    args = SSLTrainingArguments(
+        output_dir=tempfile.mkdtemp(dir=settings["folder"]), max_steps=pace.num_steps, seed=arguments.seed,
+        use_cpu=arguments.use_cpu, learning_rate=arguments.learning_rate, precision=settings["precision"],
+        cpu_threads=torch.get_num_threads(), **TRAINING,
+    )  # fmt: skip
+    pace.data_is_readable()
+    path = str(Path(settings["folder"]) / "recordings.parquet")
+    here = {"dataset": path, "dataset_config": None, "split": "train", "eval_split": "auto", "audio_column": "audio"}
+    data = AudioData(dataclasses.replace(settings["data"], **here, streaming=True))
+    recipe = AudioEncoderArguments(settings["encoder"])
+    model = build_method(METHODS[settings["method"]], recipe, {}, data, args, set())
+    processor = make_processor(recipe, model)
+    stream = data.stream(args, model, processor)
+    trainer = TimedTrainer(pace, seconds_of, model, args, stream, settings=data.settings, processing_class=processor)
+    trainer.train()
+    return trainer.flops()
+
+
+def train_transformers(pace: Pace, settings: dict[str, Any]) -> float:
+    """`examples/pytorch/speech-pretraining/run_wav2vec2_pretraining_no_trainer.py` of transformers."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining
+    from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
+
+    encoder, method = _configs(settings)
+    config = Wav2Vec2Config(**{
+        **encoder.to_dict(), "num_codevectors_per_group": method.num_codes, "codevector_dim": method.code_dim,
+        "num_codevector_groups": method.num_codebooks, "proj_codevector_dim": method.projection_dim,
+        "num_negatives": method.num_negatives, "mask_time_prob": method.mask_ratio,
+        "mask_time_length": method.mask_length, "layerdrop": 0.0,
+    })  # fmt: skip
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=config.feat_extract_norm == "layer")
+    _begin(pace, settings)
+    clips = [
+        {"input_values": extractor(clip, sampling_rate=SAMPLING_RATE).input_values[0]} for clip in _clips(settings)
+    ]
+    model = Wav2Vec2ForPreTraining(config)
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = dict(extractor.pad(rows, padding="longest", return_tensors="pt"))
+        length, sound = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[1])), None
+        if "attention_mask" in batch:
+            sound = model._get_feature_vector_attention_mask(length, batch["attention_mask"])
+        shape = (len(rows), length)
+        masks = _compute_mask_indices(shape, config.mask_time_prob, config.mask_time_length, attention_mask=sound)
+        negatives = _sample_negative_indices(shape, config.num_negatives, mask_time_indices=masks)
+        batch["mask_time_indices"] = torch.tensor(masks, dtype=torch.long)
+        batch["sampled_negative_indices"] = torch.tensor(negatives, dtype=torch.long)
+        return batch
+
+    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return model(**batch).loss, batch["mask_time_indices"].sum()
+
+    return _train_loop(pace, settings, model, clips, collate, loss_of)
+
+
+def train_torchaudio(pace: Pace, settings: dict[str, Any]) -> float:
+    """`examples/self_supervised_learning` of torchaudio: HuBERT on units of MFCC, clips cut to the shortest."""
+    from torchaudio.models import hubert_pretrain_model
+
+    from ..modeling import units
+    from ..modeling.filter_banks import mfcc
+
+    encoder, method = _configs(settings)
+    convolutions = list(zip(encoder.conv_dim, encoder.conv_kernel, encoder.conv_stride, strict=True))
+    _begin(pace, settings)
+    sounds = list(_clips(settings))
+    frames = [mfcc(torch.from_numpy(sound)).numpy() for sound in sounds]
+    seed = settings["arguments"].seed
+    sample = units.sample_of_frames(frames, method.kmeans_frames, seed)
+    centroids = units.fit_units(sample, method.num_units, seed, method.kmeans_restarts)
+    # one for each frame of the encoder, of every other one of the MFCC
+    of_frames = (units.nearest_units(frame, centroids)[::2] for frame in frames)
+    clips = list(zip(map(normalized, sounds), of_frames, strict=True))
+    scale = method.feature_grad_mult if method.feature_grad_mult < 1.0 else None
+    is_layer = encoder.feat_extract_norm == "layer"
+    model = hubert_pretrain_model(
+        extractor_mode="layer_norm" if is_layer else "group_norm", extractor_conv_layer_config=convolutions,
+        extractor_conv_bias=encoder.conv_bias, encoder_embed_dim=encoder.hidden_size,
+        encoder_projection_dropout=encoder.feat_proj_dropout, encoder_pos_conv_kernel=encoder.num_conv_pos_embeddings,
+        encoder_pos_conv_groups=encoder.num_conv_pos_embedding_groups, encoder_num_layers=encoder.num_hidden_layers,
+        encoder_num_heads=encoder.num_attention_heads, encoder_attention_dropout=encoder.attention_dropout,
+        encoder_ff_interm_features=encoder.intermediate_size, encoder_ff_interm_dropout=encoder.activation_dropout,
+        encoder_dropout=encoder.hidden_dropout, encoder_layer_norm_first=encoder.do_stable_layer_norm,
+        encoder_layer_drop=0.0, mask_prob=method.mask_ratio, mask_selection="static", mask_other=0.0,
+        mask_length=method.mask_length, no_mask_overlap=False, mask_min_space=1, mask_channel_prob=0.0,
+        mask_channel_selection="static", mask_channel_other=0.0, mask_channel_length=10, no_mask_channel_overlap=False,
+        mask_channel_min_space=1, skip_masked=False, skip_nomask=False, num_classes=method.num_units,
+        final_dim=method.projection_dim, feature_grad_mult=scale,
+    )  # fmt: skip
+
+    def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+        shortest = min(len(sound) for sound, _ in rows)
+        length = num_frames(encoder, shortest)
+        labels = [torch.from_numpy(np.pad(of[:length], (0, max(length - len(of), 0)), mode="edge")) for _, of in rows]
+        return {
+            "input_values": torch.stack([torch.from_numpy(sound[:shortest]) for sound, _ in rows]),
+            "labels": torch.stack(labels).long(), "lengths": torch.full((len(rows),), shortest),
+        }  # fmt: skip
+
+    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        masked, _, penalty = model(batch["input_values"], batch["labels"], batch["lengths"])
+        right = torch.zeros(len(masked), dtype=torch.long, device=masked.device)
+        loss = F.cross_entropy(masked.float(), right, reduction="sum")
+        return loss + method.penalty_weight * penalty * len(masked), len(masked)
+
+    return _train_loop(pace, settings, model, clips, collate, loss_of)
+
+
+def _configs(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration of the encoder from scratch, and the one that our recipe makes of the method for it."""
+    from ..methods import METHODS
+
+    encoder = fresh_config(settings["encoder"], AUDIO_PRESETS)
+    method = METHODS[settings["method"]]
+    return encoder, method.config_class(encoder_config=encoder, **method.method.fields_for(encoder, set()))
+
+
+def _begin(pace: Pace, settings: dict[str, Any]) -> None:
+    pace.data_is_readable()
+    torch.manual_seed(settings["arguments"].seed)
+    # the functions of transformers draw from it
+    np.random.seed(settings["arguments"].seed)
+
+
+def _clips(settings: dict[str, Any]) -> Iterator[np.ndarray]:
+    """All recordings, decoded before the first step, as the scripts do it; what is too long is cut off."""
+    import pyarrow.parquet as pq
+
+    most = round(settings["data"].max_seconds * SAMPLING_RATE)
+    for sample in pq.read_table(Path(settings["folder"]) / "recordings.parquet")["audio"].to_pylist():
+        try:
+            yield decode_audio(sample, SAMPLING_RATE)[:most]
+        except DamagedAudio:
+            continue
+
+
+def _train_loop(
+    pace: Pace,
+    settings: dict[str, Any],
+    model: torch.nn.Module,
+    clips: list,
+    collate: Callable[[list], dict[str, torch.Tensor]],
+    loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, Any]],
+) -> float:
+    """The loop of both scripts: sums of losses, gradients divided by their number. Returns FLOPs a second."""
+    from transformers import get_linear_schedule_with_warmup
+
+    arguments = settings["arguments"]
+    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model.to(device).train()
+    trained = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        trained, arguments.learning_rate, betas=(0.9, TRAINING["adam_beta2"]), eps=TRAINING["adam_epsilon"],
+        weight_decay=TRAINING["weight_decay"], fused=True,
+    )  # fmt: skip
+    schedule = get_linear_schedule_with_warmup(optimizer, TRAINING["warmup_steps"], pace.num_steps)
+    rows = settings["clips_a_step"]
+    loader = torch.utils.data.DataLoader(clips, rows, shuffle=True, collate_fn=collate, drop_last=len(clips) > rows)
+    batches = iter(loader)
+    for _ in range(pace.num_steps):
+        begin, mark = time.perf_counter(), pace.mark()
+        batch = next(batches, None)
+        if batch is None:
+            batches = iter(loader)
+            batch = next(batches)
+        pace.fetched(time.perf_counter() - begin, seconds_of(batch), num_positions(batch), (mark, pace.mark()))
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+            loss, number = loss_of(batch)
+        loss.backward()
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad.data.mul_(1 / number)
+        torch.nn.utils.clip_grad_norm_(trained, TRAINING["max_grad_norm"])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        pace.stepped(loss.detach() / number)
+    return count_flops_of(lambda: loss_of(batch)[0]) / num_positions(batch)
+
+
+def _text(report: dict[str, Any], figures: dict[str, Any]) -> str:
+    peer = report["against"]
+    lines = [
+        f"{report['method']}: {report['encoder']}, about {report['batch_seconds']:g} s of sound a step, "
+        f"{report['threads']} of {num_cores()} cores.",
+        f"Recordings: {report['recordings']}; {report['num_recordings']:,}, of {report['mean_seconds']:.1f} s in the "
+        f"mean; {peer} takes {report['clips_a_step']} of them a step.",
+        f"In turn, {report['blocks']} blocks of {report['steps_per_block']} steps each; medians over the blocks.",
+        "",
+        table(figures),
+        "",
+        *ratio_line(report, figures, "ratio", "ours", "theirs", f"hfssl over {peer}, seconds of sound a second"),
+        f"memory_ratio: {report['memory_ratio']:.2f}: peak, hfssl over {peer}",
+        "",
+        "Not comparable, or to be known:",
+        "- Losses: other clips and other masks, and of hfssl all terms together are a mean.",
+        f"- {peer} decodes all recordings before the first step and holds them; hfssl decodes them as they come.",
+        "- No layer is left out at random (LayerDrop) on either side.",
+    ]
+    if report["method"] == "hubert":
+        lines.append("- Units are made before the first step on both sides, and are no part of the speed.")
+    return "\n".join([*lines, *(f"- {note}" for note in disturbance(figures))])
