@@ -1,6 +1,16 @@
 """How deep in a model each of its parameters lies: by it go learning rates, and what stays as it is."""
 
 from torch import nn
+from transformers import MODEL_MAPPING
+
+
+def is_bare(model: nn.Module) -> bool:
+    """Whether this is a stock model without a head, the class of `AutoModel` for its configuration.
+
+    What such a model calls its `base_model` may be a part of itself: the blocks of a DINOv3.
+    """
+    bare = MODEL_MAPPING.get(type(getattr(model, "config", None)), ())
+    return isinstance(model, bare if isinstance(bare, tuple) else (bare,))
 
 
 def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList | None]:
@@ -27,7 +37,7 @@ def depths(model: nn.Module) -> tuple[dict[str, int], int]:
     number = 0 if blocks is None else len(blocks)
     # a head may be declared before what it stands on
     base = f"{getattr(model, 'base_model_prefix', '')}."
-    has_base = prefix.startswith(base)
+    has_base = not is_bare(model) and prefix.startswith(base)
     found, seen = {}, blocks is None
     for name, _ in model.named_parameters():
         if has_base and not name.startswith(base):
