@@ -33,8 +33,9 @@ class Contract:
     """A small model of a method, a batch for it, and what its gradient depends on.
 
     Args:
-        encoder (`Callable[[], PreTrainedConfig]`):
-            Makes the configuration of a small encoder: 2 layers and a width of 32 are enough.
+        encoder (`Callable[[], PreTrainedConfig | dict]`):
+            Makes the configuration of a small encoder: 2 layers and a width of 32 are enough. Of a method with several,
+            those of all by the names of their fields.
         batch (`Callable[[int], dict[str, torch.Tensor]]`):
             Makes a batch of so many samples from torch's generator; each tensor has one row a sample.
         settings (`dict`, *optional*):
@@ -56,7 +57,7 @@ class Contract:
             what it has to by its argument, which is `setattr` or pytest's, and returns flags of the recipe.
     """
 
-    encoder: Callable[[], PreTrainedConfig]
+    encoder: Callable[[], PreTrainedConfig | dict[str, PreTrainedConfig]]
     batch: Callable[[int], dict[str, torch.Tensor]]
     settings: dict[str, Any] = field(default_factory=dict)
     noise: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +117,9 @@ def build(method: str, variant: str | None = None, seed: int = 0, **settings: An
     encoder, others = (entry.encoder, {}) if variant is None else entry.variants[variant]
     model_class = getattr(hfssl.methods, method)
     torch.manual_seed(seed)
-    return model_class(model_class.config_class(encoder_config=encoder(), **entry.settings | others | settings))
+    made = encoder()
+    encoders = made if isinstance(made, dict) else {"encoder_config": made}
+    return model_class(model_class.config_class(**encoders, **entry.settings | others | settings))
 
 
 @cache

@@ -86,13 +86,15 @@ def test_the_exported_encoder_has_the_same_weights(method, tmp_path):
     model, _ = method
     model.export_encoder(tmp_path)
     if model.export_kind == "plain":  # what loads it without hfssl is tested with the method
-        stock = load_plain_encoder(tmp_path)
+        exported = [(load_plain_encoder(tmp_path), model.encoder)]
         assert not (tmp_path / "config.json").exists() and "def load_encoder(" in model.loader
     else:
-        stock = type(model.encoder).from_pretrained(tmp_path)
-        assert type(stock).__module__.startswith("transformers.")
-    for name, tensor in model.encoder.state_dict().items():
-        torch.testing.assert_close(stock.state_dict()[name], tensor, rtol=0, atol=0)
+        folders = {name: tmp_path / name if len(model.encoders) > 1 else tmp_path for name in model.encoders}
+        exported = [(type(each).from_pretrained(folders[name]), each) for name, each in model.encoders.items()]
+        assert all(type(stock).__module__.startswith("transformers.") for stock, _ in exported)
+    for stock, encoder in exported:
+        for name, tensor in encoder.state_dict().items():
+            torch.testing.assert_close(stock.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_bf16_autocast_is_near_fp32(method):

@@ -33,7 +33,7 @@ class LabelledDataArguments:
     Args:
         dataset (`str`, *optional*):
             Labelled images, recordings or texts, as the encoder takes them: a Hub id, a folder with a folder for each
-            class, parquet, arrow, and of texts csv and jsonl files; letters or digits (images), or speech
+            class, parquet, arrow, and of texts csv and jsonl files; letters, characters or digits (images), or speech
             (recordings), which come with hfssl. Left out, they are those of the encoder's run as far as its folder
             remembers them, and letters or speech for an encoder from elsewhere.
         dataset_config (`str`, *optional*):

@@ -57,12 +57,15 @@ class EmbeddedData:
             From the name of a split to one line for the log, columns, and their `datasets` features.
         labelled (`bool`, *optional*, defaults to `False`):
             Whether one of the columns is a class.
+        mask_classes (`tuple[str, ...]`, *optional*):
+            What the values of its masks stand for, where it has a column of these.
     """
 
     name: str
     splits: tuple[str, ...]
     load: Callable[[str], tuple[str, dict[str, list], dict]]
     labelled: bool = False
+    mask_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,13 @@ class Modality:
             pieces out of each row group that is read. Left out, samples are small and come from all over the set.
         shares_in_bytes (`bool`, *optional*):
             Whether the shares of a mixture are shares of the samples' bytes. Otherwise each sample counts the same.
+        beside_extensions (`tuple[str, ...]`, *optional*):
+            Extensions of the files that hold what belongs to a file of another modality of the same name, such as
+            `dog.txt` beside `dog.jpg`. Left out, those of `folder_module`.
+        decode_file (`Callable[[bytes], Any]`, *optional*):
+            The sample that such a file holds, or a [`~hfssl.data.sources.base.Damage`]. Left out, its bytes.
+        where_else (`str`, *optional*):
+            Where else a sample may lie, as advice for those who have no such column.
         embedded (`tuple[EmbeddedData, ...]`, *optional*):
             What is there without a download. The first is read where the user names no data set.
     """
@@ -147,6 +157,9 @@ class Modality:
     samples_per_block: tuple[int, int] | None = None
     read_through_bytes: int | None = None
     shares_in_bytes: bool = False
+    beside_extensions: tuple[str, ...] = ()
+    decode_file: Callable[[bytes], object] = lambda data: data
+    where_else: str = ""
     embedded: tuple[EmbeddedData, ...] = ()
 
     def embedded_set(self, dataset: str | os.PathLike | None) -> EmbeddedData | None:

@@ -49,6 +49,7 @@ class Use(IntEnum):
     MASKED_VIEW = 25
     MASK_RATIO = 26
     BLOCK_MASK = 27
+    CAPTION = 29
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31
@@ -71,6 +72,8 @@ class Use(IntEnum):
     EMBEDDED_TEST_SPLIT = 50
     EMBEDDED_LETTERS = 51
     EMBEDDED_SPEECH = 52
+    EMBEDDED_CHARACTERS = 55
+    EMBEDDED_SCENES = 56
     # protocols
     FEW_SHOT = 60
     LABELLED_FRACTION = 61
@@ -80,6 +83,9 @@ class Use(IntEnum):
     FINETUNE_AUGMENTATION = 65
     QUERY_IMAGES = 66
     PLOTTED_IMAGES = 67
+    PROBED_PATCHES = 75
+    SECOND_VIEW = 76
+    ATTENTIVE_PROBE = 77
     # benchmarks
     BENCHMARK_IMAGES = 80
     BENCHMARK_PIECES = 81

@@ -7,6 +7,7 @@ under autocast. One module holds one family; all of their names are here.
 from .clustering import deepcluster_loss, swav_codes, swav_loss
 from .contrastive import moco_v3_loss, nearest_neighbours, nnclr_loss, nt_xent_loss
 from .distillation import byol_loss, cross_view_entropy, dino_loss, simsiam_loss, sinkhorn_targets
+from .pairs import clip_loss, siglip_loss
 from .patches import gram_loss, ibot_loss, koleo_loss
 from .precision import at_least_float32, full_precision
 from .reconstruction import mae_loss
@@ -27,6 +28,7 @@ __all__ = [
     "barlow_twins_loss",
     "barlow_twins_terms",
     "byol_loss",
+    "clip_loss",
     "code_perplexity",
     "cpc_loss",
     "cross_entropy_sum",
@@ -45,6 +47,7 @@ __all__ = [
     "nearest_neighbours",
     "nnclr_loss",
     "nt_xent_loss",
+    "siglip_loss",
     "sigreg_loss",
     "simsiam_loss",
     "sinkhorn_targets",

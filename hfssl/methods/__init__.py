@@ -9,6 +9,8 @@ from .audio.best_rq import BestRqForPreTraining, BestRqPreTrainingConfig
 from .audio.cpc import CpcForPreTraining, CpcPreTrainingConfig
 from .audio.hubert import HubertForPreTraining, HubertPreTrainingConfig
 from .audio.wav2vec2 import Wav2vec2ForPreTraining, Wav2vec2PreTrainingConfig
+from .multimodal.clip import ClipForPreTraining, ClipPreTrainingConfig
+from .multimodal.siglip import SiglipForPreTraining, SiglipPreTrainingConfig
 from .text.clm import ClmForPreTraining, ClmPreTrainingConfig
 from .text.mlm import MlmForPreTraining, MlmPreTrainingConfig
 from .vision.barlow_twins import BarlowTwinsForPreTraining, BarlowTwinsPreTrainingConfig

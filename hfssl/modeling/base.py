@@ -26,6 +26,8 @@ EXPORT_KINDS = {
     "plain": "no stock class fits: model.safetensors, a json with its settings and a loader of about 20 lines in the "
     "card; no config.json, which `AutoModel` would misread",
 }
+# Weights that no stock class has.
+EXTRAS = "extras.safetensors"
 # The settings of a plain encoder, beside its weights.
 PLAIN_SETTINGS = "encoder.json"
 
@@ -56,7 +58,7 @@ class SSLPreTrainedModel(PreTrainedModel):
     # many codes are in use. They are logged by these names, as means over the steps between two entries of the log.
     figures: tuple[str, ...] = ()
 
-    # One of `EXPORT_KINDS`. "stock + extras" cannot be written so far, and is refused.
+    # One of `EXPORT_KINDS`. A method that is exported as "stock + extras" says in `extras` which weights these are.
     export_kind = "stock"
 
     # Of a method that is exported as "plain": Python that defines `load_encoder(folder)` with torch and safetensors
@@ -85,9 +87,22 @@ class SSLPreTrainedModel(PreTrainedModel):
     encoder: PreTrainedModel
 
     @property
+    def modality(self) -> str:
+        """What the encoder takes: of a method for encoders of several modalities, that of this one."""
+        return self.method.modality
+
+    @property
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The stock modules that are exported, by name: one called `encoder`, unless a method overrides this."""
         return {"encoder": self.encoder}
+
+    def config_of(self, name: str) -> PreTrainedConfig:
+        """The configuration, as it was given, of an encoder by its name."""
+        return getattr(self.config, f"{name}_config")
+
+    def extras(self) -> dict[str, torch.Tensor]:
+        """Weights that no stock class has, and that are exported beside the encoders."""
+        return {}
 
     @property
     def trained_encoders(self) -> list[PreTrainedModel]:
@@ -113,7 +128,7 @@ class SSLPreTrainedModel(PreTrainedModel):
         super().post_init()
         for name in self.encoders:
             # transformers would save the folder of this machine it came from: it leaves out that of the whole only
-            getattr(self.config, f"{name}_config")._name_or_path = ""
+            self.config_of(name)._name_or_path = ""
         self._adapt()
         self.freeze()
 
@@ -179,8 +194,17 @@ class SSLPreTrainedModel(PreTrainedModel):
         self.hold_statistics()
         return self
 
+    def keep_statistics(self) -> None:
+        """Let all batch norms keep the statistics that they have. The configuration remembers it."""
+        self.config.freeze_batch_norm = True
+        self.train(self.training)
+
     def hold_statistics(self) -> None:
         """Let batch norms that stay as they are take the statistics of the checkpoint, and keep them."""
+        if getattr(self.config, "freeze_batch_norm", False):
+            for part in self.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
         encoders = self.trained_encoders + self.followers if self._kept else []
         for encoder, kept in zip(encoders, 2 * self._kept, strict=False):
             for name, part in encoder.named_modules():
@@ -247,8 +271,7 @@ class SSLPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write an encoder as a stock checkpoint that plain `transformers` loads, with its own configuration.
 
-        The result folder of a method with several encoders is to hold the joint stock model at its root, where
-        `transformers` has one, and each encoder in `<name>/`. It cannot be written yet.
+        A method of pairs (`modeling/pairs.py`) writes the joint stock model and each of its encoders.
 
         Args:
             folder (`str` or `Path`):
@@ -265,11 +288,10 @@ class SSLPreTrainedModel(PreTrainedModel):
         """
         model, method = self.without_adapters(), type(self).__name__
         encoders = model.encoders
-        if self.export_kind not in ("stock", "plain"):
-            what = EXPORT_KINDS.get(self.export_kind, f"one of {', '.join(EXPORT_KINDS)} was expected")
+        if self.export_kind not in EXPORT_KINDS:
             raise UserError(
-                f"{method} is to be exported as {self.export_kind!r} ({what}), which cannot be written yet: only "
-                "'stock' and 'plain' can. Save the whole method with `save_pretrained`."
+                f"{method} is to be exported as {self.export_kind!r}, which cannot be written: only "
+                f"{', '.join(map(repr, EXPORT_KINDS))} can. Save the whole method with `save_pretrained`."
             )
         if name is None and len(encoders) > 1 or name is not None and name not in encoders:
             raise UserError(
@@ -290,12 +312,20 @@ class SSLPreTrainedModel(PreTrainedModel):
             return
         encoder.save_pretrained(folder, state_dict=state_dict)
         # Dropout and the like may differ in pre-training; who fine-tunes gets the configuration as it was given.
-        config = copy.deepcopy(getattr(self.config, f"{name}_config"))
+        config = copy.deepcopy(self.config_of(name))
         config.architectures = [type(encoder).__name__]
         config.dtype = encoder.config.dtype
         config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+        if self.extras() and len(encoders) == 1:
+            self.write_extras(folder)
+
+    def write_extras(self, folder: str | Path) -> None:
+        """Write the weights that no stock class has into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        extras = {name: tensor.detach().cpu().contiguous() for name, tensor in self.extras().items()}
+        save_file(extras, Path(folder) / EXTRAS)
 
 
 def write_plain_encoder(

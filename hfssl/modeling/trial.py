@@ -121,7 +121,7 @@ def layout(config: PreTrainedConfig) -> Layout:
     """
     image_model_options(config, spectrograms=True)
     reasons = []
-    one_block = _with_one_block(config)
+    one_block = with_one_block(config)
     for size in sizes_to_try(config):
         for tried, device in ((one_block, "meta"), (config, "meta"), (one_block, "cpu")):
             if device == "cpu" and "meta" not in str(reasons[-1]):
@@ -182,7 +182,8 @@ def _largest(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def _with_one_block(config: PreTrainedConfig) -> PreTrainedConfig:
+def with_one_block(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture with a single block, where a field says how many there are."""
     config = copy.deepcopy(config)
     if hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = 1

@@ -21,6 +21,7 @@ from .trial import (
     blank_copy,
     blank_image,
     image_model_options,
+    is_grid,
     num_channels_of,
     once_per_config,
     sizes_to_try,
@@ -50,6 +51,10 @@ class SSLVisionModel(SSLPreTrainedModel):
             for name in ("layernorm_before", "norm1"):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
+
+    @property
+    def modality(self) -> str:
+        return "audio" if self.takes_spectrograms and is_grid(self.encoder.config) else super().modality
 
     def freeze(self) -> None:
         """Also take out what the encoder does not use: DDP would wait for the gradients forever."""
@@ -189,6 +194,16 @@ def _positions(encoder: PreTrainedModel) -> torch.Tensor | None:
     if not isinstance(positions, nn.Parameter) or positions.ndim != 3:
         return None
     return positions if positions.shape[1] >= patches_a_side(encoder.config) ** 2 else None
+
+
+def arranged(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images as they are to lie in memory for an encoder: for convolutions with the channels of a pixel side by side.
+
+    `encoder.channels_last`, where it has been set, says otherwise.
+    """
+    if getattr(encoder, "channels_last", is_convolutional(encoder.config)):
+        return pixel_values.contiguous(memory_format=torch.channels_last)
+    return pixel_values
 
 
 @once_per_config

@@ -51,6 +51,14 @@ class SSLTrainingArguments(TrainingArguments):
             Length of the run in optimizer steps.
         per_device_train_batch_size (`int`, *optional*, defaults to `32`):
             Rows a process sees at once.
+        contrastive_batch_size (`int`, *optional*):
+            Samples of a step that are compared with each other, over all processes, where they do not fit into memory
+            at once: batches of `per_device_train_batch_size` are embedded one after another, and once more for the
+            gradient, which is that of all together. For methods that compare samples. Left out, the samples of a
+            batch are compared.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`):
+            Let batch norms keep the statistics that they have, those of a checkpoint: no sample depends on the others
+            of its batch. From scratch they norm nothing then.
         save_steps (`float`, *optional*, defaults to `500`):
             Write a checkpoint every so many steps; below 1 a share of all steps.
         save_total_limit (`int`, *optional*, defaults to `2`):
@@ -130,12 +138,13 @@ class SSLTrainingArguments(TrainingArguments):
     _help_fields: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("output_dir", "max_steps", "budget_minutes", "epochs", "max_tokens", "resume", "seed",
-             "per_device_train_batch_size", "gradient_accumulation_steps", "precision"), "Run",
+             "per_device_train_batch_size", "gradient_accumulation_steps", "contrastive_batch_size",
+             "precision"), "Run",
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "bias_rate", "layer_decay", "patch_embed_rate", "freeze_layers", "lora_rank", "weight_decay_end",
-             "max_grad_norm"),
+             "bias_rate", "layer_decay", "patch_embed_rate", "freeze_layers", "lora_rank", "freeze_batch_norm",
+             "weight_decay_end", "max_grad_norm"),
             "Optimization",
         ),
         **dict.fromkeys(
@@ -148,6 +157,12 @@ class SSLTrainingArguments(TrainingArguments):
             "Machine",
         ),
     }  # fmt: skip
+
+    # of which one is given, by what they say
+    _one_of: ClassVar[dict[str, tuple[str, ...]]] = {
+        "how long the run is": ("max_steps", "budget_minutes", "epochs", "max_tokens"),
+        "the learning rate": ("learning_rate", "base_learning_rate"),
+    }
 
     kept_warmup_steps: ClassVar[int | None] = None
     # the checkpoint from which the run goes on, once its folder is claimed
@@ -171,6 +186,8 @@ class SSLTrainingArguments(TrainingArguments):
     patch_embed_rate: float = 1.0
     freeze_layers: int = 0
     lora_rank: int | None = None
+    contrastive_batch_size: int | None = None
+    freeze_batch_norm: bool = False
     optim: str = field(
         default=OPTIMIZER,
         metadata={"help": "Optimizer: adamw_torch_fused, sgd, lars (for large batches of images) and many others."},
@@ -288,6 +305,8 @@ class SSLTrainingArguments(TrainingArguments):
             )
         if optimizer == LARS:
             self.optim = LARS
+        if self.contrastive_batch_size is not None:
+            self._cut_contrastive_batch()
         if self.base_learning_rate is not None:
             self.scale_learning_rate()
         for tracker in self.report_to:
@@ -335,6 +354,22 @@ class SSLTrainingArguments(TrainingArguments):
                 "weights on each GPU. To save memory pass `--activation_checkpointing true`, or a smaller "
                 "`--per_device_train_batch_size` with more `--gradient_accumulation_steps`."
             )
+
+    def _cut_contrastive_batch(self) -> None:
+        """Take as many accumulation steps as a batch that is compared at once has parts."""
+        size, at_once = self.contrastive_batch_size, self.per_device_train_batch_size * self.world_size
+        if size < 1 or size % at_once:
+            nearest = max(round(size / at_once), 1) * at_once
+            raise UserError(
+                f"`--contrastive_batch_size` is a multiple of the {at_once} samples that all processes embed at once "
+                f"(`--per_device_train_batch_size {self.per_device_train_batch_size}`), got {size}. Pass {nearest}."
+            )
+        if self.gradient_accumulation_steps not in (1, size // at_once):
+            raise UserError(
+                f"`--contrastive_batch_size {size}` is the batch of a step, and has {size // at_once} parts, "
+                f"`--gradient_accumulation_steps` says {self.gradient_accumulation_steps}. Leave that out."
+            )
+        self.gradient_accumulation_steps = size // at_once
 
     def _check_budget(self) -> None:
         if not 0.0 < self.budget_minutes < math.inf:

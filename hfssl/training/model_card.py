@@ -116,9 +116,7 @@ def write_card(
         "Commit of hfssl": commit() or "unknown",
     }  # fmt: skip
     config = model.config.to_dict()
-    for field in ("encoder_config", "model_type", "architectures", "transformers_version", "dtype"):
-        config.pop(field, None)
-    own = set(type(model.config).__annotations__)
+    own = {name for name in type(model.config).__annotations__ if not name.endswith("_config")}
     facts["Method's settings"] = ", ".join(f"{k}={v}" for k, v in config.items() if k in own)
     sections = ""
     if results:
@@ -146,8 +144,8 @@ def write_card(
             # a folder of this machine is no model that the Hub could link to
             base_model=f"base_model: {base_model}\n" if base_model and not is_local else "",
             name=name,
-            architecture=type(model.encoder).__name__,
-            parameters=model.encoder.num_parameters() / 1e6,
+            architecture="` and a `".join(type(encoder).__name__ for encoder in model.encoders.values()),
+            parameters=sum(encoder.num_parameters() for encoder in model.encoders.values()) / 1e6,
             origin=f"further from `{base_model}` " if base_model else "",
             paper_title=model.paper["title"],
             paper_url=model.paper.get("url") or f"https://huggingface.co/papers/{model.paper['id']}",

@@ -8,7 +8,8 @@ contract test in `tests/training/test_trainer.py` that fails when a new transfor
 - `_get_num_items_in_batch`: the item count of the loss is asked of the method;
 - `compute_loss`, `log`: the terms of a loss are logged by name;
 - `_prepare_input`: a batch goes to a GPU while the step before runs;
-- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume;
+- `training_step`: each micro-step draws from its own seed, so that dropout is the same after a resume; micro-steps may
+  share one contrastive batch;
 - `evaluate`: runs evaluators, and looks for collapse;
 - `get_optimizer_cls_and_kwargs`, `get_decay_parameter_names`: LARS; no weight decay on any norm;
 - `create_optimizer`, `create_scheduler`: rates of their own; with a budget of time they follow the clock;
@@ -25,7 +26,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ from .callbacks import (
 )
 from .corpus_targets import CorpusTargets
 from .evaluations import EvaluationPace, measure_all
+from .gradient_cache import GradientCache
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
@@ -91,9 +94,9 @@ class SSLTrainer(Trainer):
             `measured_on` is never trained on.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run (data set, tokenizer …), in words that an error message can use.
-        held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
-            Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
-            Never trained on either.
+        held_out (`Sequence[str]`, `Sequence[bytes]` or `Mapping[str, Sequence]`, *optional*):
+            Held-out texts or encoded images (of pairs, those of each side by its input), on which each evaluation also
+            looks for collapse ([`HealthMonitor`]). Never trained on either.
     """
 
     def __init__(
@@ -103,14 +106,15 @@ class SSLTrainer(Trainer):
         train_dataset: Any = None,
         evaluators: Sequence[Evaluator] = (),
         settings: dict[str, Any] | None = None,
-        held_out: Sequence[str] | Sequence[bytes] = (),
+        held_out: Sequence[str] | Sequence[bytes] | Mapping[str, Sequence] = (),
         **kwargs,
     ):
         self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
         self.evaluators = list(evaluators)
         if self.stream is not None:
             measured_on = (getattr(evaluator, "measured_on", ()) for evaluator in self.evaluators)
-            self.stream.leave_out(frozenset(map(identity, held_out)).union(*measured_on))
+            leading = held_out[self.stream.source.leading] if isinstance(held_out, Mapping) else held_out
+            self.stream.leave_out(frozenset(map(identity, leading)).union(*measured_on))
         self.extra_settings = dict(settings or {})
         self.resumed_from: Path | None = None
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
@@ -133,12 +137,13 @@ class SSLTrainer(Trainer):
             )
         if args.freeze_layers or args.lora_rank is not None:
             model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
+        if args.freeze_batch_norm:
+            model.keep_statistics()
+        self.cache = GradientCache(model) if args.contrastive_batch_size else None
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.health = (
-            HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
-        )
+        self.health = HealthMonitor(held_out, self.processing_class, model.modality, self.stream) if held_out else None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
@@ -241,6 +246,8 @@ class SSLTrainer(Trainer):
         return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        if self.cache is not None:
+            self.cache.batches = batch_samples
         method = self.accelerator.unwrap_model(self.model)
         counts = (
             [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
@@ -279,9 +286,13 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
+        with nullcontext() if self.cache is None else self.cache.micro_step(self, micro):
+            self.seed_micro_step(micro)
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def seed_micro_step(self, micro: int) -> None:
         here = (self.state.global_step, micro, self.args.process_index)
         torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, self.args.seed, *here))
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)

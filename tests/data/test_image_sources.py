@@ -28,6 +28,7 @@ from hfssl.data import cache
 from hfssl.data.held_out import all_samples, held_out_samples
 from hfssl.data.image.digits import digits
 from hfssl.data.image.letters import LETTERS, _draw, letters
+from hfssl.data.image.scenes import _draw_rows, scenes
 from hfssl.data.modality import modality
 from hfssl.data.sources import (
     DataError,
@@ -234,6 +235,22 @@ def test_class_folders_are_those_of_all_splits(tmp_path):
     source = open_source(tmp_path, modality="image", split="test", extra_columns=("label",))
     assert source.description == "2 image files in 3 class folders"
     assert source.read_input("label") == [2, 2] and source.where(1, 1) == "test/owl/001.png"
+
+
+def test_class_folders_in_tars(tmp_path):
+    """As in a folder: with the classes of all splits, and only where nothing but images is there."""
+    inside = [(f"{'./' * (i > 3)}{CLASSES[LABELS[i]]}/{i}.png", IMAGES[i]) for i in range(9)]
+    for name, of_split in (("train-0", inside[:4]), ("train-1", inside[4:]), ("test-0", [inside[2]])):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        write_tar(tmp_path / "a" / f"{name}.tar", of_split)
+    source = open_source(tmp_path / "a", modality="image", extra_columns=("label",))
+    assert images_of(source) == list(zip(IMAGES[:9], LABELS[:9], strict=True))
+    assert source.read_input("label") == LABELS[:9] and source.features["label"].names == list(CLASSES)
+    source = open_source(tmp_path / "a", modality="image", split="test", extra_columns=("label",))
+    assert source.read_input("label") == [2] and source.features["label"].names == list(CLASSES)
+    for more in (("0.png", IMAGES[0]), ("cat/more/0.png", IMAGES[0]), ("cat/0.json", b"{}")):
+        write_tar(tmp_path / "b.tar", [*inside, more])
+        assert "label" not in open_source(tmp_path / "b.tar", modality="image").features
 
 
 def test_folders_at_different_depths_are_no_classes(everywhere):
@@ -590,6 +607,38 @@ def test_letters():
     source = open_source("letters", modality="image", split="test", extra_columns=("label", "font", "color"))
     assert source.num_rows == 2000 and source.read_input("color") == test["color"]
     assert source.features["label"].names[test["label"][0]] == LETTERS[test["label"][0]]
+
+
+def test_scenes():
+    found = scenes("test")
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
+        ("image", "mask", "label", "box"), 400
+    )
+    some = range(0, 400, 20)
+    pixels, masks = (
+        [np.asarray(Image.open(io.BytesIO(found[name][row]))).astype(int) for row in some]
+        for name in ("image", "mask")
+    )
+    for row, image, mask in zip(some, pixels, masks, strict=True):
+        labels, boxes = found["label"][row], found["box"][row]
+        assert image.shape == (64, 64, 3) and mask.shape == (64, 64) and 2 <= len(labels) <= 4
+        assert set(np.unique(mask)) - {0} == {1 + label for label in labels} and len(boxes) == len(labels)
+        # the ground is of one colour, and all ink of letters lies in their masks and boxes
+        [ground] = {tuple(colour) for colour in image[mask == 0]}
+        ink = np.abs(image - ground).max(2) > 40
+        assert ink.any() and not (ink & (mask == 0)).any()
+        inside = np.zeros_like(mask)
+        for left, top, width, height in boxes:
+            inside[top : top + height, left : left + width] = 1
+        assert inside[mask > 0].all()
+    # what the cache gives is what is drawn
+    drawn = _draw_rows("test", np.arange(20))
+    assert drawn == {name: values[:20] for name, values in found.items()}
+    source = open_source("scenes", modality="image", split="test", extra_columns=("mask", "label"))
+    assert source.num_rows == 400 and source.read(0).columns["image"][0] == found["image"][0]
+    assert [LETTERS[each] for each in found["label"][0]] == [
+        source.features["label"].feature.names[each] for each in found["label"][0]
+    ]
 
 
 def test_a_folder_goes_before_the_embedded_set_of_its_name(tmp_path, monkeypatch):

@@ -35,12 +35,12 @@ class Given(SSLTrainer):
         return self.batches
 
 
-def one_step(rank, world_size, folder, method, variant=None, accumulation=1):
+def one_step(rank, world_size, folder, method, variant=None, accumulation=1, contrastive=False, settings=None):
     """One step of the trainer over the same 12 samples, however they are cut: loss, gradients, and the model after it.
 
-    In float64: what differs then is no rounding.
+    In float64: what differs then is no rounding. With `contrastive` all of them are compared, whatever the cut.
     """
-    model = contract.build(method, variant).double()
+    model = contract.build(method, variant, **settings or {}).double()
     torch.manual_seed(1)
     whole = contract.contract(method).batch(12)
     batches = [
@@ -50,6 +50,7 @@ def one_step(rank, world_size, folder, method, variant=None, accumulation=1):
     args = arguments(
         folder, learning_rate=0.1, optim="sgd", warmup_steps=0, lr_scheduler_type="constant", weight_decay=0.0,
         per_device_train_batch_size=12 // (world_size * accumulation), gradient_accumulation_steps=accumulation,
+        **({"contrastive_batch_size": 12, "freeze_batch_norm": True} if contrastive else {}),
     )  # fmt: skip
     trainer = Given(model, args, batches)
     gradients = {}

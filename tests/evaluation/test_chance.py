@@ -20,8 +20,9 @@ from hfssl.training.model_card import history_figure
 
 
 # equal outputs have the best loss there is
-WITHOUT = {"ByolForPreTraining", "SimsiamForPreTraining"}
+WITHOUT = {"ByolForPreTraining", "SiglipForPreTraining", "SimsiamForPreTraining"}
 CONTRASTS = [
+    ("ClipForPreTraining", {}),
     ("SimclrForPreTraining", {}),
     ("SimclrForPreTraining", {"decoupled": True}),
     ("SimclrForPreTraining", {"nearest_neighbour_queue": 9, "predictor_hidden_dim": 8}),

@@ -31,6 +31,10 @@ def trained(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def prefix_of(model, encoder):
+    return next(name for name, part in model.named_modules() if part is encoder) + "."
+
+
 @pytest.fixture(params=METHODS)
 def method(request):
     return model_and_batch(request.param)
@@ -40,19 +44,24 @@ def test_the_first_blocks_stay_as_they_are(method, tmp_path):
     model, batch = method
     all_trained = trained(model)
     model.keep_of_checkpoint(freeze_layers=1)
-    [encoder] = model.trained_encoders
-    prefix = next(name for name, part in model.named_modules() if part is encoder) + "."
-    kept = {prefix + name for name, depth in depths(encoder)[0].items() if depth <= 1}
+    prefixes = {encoder: prefix_of(model, encoder) for encoder in model.trained_encoders}
+    kept = {
+        prefix + name
+        for encoder, prefix in prefixes.items()
+        for name, depth in depths(encoder)[0].items()
+        if depth <= 1
+    }
     assert kept and trained(model) == all_trained - kept
     model.save_pretrained(tmp_path)
     again = AutoModelForPreTraining.from_pretrained(tmp_path).train()
     assert trained(again) == trained(model)
     changed = one_step(again, batch)
     # of batch norms neither weights nor statistics, and the teacher's copy of them as little
-    first = [name.removeprefix(prefix).rpartition(".")[0] for name in kept]
-    for copied in [prefix, *(["teacher.encoder."] if again.followers else [])]:
-        of_encoder = [name.removeprefix(copied) for name in changed if name.startswith(copied)]
-        assert not [name for name in of_encoder if name.rpartition(".")[0] in first]
+    for prefix in prefixes.values():
+        first = [name.removeprefix(prefix).rpartition(".")[0] for name in kept if name.startswith(prefix)]
+        for copied in [prefix, *(["teacher.encoder."] if again.followers else [])]:
+            of_encoder = [name.removeprefix(copied) for name in changed if name.startswith(copied)]
+            assert not [name for name in of_encoder if name.rpartition(".")[0] in first]
     assert changed & trained(again)
 
 
@@ -60,8 +69,7 @@ def test_adapters_learn_and_are_merged_on_export(method, tmp_path):
     pytest.importorskip("peft")
     model, batch = method
     heads = {name for name in trained(model) if ".encoder." not in f".{name}"}
-    encoder = model.encoder
-    kind = encoder.config.model_type
+    kind = next(iter(model.encoders.values())).config.model_type
     if kind in ("resnet", "hfssl_cpc_encoder"):
         with pytest.raises(UserError, match=f"`--lora_rank 2` is for the linear layers .* this {kind} has none"):
             model.keep_of_checkpoint(lora_rank=2)
@@ -80,10 +88,12 @@ def test_adapters_learn_and_are_merged_on_export(method, tmp_path):
     assert trained(again.train()) == trained(model)
 
     model.export_encoder(tmp_path / "stock")
-    stock = type(encoder).from_pretrained(tmp_path / "stock").eval()
-    exported, first = stock.state_dict(), before.encoder.state_dict()
-    assert not [name for name in exported if "lora" in name or "base_layer" in name] and set(first) <= set(exported)
-    assert any(not torch.equal(exported[name], tensor) for name, tensor in first.items())
+    for name, encoder in model.encoders.items():
+        folder = tmp_path / "stock" / (name if len(model.encoders) > 1 else "")
+        exported = type(encoder).from_pretrained(folder).state_dict()
+        first = before.encoders[name].state_dict()
+        assert not [key for key in exported if "lora" in key or "base_layer" in key] and set(first) <= set(exported)
+        assert any(not torch.equal(exported[key], tensor) for key, tensor in first.items())
     merged = model.eval().without_adapters()
     torch.testing.assert_close(merged(**batch).loss, model(**batch).loss, rtol=1e-4, atol=1e-5)
     assert "lora_rank" not in merged.config.to_dict() and model.config.lora_rank == 2

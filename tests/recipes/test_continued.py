@@ -95,5 +95,8 @@ def test_texts(tmp_path):
     assert "What to try: keep more of it, with a lower `--learning_rate`" in done.stdout
     facts = json.loads((tmp_path / "out" / "hfssl.json").read_text())
     assert facts["labelled"] == {"dataset": str(tmp_path / "labelled.csv")}
+    for recipe in ("probe", "finetune"):  # under "Next:"
+        assert f"{recipe}.py --encoder {tmp_path / 'out'} --dataset {tmp_path / 'labelled.csv'}\n" in done.stdout
+    assert "labels say" not in done.stdout
     [line] = [line for line in done.stdout.splitlines() if "a bag of words" in line or "bag of words" in line]
     assert "before" in line

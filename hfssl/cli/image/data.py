@@ -20,13 +20,13 @@ from ...data.image.views import Views
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.sources import DataError, Source, identity
-from ...data.stream import LANES, ExactStream
+from ...data.stream import ExactStream
 from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 from ...training.checkpoints import read_settings
-from ..data import DataArguments
+from ..data import DataArguments, samples_a_block
 
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,9 @@ class ImageDataArguments(DataArguments):
     Args:
         dataset (`str`, *optional*):
             Hub id, folder, file or glob (image files with or without class folders, webdataset tars, parquet, arrow,
-            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3; letters
-            (drawn ones, 32 pixels) or digits (scikit-learn's, 8 pixels), which come with hfssl. Left out: letters.
+            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3; letters or
+            characters (drawn ones, 32 pixels), scenes (several letters, 64 pixels) or digits (scikit-learn's, 8
+            pixels), which come with hfssl. Left out: letters.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
         value_range (`list[float]`, *optional*):
@@ -251,16 +252,10 @@ class ImageData:
             views ([`~hfssl.data.image.views.Views`]):
                 Turns encoded images into views: `rows` in a worker, `collator(device)` where the model is.
         """
-        # about a batch in the blocks of all lanes, so that a few workers have the next ones ready when a step ends
-        lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
-        images = args.per_device_train_batch_size / lanes_a_process
-        fewest, most = modality("image").samples_per_block
-        if self.arguments.tile is not None:  # each image is several
-            images, fewest = images / self.arguments.tiles_per_image, 1
-            if args.epochs is not None:
-                raise UserError(
-                    f"`--epochs {args.epochs:g}` counts images, and with `--tile` each is several: pass `--max_steps`."
-                )
+        if self.arguments.tile is not None and args.epochs is not None:  # each image is several
+            raise UserError(
+                f"`--epochs {args.epochs:g}` counts images, and with `--tile` each is several: pass `--max_steps`."
+            )
         return stream_class(self.source)(
             self.source,
             views.rows,
@@ -273,7 +268,7 @@ class ImageData:
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
-            block_cost=float(np.clip(images, fewest, most)),
+            block_cost=samples_a_block(args, "image", self.arguments.tiles_per_image if self.arguments.tile else 1),
             piece_cost=max(self.num_images, 1) / len(self.source),
         )
 

@@ -15,7 +15,6 @@ from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
-from ...evaluation.results import Result
 from ...modeling.channels import with_num_channels
 from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
 from ...modeling.trial import num_channels_of
@@ -23,7 +22,17 @@ from ...modeling.vision import SSLVisionModel, load_vision_encoder, side
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
 from ..embed import WholeDataArguments
-from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
+from ..finish import (
+    LABELS_WOULD_SAY,
+    changed_flags,
+    contrasted,
+    loss_line,
+    method_name,
+    next_folder,
+    recipe_command,
+    results_of,
+    write_and_say,
+)
 from .data import ImageData
 
 
@@ -50,7 +59,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     results = results_of(trainer, evaluator, ("loss",))
     name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    trainer.accelerator.print("\n" + _loss_line(trainer, results[0]))
+    trainer.accelerator.print("\n" + loss_line(trainer, results[0], "images"))
     folder = output_dir / STAGING / "pictures"
     if knn is not None:
         results += probe_table(
@@ -58,9 +67,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
             before=None if base_model is None else _as_it_came(base_model, views, model.device),
         )  # fmt: skip
     elif base_model is not None:
-        trainer.accelerator.print(
-            "Whether the checkpoint that was continued got better or worse, labels say: `--probe_dataset` takes them."
-        )
+        trainer.accelerator.print(LABELS_WOULD_SAY)
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -70,7 +77,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     write_and_say(
         trainer, results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
         base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures,
-        contrasted=_contrasted(trainer) if model.method.contrasts_batch else None,
+        contrasted=contrasted(trainer),
         usage=usage,
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
@@ -162,30 +169,6 @@ def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | Non
         f"feature = {feature}  # the pooling that was measured: {pooling}"
         + ("" if is_convolutional(config) else _NO_POOLER)
     )
-
-
-def _contrasted(trainer: SSLTrainer) -> tuple[int, int]:
-    """Images that are compared at once in training, and in the held-out loss."""
-    return trainer.args.per_device_train_batch_size * trainer.args.world_size, trainer.evaluators[0].batch_size
-
-
-def _loss_line(trainer: SSLTrainer, result: Result) -> str:
-    """The held-out loss in words, beside the start and what outputs that say nothing would give."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    in_training, held_out = _contrasted(trainer)
-    line = f"Held-out loss ({result.num_eval:,} images): {result.value:.4f}"
-    if "before" in result.baselines:
-        line += f", before training {result.baselines['before']:.4f}"
-    chance = result.baselines.get("chance")
-    if chance is not None:
-        line += f", chance {chance:.4f}" + (", which it is not below" if result.value >= chance else "")
-    else:
-        line += f"; that of {model.method.title} has no level of chance"
-    if model.method.contrasts_batch:
-        queue = getattr(model.config, "queue_size", 0)
-        line += f" ({held_out:,} images contrasted at once, in training {in_training:,}"
-        line += f"; a queue of {queue:,} beside them)" if queue else ")"
-    return line
 
 
 def _pictures(

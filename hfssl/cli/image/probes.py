@@ -24,7 +24,8 @@ class ImageProbeArguments(ProbeArguments):
     Args:
         views (`str`, *optional*, defaults to `"usual"`):
             auto chooses views by these labels: colours kept or taken away, larger crops, nothing mirrored are tried in
-            short runs (a tenth of the length each), and what is better for k-NN is taken. What is stated stays.
+            short runs (a tenth of the length each), and what is better for k-NN is taken. What is stated stays. It
+            cannot tell what pays in long runs only.
     """
 
     views: Literal["usual", "auto"] = "usual"

@@ -1,5 +1,7 @@
 """Images: what the floor of data knows of them."""
 
+import string
+
 from ..modality import EmbeddedData, Modality
 
 
@@ -7,6 +9,8 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm",
     ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".ico", ".btf", ".npy", ".npz", ".dcm", ".dicom",
 )  # fmt: skip
+# What the values of the masks of the embedded scenes stand for.
+SCENE_CLASSES = ("ground", *string.ascii_uppercase)
 
 
 def _is_feature(feature) -> bool:
@@ -68,6 +72,18 @@ def _load_digits(split: str):
     return load_digits(split)
 
 
+def _load_characters(split: str):
+    from .embedded import load_characters
+
+    return load_characters(split)
+
+
+def _load_scenes(split: str):
+    from .embedded import load_scenes
+
+    return load_scenes(split)
+
+
 MODALITY = Modality(
     name="image",
     sample_types=(bytes,),
@@ -97,5 +113,7 @@ MODALITY = Modality(
     embedded=(
         EmbeddedData("letters", ("train", "test"), _load_letters, labelled=True),
         EmbeddedData("digits", ("train", "test"), _load_digits, labelled=True),
+        EmbeddedData("characters", ("train", "test", "composition"), _load_characters, labelled=True),
+        EmbeddedData("scenes", ("train", "test"), _load_scenes, mask_classes=SCENE_CLASSES),
     ),
 )  # fmt: skip

@@ -62,37 +62,27 @@ def letters(split: str) -> dict[str, list]:
         `dict[str, list]`: `image`, PNG files of 32 × 32 pixels; `label`, 0 to 25, the letter; `font`, 0 to 20, and
         `color`, 0 to 5, that of the letter: places in `LETTERS`, `FONTS` and `COLORS`.
     """
+    return cached_columns(f"letters-{split}-v{FORMAT_VERSION}-{drawn_with()}", lambda: _draw(split))
+
+
+def drawn_with() -> str:
+    """The versions on which the look of a letter depends, for the name of a cache."""
     import matplotlib
     import PIL
     from PIL import features
 
-    drawn_with = f"mpl{matplotlib.__version__}-pil{PIL.__version__}-ft{features.version('freetype2')}"
-    return cached_columns(f"letters-{split}-v{FORMAT_VERSION}-{drawn_with}", lambda: _draw(split))
+    return f"mpl{matplotlib.__version__}-pil{PIL.__version__}-ft{features.version('freetype2')}"
 
 
 def _draw(split: str) -> dict[str, list]:
-    from PIL import Image
-
     number = NUM_IMAGES[split]
     draws = _draws(split, number, 12)
     label, font = (draws[:, 0] * len(LETTERS)).astype(int), (draws[:, 1] * len(FONTS)).astype(int)
     angle = np.deg2rad((2 * draws[:, 2] - 1) * ROTATION)
     scale = SCALE[0] + draws[:, 3] * (SCALE[1] - SCALE[0])
     shift = (2 * draws[:, 4:6] - 1) * np.minimum(SHIFT, SIZE / 2 - REACH * scale)[:, None]
-    ink, paper = _colors(draws[:, 6:9], draws[:, 9:12])
-    # from a pixel of the image to one of the glyph: `Image.transform` asks where each comes from
-    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    middle = SIZE / 2 + shift
-    across = GLYPH_SIZE / 2 - cos * middle[:, 0] - sin * middle[:, 1]
-    down = GLYPH_SIZE / 2 + sin * middle[:, 0] - cos * middle[:, 1]
-    affine = np.stack([cos, sin, across, -sin, cos, down], axis=1)
-    resampling = Image.Resampling.BICUBIC
-    glyphs = [_glyph(FONTS[font[i]], LETTERS[label[i]]) for i in range(number)]
-    placed = (
-        glyph.transform((SIZE, SIZE), Image.Transform.AFFINE, row, resampling).tobytes()
-        for glyph, row in zip(glyphs, affine.tolist(), strict=True)
-    )
-    shares = np.frombuffer(b"".join(placed), np.uint8).reshape(number, SIZE, SIZE, 1)
+    ink, paper = colors_of(draws[:, 6:9], draws[:, 9:12])
+    shares = placed_letters(label, font, angle, scale, SIZE / 2 + shift, SIZE)[..., None]
     pixels = paper[:, None, None] + (ink - paper)[:, None, None] * (shares.astype(np.float32) / 255)
     hue = draws[:, 6] * len(COLORS)
     return {
@@ -106,7 +96,38 @@ def _draws(split: str, number: int, columns: int) -> np.ndarray:
     return keyed.uniform(keyed.key(Use.EMBEDDED_LETTERS, seed, rows, np.arange(columns)[None]))
 
 
-def _colors(ink: np.ndarray, paper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def placed_letters(
+    label: np.ndarray, font: np.ndarray, angle: np.ndarray, scale: np.ndarray, middle: np.ndarray, size: int
+) -> np.ndarray:
+    """How much of each pixel a letter covers, `uint8` of shape `(number, size, size)`.
+
+    Args:
+        label, font (`np.ndarray` of shape `(number,)`):
+            Places in `LETTERS` and `FONTS`.
+        angle, scale (`np.ndarray` of shape `(number,)`):
+            Radians, and a share of the size in which letters are drawn.
+        middle (`np.ndarray` of shape `(number, 2)`):
+            Where the middle of each comes to lie, in pixels from the left and from above.
+        size (`int`):
+            Height and width of the images.
+    """
+    from PIL import Image
+
+    # from a pixel of the image to one of the glyph: `Image.transform` asks where each comes from
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    across = GLYPH_SIZE / 2 - cos * middle[:, 0] - sin * middle[:, 1]
+    down = GLYPH_SIZE / 2 + sin * middle[:, 0] - cos * middle[:, 1]
+    affine = np.stack([cos, sin, across, -sin, cos, down], axis=1)
+    resampling = Image.Resampling.BICUBIC
+    glyphs = (_glyph(FONTS[font[i]], LETTERS[label[i]]) for i in range(len(label)))
+    placed = (
+        glyph.transform((size, size), Image.Transform.AFFINE, row, resampling).tobytes()
+        for glyph, row in zip(glyphs, affine.tolist(), strict=True)
+    )
+    return np.frombuffer(b"".join(placed), np.uint8).reshape(len(label), size, size)
+
+
+def colors_of(ink: np.ndarray, paper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the letter and of what it stands on, red, green and blue in [0, 255], from three numbers each in [0, 1).
 
     The letter is darker. Which of the two is darker would be the first thing that a method without negatives learns,

@@ -203,6 +203,8 @@ class Views:
         UserError: if a flag does not fit the method, or a size does not fit the patches.
     """
 
+    has_mask = False  # all views are of one size
+
     def __init__(
         self,
         preset: ViewPreset,

@@ -70,7 +70,9 @@ def find_column(
         if name.lower() in by_lower_name:
             return by_lower_name[name.lower()]
     problem = f"{len(candidates)} columns of type {modality}" if candidates else f"no column of type {modality}"
-    remedy = f"Choose one with `{wanted.column_flag}`." if candidates else "Use another data set or convert a column."
+    remedy = f"Choose one with `{wanted.column_flag}`."
+    if not candidates:
+        remedy = wanted.where_else or "Use another data set or convert a column."
     raise DataError(f"{dataset} has {problem}. Its columns are: {listing}. {remedy}")
 
 

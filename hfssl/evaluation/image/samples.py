@@ -30,7 +30,7 @@ class ImageSampleFeatures:
 
     def __init__(self, encoder: str, settings: EmbedSettings):
         vision = VisionEncoder(encoder)
-        self.model, self.samples_at_once = vision.load(), settings.batch_size
+        self.model, self.processor, self.samples_at_once = vision.load(), vision.processor, settings.batch_size
         self._features = EncoderFeatures(vision, self.model, settings.pooling, settings.precision)
         check_range(settings.value_range)
         self.pooling = self._features.pooling

@@ -52,10 +52,10 @@ METHOD = Method(
     views=ViewPreset((View(scale=(0.2, 1.0), interpolation="bicubic"),), has_noise=True),
     learning_rates=LearningRates(lars=0.3, narrow=1e-3, wide=1.5e-4, checkpoint=1.5e-4),
     # there is no view to compare with
-    embedded_views={"letters": {"jitter_probability": 0.0, "grey_probability": 0.0}},
+    embedded_views=dict.fromkeys(("letters", "scenes"), {"jitter_probability": 0.0, "grey_probability": 0.0}),
     # Half of the patches are ground of one colour. Normalised, three quarters of what is to be predicted are colours
     # of patches (measured on 600 views), and a linear probe after 150 steps is no better than untrained.
-    embedded_config={"letters": {"norm_pix_loss": False}},
+    embedded_config=dict.fromkeys(("letters", "scenes"), {"norm_pix_loss": False}),
     # the paper's decoder has 2/3 of the width of its encoder
     narrow_heads={"decoder_hidden_size": 128, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 2},
     chance=_chance,

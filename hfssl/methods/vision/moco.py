@@ -26,6 +26,7 @@ from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import moco_v3_loss
 from ...modeling.branch import VisionBranch, check_two_views
+from ...modeling.contrast import ContrastMixin
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
@@ -156,7 +157,7 @@ class MocoOutput(ModelOutput):
     teacher_projections: torch.FloatTensor | None = None
 
 
-class MocoForPreTraining(QueueMixin, TeacherMixin, SSLVisionModel):
+class MocoForPreTraining(QueueMixin, TeacherMixin, ContrastMixin, SSLVisionModel):
     config_class = MocoPreTrainingConfig
     method = METHOD
     base_model_prefix = "student"
@@ -206,15 +207,23 @@ class MocoForPreTraining(QueueMixin, TeacherMixin, SSLVisionModel):
                 "MoCo contrasts an image with the others of its batch, and its batch norm needs them too, but the "
                 "batch has 1 image. Pass a larger `--per_device_train_batch_size`."
             )
+        return self.compare(pixel_values=pixel_values)
+
+    def embed(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         views = pixel_values.unbind(1)
         queries = torch.stack([self.predictor(self.student(view)) for view in views], dim=1)
         with torch.no_grad():
             keys = torch.stack([self.teacher(view) for view in views], dim=1)
-            gathers = self.training and world_size() > 1
+        return {"queries": queries, "keys": keys}
+
+    def contrast(self, embeddings: dict[str, torch.Tensor]) -> MocoOutput:
+        queries, keys = embeddings["queries"], embeddings["keys"].detach()
+        gathers = self.training and world_size() > 1
+        with torch.no_grad():
             all_keys = gather_with_grad(keys) if gathers else keys
         loss = moco_v3_loss(
             *queries.unbind(1), *all_keys.unbind(1), self.config.contrastive_temperature,
-            first=rank() * batch_size if gathers else 0, queue=self.queue if self.has_queue else None,
+            first=rank() * len(queries) if gathers else 0, queue=self.queue if self.has_queue else None,
         )  # fmt: skip
         self.enqueue(all_keys.flatten(0, 1))
         return MocoOutput(loss=loss, student_predictions=queries, teacher_projections=keys)

@@ -28,12 +28,13 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import nearest_neighbours, nnclr_loss, nt_xent_loss
+from ...modeling.contrast import ContrastMixin
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
-from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.queue import QueueMixin
-from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
+from ...modeling.vision import SSLVisionModel, arranged, build_vision_encoder, image_features
 
 
 # Appendix A. Its code crops with bicubic interpolation; bilinear is what most libraries made of it.
@@ -171,7 +172,7 @@ class SimclrOutput(ModelOutput):
     projections: torch.FloatTensor | None = None
 
 
-class SimclrForPreTraining(QueueMixin, SSLVisionModel):
+class SimclrForPreTraining(QueueMixin, ContrastMixin, SSLVisionModel):
     config_class = SimclrPreTrainingConfig
     method = METHOD
     base_model_prefix = "encoder"
@@ -216,18 +217,17 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
             return_loss (`bool`, *optional*, defaults to `True`):
                 Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
         """
-        views = self._views({"pixel_values": pixel_values, "input_values": input_values})
-        batch_size = len(views)
-        if self.training and batch_size * world_size() == 1:
-            raise UserError(
-                "SimCLR contrasts an image with the others of its batch, and its batch norm needs them too, but the "
-                "batch has 1 image. Pass a larger `--per_device_train_batch_size`: the larger, the better."
-            )
+        return self.compare(pixel_values=pixel_values, input_values=input_values)
+
+    def embed(self, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        views = self._views(inputs)
         images = views.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
-        if is_convolutional(self.config.encoder_config):
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = arranged(self.encoder, images)
         features = image_features(self.encoder, images, self.config.pooling)
-        projections = self.projector(features).unflatten(0, (batch_size, 2))
+        return {"projections": self.projector(features).unflatten(0, (len(views), 2))}
+
+    def contrast(self, embeddings: dict[str, torch.Tensor]) -> SimclrOutput:
+        projections = embeddings["projections"]
         if self.has_queue:
             return SimclrOutput(loss=self._loss_of_neighbours(projections), projections=projections)
         z1, z2 = projections.unbind(1)
@@ -235,7 +235,7 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
         if self.training and world_size() > 1:
             all_projections = gather_with_grad(projections)
             negatives = {
-                "all_z1": all_projections[:, 0], "all_z2": all_projections[:, 1], "first": rank() * batch_size,
+                "all_z1": all_projections[:, 0], "all_z2": all_projections[:, 1], "first": rank() * len(z1),
             }  # fmt: skip
         loss = nt_xent_loss(
             z1, z2, self.config.contrastive_temperature, **negatives, decoupled=self.config.decoupled
@@ -256,6 +256,11 @@ class SimclrForPreTraining(QueueMixin, SSLVisionModel):
             raise ValueError(
                 f"SimCLR compares 2 views of each {of_what}: {found}, expected `{name}` of shape "
                 f"(batch_size, 2, {shape}). `{maker}` makes them."
+            )
+        if self.training and len(views) * world_size() == 1:
+            raise UserError(
+                "SimCLR contrasts an image with the others of its batch, and its batch norm needs them too, but the "
+                "batch has 1 image. Pass a larger `--per_device_train_batch_size`: the larger, the better."
             )
         return views
 

@@ -1,0 +1,178 @@
+"""The gradient cache: the gradient of a batch that is embedded part by part is that of the batch."""
+
+import contract
+import pytest
+import tiny_pairs
+import torch
+from contract import load
+from numbered import numbered_stream
+
+from hfssl import ClipForPreTraining, ClipPreTrainingConfig, SSLTrainer, SSLTrainingArguments
+from hfssl.errors import UserError
+from hfssl.functional import keyed
+from hfssl.functional.keyed import Use
+
+
+CHECKS = contract.TESTS / "distributed" / "checks.py"
+METHODS = ["ClipForPreTraining", "SiglipForPreTraining", "SimclrForPreTraining", "MocoForPreTraining"]
+
+
+def gradients_of(checks, method, folder, parts, **fields):
+    """Loss and gradients of a step over the same 12 samples in so many parts, and the model after it."""
+    return checks.one_step(0, 1, folder, method, accumulation=parts, contrastive=True, **fields)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path, method):
+    checks = load(CHECKS)
+    whole = gradients_of(checks, method, tmp_path / "whole", 1)
+    parts = gradients_of(checks, method, tmp_path / "parts", 3)
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-9)
+    assert parts["gradients"].keys() == whole["gradients"].keys()
+    assert max(gradient.abs().max() for gradient in whole["gradients"].values()) > 1e-3
+    for name in ("gradients", "state"):
+        for key, tensor in whole[name].items():
+            torch.testing.assert_close(parts[name][key], tensor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("method", ["ClipForPreTraining", "SiglipForPreTraining", "MocoForPreTraining"])
+def test_two_processes_with_parts_are_one_with_all(pair, tmp_path, method):
+    checks = load(CHECKS)
+    whole = gradients_of(checks, method, tmp_path / "whole", 1)
+    both = pair.ask(CHECKS, "one_step", folder=tmp_path / "together", method=method, accumulation=2, contrastive=True)
+    assert both[0]["loss"] == both[1]["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    for name in ("gradients", "state"):
+        for key, tensor in whole[name].items():
+            torch.testing.assert_close(both[0][name][key], tensor, rtol=1e-9, atol=1e-11)
+
+
+def test_what_is_drawn_at_random_is_drawn_again(tmp_path):
+    """Against a graph of all parts at once, each with its own seed: what the cache does without."""
+    encoders = tiny_pairs.vit_and_bert(hidden_dropout_prob=0.3)
+    torch.manual_seed(0)
+    model = ClipForPreTraining(ClipPreTrainingConfig(**encoders, projection_dim=8, patch_dropout=0.5)).train()
+    parts = contract.split(tiny_pairs.images_and_texts(12), 3)
+    embedded = []
+    for number, part in enumerate(parts):
+        torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, 5, 0, number, 0))
+        embedded.append(model.embed(**part))
+    loss = model.contrast({name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}).loss
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    checks = load(CHECKS)
+    args = checks.arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=12)
+    trainer = checks.Given(model, args, parts)
+    found = {}
+    create = trainer.create_optimizer
+
+    def watched(*positional, **named):
+        optimizer = create(*positional, **named)
+        optimizer.register_step_pre_hook(
+            lambda *_: found.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+        return optimizer
+
+    trainer.create_optimizer = watched
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert trainer.state.log_history[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def run(folder, steps, **fields):
+    args = SSLTrainingArguments(
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=4, contrastive_batch_size=8,
+        learning_rate=1e-2, precision="fp32", report_to="none", eval_strategy="no", save_steps=2, logging_steps=1,
+        disable_tqdm=True, seed=5, use_cpu=True, **fields,
+    )  # fmt: skip
+    trainer = SSLTrainer(
+        contract.build("ClipForPreTraining", patch_dropout=0.5), args, numbered_stream("ClipForPreTraining")
+    )
+    trainer.args.max_steps = steps
+    trainer.train()
+    return trainer
+
+
+def test_a_run_that_goes_on_ends_as_one_that_nobody_stopped(tmp_path):
+    whole = run(tmp_path / "whole", 4)
+    again = run(tmp_path / "again", 4, resume=str(tmp_path / "whole" / "checkpoint-2"))
+    assert again.resumed_from.name == "checkpoint-2"
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+def arguments(folder, **fields):
+    return SSLTrainingArguments(
+        str(folder), max_steps=1, report_to="none", use_cpu=True, precision="fp32", save_strategy="no",
+        eval_strategy="no", disable_tqdm=True, **fields,
+    )  # fmt: skip
+
+
+def test_the_batch_is_cut_into_accumulation_steps(tmp_path):
+    args = arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=12, base_learning_rate=1e-3)
+    assert args.gradient_accumulation_steps == 3 and args.global_batch_size == 12
+    assert args.learning_rate == pytest.approx(1e-3 * 12 / 256)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"contrastive_batch_size": 30}, "a multiple of the 8 samples .* got 30. Pass 32"),
+        ({"contrastive_batch_size": 0}, "got 0. Pass 8"),
+        ({"contrastive_batch_size": 32, "gradient_accumulation_steps": 2}, "has 4 parts, .* says 2. Leave that out"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_explained(tmp_path, fields, words):
+    with pytest.raises(UserError, match=words):
+        arguments(tmp_path, per_device_train_batch_size=8, **fields)
+
+
+def test_methods_that_compare_nothing_are_refused(tmp_path):
+    with pytest.raises(UserError, match="for methods that compare the samples of a batch.*MaeForPreTraining does not"):
+        SSLTrainer(
+            contract.build("MaeForPreTraining"),
+            arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=8),
+            numbered_stream("MaeForPreTraining"),
+        )
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_batch_norm_is_refused_or_keeps_its_statistics(tmp_path, is_frozen):
+    model = contract.build("SimclrForPreTraining")
+    args = arguments(
+        tmp_path,
+        per_device_train_batch_size=4,
+        contrastive_batch_size=8,
+        freeze_batch_norm=is_frozen,
+        warmup_steps=0,
+        learning_rate=0.1,
+    )
+    trainer = SSLTrainer(model, args, numbered_stream("SimclrForPreTraining"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if not is_frozen:
+        with pytest.raises(UserError, match=r"batch norm \(encoder.*`--freeze_batch_norm true` keeps"):
+            trainer.train()
+        return
+    trainer.train()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and not [name for name in moved if "running" in name or "tracked" in name]
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved").train()
+    assert not any(part.training for part in again.modules() if isinstance(part, torch.nn.BatchNorm2d))
+
+
+def test_what_is_learned_beside_the_encoders_learns_too(tmp_path):
+    """NNCLR's predictor stands between the embeddings and the loss."""
+    checks = load(CHECKS)
+    settings = {"nearest_neighbour_queue": 8, "predictor_hidden_dim": 8}
+    whole = gradients_of(checks, "SimclrForPreTraining", tmp_path / "whole", 1, settings=settings)
+    parts = gradients_of(checks, "SimclrForPreTraining", tmp_path / "parts", 2, settings=settings)
+    assert any(name.startswith("predictor.") for name in whole["gradients"])
+    for key, tensor in whole["gradients"].items():
+        torch.testing.assert_close(parts["gradients"][key], tensor, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(parts["state"]["queue"], whole["state"]["queue"])
