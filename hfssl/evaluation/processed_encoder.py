@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import first_line
+from ..modeling.depth import is_bare
 from .encoder_folder import check_loaded, load_config, quiet
 from .evaluator import EvaluationError
 
@@ -57,7 +58,8 @@ class ProcessedEncoder(ABC):
             self.source = None
             self.name = encoder.name_or_path or type(encoder).__name__
             # a pre-training model of ours knows which of its modules is the encoder
-            self.model = encoder.encoder if hasattr(encoder, "export_encoder") else encoder.base_model
+            model = encoder.encoder if hasattr(encoder, "export_encoder") else encoder
+            self.model = model if is_bare(model) else model.base_model
             self.config = self.model.config
         self.check_modality()
         self.processor = processor if processor is not None else self._load_processor()

@@ -5,13 +5,22 @@ import hashlib
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 
 from .trial import FAILURES, blank_image, is_grid, once_per_config, sizes_to_try, with_one_block
 
 
 # Values of a waveform, enough for one frame at least of any encoder of recordings, and tokens of a text.
 _SAMPLES, _TOKENS = 16_000, 8
+
+
+def is_bare(model: nn.Module) -> bool:
+    """Whether this is a stock model without a head, the class of `AutoModel` for its configuration.
+
+    What such a model calls its `base_model` may be a part of itself: the blocks of a DINOv3.
+    """
+    bare = MODEL_MAPPING.get(type(getattr(model, "config", None)), ())
+    return isinstance(model, bare if isinstance(bare, tuple) else (bare,))
 
 
 def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList | None]:
@@ -39,7 +48,7 @@ def depths(model: nn.Module) -> tuple[dict[str, int], int]:
     number = 0 if blocks is None else len(blocks)
     # a head may be declared before what it stands on
     base = f"{getattr(model, 'base_model_prefix', '')}."
-    has_base = prefix.startswith(base)
+    has_base = not is_bare(model) and prefix.startswith(base)
     config = getattr(model, "config", None)
     is_after = after_the_blocks(config) if isinstance(config, PreTrainedConfig) and blocks is not None else {}
     found, seen = {}, blocks is None

@@ -1,14 +1,17 @@
 """What stays as it is of a checkpoint that is continued, for every method: frozen blocks, and adapters beside them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from contract import METHODS, model_and_batch
+from tiny_vision import build
 from transformers import AutoModelForPreTraining, GPT2Config, GPT2LMHeadModel
 
 from hfssl.errors import UserError
+from hfssl.evaluation.image.encoder import VisionEncoder
 from hfssl.modeling.adapters import add_adapters, merge_adapters
 from hfssl.modeling.depth import depths
 
@@ -127,3 +130,16 @@ def test_what_cannot_be_kept_is_told():
     model.keep_of_checkpoint(freeze_layers=2)  # once more is the same
     with pytest.raises(UserError, match="made with freeze_layers=2 and lora_rank=None, and is to go on with freeze_"):
         model.keep_of_checkpoint(freeze_layers=1)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3_vit"])
+def test_what_stands_before_the_blocks_has_depth_0(name):
+    encoder = build(name)
+    of_name, number = depths(encoder)
+    assert number == 4
+    assert {depth for name, depth in of_name.items() if name.startswith("embeddings.")} == {0}
+    assert {depth for name, depth in of_name.items() if name.startswith(("norm.", "layernorm."))} == {5}
+    assert {1, 2, 3, 4} < set(of_name.values())
+    # and as an object it is probed as a whole
+    processor = SimpleNamespace(image_mean=[0.5] * 3)
+    assert VisionEncoder(encoder, processor).model is encoder
