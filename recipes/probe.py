@@ -18,7 +18,8 @@ in assets/. Features are kept in features/, so that another protocol starts at o
 hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
 
 Patches need images with masks: folders images/ and masks/ with files of the same names, whose values are classes (255:
-none), or a column of masks beside that of the images; without --dataset scenes of letters, which come with hfssl.
+none), or a column of masks beside that of the images; without --dataset scenes of letters, which come with hfssl. To
+other protocols that are named beside patches the classes in an image's mask are its labels.
 """
 
 from dataclasses import dataclass, replace

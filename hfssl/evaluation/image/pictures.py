@@ -216,15 +216,16 @@ def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path, first: np.n
         axes[1, column].imshow(colours, interpolation="nearest")
     axes[0, 0].set_title("image", fontsize=8, loc="left")
     axes[1, 0].set_title(f"its {maps.shape[1]} × {maps.shape[2]} patches", fontsize=8, loc="left")
+    said = "red, green, blue: first, second, third principal component of the patch features"
     if first is not None:
         threshold = otsu_threshold(first)
         above = (first > threshold).mean() <= 0.5
         side = "above" if above else "below"
         for axis, of_image in zip(axes[2], first, strict=True):
             axis.imshow((of_image > threshold) == above, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        title = f"white: first component {side} {threshold:.3g} (Otsu's threshold), the side with fewer patches"
-        axes[2, 0].set_title(title, fontsize=8, loc="left")
-    figure.suptitle("red, green, blue: first, second, third principal component of the patch features", fontsize=7)
+        axes[2, 0].set_title("foreground", fontsize=8, loc="left")
+        said += f"\nwhite: first component {side} {threshold:.3g} (Otsu's threshold), the side with fewer patches"
+    figure.suptitle(said, fontsize=7)
     _save(figure, path)
 
 
