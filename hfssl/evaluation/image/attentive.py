@@ -38,7 +38,7 @@ from .patch_features import PatchEncoder, raw_patches
 if TYPE_CHECKING:
     from ...data.labelled import LabelledData
 
-MAX_IMAGES, EPOCHS, LEAST_STEPS, BATCH_SIZE = 5_000, 20, 300, 128
+MAX_IMAGES, EPOCHS, MIN_STEPS, BATCH_SIZE = 5_000, 20, 300, 128
 LEARNING_RATE, WEIGHT_DECAY, HEAD = 1e-3, 0.01, 64
 
 
@@ -85,6 +85,8 @@ class AttentiveEvaluator(Evaluator):
             Of train, so many images at most.
         epochs (`int`, *optional*, defaults to `20`):
             Passes over them.
+        min_steps (`int`, *optional*, defaults to `300`):
+            So many steps at least.
     """
 
     protocol: ClassVar[str] = "attentive"
@@ -99,6 +101,7 @@ class AttentiveEvaluator(Evaluator):
     seeds: tuple[int, ...] = (0, 1, 2)
     max_images: int = MAX_IMAGES
     epochs: int = EPOCHS
+    min_steps: int = MIN_STEPS
 
     def __post_init__(self):
         if self.train.modality != "image":
@@ -141,12 +144,15 @@ class AttentiveEvaluator(Evaluator):
             for kind, x in train_x.items():
                 scores[kind] = {}
                 for seed in self.seeds:
-                    logits = attentive_logits(x, train_y[rows], test_x[kind], num_classes, self.epochs, seed)
+                    logits = attentive_logits(
+                        x, train_y[rows], test_x[kind], num_classes, seed, self.epochs, self.min_steps
+                    )
                     scores[kind][seed] = classification_scores(logits.argmax(1), test_y, logits)
                     bar.update()
         settings = {
             "image_size": processed_size(vision.processor), "patches": train_x[ENCODER].shape[1],
             "dim": train_x[ENCODER].shape[2], "precision": precision, "epochs": self.epochs,
+            "min_steps": self.min_steps,
         }  # fmt: skip
         return make_results(
             self, scores, (train_y[rows], test_y), model=name or vision.name, num_train=len(rows),
@@ -175,7 +181,13 @@ class AttentiveEvaluator(Evaluator):
 
 
 def attentive_logits(
-    train_x: torch.Tensor, train_y: np.ndarray, test_x: torch.Tensor, num_classes: int, epochs: int, seed: int
+    train_x: torch.Tensor,
+    train_y: np.ndarray,
+    test_x: torch.Tensor,
+    num_classes: int,
+    seed: int,
+    epochs: int = EPOCHS,
+    min_steps: int = MIN_STEPS,
 ) -> np.ndarray:
     """Logits `(num_test, num_classes)` of images by their patches `(num_images, num_patches, dim)`."""
     device = compute_device()
@@ -191,9 +203,9 @@ def attentive_logits(
     target = torch.as_tensor(train_y, device=device)
     batch = min(BATCH_SIZE, len(train_x))
     a_pass = len(train_x) // batch
-    steps = max(LEAST_STEPS, epochs * a_pass) if epochs else 0
+    steps = max(min_steps, epochs * a_pass)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = np.zeros(0, np.int64)
     for step in range(steps):
         if step % a_pass == 0:

@@ -204,7 +204,9 @@ def otsu_threshold(values: np.ndarray, bins: int = 64) -> float:
     below, total = np.cumsum(counts)[:-1], counts.sum()
     sums = np.cumsum(counts * middles)
     means = sums[:-1] / np.maximum(below, 1), (sums[-1] - sums[:-1]) / np.maximum(total - below, 1)
-    return float(edges[1:-1][(below * (total - below) * (means[0] - means[1]) ** 2).argmax()])
+    between = below * (total - below) * (means[0] - means[1]) ** 2
+    # the middle of a gap, in which all values cut as well
+    return float(edges[1:-1][between >= (1 - 1e-9) * between.max()].mean())
 
 
 def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path, first: np.ndarray | None = None) -> None:
