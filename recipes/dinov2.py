@@ -21,7 +21,8 @@ with other channels than it was trained on its patch embedding is adapted; --col
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
-recipes/show_views.py --method dinov2. Measured results: recipes/README.md.
+recipes/show_views.py --method dinov2. What the patches say: recipes/probe.py --encoder outputs/dinov2 --protocol
+patches, on scenes of letters or on your own images with masks. Measured results: recipes/README.md.
 """
 
 from hfssl.cli.command import command

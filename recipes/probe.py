@@ -5,6 +5,8 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
     accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
+    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches
+    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --dataset my_scenes/
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
     accelerate launch recipes/probe.py --encoder outputs/hubert --dataset my_sounds/ --protocol linear,layers
 
@@ -13,10 +15,14 @@ deviation of each channel, of texts a bag of words (TF-IDF of words and pairs), 
 MFCC. Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
 encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and pictures
 in assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
-hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py.
+hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
+
+Patches need images with masks: folders images/ and masks/ with files of the same names, whose values are classes (255:
+none), or a column of masks beside that of the images; without --dataset scenes of letters, which come with hfssl. To
+other protocols that are named beside patches the classes in an image's mask are its labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,10 +40,15 @@ class Probe:
             of a run.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, layers (a linear probe of each layer and of their weighted sum, of recordings),
-            label_efficiency and finetune, separated by commas.
+            label_efficiency, finetune, attentive (of images: one query attends to all patches) and patches (of images
+            with masks: segmentation by a linear layer and by k-NN, and how many patches are found again in another
+            view), separated by commas.
         pooling (`str`, *optional*):
             Images: cls, mean, cls+mean or last4; texts: mean, cls or last; recordings: mean, or cls of an AST.
             Left out: the one that the encoder was trained with, where its folder says so, else what fits it.
+        patch_image_size (`int`, *optional*):
+            Height and width at which the protocol patches shows images, each as a whole. Left out: their own, but at
+            least those of the encoder's image processor and at most twice that.
         batch_size (`int`, *optional*, defaults to `256`):
             Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
@@ -49,6 +60,7 @@ class Probe:
     encoder: str
     protocol: str = "knn,linear,few_shot"
     pooling: str | None = None
+    patch_image_size: int | None = None
     batch_size: int = 256
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     output_dir: str | None = None
@@ -71,12 +83,14 @@ def main():
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
-    train, test = data.of_run(encoder, modality).load(modality)
+    if masks := "patches" in protocols:
+        data = replace(data, dataset=data.dataset or "scenes")
+    train, test = data.of_run(encoder, modality).load(modality, masks=masks)
     pooling = recipe.pooling or trained_pooling(encoder)
     probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
-        command=parser.command_line(),
+        command=parser.command_line(), patch_image_size=recipe.patch_image_size,
     )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 
+from ..data.image.masks import masked_splits, open_masked
 from ..data.image.value_range import check_range
 from ..data.label_values import NoLabels
 from ..data.labelled import LabelledData, hold_out, keep_groups_apart, open_labelled
@@ -33,9 +35,10 @@ class LabelledDataArguments:
     Args:
         dataset (`str`, *optional*):
             Labelled images, recordings or texts, as the encoder takes them: a Hub id, a folder with a folder for each
-            class, parquet, arrow, and of texts csv and jsonl files; letters, characters or digits (images), or speech
-            (recordings), which come with hfssl. Left out, they are those of the encoder's run as far as its folder
-            remembers them, and letters or speech for an encoder from elsewhere.
+            class, parquet, arrow, and of texts csv and jsonl files; letters, characters, digits or scenes (images), or
+            speech (recordings), which come with hfssl; of the protocol patches images with masks. Left out, they are
+            those of the encoder's run as far as its folder remembers them, and letters or speech for an encoder from
+            elsewhere; of the protocol patches the scenes.
         dataset_config (`str`, *optional*):
             Configuration of a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
@@ -52,6 +55,8 @@ class LabelledDataArguments:
         label_column (`str`, *optional*):
             Column of the labels, or of the transcripts; found by its type and name when left out. Of samples with
             several labels a column of lists, or of words with ; between them, or several columns of 0 and 1 (cat,dog).
+        mask_column (`str`, *optional*):
+            Column of the masks of the protocol patches; found by its type and name when left out.
         labels (`str`, *optional*):
             Table (csv, tsv, parquet, json, jsonl) with the labels of a folder of files: one of its columns, whatever
             it is called, names the files.
@@ -77,6 +82,7 @@ class LabelledDataArguments:
     audio_column: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    mask_column: str | None = None
     labels: str | None = None
     split_by: str | None = None
     sample_by: str = "document"
@@ -116,19 +122,25 @@ class LabelledDataArguments:
             logger.info("Labelled %s, as the encoder's folder remembers them: %s.", kind.samples, words)
         return replace(self, **missing)
 
-    def load(self, modality: str = "image", transcripts: bool = False) -> tuple[LabelledData, LabelledData]:
-        """Both splits; with `transcripts` what is said is the label.
+    def load(
+        self, modality: str = "image", transcripts: bool = False, masks: bool = False
+    ) -> tuple[LabelledData, LabelledData]:
+        """Both splits; with `transcripts` what is said is the label, with `masks` it is the class of each pixel.
 
         Raises:
             UserError: also where a column of another modality is named.
         """
         columns = {"image": self.image_column, "audio": self.audio_column, "text": self.text_column}
         check_columns(columns, modality)
+        if masks and modality != "image":
+            kind = find_modality(modality).samples
+            raise UserError(f"The protocol patches is for encoders of images, and this one takes {kind}.")
         return load_splits(
             self.dataset, self.split, self.test_split, config=self.dataset_config, column=columns.get(modality),
             label_column=self.label_column, max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
             sample_by=self.sample_by, split_by=self.split_by, labels=self.labels, transcripts=transcripts,
+            masks=masks, mask_column=self.mask_column,
         )  # fmt: skip
 
 
@@ -163,9 +175,11 @@ def load_splits(
     split_by: str | None = None,
     labels: str | None = None,
     transcripts: bool = False,
+    masks: bool = False,
+    mask_column: str | None = None,
 ) -> tuple[LabelledData, LabelledData]:
     """The labelled samples to learn from and those to measure on, checked to be of the same classes unless labels are
-    transcripts."""
+    transcripts or of pixels."""
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     options = {
@@ -173,17 +187,21 @@ def load_splits(
         "sample_by": sample_by, "group_column": split_by, "labels_file": labels,
         "transcripts": transcripts,
     }  # fmt: skip
-    train = open_labelled(dataset, split, max_samples=max_train_samples, **options)
+    open_split, splits_of = open_labelled, partial(available_splits, modality=modality)
+    if masks:
+        open_split, splits_of = open_masked, masked_splits
+        options = {"column": column, "mask_column": mask_column, "config": config}
+    train = open_split(dataset, split, max_samples=max_train_samples, **options)
     test = None
     if test_split != "auto":
         with named_flags({"split": "test_split"}):
-            test = open_labelled(dataset, test_split, max_samples=max_test_samples, **options)
+            test = open_split(dataset, test_split, max_samples=max_test_samples, **options)
     else:
-        splits = available_splits(dataset, modality=modality, config=config)
+        splits = splits_of(dataset, config=config)
         for other in ("test", "validation", "dev", "valid", "val"):
             if test is None and other in splits and other != split:
                 try:
-                    test = open_labelled(dataset, other, max_samples=max_test_samples, **options)
+                    test = open_split(dataset, other, max_samples=max_test_samples, **options)
                 except NoLabels as error:
                     logger.info("Split %r is passed over, since it has no labels: %s", other, error)
     if test is None:
@@ -200,7 +218,7 @@ def load_splits(
     prepare = cli_modality(modality).prepare_labelled
     if prepare is not None:
         prepare(train, test, value_range)
-    if not transcripts:
+    if not (transcripts or masks):
         aligned_labels(train, test)
     return train, test
 

@@ -106,6 +106,8 @@ class LabelledData:
             What the samples are.
         groups (`np.ndarray` of shape `(num_samples,)`, *optional*):
             Of what belongs together, such as pictures of one patient.
+        masks (`Sequence`, *optional*):
+            Encoded masks, see [`~hfssl.data.image.masks`].
     """
 
     samples: Sequence
@@ -115,6 +117,7 @@ class LabelledData:
     name: str
     modality: str = "image"
     groups: np.ndarray | None = None
+    masks: Sequence | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,9 +131,10 @@ class LabelledData:
         """Some of the samples, under another name."""
         digest = new_digest("some of", self.fingerprint, rows.tolist()).hexdigest()
         groups = None if self.groups is None else self.groups[rows]
+        masks = None if self.masks is None else self.masks.take(rows)
         return replace(
             self, samples=self.samples.take(rows), labels=self.labels[rows], fingerprint=digest, name=name,
-            groups=groups,
+            groups=groups, masks=masks,
         )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class EmbeddedData:
         labelled (`bool`, *optional*, defaults to `False`):
             Whether one of the columns is a class.
         mask_classes (`tuple[str, ...]`, *optional*):
-            What the values of its masks stand for, where it has a column of these.
+            What the values of its masks stand for, where it has a column `mask` of these.
     """
 
     name: str

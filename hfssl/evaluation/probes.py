@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
 from .frozen import FrozenEvaluator, features_of
+from .image.attentive import AttentiveEvaluator
+from .image.patches import PatchesEvaluator
 from .knn import KnnEvaluator
 from .label_efficiency import LabelEfficiencyEvaluator
 from .layers import LayersEvaluator
@@ -40,9 +42,11 @@ PROTOCOLS: dict[str, type[Evaluator]] = {
     "label_efficiency": LabelEfficiencyEvaluator,
     "finetune": FinetuneEvaluator,
     "ctc": CtcEvaluator,
+    "attentive": AttentiveEvaluator,
+    "patches": PatchesEvaluator,
 }
-# Those that train whole encoders alone, and need no features.
-_WHOLE = (FinetuneEvaluator, CtcEvaluator)
+# Those that need no pooled features: they train whole encoders, or look at patches.
+_WITHOUT_FEATURES = (FinetuneEvaluator, CtcEvaluator, AttentiveEvaluator, PatchesEvaluator)
 
 
 def parse_protocols(text: str | Sequence[str]) -> list[str]:
@@ -90,6 +94,7 @@ def probe_table(
     name: str | None = None,
     command: str | None = None,
     before: str | Path | PreTrainedModel | None = None,
+    patch_image_size: int | None = None,
 ) -> list[Result]:
     r"""
     Measure an encoder by several protocols beside its baselines, and print a table.
@@ -102,7 +107,8 @@ def probe_table(
         train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled samples to learn from and to measure on.
         protocols (`str` or `Sequence[str]`, *optional*, defaults to `("knn", "linear")`):
-            knn, linear, few_shot, layers (of recordings), label_efficiency, finetune.
+            knn, linear, few_shot, layers (of recordings), label_efficiency, finetune, attentive (of images),
+            patches (of images with masks).
         output_dir (`str` or `Path`, *optional*):
             Folder for `results.json`, for pictures in `assets/` and for features in `features/`.
         pooling (`str`, *optional*):
@@ -122,6 +128,8 @@ def probe_table(
             The command to write beside the figures; that of this process when left out.
         before (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
             What the encoder was before it was trained further: probes of its frozen features stand beside.
+        patch_image_size (`int`, *optional*):
+            Height and width at which the protocol patches shows images to the encoder.
 
     Returns:
         `list[Result]`: the same in all processes.
@@ -136,11 +144,15 @@ def probe_table(
     # all of them at once: what is wrong shows before hours of work, not after
     for protocol in names:
         kind = PROTOCOLS[protocol]
-        options = {"pooling": pooling, "batch_size": batch_size} if kind not in _WHOLE else {}
-        options |= {"settings": settings} if not issubclass(kind, FrozenEvaluator) else {}
-        made[protocol] = kind(train, test, precision=precision, **options)
+        options = {
+            "pooling": pooling, "batch_size": batch_size, "precision": precision, "settings": settings,
+            "image_size": patch_image_size,
+        }  # fmt: skip
+        made[protocol] = kind(
+            train, test, **{each.name: options[each.name] for each in fields(kind) if each.name in options}
+        )
     features = None
-    if not all(PROTOCOLS[protocol] in _WHOLE for protocol in names):
+    if not all(PROTOCOLS[protocol] in _WITHOUT_FEATURES for protocol in names):
         options = {
             "pooling": pooling, "batch_size": batch_size, "precision": precision,
             "cache_dir": output_dir / "features" if output_dir is not None else None,
@@ -204,6 +216,8 @@ def _title(result: Result) -> str:
     if result.protocol == "layers":
         layer = chosen["layer"]
         return f"{title}, {layer}" if isinstance(layer, str) else f"{title}, layer {layer}"
+    if result.protocol == "patches":
+        return chosen["probe"] + (f", k = {chosen['k']}" if "k" in chosen else "") + " (patches)"
     if "k" in chosen:
         return f"{title}, k = {chosen['k']}" + (" (all)" if "neighbours" in result.details else "")
     return title + (f", {chosen['shots']} a class" if "shots" in chosen else "")

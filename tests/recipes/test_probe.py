@@ -37,10 +37,27 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
     assert (tmp_path / "assets" / "neighbours.png").is_file()
 
 
+def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path):
+    flags = ["--encoder", encoder, "--protocol", "patches,attentive", "--patch_image_size", 16, "--dataset", "scenes"]
+    flags += ["--max_train_samples", 30, "--max_test_samples", 20, "--output_dir", tmp_path]
+    result = run(tmp_path / "log", *flags)
+    assert result.poll() == 0, result.stderr
+    assert "k-NN, k = 20 (patches)" in result.stdout and "attentive probe" in result.stdout
+    records = json.loads((tmp_path / "results.json").read_text())
+    patches = [record for record in records if record["protocol"] == "patches"]
+    assert {record["metric"] for record in patches} == {"miou", "pixel_accuracy", "correspondence"}
+    assert patches[0]["hyperparameters"]["image_size"] == 16 and "ground" in patches[0]["details"]["iou"]
+    assert (tmp_path / "assets" / "segmentation.png").is_file()
+
+
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):
     for flags, message in (
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
         (["--encoder", save_bert(tmp_path / "bert")], "names no labelled texts. Pass `--dataset`"),
+        (
+            ["--encoder", tmp_path / "bert", "--protocol", "patches"],
+            "for encoders of images, and this one takes texts",
+        ),
     ):
         result = run(tmp_path / "log", *flags, "--output_dir", tmp_path)
         assert result.poll() in (1, 2)

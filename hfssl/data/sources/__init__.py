@@ -205,7 +205,7 @@ def _check_embedded(
     kind: Modality, embedded: EmbeddedData, column: str | None, config: str | None, split: str
 ) -> None:
     for given, value, known in (
-        ("column", column, (kind.name,)),
+        ("column", column, (kind.name, *(("mask",) if embedded.mask_classes else ()))),
         ("split", split, embedded.splits),
         ("configuration", config, ()),
     ):

@@ -145,7 +145,7 @@ def probe_features(
                 batch_size=batch_size,
                 cache_dir=cache_dir,
                 title=name,
-                value_range=_range_for(vision.processor, train.images),
+                value_range=range_for(vision.processor, train.images),
                 num_channels=processed_channels(vision.processor),
             )
             for name, split in {"train": train, "test": test}.items()
@@ -205,7 +205,7 @@ def extract_features(
         extractor = EncoderFeatures(vision, model, pooling, precision)
         return extract(
             images, {ENCODER: extractor}, batch_size=batch_size, cache_dir=cache_dir,
-            value_range=_range_for(vision.processor, images.images),
+            value_range=range_for(vision.processor, images.images),
             num_channels=processed_channels(vision.processor),
         )[ENCODER]  # fmt: skip
 
@@ -262,7 +262,7 @@ class ImageReader:
         return None
 
 
-def _range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, ...] | None:
+def range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, ...] | None:
     """What becomes black and white of images with more than 8 bits, before they are given to an encoder."""
     from ...data.image.value_range import range_of
 
@@ -321,7 +321,7 @@ def resized_images(
     Damaged ones are black. [`normalized`] does the rest.
     """
     rows = range(len(images)) if rows is None else rows
-    chosen, value_range, channels = _Rows(images, rows), _range_for(processor, images), processed_channels(processor)
+    chosen, value_range, channels = _Rows(images, rows), range_for(processor, images), processed_channels(processor)
     parts = []
     for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size, value_range, channels):
         batch = [torch.zeros(channels, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]

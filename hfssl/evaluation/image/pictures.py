@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import evaluating
-from ...modeling.pooling import num_own_tokens
 from ..frozen import aligned_labels
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, ProbeFeatures
 from ..results import Result
-from .encoder import VisionEncoder, size_arguments
+from .encoder import VisionEncoder
 from .features import normalized, resized_images
+from .patch_features import patch_features
 
 
 if TYPE_CHECKING:
@@ -208,21 +208,16 @@ def patch_maps(vision: VisionEncoder, images: torch.Tensor) -> np.ndarray | None
         patches a side.
     """
     model = vision.load()
-    pixel_values = normalized(vision.processor, images, model.device)
     with evaluating(model):
-        hidden = model(pixel_values=pixel_values, **size_arguments(model, *images.shape[-2:])).last_hidden_state
-    hidden = hidden.float().cpu()
-    if hidden.ndim == 4:
-        hidden = hidden.permute(0, 2, 3, 1)
-    else:
-        hidden = hidden[:, num_own_tokens(model.config) :]
-        patch = getattr(model.config, "patch_size", None)
-        side = images.shape[-2] // patch if isinstance(patch, int) else round(hidden.shape[1] ** 0.5)
-        if side < 1 or hidden.shape[1] % side:
-            return None
-        hidden = hidden.unflatten(1, (side, hidden.shape[1] // side))
-    if min(hidden.shape[1:3]) < LEAST_PATCHES:
+        hidden = patch_features(model, normalized(vision.processor, images, model.device))
+    if hidden is None or min(hidden.shape[1:3]) < LEAST_PATCHES:
         return None
+    return component_colours(hidden.cpu())[0]
+
+
+def component_colours(hidden: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The three leading principal components of patch features `(n, rows, columns, dim)` over all of them, as red,
+    green and blue in [0, 1], of shape `(n, rows, columns, 3)`; and the first one as it is, `(n, rows, columns)`."""
     flat = hidden.flatten(0, 2)
     flat = flat - flat.mean(0)
     components = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
@@ -232,18 +227,80 @@ def patch_maps(vision: VisionEncoder, images: torch.Tensor) -> np.ndarray | None
     low, high = projected.quantile(0.02, dim=0), projected.quantile(0.98, dim=0)
     colours = ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colours = F.pad(colours, (0, 3 - colours.shape[1]))
-    return colours.unflatten(0, hidden.shape[:3]).numpy()
+    return colours.unflatten(0, hidden.shape[:3]).numpy(), projected[:, 0].unflatten(0, hidden.shape[:3]).numpy()
 
 
-def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path) -> None:
-    """Images above the colours of their patches: the same colour is the same to the encoder."""
-    figure, axes = _grid(2, len(images))
+def otsu_threshold(values: np.ndarray, bins: int = 64) -> float:
+    """The value that cuts others into two groups, each as alike within as can be (Otsu, 1979)."""
+    counts, edges = np.histogram(values, bins)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts)[:-1], counts.sum()
+    sums = np.cumsum(counts * middles)
+    means = sums[:-1] / np.maximum(below, 1), (sums[-1] - sums[:-1]) / np.maximum(total - below, 1)
+    between = below * (total - below) * (means[0] - means[1]) ** 2
+    # the middle of a gap, in which all values cut as well
+    return float(edges[1:-1][between >= (1 - 1e-9) * between.max()].mean())
+
+
+def plot_patches(images: torch.Tensor, maps: np.ndarray, path: Path, first: np.ndarray | None = None) -> None:
+    """Images above the colours of their patches: the same colour is the same to the encoder. Below, where the first
+    component is given, which side of a threshold its patches are on."""
+    figure, axes = _grid(2 if first is None else 3, len(images))
     for column, (image, colours) in enumerate(zip(images, maps, strict=True)):
         _show(axes[0, column], image)
         axes[1, column].imshow(colours, interpolation="nearest")
     axes[0, 0].set_title("image", fontsize=8, loc="left")
     axes[1, 0].set_title(f"its {maps.shape[1]} × {maps.shape[2]} patches", fontsize=8, loc="left")
-    figure.suptitle("red, green, blue: first, second, third principal component of the patch features", fontsize=7)
+    said = "red, green, blue: first, second, third principal component of the patch features"
+    if first is not None:
+        threshold = otsu_threshold(first)
+        above = (first > threshold).mean() <= 0.5
+        side = "above" if above else "below"
+        for axis, of_image in zip(axes[2], first, strict=True):
+            axis.imshow((of_image > threshold) == above, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes[2, 0].set_title("foreground", fontsize=8, loc="left")
+        said += f"\nwhite: first component {side} {threshold:.3g} (Otsu's threshold), the side with fewer patches"
+    figure.suptitle(said, fontsize=7)
+    _save(figure, path)
+
+
+def plot_segmentation(
+    images: torch.Tensor,
+    masks: Sequence[np.ndarray],
+    said: dict[str, Sequence[np.ndarray]],
+    names: Sequence[str],
+    ignored: int,
+    path: Path,
+) -> None:
+    """Images, their masks, and what each probe says, a colour for each class."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    rows = {"mask": masks} | said
+    present = np.unique(np.concatenate([np.unique(each) for of in rows.values() for each in of]))
+    palette = colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
+    # in an order in which neighbours in the alphabet are not neighbours in colour
+    place = keyed.permutation(len(names), Use.PLOTTED_IMAGES)
+    colours = np.array(
+        [palette(i if palette.N <= 20 else place[i] / max(1, len(names) - 1)) for i in range(len(names))]
+    )
+    colours[0] = (0.1, 0.1, 0.1, 1.0)
+    table = np.ones((max(len(names), ignored + 1), 4))
+    table[: len(names)] = colours
+    if ignored >= len(names):
+        table[ignored] = 1.0
+    figure, axes = _grid(1 + len(rows), len(images), size=1.2)
+    for column, image in enumerate(images):
+        _show(axes[0, column], image)
+        for row, of_images in enumerate(rows.values()):
+            axes[1 + row, column].imshow(table[of_images[column]], interpolation="nearest")
+    for axis, title in zip(axes[:, 0], ("image", *rows), strict=True):
+        axis.set_ylabel(title, fontsize=8)
+    shown = [each for each in present.tolist() if each < len(names)]
+    handles = [Patch(color=colours[each], label=_name(names, each)) for each in shown[:MOST_NAMED]]
+    if ignored in present:
+        handles.append(Patch(facecolor="white", edgecolor="black", label="ignored"))
+    figure.legend(handles=handles, loc="outside right center", fontsize=6, ncols=-(-len(handles) // 20), frameon=False)
     _save(figure, path)
 
 

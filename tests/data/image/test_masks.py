@@ -1,0 +1,125 @@
+"""Images with masks: folders, tables, and what is wrong with them."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfssl.cli.labelled import load_splits
+from hfssl.data.image.masks import masked_splits, open_masked, read_mask
+from hfssl.errors import DataError
+
+
+def encoded(values, mode=None, kind="PNG"):
+    file = io.BytesIO()
+    image = Image.fromarray(values)
+    (image.convert(mode) if mode else image).save(file, kind)
+    return file.getvalue()
+
+
+def picture(seed):
+    return encoded(np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8))
+
+
+def mask(*classes):
+    values = np.zeros((6, 8), np.uint8)
+    for row, each in enumerate(classes):
+        values[row] = each
+    return encoded(values)
+
+
+def folder(root, masks, split="", ending=""):
+    for row, each in enumerate(masks):
+        for name, data in ((f"images/{split}/{row}.png", picture(row)), (f"masks/{split}/{row}{ending}.png", each)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+    return root
+
+
+def test_a_folder(tmp_path):
+    data = open_masked(folder(tmp_path, [mask(1), mask(2, 255)], ending="_mask"), "train")
+    assert data.labels.tolist() == [[1, 1, 0], [1, 0, 1]] and data.class_names == ["0", "1", "2"]
+    assert data.images[1] == picture(1) and data.masks[1] == mask(2, 255)
+    (tmp_path / "classes.txt").write_text("ground\ncat\ndog\nbird\n")
+    named = open_masked(tmp_path, "train")
+    assert named.class_names == ["ground", "cat", "dog", "bird"] and named.labels.shape == (2, 4)
+    last = named.take(np.array([1]), "last")
+    assert last.masks[0] == mask(2, 255) and len(last.masks) == len(last) == 1
+
+
+def test_splits_of_a_folder_and_a_fifth_of_one(tmp_path):
+    for split, number in (("train", 3), ("val", 2)):
+        folder(tmp_path / "a", [mask(1)] * number, split)
+        folder(tmp_path / "b" / split, [mask(1)] * number)
+    for root in (tmp_path / "a", tmp_path / "b"):
+        assert masked_splits(root) == ["train", "val"]
+        assert len(open_masked(root, "val")) == 2
+        with pytest.raises(DataError, match="no split 'test'; there are 'train', 'val'"):
+            open_masked(root, "test")
+        train, test = load_splits(str(root), masks=True)
+        assert (len(train), len(test)) == (3, 2)
+    train, test = load_splits(str(folder(tmp_path / "c", [mask(1, row) for row in range(10)])), masks=True)
+    assert len(test) == 2 and len(train) == 8 and len(train.masks) == 8
+
+
+def test_a_column_of_masks(tmp_path):
+    columns = {"photo": [picture(0), picture(1)], "mask": [mask(1), mask(0, 2)], "depth": [picture(2)] * 2}
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    rows = {name: [{"bytes": each, "path": None} for each in values] for name, values in columns.items()}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
+    data = open_masked(tmp_path / "train.parquet", "train")
+    assert data.images[0] == picture(0) and data.masks[1] == mask(0, 2)
+    assert data.labels.tolist() == [[1, 1, 0], [1, 0, 1]]
+    with pytest.raises(DataError, match="has no column 'maks'.* Did you mean 'mask'"):
+        open_masked(tmp_path / "train.parquet", "train", mask_column="maks")
+    datasets.Dataset.from_dict({"photo": rows["photo"]}, datasets.Features(photo=datasets.Image())).to_parquet(
+        tmp_path / "bare.parquet"
+    )
+    with pytest.raises(DataError, match="no column of images beside 'photo' that may be masks"):
+        open_masked(tmp_path / "bare.parquet", "train")
+
+
+def test_the_embedded_scenes():
+    data = open_masked("scenes", "test", max_samples=20)
+    assert len(data) == len(data.masks) == 20 and data.class_names[:3] == ["ground", "A", "B"]
+    shown = read_mask(data.masks[3])
+    assert sorted(np.unique(shown)) == np.flatnonzero(data.labels[3]).tolist() and shown.shape == (64, 64)
+
+
+def test_masks_are_read_as_they_are_saved():
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    palette = Image.fromarray(values)
+    palette.putpalette(list(range(256)) * 3)
+    file = io.BytesIO()
+    palette.save(file, "PNG")
+    for data in (encoded(values), file.getvalue(), encoded(values.astype(np.uint16)), encoded(values, "RGB")):
+        np.testing.assert_array_equal(read_mask(data), values)
+    np.testing.assert_array_equal(read_mask(encoded(values > 9, "1")), values > 9)
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    wrong = {
+        "is a colour image": encoded(np.random.default_rng(0).integers(0, 9, (6, 8, 3), dtype=np.uint8)),
+        "has 4 × 4 pixels, its image .* 8 × 6": encoded(np.ones((4, 4), np.uint8)),
+        "is a JPEG file": encoded(np.ones((6, 8), np.uint8), kind="JPEG"),
+        "cannot be decoded": b"no image",
+    }
+    for number, (message, data) in enumerate(wrong.items()):
+        with pytest.raises(DataError, match=message):
+            open_masked(folder(tmp_path / str(number), [mask(1), data]), "train")
+    root = folder(tmp_path / "named", [mask(1), mask(7)])
+    (root / "classes.txt").write_text("ground\ncat\n")
+    with pytest.raises(DataError, match="pixels of class 7, and there are names for 2 classes, 0 to 1"):
+        open_masked(root, "train")
+    with pytest.raises(DataError, match="class 0 and nothing but 255.* the values are 0 and 1"):
+        open_masked(folder(tmp_path / "two", [mask(255), mask(0, 255)]), "train")
+    (tmp_path / "missing").mkdir()
+    root = folder(tmp_path / "missing", [mask(1), mask(1)])
+    (root / "masks" / "1.png").rename(root / "masks" / "other.png")
+    with pytest.raises(DataError, match=r"1 of the 2 images of .* have no mask in .*, such as .*1\.png"):
+        open_masked(root, "train")
+    (tmp_path / "bare" / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match="no folder of masks beside them: it is called one of masks"):
+        open_masked(tmp_path / "bare", "train")

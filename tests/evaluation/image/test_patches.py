@@ -1,0 +1,165 @@
+"""The protocols that look at patches: segmentation, correspondence and the attentive probe."""
+
+import numpy as np
+import pytest
+import torch
+from labelled import Labelled, digits, png, processor, resnet, vit
+from PIL import Image
+from tiny_vision import build
+
+from hfssl.data.image.masks import IGNORED
+from hfssl.data.labelled import HeldSamples, LabelledData
+from hfssl.evaluation.evaluator import EvaluationError
+from hfssl.evaluation.image.attentive import AttentiveEvaluator, attentive_logits
+from hfssl.evaluation.image.patch_features import patch_features, raw_patches
+from hfssl.evaluation.image.patches import PatchesEvaluator, true_patches
+from hfssl.evaluation.image.pictures import otsu_threshold
+from hfssl.evaluation.image.segmentation import Confusion, patch_counts, upsampled
+
+
+def test_counts_of_a_patch():
+    mask = np.array([[0, 0, 1, 1], [0, 2, 1, 255], [2, 2, 0, 0], [2, 2, 0, 0]])
+    expected = [[3, 0, 1], [0, 3, 0], [0, 0, 4], [4, 0, 0]]
+    assert patch_counts(mask, 2, 2, 3, IGNORED).tolist() == expected
+    # of sizes that are no multiple of the grid each pixel lies in one patch
+    assert patch_counts(np.ones((5, 7), np.int64), 2, 3, 2, IGNORED).sum() == 35
+
+
+def test_intersection_over_union():
+    confusion = Confusion(4, IGNORED)
+    confusion.add(np.array([[0, 0, 1, 3]]), np.array([[0, 1, 1, 255]]))
+    confusion.add(np.array([[0, 1]]), np.array([[0, 0]]))
+    # class 0: 2 of 4, class 1: 1 of 3; no mask has the others
+    np.testing.assert_allclose(confusion.iou(), [2 / 4, 1 / 3, np.nan, np.nan])
+    assert confusion.scores() == {"miou": pytest.approx((1 / 2 + 1 / 3) / 2), "pixel_accuracy": 3 / 5}
+
+
+def test_scores_are_interpolated_before_a_class_is_taken():
+    scores = np.array([[[1.0, 0.0], [0.0, 2.0]]])  # one row of two patches
+    assert upsampled(scores, (2, 8))[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_where_the_patches_of_a_crop_truly_are():
+    whole = true_patches((0, 0, 16), 16, (4, 4))
+    assert whole.shape == (16, 16) and whole[0].nonzero()[:, 0].tolist() == [0, 1, 4, 5]
+    # the lower right quarter: its first patch has its middle at (9, 9), 2.25 patches across and down
+    quarter = true_patches((8, 8, 8), 16, (4, 4))
+    assert quarter[0].nonzero()[:, 0].tolist() == [5, 6, 9, 10]
+    assert quarter[-1].nonzero()[:, 0].tolist() == [10, 11, 14, 15]
+
+
+@pytest.mark.parametrize("name, own", [("dinov2_with_registers", 3), ("dinov3_vit", 3), ("vit", 1), ("ijepa", 0)])
+def test_patches_are_those_behind_cls_and_registers(name, own):
+    model = build(name).eval()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        found, hidden = patch_features(model, images), model(images).last_hidden_state
+    assert found.shape == (2, 4, 4, 32)
+    torch.testing.assert_close(found.flatten(1, 2), hidden[:, own:])
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnextv2", "swin"])
+def test_maps_and_merged_patches_are_grids(name):
+    model = build(name).eval()
+    with torch.no_grad():
+        found = patch_features(model, torch.rand(2, 3, 32, 32))
+    assert found.ndim == 4 and found.shape[1] == found.shape[2]
+
+
+def test_raw_patches_are_pixels_in_their_places():
+    images = torch.arange(3 * 64).reshape(1, 3, 8, 8).to(torch.uint8)
+    found = raw_patches(images, 2, 2)
+    assert found.shape == (1, 2, 2, 48)
+    torch.testing.assert_close(found[0, 1, 0], images[0, :, 4:, :4].flatten() / 255)
+
+
+def test_a_threshold_between_two_groups():
+    values = np.concatenate([np.random.default_rng(0).normal(0, 0.1, 90), np.random.default_rng(1).normal(3, 0.1, 30)])
+    assert 0.4 < otsu_threshold(values) < 2.6
+
+
+def halves(number, seed=0):
+    """Pictures of which a part is striped, elsewhere dotted, and masks that say where; some pixels are ignored."""
+    rng = np.random.default_rng(seed)
+    images, masks = [], []
+    for _ in range(number):
+        cut = 4 * int(rng.integers(1, 4))
+        pixels, mask = np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8)
+        pixels[::2, :cut], mask[:, cut:] = 255, 1
+        pixels[::2, cut::2] = 255
+        pixels = np.clip(pixels.astype(int) * 0.8 + rng.integers(0, 40, (16, 16)), 0, 255).astype(np.uint8)
+        mask[0, 0] = IGNORED
+        images.append(png(pixels))
+        masks.append(png(mask))
+    labels = np.ones((number, 2), np.int64)
+    data = LabelledData(HeldSamples(images), labels, ["stripes", "dots"], str(seed), f"halves ({seed})")
+    data.masks = HeldSamples(masks)
+    return data
+
+
+@pytest.mark.parametrize("model", [vit, resnet], ids=["vit", "resnet"])
+def test_textures_are_told_apart(model, tmp_path):
+    size = 16 if model is vit else 64
+    evaluator = PatchesEvaluator(halves(24), halves(8, 1), image_size=size, batch_size=5, max_patches=300)
+    results = evaluator(model(), processor(), output_dir=tmp_path)
+    assert [(each.hyperparameters["probe"], each.metric) for each in results] == [
+        ("linear", "miou"), ("linear", "pixel_accuracy"), ("k-NN", "miou"), ("k-NN", "pixel_accuracy"),
+        ("correspondence", "correspondence"),
+    ]  # fmt: skip
+    linear, _, knn, accuracy, found = results
+    for each in (linear, knn):
+        assert set(each.baselines) == {"random_init", "raw_input", "majority"} and set(each.details["iou"]) == {
+            "stripes", "dots"
+        }  # fmt: skip
+        assert each.value == pytest.approx(np.mean(list(each.details["iou"].values())), abs=1e-3)
+    assert linear.details["train_patches"] <= 300 and linear.num_train == 24 and linear.num_eval == 8
+    # pixels of a patch give the texture away, and one answer for all of them has half of one class and none of the other
+    assert accuracy.baselines["raw_input"] > 0.85 and knn.baselines["majority"] < 0.4
+    assert set(found.baselines) == {"random_init", "raw_input", "chance"} and 0 < found.baselines["chance"] < 1
+    for name in ("segmentation.png", "patch_components.png"):
+        assert Image.open(tmp_path / "assets" / name).size[0] > 300
+
+
+def test_masks_are_needed():
+    train, test = digits()
+    bare = LabelledData(HeldSamples(train.images), train.labels, train.class_names, "", "digits")
+    with pytest.raises(EvaluationError, match="needs masks, and digits has none"):
+        PatchesEvaluator(bare, bare)
+
+
+def test_an_image_size_that_an_encoder_does_not_take_is_named():
+    evaluator = PatchesEvaluator(halves(4), halves(4, 1), image_size=2)
+    with pytest.raises(EvaluationError, match="2 × 2 pixels.*--patch_image_size"):
+        evaluator(vit(), processor())
+
+
+def test_a_query_finds_the_patch_that_tells_the_class():
+    """What the mean of patches hides: one of many says the class, the others are louder."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    x = rng.normal(size=(400, 16, 8)).astype(np.float32)
+    at = rng.integers(0, 16, 400)
+    x[np.arange(400), at, 0] = 6.0  # a sign that this is the one
+    x[np.arange(400), at, 1] = np.where(y == 1, 3.0, -3.0)
+    x[:, :, 2:] *= 5
+    patches = torch.from_numpy(x).half()
+    logits = attentive_logits(patches[:300], y[:300], patches[300:], 2, epochs=5, seed=0)
+    assert (logits.argmax(1) == y[300:]).mean() > 0.95
+    np.testing.assert_array_equal(logits, attentive_logits(patches[:300], y[:300], patches[300:], 2, epochs=5, seed=0))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_attentive_probe_of_images(several):
+    train, test = (each.take(np.arange(100)) for each in digits())
+    if several:
+        train, test = (
+            Labelled(each.images, np.stack([each.labels % 2, each.labels > 4], 1), ["odd", "large"])
+            for each in (train, test)
+        )
+    evaluator = AttentiveEvaluator(train, test, seeds=(0, 1), epochs=1)
+    results = evaluator(vit(), processor())
+    metrics = {each.metric: each for each in results}
+    first = metrics["auroc" if several else "accuracy"]
+    assert first.seeds == [0, 1] and set(first.baselines) == {"random_init", "raw_input", "majority"}
+    assert first.baselines["raw_input"] > (0.75 if several else 0.5)
+    assert first.hyperparameters["patches"] == 16 and first.num_train == 100
