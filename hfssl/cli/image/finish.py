@@ -156,7 +156,7 @@ def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | Non
 
 def _contrasted(trainer: SSLTrainer) -> tuple[int, int]:
     """Images that are compared at once in training, and in the held-out loss."""
-    return trainer.args.per_device_train_batch_size * trainer.args.world_size, trainer.evaluators[0].batch_size
+    return trainer.args.compared_at_once, trainer.evaluators[0].batch_size
 
 
 def _loss_line(trainer: SSLTrainer, result: Result) -> str:
