@@ -3,8 +3,8 @@
 accelerate launch recipes/dinov2.py                                     embedded letters, minutes on a laptop
 accelerate launch recipes/dinov2.py --dataset my_images/ --encoder dinov2-small-patch14 --max_steps 20000
 accelerate launch recipes/dinov2.py --dataset uoft-cs/cifar10 --encoder vit-tiny-patch4             32 x 32 pixels
-accelerate launch recipes/dinov2.py --dataset my_images/ --encoder facebook/dinov2-small --pooling cls \
-    --projector_batch_norm false --momentum_start 0.999                 continue a checkpoint
+accelerate launch recipes/dinov2.py --dataset my_images/ --encoder facebook/dinov3-vits16-pretrain-lvd1689m \
+    --probe_dataset my_labelled_images/         continue a checkpoint, beside how it came; not run with these weights
 accelerate launch recipes/dinov2.py --dataset my_images/ --probe_dataset my_labelled_images/    k-NN while it trains
 accelerate launch recipes/dinov2.py --config recipes/configs/dinov2_vitl14.yaml
 accelerate launch recipes/dinov2.py --config recipes/configs/ibot_imagenet.yaml                     without KoLeo
@@ -13,6 +13,11 @@ torchrun --nproc_per_node 2 recipes/dinov2.py                           several 
 Defaults are for short runs and are not the paper's: as in recipes/dino.py, the mean of the patches is projected,
 through batch norm, and Sinkhorn's equal shares stand for the centres, at a lower temperature. Images below 64
 pixels have no small crops unless --local_crops says so. The paper's settings: recipes/configs.
+
+A checkpoint that is continued has defaults of its own: its heads, which are new, learn alone in the first tenth of
+the steps (--freeze_encoder); then what is near the input learns more slowly (--layer_decay 0.9, --patch_embed_rate
+0.2), by a teacher that moves slowly (--momentum_start 0.999), from its CLS token and without batch norm. Of images
+with other channels than it was trained on its patch embedding is adapted; --colour_channels says which are colours.
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:

@@ -32,7 +32,7 @@ class Embed:
             `datasets.load_from_disk` reads).
         report (`str`, *optional*):
             Of duplicates and outliers, separated by commas: what is nearly the same to the encoder, or like nothing
-            else, as csv files beside the features.
+            else, as csv files beside the features, and pictures of images.
         output_dir (`str`, *optional*):
             Where features go; outputs/embed-<name of the encoder> when left out.
     """
@@ -48,7 +48,7 @@ def main():
     from hfssl import RecipeParser
     from hfssl.cli.embed import WholeDataArguments
     from hfssl.evaluation.embed import embed, load_embedder
-    from hfssl.evaluation.embed_report import parse_report, report, write_report
+    from hfssl.evaluation.embed_report import draw_report, parse_report, report, write_report
     from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.sample_features import EmbedSettings
     from hfssl.machine import use_all_cores
@@ -65,7 +65,10 @@ def main():
         print(made.summary())
         if kinds:
             features, samples = made.load()
-            print("\n" + "\n".join(write_report(report(features), kinds, samples, Path(output_dir))))
+            found, folder = report(features), Path(output_dir)
+            said = write_report(found, kinds, samples, folder)
+            said += draw_report(found, kinds, embedder, source, made.places(), folder)
+            print("\n" + "\n".join(said))
 
 
 if __name__ == "__main__":

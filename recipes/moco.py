@@ -29,7 +29,7 @@ def main():
     from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    defaults = {"output_dir": "outputs/moco", "max_steps": 400, "per_device_train_batch_size": 256, **adam}
+    defaults = {"output_dir": "outputs/moco", "max_steps": 340, "per_device_train_batch_size": 256, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, MocoPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,

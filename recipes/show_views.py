@@ -5,6 +5,7 @@ python recipes/show_views.py --method simclr --dataset my_photos/ --image_size 2
 python recipes/show_views.py --method byol --dataset my_photos/ --jitter 0.2 0.2 0.1 0 --crop_scale 0.4 1
 python recipes/show_views.py --method mae --dataset my_photos/ --encoder vit-small-patch16 --mask_ratio 0.6
 python recipes/show_views.py --method hubert --dataset my_recordings/   with a page to listen to
+python recipes/show_views.py --method simclr --modality audio --dataset my_recordings/
 
 All flags of the method's recipe are taken (python recipes/dino.py --help), also those of a --config: shown is what the
 run with the same flags sees in its first step, to the pixel. With another --seed it sees other images and other views.
@@ -58,9 +59,9 @@ def main():
     if recipe.stem != settings.method:  # a yaml said so, and the flags are those of another recipe
         raise UserError(f"A yaml cannot choose the method here: pass `--method {settings.method}`.")
     output = settings.output or f"outputs/views_{settings.method}.png"
-    shown, words = sheet_of(method)(method, *flags, given=parser.given, output=output, number=settings.num_images)
-    samples = modality(method.method.modality).samples
-    print(f"{words}\n{shown} {samples}: {output}")
+    kind = modality(next(each.modality for each in flags if hasattr(each, "encoder")))
+    shown, words = sheet_of(kind.name)(method, *flags, given=parser.given, output=output, number=settings.num_images)
+    print(f"{words}\n{shown} {kind.samples}: {output}")
 
 
 if __name__ == "__main__":

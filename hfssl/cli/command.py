@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import explained
-from .declared import NotPlain, declared_parser
+from .declared import NotPlain, declared_parser, function_word
 from .launcher import Launcher
 
 
@@ -38,7 +38,7 @@ def answer_from_source(recipe: Path) -> None:
     from .parser import RecipeParser
 
     try:
-        declared = declared_parser(recipe, *sys.argv[1:2])
+        declared = declared_parser(recipe, function_word(sys.argv[1:]))
         parser = RecipeParser(*declared.stand_ins(), **declared.options)
     except (NotPlain, OSError, SyntaxError, NameError, TypeError, ValueError):
         return

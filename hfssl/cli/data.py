@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..data.modality import modality
+from ..data.stream import LANES
 from ..errors import UserError
+from ..training.arguments import SSLTrainingArguments
 
 
 @dataclass
@@ -45,3 +50,15 @@ class DataArguments:
             raise UserError(f"`--max_bad_fraction` is a share between 0 and 1, got {self.max_bad_fraction}.")
         if self.max_held_out < 1:
             raise UserError(f"`--max_held_out` must be at least 1, got {self.max_held_out}.")
+
+
+def samples_a_block(args: SSLTrainingArguments, name: str, of_each: int = 1) -> float:
+    """Samples in a block of a stream whose batches are of so many samples, of a modality.
+
+    About a batch in the blocks of all lanes, so that a few workers have the next ones ready when a step ends. Where
+    each sample that is read becomes several (`of_each`, as tiles of an image), a block has so many fewer.
+    """
+    lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
+    fewest, most = modality(name).samples_per_block
+    samples = args.per_device_train_batch_size / lanes_a_process / of_each
+    return float(np.clip(samples, fewest if of_each == 1 else 1, most))

@@ -12,6 +12,7 @@ import dataclasses
 import runpy
 import sys
 import types
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -247,21 +248,33 @@ class DeclaredParser:
         ]
 
 
-def declared_parser(recipe: Path, first_word: str = "") -> DeclaredParser:
+def word_after(argv: Sequence[str], flag: str, default: str = "") -> str:
+    """The value of a flag that decides which others there are, before these are parsed."""
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    return words[words.index(flag) + 1] if flag in words[:-1] else default
+
+
+def function_word(argv: Sequence[str]) -> str:
+    """The word of a command line that names the function of a recipe, see [`declared_parser`]."""
+    return word_after(argv, "--modality") or next(iter(argv), "")
+
+
+def declared_parser(recipe: Path, word: str = "") -> DeclaredParser:
     """What the first call of `RecipeParser` in a recipe says.
 
     Args:
         recipe (`Path`):
             Its source.
-        first_word (`str`, *optional*):
-            Of the command line. A recipe whose flags depend on it has a function of that name, which makes the parser.
+        word (`str`, *optional*):
+            Of the command line, the first one or that of `--modality`. A recipe whose flags depend on it has a
+            function of that name, which makes the parser.
 
     Raises:
         NotPlain: where that depends on what the recipe does before.
     """
     source = Source("__main__", recipe)
     functions = [node for node in source.tree.body if isinstance(node, ast.FunctionDef)]
-    for function in sorted(functions, key=lambda node: node.name != first_word):
+    for function in sorted(functions, key=lambda node: node.name != word):
         for part in ast.walk(function):
             if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "RecipeParser":
                 source.add([statement for statement in function.body if statement.lineno < part.lineno])

@@ -16,6 +16,19 @@ from ..errors import UserError
 Presets = Mapping[str, Callable[[], PreTrainedConfig]]
 
 
+def check_modality(stated: str, parsed: str) -> None:
+    """Refuse a modality that is stated where the flags of another one are parsed already.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if stated != parsed:
+        raise UserError(
+            f"`modality: {stated}` decides which flags there are, so a yaml cannot choose it: pass `--modality "
+            f"{stated}` beside `--config`. There are image and audio."
+        )
+
+
 def is_checkpoint(encoder: str, presets: Presets) -> bool:
     """Whether `--encoder` names a checkpoint to continue, not something to train from scratch."""
     return encoder not in presets and not encoder.endswith(".json")

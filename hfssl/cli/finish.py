@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.modality import modality as find_modality
 from ..data.seen import SEEN, write_seen
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.facts import read_facts, write_facts
@@ -16,6 +17,12 @@ from ..evaluation.results import Result
 from ..evaluation.usefulness import WHEN_WORSE
 from ..training.best import BEST
 from ..training.trainer import SSLTrainer
+
+
+# Of a checkpoint that was continued without labels to probe it on.
+LABELS_WOULD_SAY = (
+    "Whether the checkpoint that was continued got better or worse, labels say: `--probe_dataset` takes them."
+)
 
 
 def method_name(trainer: SSLTrainer) -> str:
@@ -75,6 +82,13 @@ def write_and_say(
     say = trainer.accelerator.print
     for text in told:
         say(text)
+    if facts.get("labelled") is None:
+        mine = f"my_labelled_{find_modality(facts['modality']).samples}/"
+        probe = recipe_command("probe", encoder=folder, dataset=mine)
+        say(
+            f"\nHow good it is, labels say; some dozens of each class will do: {probe}\n"
+            "(class folders, a table beside the files, or a column). finetune.py makes a classifier of them."
+        )
     is_stock = trainer.accelerator.unwrap_model(trainer.model).export_kind == "stock"
     loads = "loads with plain transformers" if is_stock else "its card has the lines that load it"
     say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the curve {folder}/assets/loss.png)\nNext:")
@@ -105,6 +119,44 @@ def changed_flags(arguments: Any, leave_out: Sequence[str] = ()) -> dict[str, An
     fields = [field for field in dataclasses.fields(arguments) if field.name not in leave_out]
     values = {field.name: getattr(arguments, field.name) for field in fields}
     return {field.name: values[field.name] for field in fields if values[field.name] != field.default}
+
+
+def contrasted(trainer: SSLTrainer) -> tuple[int, int] | None:
+    """Samples that are compared at once in training, and in the held-out loss; `None` where none are."""
+    if not trainer.accelerator.unwrap_model(trainer.model).method.contrasts_batch:
+        return None
+    return trainer.args.compared_at_once, trainer.evaluators[0].batch_size
+
+
+def loss_line(trainer: SSLTrainer, result: Result, samples: str, term: str | None = None) -> str:
+    """The held-out loss in words, beside the start and what outputs that say nothing would give.
+
+    Args:
+        trainer ([`SSLTrainer`]):
+            The run.
+        result ([`Result`]):
+            What was measured.
+        samples (`str`):
+            What it was measured on, such as images.
+        term (`str`, *optional*):
+            Of a loss of several terms the one that it is.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    line = f"Held-out loss{f' ({term})' if term else ''} ({result.num_eval:,} {samples}): {result.value:.4f}"
+    if "before" in result.baselines:
+        line += f", before training {result.baselines['before']:.4f}"
+    chance = result.baselines.get("chance")
+    if chance is not None:
+        line += f", chance {chance:.4f}" + (", which it is not below" if result.value >= chance else "")
+    else:
+        line += f"; that of {model.method.title} has no level of chance"
+    counts = contrasted(trainer)
+    if counts is not None:
+        in_training, held_out = counts
+        queue = getattr(model.config, "queue_size", 0)
+        line += f" ({held_out:,} {samples} contrasted at once, in training {in_training:,}"
+        line += f"; a queue of {queue:,} beside them)" if queue else ")"
+    return line
 
 
 def next_folder(folder: Path) -> str:

@@ -180,24 +180,36 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def _documented_arguments(cls: type) -> dict[str, tuple[str, str | None]]:
-    """Text and heading of each entry ``name (`type`, ...):`` in the docstrings of a class and of its bases."""
+    """Text and heading of each name in the entries ``name (`type`, ...):`` in docstrings of a class and its bases."""
     documented = {}
     for base in reversed(cls.__mro__):
-        name, heading, indent = None, None, 0
+        names, heading, indent = [], None, 0
         for line in inspect.cleandoc(vars(base).get("__doc__") or "").splitlines():
             depth = len(line) - len(line.lstrip())
             if match := re.match(r" *> ([A-Z].*)", line):
-                name, heading = None, match[1].strip()
-            elif match := re.match(r" *(\w+) \(.*`.*\):\s*$", line):
-                name, indent = match[1], depth
-                documented[name] = ("", heading)
-            elif name and line.strip() and depth > indent:
+                names, heading = [], match[1].strip()
+            elif found := _entry(line):
+                names, indent = found, depth
+                documented |= dict.fromkeys(names, ("", heading))
+            elif names and line.strip() and depth > indent:
                 # in transformers the metadata say it too, and a subclass may have replaced them
                 if base is not _base(cls, "TrainingArguments"):
-                    documented[name] = (f"{documented[name][0]} {line.strip()}".strip(), heading)
+                    text = f"{documented[names[0]][0]} {line.strip()}".strip()
+                    documented |= dict.fromkeys(names, (text, heading))
             else:
-                name = None
+                names = []
     return documented
+
+
+def _entry(line: str) -> list[str]:
+    """The names that a line of a docstring says the types of, as in ``start, end (`int`):``; none of another line."""
+    line = line.strip()
+    if not line.endswith("):") or "`" not in line:
+        return []
+    names, before = line[:-1], ""
+    while names != before:  # brackets in brackets
+        names, before = re.sub(r" \([^()]*\)", "", names), names
+    return names.split(", ") if re.fullmatch(r"\w+(, \w+)*", names) else []
 
 
 def _brief(text: str, length: int = 160) -> str:

@@ -33,7 +33,7 @@ class LabelledDataArguments:
     Args:
         dataset (`str`, *optional*):
             Labelled images, recordings or texts, as the encoder takes them: a Hub id, a folder with a folder for each
-            class, parquet, arrow, and of texts csv and jsonl files; letters or digits (images), or speech
+            class, parquet, arrow, and of texts csv and jsonl files; letters, characters or digits (images), or speech
             (recordings), which come with hfssl. Left out, they are those of the encoder's run as far as its folder
             remembers them, and letters or speech for an encoder from elsewhere.
         dataset_config (`str`, *optional*):
@@ -64,7 +64,7 @@ class LabelledDataArguments:
             Learn from so many at most.
         max_test_samples (`int`, *optional*):
             Measure on so many at most.
-        value_range (`tuple[float, float]`, *optional*):
+        value_range (`list[float]`, *optional*):
             The values that become black and white, of images with more than 8 bits a value. Left out: those of the
             encoder's training, where its folder says so, else judged on some of the images.
     """
@@ -82,7 +82,7 @@ class LabelledDataArguments:
     sample_by: str = "document"
     max_train_samples: int | None = None
     max_test_samples: int | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: list[float] | None = None
 
     def __post_init__(self):
         check_range(self.value_range)
@@ -157,7 +157,7 @@ def load_splits(
     label_column: str | None = None,
     max_train_samples: int | None = None,
     max_test_samples: int | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: list[float] | None = None,
     modality: str = "image",
     sample_by: str = "document",
     split_by: str | None = None,

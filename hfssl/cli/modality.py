@@ -1,13 +1,22 @@
 """What the command line knows of a modality: `hfssl/cli/<modality>/__init__.py` declares it as `MODALITY`."""
 
+import logging
+import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+from ..data.modality import modality as find_modality
 from ..errors import UserError
 from ..modeling.base import SSLPreTrainedModel
-from ..training.arguments import SSLTrainingArguments
+from ..training.arguments import BASE_BATCH_SIZE, SSLTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ def cli_modality(name: str) -> CliModality:
 class EncoderArguments(Protocol):
     """What all flags about the encoder have."""
 
+    modality: ClassVar[str]
+
     encoder: str
     attention: str
 
@@ -76,7 +87,8 @@ def build_method(
         config (`dict[str, Any]`):
             Fields of the method's config as given; `encoder_config` are overrides of the encoder's.
         fit:
-            What the encoder has to fit: [`~hfssl.data.image.views.Views`], or [`~hfssl.cli.text.data.TextData`].
+            What the encoder has to fit: [`~hfssl.data.image.views.Views`], [`~hfssl.cli.text.data.TextData`] or
+            [`~hfssl.cli.audio.data.AudioData`].
         args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
             The run. Gets a learning rate where none was given.
         given (`set[str]`):
@@ -88,7 +100,13 @@ def build_method(
     Raises:
         UserError: where method, encoder and data do not fit each other.
     """
-    model = cli_modality(method.method.modality).build(method, recipe, dict(config), fit, args, given)
+    record, kind = method.method, find_modality(recipe.modality)
+    if record.contrasts_batch and args.compared_at_once < 2:
+        raise UserError(
+            f"{record.title} tells {kind.samples} apart by comparing those of a step, and a step has one here. Pass a "
+            "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+        )
+    model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
     kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
     flag = next((f"`--{name} {value}`" for name, value in kept.items() if value), None)
     if flag is not None and recipe.base_model is None:
@@ -102,4 +120,63 @@ def build_method(
             "there. Leave one of them out."
         )
     model.keep_of_checkpoint(**kept)
+    fitted = fitted_to_short_runs(model, args, given)
+    if fitted:
+        _say_once(
+            f"Fitted to short runs of small encoders (in brackets the paper's): {', '.join(fitted)}. For tens of "
+            f"thousands of steps take the paper's{_where_the_paper_s_are(method)}."
+        )
     return model
+
+
+@cache
+def _say_once(text: str) -> None:
+    """What holds for all models that a run makes."""
+    logger.info(text)
+
+
+def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str]) -> list[str]:
+    """The settings of a run that nobody stated and that are not those of the paper, in words.
+
+    Args:
+        model ([`~hfssl.modeling.base.SSLPreTrainedModel`]):
+            Of which the defaults of the config are those of the paper.
+        args ([`~hfssl.training.arguments.SSLTrainingArguments`]):
+            The run.
+        given (`set[str]`):
+            Names of the flags that the user gave.
+    """
+    papers = {
+        field.name: field.default
+        for field in fields(model.config_class)
+        if field.init and field.name not in given and field.default not in (MISSING, None)
+    }
+    own = {name for cls in model.config_class.__mro__ if cls.__module__.startswith("hfssl.") for name in vars(cls)}
+    said = [
+        f"{name} {_short(getattr(model.config, name))} ({_short(value)})"
+        for name, value in papers.items()
+        if name in own and getattr(model.config, name) != value
+    ]
+    rates = model.method.learning_rates
+    share = args.global_batch_size / BASE_BATCH_SIZE if rates.per_256_samples else 1.0
+    narrow = [rate * share for rate in (rates.narrow, rates.narrow_convolutional) if rate not in (None, rates.wide)]
+    if not given & {"learning_rate", "base_learning_rate"} and any(
+        math.isclose(args.learning_rate, r) for r in narrow
+    ):
+        said.append(
+            f"learning_rate {_short(args.learning_rate)} at {args.global_batch_size} samples a step (of wide encoders "
+            f"{_short(rates.wide * share)})"
+        )
+    return said
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _where_the_paper_s_are(method: type[SSLPreTrainedModel]) -> str:
+    """The yaml beside the recipe that runs which has the paper's settings, where there is one."""
+    name = method.config_class.model_type.removeprefix("hfssl_")
+    there = sorted((Path(sys.argv[0]).parent / "configs").glob(f"{name}_*.yaml"))
+    large = [path for path in there if not path.stem.endswith("_tiny")]
+    return f": `--config {large[0]}`" if large else ", by their flags"

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from .declared import NOT_PLAIN, declared_parser
+from .declared import NOT_PLAIN, declared_parser, function_word
 from .flags import Flag, alias_of, flags_of, is_a
 
 
@@ -42,7 +42,8 @@ class RecipeParser(argparse.ArgumentParser):
             [`~transformers.PreTrainedConfig`] a `dict` of the fields that it declares itself (the recipe adds the
             encoder and builds it), [`~transformers.TrainingArguments`] an instance. `--help` shows those of its fields
             that the class attribute `_help_fields` names, under the headings that it gives them, and those that a
-            subclass adds; `--help-all` shows them all.
+            subclass adds; `--help-all` shows them all. Of the flags that a class attribute `_one_of` names together,
+            under what they say, one is given at most.
         defaults (`dict`, *optional*):
             Defaults that differ from those of the classes, by the name of the field.
         unused (`tuple[str, ...]`, *optional*):
@@ -80,7 +81,7 @@ class RecipeParser(argparse.ArgumentParser):
         self._typed: list[str] = []
         own = classes
         if as_in is not None:
-            other = declared_parser(as_in)
+            other = declared_parser(as_in, function_word(sys.argv[1:]))
             self.classes = classes = (*classes, *other.classes())
             defaults = other.options.get("defaults", {}) | (defaults or {})
             unused = (*unused, *other.options.get("unused", ()))
@@ -146,13 +147,31 @@ class RecipeParser(argparse.ArgumentParser):
             self.error(f"expected a flag, which begins with two dashes, got {stray[0]!r}. {hint}")
         given = vars(namespace)
         path = given.pop("config", None)
-        if path is not None:
-            given = self._read_yaml(path) | given
+        of_yaml = {} if path is None else self._read_yaml(path)
+        for says, names in self._one_of.items():
+            typed, written = ([n for n in names if of.get(n) is not None] for of in (given, of_yaml))
+            self._check_one(says, typed or written, given if typed else of_yaml)
+            # what the command line gives, wins, whatever it is called in the yaml
+            of_yaml = {name: value for name, value in of_yaml.items() if not typed or name not in names}
+        given = of_yaml | given
         self.given = set(given)
         for flag in self._flags.values():
             if flag.required and flag.name not in given:
                 self.error(f"--{flag.name} is required. {flag.help}".rstrip())
         return tuple(self._build(cls, given) for cls in self.classes)
+
+    @property
+    def _one_of(self) -> dict[str, tuple[str, ...]]:
+        """By what they say, the flags of which one is given at most."""
+        return {says: names for cls in self.classes for says, names in getattr(cls, "_one_of", {}).items()}
+
+    def _check_one(self, says: str, names: list[str], given: dict[str, Any]) -> None:
+        if len(names) > 1:
+            (one, its), (other, that) = ((name, given[name]) for name in names[:2])
+            self.error(
+                f"--{one} {its} and --{other} {that} both say {says}. Leave out --{other} to go by --{one}, or "
+                f"--{one} to go by --{other}."
+            )
 
     def _build(self, cls: type, given: dict[str, Any]) -> Any:
         flags = [flag for flag in self._flags.values() if flag.owner is cls]

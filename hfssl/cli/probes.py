@@ -8,6 +8,10 @@ from ..data.modality import modality as find_modality
 from .labelled import LabelledDataArguments, load_splits, named_flags
 
 
+# Flags about labels, called as those of `recipes/probe.py` behind `probe_`.
+_AS_IN_PROBES = ("label_column", "labels", "split_by")
+
+
 @dataclass
 class ProbeArguments:
     r"""
@@ -26,6 +30,10 @@ class ProbeArguments:
             Column of the samples; found by its type when left out.
         probe_label_column (`str`, *optional*):
             Column of the labels; found by its type when left out.
+        probe_labels (`str`, *optional*):
+            Table with the labels of a folder of files.
+        probe_split_by (`str`, *optional*):
+            Column of what must not be on both sides, such as the patient.
         probe_max_samples (`int`, *optional*, defaults to `3000`):
             Use so many images of each split at most. `recipes/probe.py` takes all.
         probe_pooling (`str`, *optional*):
@@ -41,6 +49,8 @@ class ProbeArguments:
     probe_test_split: str = "auto"
     probe_column: str | None = None
     probe_label_column: str | None = None
+    probe_labels: str | None = None
+    probe_split_by: str | None = None
     probe_max_samples: int | None = 3_000
     probe_pooling: str | None = None
 
@@ -52,12 +62,12 @@ class ProbeArguments:
             name = embedded.name if embedded else "none"
         if name == "none":
             return None
-        flags = {flag: f"probe_{flag}" for flag in ("dataset", "split", "test_split", "label_column")}
+        flags = {flag: f"probe_{flag}" for flag in ("dataset", "split", "test_split", *_AS_IN_PROBES)}
         with named_flags(flags | {f"{self.modality}_column": "probe_column"}):
             return load_splits(
                 name, self.probe_split, self.probe_test_split, column=self.probe_column,
-                label_column=self.probe_label_column, max_train_samples=self.probe_max_samples,
-                max_test_samples=self.probe_max_samples, modality=self.modality,
+                max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
+                modality=self.modality, **self._as_in_probes(),
             )  # fmt: skip
 
     def named(self, dataset: str | None, *splits: LabelledData) -> dict[str, Any]:
@@ -71,8 +81,10 @@ class ProbeArguments:
         flags = {
             "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
             "test_split": self.probe_test_split, f"{self.modality}_column": self.probe_column,
-            "label_column": self.probe_label_column,
-            "max_train_samples": limits[0], "max_test_samples": limits[1],
+            "max_train_samples": limits[0], "max_test_samples": limits[1], **self._as_in_probes(),
         }  # fmt: skip
         usual = {field.name: field.default for field in fields(LabelledDataArguments)}
         return {name: value for name, value in flags.items() if value != usual[name]}
+
+    def _as_in_probes(self) -> dict[str, str | None]:
+        return {name: getattr(self, f"probe_{name}") for name in _AS_IN_PROBES}

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..methods import METHODS
 from ..modeling.base import SSLPreTrainedModel
+from .declared import word_after
 
 
 def recipe_of(argv: list[str], folder: Path, default: str = "simclr") -> tuple[type[SSLPreTrainedModel], Path]:
@@ -16,17 +17,16 @@ def recipe_of(argv: list[str], folder: Path, default: str = "simclr") -> tuple[t
     Raises:
         UserError: for a method that has no views.
     """
-    words = [word for argument in argv for word in argument.split("=", 1)]
-    name = words[words.index("--method") + 1] if "--method" in words[:-1] else default
+    name = word_after(argv, "--method", default)
     shown = [name for name, method in METHODS.items() if _has_sheet(method)]
     if name not in shown:
         raise UserError(f"`--method` is one of {', '.join(shown)}, got {name!r}.")
     return METHODS[name], folder / f"{name}.py"
 
 
-def sheet_of(method: type[SSLPreTrainedModel]) -> Callable[..., tuple[int, str]]:
-    """What draws the sheet of a method: `draw_sheet` of `hfssl/cli/<modality>/first_batch.py`."""
-    return import_module(f"{__package__}.{method.method.modality}.first_batch").draw_sheet
+def sheet_of(modality: str) -> Callable[..., tuple[int, str]]:
+    """What draws the sheets of a modality: `draw_sheet` of `hfssl/cli/<modality>/first_batch.py`."""
+    return import_module(f"{__package__}.{modality}.first_batch").draw_sheet
 
 
 def _has_sheet(method: type[SSLPreTrainedModel]) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,13 +18,27 @@ from ..errors import DataError, first_line
 _LEAST_SHARE = 0.5
 # As they are written: "007" is no 7, and a class may be called NA.
 _AS_WRITTEN = {"dtype": str, "keep_default_na": False}
-_READERS = {
+_READERS: dict[str, Callable[[str], pd.DataFrame]] = {
     ".csv": lambda path: _with_numbers(pd.read_csv(path, **_AS_WRITTEN)),
     ".tsv": lambda path: _with_numbers(pd.read_csv(path, sep="\t", **_AS_WRITTEN)),
     ".parquet": pd.read_parquet,
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
     ".json": lambda path: pd.read_json(path, dtype=False),
 }  # fmt: skip
+# Endings of the files that are read.
+TABLES = tuple(_READERS)
+
+
+def tables_in(folder: str | os.PathLike | None) -> list[str]:
+    """Names of the tables in a folder, beside its files."""
+    names = os.listdir(folder) if folder is not None and os.path.isdir(folder) else []
+    return sorted(name for name in names if PurePosixPath(name.lower()).suffix in TABLES)
+
+
+def only_table(folder: str | os.PathLike | None) -> str | None:
+    """The table in a folder, where there is one, and only one, beside its files."""
+    found = tables_in(folder)
+    return os.path.join(folder, found[0]) if len(found) == 1 else None
 
 
 class LabelFile:
@@ -45,7 +59,7 @@ class LabelFile:
     def __init__(self, path: str | os.PathLike, names: Sequence[str], of_others: Iterable[str] = ()):
         self.path, ending = str(path), PurePosixPath(str(path)).suffix.lower()
         if ending not in _READERS:
-            raise DataError(f"`--labels {path}` is no table: {', '.join(_READERS)} are read.")
+            raise DataError(f"`--labels {path}` is no table: {', '.join(TABLES)} are read.")
         try:
             self.table = _READERS[ending](path)
         except Exception as error:  # whatever pandas finds

@@ -16,7 +16,7 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
-from .label_files import LabelFile
+from .label_files import LabelFile, only_table, tables_in
 from .label_values import NoLabels, group_names, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
@@ -189,16 +189,32 @@ def open_labelled(
     opened = open_source(dataset, split=split, inputs=inputs, **options)
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
-    table = None if labels_file is None else _table_beside(
-        opened, labels_file, name,
-        [other for other in available_splits(dataset, modality=modality, config=config) if other != split],
-        lambda other: open_source(dataset, split=other, inputs=inputs, **options),
-    )  # fmt: skip
+    lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
+    is_found = labels_file is None and opened.unit == "file" and label_column is None and lacks_labels
+    labels_file = only_table(str(dataset)) if is_found else labels_file
+    table = None
+    if labels_file is not None:
+        others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
+        try:
+            table = _table_beside(
+                opened, _path_of_table(labels_file, dataset), name, others,
+                lambda other: open_source(dataset, split=other, inputs=inputs, **options),
+            )  # fmt: skip
+        except DataError:
+            if not is_found:  # of something else, then
+                raise
+        if is_found and table is not None:
+            logger.info("What is known of the %s is read from %s, as with `--labels`.", kind.samples, labels_file)
     features = opened.features if table is None else table.features
     label_column = label_column or (_transcript_column(features, name) if transcripts else None)
     several = columns_of_classes(label_column, features, name)
     if not several:
-        label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+        try:
+            label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
+        except NoLabels as error:
+            there = tables_in(dataset) if table is None and opened.unit == "file" else []
+            hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes labels from it." if there else ""
+            raise NoLabels(f"{error}{hint}") from error
     wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
     wanted |= {"group": group_column} if group_column is not None else {}
     for each in wanted.values():
@@ -265,13 +281,19 @@ def _table_beside(
     if source.unit != "file":
         raise DataError(
             f"`--labels` is for data of which each file is a sample, and {name} is {source.description}. Put the "
-            "labels into a column of it."
+            "labels into a column of it, or pass the files in a folder."
         )
     of_others: set[str] = set()
     for other in others:
         with suppress(DataError):  # a split of something else
             of_others |= set(open_split(other).files)
     return LabelFile(labels_file, source.files, of_others - set(source.files))
+
+
+def _path_of_table(labels_file: str | os.PathLike, dataset: str | os.PathLike | None) -> str | os.PathLike:
+    """A table as it was named, or, where there is none of that name here, the one in the folder of the data."""
+    inside = None if dataset is None else Path(dataset, labels_file)
+    return inside if inside is not None and not Path(labels_file).exists() and inside.is_file() else labels_file
 
 
 def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
@@ -437,7 +459,7 @@ def _label_column(features: dict, asked: str | None, name: str, of_samples: str 
     problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
     raise NoLabels(
         f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
-        "files of a folder have labels where each class has a folder of its own."
+        "files of a folder have labels where each class has a folder of its own, or in a table (`--labels`)."
     )
 
 

@@ -106,6 +106,9 @@ class Modality:
         readers (`Mapping[str, Callable]`, *optional*):
             By the module's name, what reads files of a format in place. Parquet and Arrow are read for every modality;
             all other formats are converted once.
+        beside_samples (`tuple[str, ...]`, *optional*):
+            Among the extensions, those of files that often lie beside samples and are none, such as arrays of
+            features. They are samples where there are no others.
         folder_module (`str`, *optional*):
             The module of `datasets` for folders in which each file is a sample.
         samples_per_piece (`int`, *optional*):
@@ -118,6 +121,13 @@ class Modality:
             pieces out of each row group that is read. Left out, samples are small and come from all over the set.
         shares_in_bytes (`bool`, *optional*):
             Whether the shares of a mixture are shares of the samples' bytes. Otherwise each sample counts the same.
+        beside_extensions (`tuple[str, ...]`, *optional*):
+            Extensions of the files that hold what belongs to a file of another modality of the same name, such as
+            `dog.txt` beside `dog.jpg`. Left out, those of `folder_module`.
+        decode_file (`Callable[[bytes], Any]`, *optional*):
+            The sample that such a file holds, or a [`~hfssl.data.sources.base.Damage`]. Left out, its bytes.
+        where_else (`str`, *optional*):
+            Where else a sample may lie, as advice for those who have no such column.
         embedded (`tuple[EmbeddedData, ...]`, *optional*):
             What is there without a download. The first is read where the user names no data set.
     """
@@ -138,11 +148,15 @@ class Modality:
     empty_is_damage: bool = False
     from_arrow: "Callable[[pa.ChunkedArray], list]" = lambda column: column.to_pylist()
     readers: "Mapping[str, Callable[[SplitFiles], Source]]" = field(default_factory=dict)
+    beside_samples: tuple[str, ...] = ()
     folder_module: str | None = None
     samples_per_piece: int | None = None
     samples_per_block: tuple[int, int] | None = None
     read_through_bytes: int | None = None
     shares_in_bytes: bool = False
+    beside_extensions: tuple[str, ...] = ()
+    decode_file: Callable[[bytes], object] = lambda data: data
+    where_else: str = ""
     embedded: tuple[EmbeddedData, ...] = ()
 
     def embedded_set(self, dataset: str | os.PathLike | None) -> EmbeddedData | None:

@@ -110,6 +110,16 @@ class Embedded:
         features = table.column("features").combine_chunks().flatten().to_numpy().reshape(-1, self.dim)
         return features, table.column("sample").to_pylist()
 
+    def places(self) -> np.ndarray:
+        """Source, file and row of each feature, of shape `(num_rows, 3)`."""
+        columns = list(PLACE[:3])
+        if self.path.is_dir():
+            table = datasets.load_from_disk(str(self.path)).select_columns(columns).with_format("arrow")[:]
+        else:
+            path = self.path if self.path.suffix == ".parquet" else self.path.with_name(PLACES)
+            table = pq.read_table(path, columns=columns)
+        return np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+
     def snippet(self) -> str:
         """Python that reads the features."""
         return _SNIPPETS[self.path.suffix].format(path=self.path, places=self.path.with_name(PLACES), dim=self.dim)

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.mixtures import parts_of
+from ..data.sources import Source
 from ..machine import compute_device
 from .evaluator import EvaluationError
+from .modality import evaluation_modality
 from .progress import Progress
+from .sample_features import SampleFeatures
 
 
 logger = logging.getLogger(__name__)
@@ -99,6 +103,50 @@ def write_report(found: Report, kinds: Sequence[str], samples: Sequence[str], fo
         _write(folder / "outliers.csv", ("sample", "cosine_to_neighbours"), table)
         said.append(f"Least like any other is {table[0][0]}; the {len(table)} oddest: {folder / 'outliers.csv'}")
     return said
+
+
+def draw_report(
+    found: Report, kinds: Sequence[str], embedder: SampleFeatures, source: Source, places: np.ndarray, folder: Path
+) -> list[str]:
+    """Draw what can be seen of a report, and return what to say of it.
+
+    Args:
+        found ([`Report`]), kinds (`Sequence[str]`):
+            What was found, and what of it was asked for.
+        embedder ([`~hfssl.evaluation.sample_features.SampleFeatures`]):
+            Which made the features.
+        source ([`~hfssl.data.sources.Source`]), places (`np.ndarray` of shape `(num_rows, 3)`):
+            The data, and where in them the sample of each row lies: source of a mixture, file, row.
+        folder (`Path`):
+            Where the pictures go.
+    """
+    draw = evaluation_modality(embedder.modality).draw_report
+    rows = {"duplicates": [pair[:2] for pair in found.pairs], "outliers": [(row,) for row, _ in found.outliers]}
+    said = []
+    for kind in kinds:
+        if draw is not None and rows[kind]:
+            path = folder / f"{kind}.png"
+            draw(embedder, _PlacedSamples(source, places), rows[kind], path)
+            said.append(f"Some of the {kind}: {path}")
+    return said
+
+
+class _PlacedSamples(Sequence):
+    """The samples of some places, each read when it is asked for."""
+
+    def __init__(self, source: Source, places: np.ndarray):
+        self.sources, self.places = [part.source for part in parts_of(source)], places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, row: int):
+        number, file, at = self.places[row].tolist()
+        source = self.sources[number]
+        of_file, start, stop = source.pieces[:, 0], source.pieces[:, 1], source.pieces[:, 2]
+        piece = int(np.flatnonzero((of_file == file) & (start <= at) & (at < stop))[0])
+        read = source.read(piece)
+        return read.columns[source.leading][read.rows.tolist().index(at)]
 
 
 def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -71,7 +71,7 @@ def stock_folder(encoder: str) -> str:
     beside = [folder.parent, folder] if folder.name == "pretraining" else [folder]
     for path in [path for place in beside for pattern in _OF_PROCESSORS for path in place.glob(pattern)]:
         shutil.copyfile(path, target / path.name)
-    facts = {"modality": model.method.modality, "pooling": getattr(model.config, "pooling", None)}
+    facts = {"modality": model.modality, "pooling": getattr(model.config, "pooling", None)}
     settings = read_json(folder / "manifest.json", default={}).get("settings", {})
     write_facts(target, **facts, dataset=settings.get("dataset"))
     return str(target)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # A change that changes features: what older versions left on disk is not used any more.
 _VERSION = 1
 # share of the samples that may be damaged
-_MAX_BAD_FRACTION = 0.01
+MAX_BAD_FRACTION = 0.01
 
 
 class Extractor(Protocol):
@@ -110,16 +110,7 @@ def _extract(
             parts[start] = {name: extractor(samples) for name, extractor in extractors.items()}
             bar.update(len(samples) * state.num_processes)
     parts, bad = _gathered(parts, bad)
-    if len(bad) > max(1, _MAX_BAD_FRACTION * len(data.samples)):
-        raise EvaluationError(
-            f"{len(bad):,} of the {len(data.samples):,} {reader.samples} of {data.name} cannot be decoded, such as "
-            f"{_damage(data, bad[0], reader)}: remove or replace them."
-        )
-    if bad:
-        logger.warning(
-            "%d of the %s of %s cannot be decoded, and are %s to every encoder, such as %s.",
-            len(bad), reader.samples, data.name, reader.blank_words, _damage(data, bad[0], reader),
-        )  # fmt: skip
+    check_damage(data.samples, bad, data.name, reader)
     return {
         name: np.concatenate([parts[start][name] for start in starts]).astype(np.float32, copy=False)
         for name in extractors
@@ -135,13 +126,49 @@ def _gathered(parts: dict[int, Any], bad: list[int]) -> tuple[dict[int, Any], li
     return parts, sorted(row for _, rows in shares for row in rows)
 
 
-def _damage(data: "LabelledData", row: int, reader: Reader) -> str:
+def check_damage(
+    samples: Sequence[bytes],
+    bad: Sequence[int],
+    name: str,
+    reader: Reader,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+) -> None:
+    """Say that some samples cannot be decoded, by their numbers.
+
+    Args:
+        samples (`Sequence[bytes]`):
+            All of them.
+        bad (`Sequence[int]`):
+            Which are damaged.
+        name (`str`):
+            Of the data.
+        reader ([`Reader`]):
+            That has tried.
+        max_bad_fraction (`float`, *optional*):
+            Share of them that is borne.
+
+    Raises:
+        EvaluationError: if they are more than that, and more than one.
+    """
+    if len(bad) > max(1, max_bad_fraction * len(samples)):
+        raise EvaluationError(
+            f"{len(bad):,} of the {len(samples):,} {reader.samples} of {name} cannot be decoded, such as "
+            f"{_damage(samples, bad[0], reader)}: remove or replace them."
+        )
+    if bad:
+        logger.warning(
+            "%d of the %s of %s cannot be decoded, and are %s to every encoder, such as %s.",
+            len(bad), reader.samples, name, reader.blank_words, _damage(samples, bad[0], reader),
+        )  # fmt: skip
+
+
+def _damage(samples: Sequence[bytes], row: int, reader: Reader) -> str:
     """Name a damaged sample, and say what is wrong with it."""
     from ..data.labelled import LazySamples
 
-    is_lazy = isinstance(data.samples, LazySamples)
-    name = data.samples.where(row) if is_lazy else f"{reader.samples.removesuffix('s')} {row:,}"
-    reason = reader.damage(data.samples[row])
+    is_lazy = isinstance(samples, LazySamples)
+    name = samples.where(row) if is_lazy else f"{reader.samples.removesuffix('s')} {row:,}"
+    reason = reader.damage(samples[row])
     return f"{name} ({reason})" if reason else name
 
 

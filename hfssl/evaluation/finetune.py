@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel
 
 from ..machine import choose_precision, process_state
-from ..modeling.depth import depths
+from ..modeling.depth import depths, digest_of_depths
 from .cells import Cells, CellTrainer, training_arguments
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
 from .evaluator import EvaluationError, Evaluator, encoder_source
@@ -39,6 +39,7 @@ from .results import Result, write_results
 
 if TYPE_CHECKING:
     from ..data.labelled import LabelledData
+    from .modality import Finetuning
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class FinetuneRun:
 
     def _key(self, kind: str, seed: int, rows: np.ndarray) -> str:
         parts = [
-            FinetuneEvaluator.version, self.hyperparameters(), self.finetuning.digests[kind],
+            FinetuneEvaluator.version, self.hyperparameters(), *what_learns(self.finetuning, kind, self.settings),
             self.train.fingerprint, self.test.fingerprint, hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest(),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -282,6 +283,14 @@ def train_whole(
         )
         trainer.train()
     return trainer
+
+
+def what_learns(finetuning: "Finetuning", kind: str, settings: FinetuneSettings) -> list[str]:
+    """Digests of what a training begins with and, where blocks learn at different rates, of which has which."""
+    begins = [finetuning.digests[kind]]
+    if kind != ENCODER or settings.layer_decay == 1.0:
+        return begins
+    return [*begins, digest_of_depths(finetuning.encoder.config)]
 
 
 def layer_groups(

@@ -1,14 +1,14 @@
-"""The loss of a method on held-out images: always the same views of the same images."""
+"""The loss of a method on held-out samples: always the same views of the same samples."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from ..data.held_out import content_keys
-from ..data.image.views import Views
+from ..data.modality import modality as find_modality
 from ..data.sources import identity
 from ..data.stream import Block
 from ..errors import UserError
@@ -19,21 +19,28 @@ from .evaluator import Evaluator
 from .results import Result
 
 
+if TYPE_CHECKING:
+    from ..data.audio.views import AudioViews
+    from ..data.image.views import Views
+
 # Enough for two digits of a loss, and little memory at 224 pixels.
 MOST_SAMPLES = 256
 
 
 class HeldOutLossEvaluator(Evaluator):
     r"""
-    Mean loss over held-out images. Of contrastive methods it depends on the number of images that are contrasted.
+    Mean loss over held-out images, or over recordings of which there are views. Of contrastive methods it depends on
+    the number of those that are contrasted.
 
     Args:
-        images (`Sequence[bytes]`):
-            Encoded held-out images, of which the first 256 are taken.
-        views ([`~hfssl.data.image.views.Views`]):
-            Of the run. What is random about the views of an image depends on the image only.
+        samples (`Sequence[bytes]`):
+            Encoded held-out images or recordings, of which the first 256 are taken.
+        views ([`~hfssl.data.image.views.Views`] or [`~hfssl.data.audio.views.AudioViews`]):
+            Of the run. What is random about the views of a sample depends on the samples only.
+        modality (`str`, *optional*, defaults to `"image"`):
+            What the samples are.
         batch_size (`int`, *optional*, defaults to `64`):
-            Images a forward pass, at most; the batches are equally large, give or take one.
+            Samples a forward pass, at most; the batches are equally large, give or take one.
         rank, world_size (`int`, *optional*):
             This process measures its share of the batches, and the sums are added up.
     """
@@ -42,19 +49,29 @@ class HeldOutLossEvaluator(Evaluator):
     version: ClassVar[int] = 1
     primary_metric = "loss"
     greater_is_better: ClassVar[bool] = False
-    task: ClassVar[str] = "held-out images"
+    # Of a loss of several terms the one that is measured.
+    loss_term: ClassVar[str | None] = None
 
     def __init__(
-        self, images: Sequence[bytes], views: Views, *, batch_size: int = 64, rank: int = 0, world_size: int = 1
+        self,
+        samples: Sequence[bytes],
+        views: "Views | AudioViews",
+        *,
+        modality: str = "image",
+        batch_size: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
     ):
-        images = list(images)[:MOST_SAMPLES]
-        self.measured_on = frozenset(map(identity, images))
-        keys = content_keys(images)
-        rows = views.rows(Block({"image": images}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
+        # of an image that is cut up there are several
+        of_each = views.tiles.most if modality == "image" and views.tiles else 1
+        samples, self.samples = list(samples)[: MOST_SAMPLES // of_each or 1], find_modality(modality).samples
+        self.measured_on = frozenset(map(identity, samples))
+        keys = content_keys(samples)
+        rows = views.rows(Block({modality: samples}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
         if not len(rows):
-            reason = rows.bad[0][1] if rows.bad else "there is none"
+            reason = rows.bad[0][1] if rows.bad else "there is nothing in it"
             raise UserError(
-                f"None of {len(images)} held-out images can be decoded. The first: {reason}. Pass other data."
+                f"None of {len(samples)} held-out {self.samples} can be used. The first: {reason}. Pass other data."
             )
         self.views, self.num_samples = views, len(rows)
         num_batches = -(-len(rows) // batch_size)
@@ -92,7 +109,7 @@ class HeldOutLossEvaluator(Evaluator):
         device = next(model.parameters()).device
         with torch.no_grad():
             size = self.views.image_size
-            dim = model.targets(torch.zeros(1, 3, size, size, device=device))[0].shape[-1]
+            dim = model.targets(torch.zeros(1, self.views.num_channels, size, size, device=device))[0].shape[-1]
             # as large in a process that has no batch
             count = torch.zeros((), dtype=torch.float64, device=device)
             total, squares = torch.zeros(2, dim, dtype=torch.float64, device=device)
@@ -115,11 +132,11 @@ class HeldOutLossEvaluator(Evaluator):
             Result.from_scores(
                 {0: measured["loss"]},
                 {name: figures["loss"] for name, figures in baselines.items()},
-                protocol=self.protocol, version=self.version, model=model, task=self.task, split="held out",
-                metric="loss", num_train=0, num_eval=self.num_samples, greater_is_better=False,
+                protocol=self.protocol, version=self.version, model=model, task=f"held-out {self.samples}",
+                split="held out", metric="loss", num_train=0, num_eval=self.num_samples, greater_is_better=False,
                 hyperparameters=self.get_config_dict(),
             )
         ]  # fmt: skip
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"images": self.num_samples, "batch_size": self.batch_size}
+        return {self.samples: self.num_samples, "batch_size": self.batch_size}

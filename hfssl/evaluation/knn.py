@@ -6,7 +6,6 @@ fitted or chosen. Departures: all that are as similar as the k-th vote, so that 
 matters; where there are fewer than k training rows, all of them vote.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,8 +20,6 @@ from .evaluator import EvaluationError
 from .frozen import FrozenEvaluator, Measured, check_features
 from .several_labels import logits_of_shares
 
-
-logger = logging.getLogger(__name__)
 
 # similarities that are held at once
 _CHUNK = 1 << 25
@@ -126,8 +123,6 @@ def knn_shares(
     num_train, num_test = train_x.shape[0], test_x.shape[0]
     classes = torch.as_tensor(train_y, dtype=torch.int64)
     num_classes = classes.shape[1] if classes.ndim == 2 else int(classes.max()) + 1
-    if max(ks) > num_train:
-        logger.info("k-NN with k = %d: there are %d training rows only, all of them vote.", max(ks), num_train)
     shares = {k: [] for k in ks}
     device = torch.device(device)
     # bf16 has too few digits to tell neighbours apart

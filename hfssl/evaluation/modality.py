@@ -45,6 +45,8 @@ class Finetuning(Protocol):
             Of transformers' pipelines that takes the classifier, such as `"image-classification"`.
         eval_batch_size (`int`):
             Samples a forward pass where nothing is trained.
+        encoder:
+            Its `config` is that of the encoder.
         processor:
             What is saved beside the classifier.
         digests (`dict[str, str]`):
@@ -55,6 +57,7 @@ class Finetuning(Protocol):
 
     task: str
     eval_batch_size: int
+    encoder: Any
     processor: Any
     digests: dict[str, str]
     has_batch_norm: bool
@@ -100,6 +103,8 @@ class EvaluationModality:
             What encoders are fine-tuned for, and the protocol of each.
         has_layers (`bool`, *optional*, defaults to `False`):
             Whether features are there of each layer.
+        draw_report (`Callable`, *optional*):
+            What stands out among samples, into a file; see [`~hfssl.evaluation.image.pictures.draw_report`].
     """
 
     name: str
@@ -113,6 +118,7 @@ class EvaluationModality:
     finetune_defaults: FinetuneDefaults = field(default_factory=FinetuneDefaults)
     tasks: Mapping[str, str] = field(default_factory=lambda: {"classification": "finetune"})
     has_layers: bool = False
+    draw_report: Callable[..., None] | None = None
 
 
 def evaluation_modality(name: str) -> EvaluationModality:

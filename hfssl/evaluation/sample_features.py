@@ -30,7 +30,7 @@ class EmbedSettings:
             Left out: the last one. `recipes/probe.py --protocol layers` says which one knows most of some labels.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
-        value_range (`tuple[float, float]`, *optional*):
+        value_range (`list[float]`, *optional*):
             The values that become black and white, of images with more than 8 bits a value. Left out: those of the
             encoder's training, where its folder says so, else all that 16 bits hold.
     """
@@ -41,7 +41,7 @@ class EmbedSettings:
     windows: Literal["mean", "each"] = "mean"
     layer: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    value_range: tuple[float, float] | None = None
+    value_range: list[float] | None = None
 
     def __post_init__(self):
         for name in ("batch_size", "max_length"):

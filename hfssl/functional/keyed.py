@@ -49,9 +49,13 @@ class Use(IntEnum):
     MASKED_VIEW = 25
     MASK_RATIO = 26
     BLOCK_MASK = 27
+    CAPTION = 29
     # a training step
     TRAINING_STEP = 30
     DIRECTIONS = 31
+    # images: what a view is cut out of, and its size
+    TILE = 32
+    VIEW_SIZE = 33
     # targets made of the whole corpus
     TARGETS = 35
     TARGET_SAMPLE = 36
@@ -68,6 +72,7 @@ class Use(IntEnum):
     EMBEDDED_TEST_SPLIT = 50
     EMBEDDED_LETTERS = 51
     EMBEDDED_SPEECH = 52
+    EMBEDDED_CHARACTERS = 55
     # protocols
     FEW_SHOT = 60
     LABELLED_FRACTION = 61

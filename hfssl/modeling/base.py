@@ -87,6 +87,11 @@ class SSLPreTrainedModel(PreTrainedModel):
     encoder: PreTrainedModel
 
     @property
+    def modality(self) -> str:
+        """What the encoder takes: of a method for encoders of several modalities, that of this one."""
+        return self.method.modality
+
+    @property
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The stock modules that are exported, by name: one called `encoder`, unless a method overrides this."""
         return {"encoder": self.encoder}

@@ -12,8 +12,8 @@ from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from .distributed import all_reduce_with_grad, world_size
-from .pooling import is_convolutional, outputs_for, pool_features
-from .vision import SSLVisionModel, side
+from .pooling import outputs_for, pool_features
+from .vision import SSLVisionModel, arranged, side
 
 
 class VisionBranch(nn.Module):
@@ -38,7 +38,6 @@ class VisionBranch(nn.Module):
         super().__init__()
         self.encoder, self.projector = encoder, projector
         self.encoder_config, self.pooling = config, pooling
-        self.is_convolutional = is_convolutional(config)
         # encoders that take other sizes than their own without being told have no such argument
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
 
@@ -55,8 +54,7 @@ class VisionBranch(nn.Module):
             `ModelOutput`: the encoder's; its `last_hidden_state` has shape `(n, num_own + num_patches, dim)`, or that
             of a map of features.
         """
-        if self.is_convolutional:
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        pixel_values = arranged(self.encoder, pixel_values)
         if self.interpolates and pixel_values.shape[-1] != side(self.encoder_config.image_size):
             options["interpolate_pos_encoding"] = True
         return self.encoder(pixel_values, **options, **outputs_for(self.pooling))

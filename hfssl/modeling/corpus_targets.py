@@ -6,10 +6,13 @@ like into the batches by the place of each sample. A target may be a number or a
 or a sequence as long as the sample is, such as the units of a recording.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers import initialization as init
+
+from ..machine import num_cores
 
 
 # In place of a target, of a sample that has none: losses leave it out.
@@ -100,6 +103,21 @@ def target_passes_due(progress: float, number: int) -> int:
     ```
     """
     return min(int(progress * number + 1e-6), number - 1) + 1
+
+
+def one_core_each(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """What `work` makes of each item, in their order: all at once, in threads, where there are so many cores.
+
+    `work` is to release the interpreter, as scikit-learn and numpy do, and to run on one thread, as
+    [`spherical_kmeans`] does: then the results do not depend on how many cores there are.
+    """
+    from joblib import Parallel, delayed
+    from threadpoolctl import threadpool_limits
+
+    items = list(items)
+    # each item limits BLAS too, and the first that has finished must not lift it for the others
+    with threadpool_limits(limits=1):
+        return Parallel(min(len(items), num_cores()), prefer="threads")(delayed(work)(item) for item in items)
 
 
 def whitened(vectors: Any, num_components: int) -> Any:

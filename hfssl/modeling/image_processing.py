@@ -1,6 +1,7 @@
 """The stock image processor that goes with an encoder: how a picture becomes what the encoder was trained on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import BaseImageProcessor, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -24,14 +25,17 @@ def build_image_processor(
             Height and width of what the encoder gets. From 128 on, the centre is cut out of a picture whose short side
             is 8/7 of it, as ImageNet is evaluated; below, the short side is not cropped.
         mean, std (`Sequence[float]`, *optional*):
-            Of red, green and blue in [0, 1], as in training; ImageNet's when left out.
+            Of each channel in [0, 1], as in training; ImageNet's of red, green and blue when left out. Their number is
+            that of the channels: images with others than 1 or 3 are given to the processor as arrays
+            `(num_channels, height, width)`, with `input_data_format="channels_first"`.
         value_range (`Sequence[float]`, *optional*):
             What became black and white in training, of images with more than 8 bits. A field of the processor that
             says it to hfssl; the processor itself takes 8 bits.
     """
+    mean = list(mean if mean is not None else IMAGENET_DEFAULT_MEAN)
     short_side = round(image_size / _CROP_RATIO) if image_size >= _CROPPED_FROM else image_size
     return BitImageProcessor(
-        do_convert_rgb=True,
+        do_convert_rgb=len(mean) == 3,
         do_resize=True,
         size={"shortest_edge": short_side},
         resample=PILImageResampling.BICUBIC,
@@ -39,7 +43,13 @@ def build_image_processor(
         crop_size={"height": image_size, "width": image_size},
         do_rescale=True,
         do_normalize=True,
-        image_mean=list(mean if mean is not None else IMAGENET_DEFAULT_MEAN),
+        image_mean=mean,
         image_std=list(std if std is not None else IMAGENET_DEFAULT_STD),
         **({"value_range": list(value_range)} if value_range is not None else {}),
     )
+
+
+def processed_channels(processor: Any) -> int:
+    """How many channels an image processor takes: as many as it has means; 3 where it has none."""
+    mean = getattr(processor, "image_mean", None)
+    return len(mean) if isinstance(mean, (list, tuple)) else 3

@@ -90,6 +90,11 @@ class MaskedBranch(VisionBranch):
             return None
         return torch.where(self._bool_masked_pos[..., None], self.mask_token.to(patches.dtype), patches)
 
+    def parameters_below_heads(self) -> list[nn.Parameter]:
+        """What of the branch is in no head, and learns."""
+        own = [] if self.mask_token is None else [self.mask_token]
+        return [parameter for parameter in (*self.encoder.parameters(), *own) if parameter.requires_grad]
+
     def patches_at(self, outputs: ModelOutput, places: torch.LongTensor) -> torch.Tensor:
         """Features of some patches.
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError
 from ..functional.views import ViewPreset
+from .trial import layout
 
 
 # Encoders up to this width are narrow: they want higher rates.
@@ -158,6 +159,8 @@ class Method:
             Fields of the config where the encoder is narrower than 384.
         fresh_encoder (`Callable[[PreTrainedConfig], dict]`, *optional*):
             Fields of the config for an encoder from scratch, by its configuration.
+        continued (`dict`, *optional*), continued_training (`dict`, *optional*):
+            Fields of the config, and of the training arguments, where a checkpoint is continued.
         embedded_views (`dict[str, dict]`, *optional*):
             By the name of an embedded set of images, flags of the views that differ from those of other methods.
         embedded_config (`dict[str, dict]`, *optional*):
@@ -182,6 +185,8 @@ class Method:
     causal: bool = False
     narrow_heads: Fields = field(default_factory=dict)
     fresh_encoder: Callable[[PreTrainedConfig], Fields] = _nothing
+    continued: Fields = field(default_factory=dict)
+    continued_training: Fields = field(default_factory=dict)
     embedded_views: Mapping[str, Fields] = field(default_factory=dict)
     embedded_config: Mapping[str, Fields] = field(default_factory=dict)
     contrasts_batch: bool = False
@@ -196,7 +201,7 @@ class Method:
     def fields_for(
         self, encoder: PreTrainedConfig | None, given: set[str], embedded: str | None = None
     ) -> dict[str, Any]:
-        """Fields of the method's config that fit an encoder from scratch and the data, in what the user did not give.
+        """Fields of the method's config that fit the encoder and the data, in what the user did not give.
 
         Args:
             encoder (`PreTrainedConfig`, *optional*):
@@ -210,10 +215,13 @@ class Method:
         if encoder is not None:
             fields |= self.narrow_heads if width_of(encoder) < NARROW_HEAD_WIDTH else {}
             fields |= self.fresh_encoder(encoder)
+        else:
+            fields |= self.continued
         fields |= self.embedded_config.get(embedded, {})
         return {name: value for name, value in fields.items() if name not in given}
 
 
 def width_of(encoder: PreTrainedConfig) -> int:
     """Width of an encoder: of its last stage, where it has several."""
-    return getattr(encoder, "hidden_size", None) or encoder.hidden_sizes[-1]
+    known = getattr(encoder, "hidden_size", None) or getattr(encoder, "hidden_sizes", [None])[-1]
+    return known or layout(encoder).dim

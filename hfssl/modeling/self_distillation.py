@@ -61,14 +61,17 @@ class SelfDistillationMixin(TeacherMixin):
     def _student_heads(self) -> list[DinoHead]:
         return [part for part in self.student.children() if isinstance(part, DinoHead)]
 
+    @property
+    def _prototypes_wait(self) -> bool:
+        return self.progress < self.config.freeze_prototypes
+
     def waiting_parameters(self) -> list[nn.Parameter]:
-        waits = self.progress < self.config.freeze_prototypes
-        return [head.prototypes.weight for head in self._student_heads] if waits else []
+        return [head.prototypes.weight for head in self._student_heads] if self._prototypes_wait else []
 
     @torch.compiler.disable  # sets what changes only in the course of a run: a compiler would look at it in each step
     def follow_schedules(self) -> None:
         # here and not after the last step, so that a model that was just loaded does so too
-        waits = self.training and bool(self.waiting_parameters())
+        waits = self.training and self._prototypes_wait
         for head in self._student_heads:
             head.trains_prototypes = not waits
         rate = self.schedules(self.progress)["drop_path_rate"]

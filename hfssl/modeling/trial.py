@@ -69,6 +69,13 @@ def once_per_config(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return remembered
 
 
+def num_channels_of(config: PreTrainedConfig) -> int:
+    """How many channels the images of an encoder have: as its configuration says, 3 where it does not. An encoder of
+    timm has it among what its model is made with."""
+    arguments = getattr(config, "model_args", None) or {}
+    return getattr(config, "num_channels", None) or arguments.get("in_chans", 3)
+
+
 def is_grid(config: PreTrainedConfig) -> bool:
     """Whether an encoder sees a spectrogram as a grid of patches, as AST does, instead of frame by frame."""
     return hasattr(config, "frequency_stride") and hasattr(config, "time_stride")
@@ -114,7 +121,7 @@ def layout(config: PreTrainedConfig) -> Layout:
     """
     image_model_options(config, spectrograms=True)
     reasons = []
-    one_block = _with_one_block(config)
+    one_block = with_one_block(config)
     for size in sizes_to_try(config):
         for tried, device in ((one_block, "meta"), (config, "meta"), (one_block, "cpu")):
             if device == "cpu" and "meta" not in str(reasons[-1]):
@@ -138,7 +145,7 @@ def blank_copy(config: PreTrainedConfig, device: str = "meta") -> PreTrainedMode
 def blank_image(config: PreTrainedConfig, size: int, device: str = "meta") -> torch.Tensor:
     if is_grid(config):
         return torch.zeros(1, config.max_length, config.num_mel_bins, device=device)
-    return torch.zeros(1, getattr(config, "num_channels", 3), size, size, device=device)
+    return torch.zeros(1, num_channels_of(config), size, size, device=device)
 
 
 def _layout(config: PreTrainedConfig, size: int, device: str) -> Layout:
@@ -175,7 +182,8 @@ def _largest(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def _with_one_block(config: PreTrainedConfig) -> PreTrainedConfig:
+def with_one_block(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture with a single block, where a field says how many there are."""
     config = copy.deepcopy(config)
     if hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = 1
@@ -218,4 +226,4 @@ def trial_images(encoder: PreTrainedModel) -> torch.Tensor:
     """Two images of random numbers for a [`small_copy`]."""
     config, generator = encoder.config, torch.Generator().manual_seed(1)
     size = _size(config)
-    return torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator, dtype=torch.float32)
+    return torch.randn(2, num_channels_of(config), size, size, generator=generator, dtype=torch.float32)

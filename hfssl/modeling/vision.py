@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from ..errors import UserError
 from .base import SSLPreTrainedModel, drop_pooler
+from .channels import with_num_channels
 from .heads import DinoHead, MlpHead
 from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
 from .trial import (
@@ -20,6 +21,8 @@ from .trial import (
     blank_copy,
     blank_image,
     image_model_options,
+    is_grid,
+    num_channels_of,
     once_per_config,
     sizes_to_try,
     small_copy,
@@ -49,6 +52,10 @@ class SSLVisionModel(SSLPreTrainedModel):
                 if hasattr(block, "attention") and hasattr(block, name):
                     getattr(block, name).register_forward_hook(_cast_once)
 
+    @property
+    def modality(self) -> str:
+        return "audio" if self.takes_spectrograms and is_grid(self.encoder.config) else super().modality
+
     def freeze(self) -> None:
         """Also take out what the encoder does not use: DDP would wait for the gradients forever."""
         super().freeze()
@@ -66,7 +73,14 @@ class SSLVisionModel(SSLPreTrainedModel):
                 head.init_weights()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, image_size: int | None = None, **config: Any) -> "SSLVisionModel":
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        image_size: int | None = None,
+        num_channels: int | None = None,
+        colors: Sequence[int] | None = None,
+        **config: Any,
+    ) -> "SSLVisionModel":
         """Continue from a stock checkpoint.
 
         Args:
@@ -74,10 +88,14 @@ class SSLVisionModel(SSLPreTrainedModel):
                 Folder or Hub id, see [`load_vision_encoder`].
             image_size (`int`, *optional*):
                 Height and width of the images; the checkpoint's own when left out.
+            num_channels (`int`, *optional*), colors (`Sequence[int]`, *optional*):
+                Channels of the images, and which of them are red, green and blue; see
+                [`~hfssl.modeling.channels.with_num_channels`].
             config (`dict`, *optional*):
                 Fields of the method's config beside `encoder_config`.
         """
         stock = load_vision_encoder(name_or_path, image_size, cls.takes_spectrograms)
+        stock = with_num_channels(stock, num_channels, colors)
         model = cls(cls.config_class(encoder_config=stock.config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         return model
@@ -176,6 +194,16 @@ def _positions(encoder: PreTrainedModel) -> torch.Tensor | None:
     if not isinstance(positions, nn.Parameter) or positions.ndim != 3:
         return None
     return positions if positions.shape[1] >= patches_a_side(encoder.config) ** 2 else None
+
+
+def arranged(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Images as they are to lie in memory for an encoder: for convolutions with the channels of a pixel side by side.
+
+    `encoder.channels_last`, where it has been set, says otherwise.
+    """
+    if getattr(encoder, "channels_last", is_convolutional(encoder.config)):
+        return pixel_values.contiguous(memory_format=torch.channels_last)
+    return pixel_values
 
 
 @once_per_config
@@ -396,7 +424,7 @@ def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, rows * patch_size, rows * patch_size)
 
 
-def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
+def try_on_an_image(encoder: PreTrainedModel, image_size: int, num_channels: int = 3) -> None:
     """Run an encoder on one blank image, as the surest way to know whether it takes images of that size.
 
     Raises:
@@ -409,15 +437,18 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int) -> None:
             f"`--image_size {image_size}` is no multiple of the patches of this {config.model_type}, which have "
             f"{side(patch)} pixels. Pass {max(round(image_size / side(patch)), 1) * side(patch)}."
         )
-    channels = getattr(config, "num_channels", 3)
-    if channels != 3:
-        raise UserError(f"The encoder takes images of {channels} channels, the images here have 3. Choose another.")
+    channels = num_channels_of(config)
+    if channels != num_channels:
+        raise UserError(
+            f"The encoder takes images of {channels} channels, the images here have {num_channels}. Choose "
+            f"another, or pass `--num_channels {channels}`."
+        )
     was_training = encoder.training
     encoder.eval()
     weight = next(encoder.parameters())
     try:
         with torch.no_grad(), pixels_required(encoder):
-            encoder(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
+            encoder(torch.zeros(1, channels, image_size, image_size, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise UserError(

@@ -113,6 +113,9 @@ class SSLTrainingArguments(TrainingArguments):
             Learning rate of each block of the encoder, as a share of that of the block after it: below 1, to continue
             a checkpoint, what lies near the input changes less. 0.65 to 0.8 are usual. Stages count as blocks where
             there are stages.
+        patch_embed_rate (`float`, *optional*, defaults to `1.0`):
+            Learning rate of what projects the patches of a Vision Transformer, as a share of what it has otherwise.
+            0.2 in DINOv2.
         freeze_layers (`int`, *optional*, defaults to `0`):
             To continue a checkpoint: leave so many of its first blocks, and what stands before them, as they are.
         lora_rank (`int`, *optional*):
@@ -140,7 +143,7 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("learning_rate", "base_learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-             "bias_rate", "layer_decay", "freeze_layers", "lora_rank", "freeze_batch_norm",
+             "bias_rate", "layer_decay", "patch_embed_rate", "freeze_layers", "lora_rank", "freeze_batch_norm",
              "weight_decay_end", "max_grad_norm"),
             "Optimization",
         ),
@@ -154,6 +157,12 @@ class SSLTrainingArguments(TrainingArguments):
             "Machine",
         ),
     }  # fmt: skip
+
+    # of which one is given, by what they say
+    _one_of: ClassVar[dict[str, tuple[str, ...]]] = {
+        "how long the run is": ("max_steps", "budget_minutes", "epochs", "max_tokens"),
+        "the learning rate": ("learning_rate", "base_learning_rate"),
+    }
 
     kept_warmup_steps: ClassVar[int | None] = None
     # the checkpoint from which the run goes on, once its folder is claimed
@@ -174,6 +183,7 @@ class SSLTrainingArguments(TrainingArguments):
     base_learning_rate: float | None = None
     bias_rate: float = 1.0
     layer_decay: float = 1.0
+    patch_embed_rate: float = 1.0
     freeze_layers: int = 0
     lora_rank: int | None = None
     contrastive_batch_size: int | None = None
@@ -236,6 +246,8 @@ class SSLTrainingArguments(TrainingArguments):
             )
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"`--layer_decay` is a factor above 0 and at most 1, got {self.layer_decay:g}.")
+        if not self.patch_embed_rate >= 0:
+            raise UserError(f"`--patch_embed_rate` is a factor of at least 0, got {self.patch_embed_rate:g}.")
         if self.freeze_layers < 0:
             raise UserError(f"`--freeze_layers` is a number of blocks, at least 0, got {self.freeze_layers}.")
         if self.bias_rate < 0:

@@ -1,7 +1,8 @@
 """Which implementation of attention a run has: the fastest on its device, or the one that it has had so far.
 
-Implementations differ in the last bits. A run keeps in each checkpoint what it has ([`FILE`]) and goes on with it: a
-resumed run is the same run, whatever would be measured by then.
+So too, for convolutions, how images lie in memory. Such choices differ in the last bits. A run keeps in each
+checkpoint what it has ([`FILE`], [`FORMAT_FILE`]) and goes on with it: a resumed run is the same run, whatever would
+be measured by then.
 """
 
 import copy
@@ -25,7 +26,8 @@ from .arguments import SSLTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-FILE = "attention.json"
+FILE, FORMAT_FILE = "attention.json", "memory_format.json"
+CHANNELS_LAST, CHANNELS_FIRST = "channels last", "channels first"
 MEASURED = "measured"
 # What one has to be faster by than the first candidate, to be taken in its stead: as much as timings are off.
 MARGIN = 1.05
@@ -48,8 +50,25 @@ def attention_so_far(args: SSLTrainingArguments) -> dict[str, str]:
     return json.loads((args.continued_from / FILE).read_text())
 
 
+def memory_format_so_far(args: SSLTrainingArguments) -> str | None:
+    """How images lay in memory for the convolutional encoder of a run that goes on; `None` for a new run."""
+    if args.continued_from is None:
+        return None
+    file = args.continued_from / FORMAT_FILE
+    # without a file nothing else was chosen
+    return json.loads(file.read_text()) if file.is_file() else CHANNELS_LAST
+
+
+def take_memory_format(encoder: nn.Module, memory_format: str) -> None:
+    """Let [`~hfssl.modeling.vision.arranged`] lay images for an encoder in one of both ways."""
+    encoder.channels_last = memory_format == CHANNELS_LAST
+
+
 def save(model: nn.Module, checkpoint: Path) -> None:
     (checkpoint / FILE).write_text(json.dumps(attention_of(model), indent=1))
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and not getattr(part, "channels_last", True):
+            (checkpoint / FORMAT_FILE).write_text(json.dumps(CHANNELS_FIRST))
 
 
 def is_measured(attention: str, device: torch.device) -> bool:
@@ -82,6 +101,27 @@ def fastest_attention(
         args ([`SSLTrainingArguments`]):
             Device and precision.
     """
+    set_one = PreTrainedModel.set_attn_implementation
+    return _fastest("attention", encoder, candidates, set_one, run, shape, args)
+
+
+def fastest_memory_format(
+    encoder: PreTrainedModel, run: Callable[[PreTrainedModel], torch.Tensor], shape: str, args: SSLTrainingArguments
+) -> str:
+    """How images for a convolutional encoder best lie in memory, by the measurement of [`fastest_attention`]."""
+    candidates = (CHANNELS_LAST, CHANNELS_FIRST)
+    return _fastest("memory format", encoder, candidates, take_memory_format, run, shape, args)
+
+
+def _fastest(
+    what: str,
+    encoder: PreTrainedModel,
+    candidates: Sequence[str],
+    set_one: Callable[[PreTrainedModel, str], None],
+    run: Callable[[PreTrainedModel], torch.Tensor],
+    shape: str,
+    args: SSLTrainingArguments,
+) -> str:
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "this CPU"
     known_by = [
@@ -91,11 +131,16 @@ def fastest_attention(
     digest = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:16]
     choice: list[str | None] = [None]
     if args.process_index == 0:
-        table = cached_columns(f"attention-{digest}", lambda: _table(_measure(encoder, candidates, run, args)))
-        seconds = dict(zip(table["attention"], table["seconds"], strict=True))
+        table = cached_columns(
+            f"{what.replace(' ', '-')}-{digest}",
+            lambda: _table(what, _measure(encoder, candidates, set_one, run, args)),
+        )
+        seconds = dict(zip(table[what], table["seconds"], strict=True))
         choice[0] = choose(candidates, seconds)
         others = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items())
-        logger.info("Attention: %s, measured at %s in %s on %s (%s).", choice[0], shape, precision, device, others)
+        logger.info(
+            "%s: %s, measured at %s in %s on %s (%s).", what.capitalize(), choice[0], shape, precision, device, others
+        )
     return broadcast_object_list(choice)[0]
 
 
@@ -107,13 +152,14 @@ def choose(candidates: Sequence[str], seconds: dict[str, float]) -> str:
     return fastest
 
 
-def _table(seconds: dict[str, float]) -> dict[str, list]:
-    return {"attention": list(seconds), "seconds": list(seconds.values())}
+def _table(what: str, seconds: dict[str, float]) -> dict[str, list]:
+    return {what: list(seconds), "seconds": list(seconds.values())}
 
 
 def _measure(
     encoder: PreTrainedModel,
     candidates: Sequence[str],
+    set_one: Callable[[PreTrainedModel, str], None],
     run: Callable[[PreTrainedModel], torch.Tensor],
     args: SSLTrainingArguments,
 ) -> dict[str, float]:
@@ -126,14 +172,14 @@ def _measure(
         for _ in range(_ROUNDS + 1):  # what is made once is made in the first
             for name in list(seconds):
                 try:
-                    tried.set_attn_implementation(name)
+                    set_one(tried, name)
                     begin = _now(device)
                     with torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16):
                         result = run(tried)
                     result.float().sum().backward()
                     seconds[name].append(_now(device) - begin)
                 except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
-                    logger.debug("Attention %s does not run here: %s", name, error)
+                    logger.debug("%s does not run here: %s", name, error)
                     del seconds[name]
                 tried.zero_grad(set_to_none=True)
         del tried

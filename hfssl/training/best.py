@@ -67,7 +67,7 @@ class Best(TrainerCallback):
         model.export_encoder(staging, processor=trainer.processing_class)
         # k-NN is measured on labels: chosen by it, the figure is a little better than it would be on others
         write_facts(
-            staging, method=model.config.model_type.removeprefix("hfssl_"), modality=model.method.modality,
+            staging, method=model.config.model_type.removeprefix("hfssl_"), modality=model.modality,
             dataset=trainer.extra_settings.get("dataset"), pooling=getattr(model.config, "pooling", None), step=step,
             chosen_by=figure.removeprefix("eval_"), value=value,
         )  # fmt: skip

@@ -233,8 +233,8 @@ def check_settings(checkpoint: Path, settings: dict[str, Any], is_named: bool = 
         new_run = "another `--output_dir`" + (" and no `--resume`" if is_named else "")
         raise UserError(
             f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass {new_run} for a new run, or the same "
-            "settings to continue this one (only `--max_steps`, `--max_tokens` and `--budget_minutes` may be larger "
-            "than they were)."
+            "settings to continue this one (only `--max_steps`, `--epochs`, `--max_tokens` and `--budget_minutes` may "
+            "be larger than they were)."
         )
 
 

@@ -12,6 +12,8 @@ from ..modeling.depth import depths
 
 # In a group of parameters: its learning rate stays at its peak.
 _CONSTANT = "constant_rate"
+# In the names of the parameters that project patches.
+_PATCHES = "patch_embeddings."
 
 
 class Lars(torch.optim.Optimizer):
@@ -119,6 +121,7 @@ def set_rates_apart(
     method: torch.nn.Module,
     bias_rate: float = 1.0,
     layer_decay: float = 1.0,
+    patch_embed_rate: float = 1.0,
 ) -> None:
     """Give the parameters that have a learning rate of their own groups of their own.
 
@@ -135,10 +138,15 @@ def set_rates_apart(
         layer_decay (`float`, *optional*, defaults to 1.0):
             Rate of a block of an encoder, as a share of that of the block after it; what stands after the last one,
             and what the method adds to the encoder, has the whole rate.
+        patch_embed_rate (`float`, *optional*, defaults to 1.0):
+            Rate of what projects the patches of an encoder, as a share of that which it has otherwise.
+
+    Raises:
+        UserError: with `patch_embed_rate`, where nothing projects patches.
     """
     prefixes = tuple(getattr(method, _CONSTANT, ()))
     constant = {id(p) for name, p in model.named_parameters() if name.removeprefix("module.").startswith(prefixes)}
-    shares = _shares_by_depth(method, layer_decay) if layer_decay != 1.0 else {}
+    shares = _shares_of_encoders(method, layer_decay, patch_embed_rate)
     for group in list(optimizer.param_groups):
         kinds: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
         for parameter in group["params"]:
@@ -150,13 +158,24 @@ def set_rates_apart(
             optimizer.add_param_group({**group, **more, "params": parameters, "lr": group["lr"] * share})
 
 
-def _shares_by_depth(method: torch.nn.Module, layer_decay: float) -> dict[int, float]:
+def _shares_of_encoders(method: torch.nn.Module, layer_decay: float, patch_embed_rate: float) -> dict[int, float]:
     """By the id of each parameter of the encoders that learn, the share of the learning rate that it has."""
-    shares = {}
-    for encoder in getattr(method, "trained_encoders", ()):
+    shares: dict[int, float] = {}
+    if layer_decay == patch_embed_rate == 1.0:
+        return shares
+    encoders = getattr(method, "trained_encoders", ())
+    for encoder in encoders:
         of_name, num_blocks = depths(encoder)
         for name, parameter in encoder.named_parameters():
             shares[id(parameter)] = layer_decay ** (num_blocks + 1 - of_name[name])
+            if _PATCHES in name:
+                shares[id(parameter)] *= patch_embed_rate
+    names = [name for encoder in encoders for name, _ in encoder.named_parameters()]
+    if patch_embed_rate != 1.0 and not any(_PATCHES in name for name in names):
+        raise UserError(
+            f"`--patch_embed_rate {patch_embed_rate:g}` is for encoders of patches, such as a vit or a dinov2, and "
+            "this one has none. Leave it out."
+        )
     return shares
 
 

@@ -41,7 +41,9 @@ def write_result(
     plot_history(run.history, staging / "assets" / "loss.png", contrasted, run.model.loss_units)
     plot_health(run.history, staging / "assets" / "health.png")
     for picture, _ in card.get("pictures", ()):
-        shutil.copyfile(picture, staging / "assets" / picture.name)
+        for path in (picture, picture.with_suffix(".html")):  # a page with the sound of what it shows
+            if path.is_file():
+                shutil.copyfile(path, staging / "assets" / path.name)
     write_card(staging / "README.md", run, **card)
     for entry in staging.iterdir():
         target = output_dir / entry.name

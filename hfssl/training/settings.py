@@ -33,7 +33,11 @@ def settings_of_run(
         arguments["world_size"] = args.world_size
     elif stream.batch_cost is not None:
         arguments["batches_per_step"] = args.gradient_accumulation_steps * args.world_size
-    for name in ("bias_rate", "layer_decay"):  # left out as in checkpoints from before they were settings
+    for name in (
+        "bias_rate",
+        "layer_decay",
+        "patch_embed_rate",
+    ):  # left out as in checkpoints from before they were settings
         if getattr(args, name) != 1.0:
             arguments[name] = getattr(args, name)
     if args.contrastive_batch_size is not None:

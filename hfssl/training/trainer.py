@@ -143,9 +143,7 @@ class SSLTrainer(Trainer):
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.health = (
-            HealthMonitor(held_out, self.processing_class, model.method.modality, self.stream) if held_out else None
-        )
+        self.health = HealthMonitor(held_out, self.processing_class, model.modality, self.stream) if held_out else None
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.stop = StopOnSignal()
@@ -321,7 +319,8 @@ class SSLTrainer(Trainer):
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
             method = self.accelerator.unwrap_model(self.model)
-            set_rates_apart(optimizer, model or self.model, method, self.args.bias_rate, self.args.layer_decay)
+            rates = self.args.bias_rate, self.args.layer_decay, self.args.patch_embed_rate
+            set_rates_apart(optimizer, model or self.model, method, *rates)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

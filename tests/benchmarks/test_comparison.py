@@ -140,6 +140,60 @@ def test_the_other_side_trains_with_our_weights_schedules_and_clipping(arguments
     assert decays == [[0.04, 0.0], [0.0927, 0.0], [0.22, 0.0], [0.3473, 0.0]]
 
 
+def test_from_the_same_batches_both_sides_learn_the_same(arguments, tmp_path, monkeypatch):
+    """From the same weights too, and in float64: rounding is no part of it, which SimSiam makes grow."""
+    pytest.importorskip("lightly")
+    import hfssl.benchmarks.lightly as lightly_sides
+    from hfssl.training.trainer import SSLTrainer
+
+    tiny_vision.resnet().to_json_file(tmp_path / "resnet.json")
+    sizes = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+    arguments = replace(arguments, encoder=str(tmp_path / "resnet.json"), method_config={"simsiam": sizes})
+    images = comparison_run.prepare_images(arguments)
+    parts, theirs = (build_ours(arguments, "simsiam", 0, images) for _ in range(2))
+    # the bias that only ours has is taken away again by batch norm
+    heads = [
+        tensor.double()
+        for name, tensor in parts.model.state_dict().items()
+        if "encoder." not in name and name != "predictor.0.bias"
+    ]
+    batches, losses = [], {"hfssl": [], "lightly": []}
+    compute_loss, lightly_side = SSLTrainer.compute_loss, lightly_sides.lightly_side
+
+    def of_kept_batches(self, model, inputs, *args, **kwargs):
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        batches.append(inputs["pixel_values"].clone())
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    def with_our_heads(*args):
+        side = lightly_side(*args)
+        side.model.double()
+        theirs = [tensor for name, tensor in side.model.state_dict().items() if "backbone." not in name]
+        for tensor, ours in zip(theirs, heads, strict=True):
+            tensor.copy_(ours)
+        return side
+
+    class Pace(SimpleNamespace):
+        def stepped(self, loss):
+            losses[self.side].append(loss.item())
+
+    def pace(side):
+        probe = SimpleNamespace(samples=[path.read_bytes() for path in images.iterdir()])
+        return Pace(side=side, probe=probe, begin=lambda *_: None, mark=lambda: None, fetched=lambda *_: None)
+
+    monkeypatch.setattr(SSLTrainer, "compute_loss", of_kept_batches)
+    monkeypatch.setattr(lightly_sides, "lightly_side", with_our_heads)
+    parts.model.double()
+    comparison_cells.train_ours(parts, pace("hfssl"))
+    monkeypatch.setattr("torch.utils.data.DataLoader", lambda *_, **__: [(b.unbind(1),) for b in batches])
+    theirs.model.double()
+    encoder = comparison_cells.train_lightly(arguments, "simsiam", theirs, images, pace("lightly"))
+    assert len(batches) == 4 and losses["hfssl"] == pytest.approx(losses["lightly"], rel=1e-9)
+    expected = encoder.state_dict()
+    for name, tensor in parts.model.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-9)
+
+
 def test_the_clock_stands_while_it_measures(monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[0])

@@ -10,7 +10,7 @@ from recipe_process import ROOT, recipe_server
 
 from hfssl import RecipeParser
 from hfssl.cli.audio.presets import AUDIO_PRESETS
-from hfssl.cli.declared import NOT_PLAIN, NotPlain, declared_parser
+from hfssl.cli.declared import NOT_PLAIN, NotPlain, declared_parser, function_word
 from hfssl.cli.image.choice import embedded_encoder
 from hfssl.cli.image.encoders import AUTO, EMBEDDED_VIEWS, IMAGE_SIZE
 from hfssl.cli.image.presets import VISION_PRESETS
@@ -19,8 +19,10 @@ from hfssl.modeling.method import NARROW_HEAD_WIDTH, width_of
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-# The recipe and the first word of the command line, which the flags of some depend on.
-COMMANDS = [*((recipe, "") for recipe in RECIPES), ("benchmark", "mlm"), ("benchmark", "views")]
+# The recipe and the word of the command line that the flags of some depend on.
+COMMANDS = [
+    *((recipe, "") for recipe in RECIPES), ("benchmark", "mlm"), ("benchmark", "views"), ("simclr", "audio"),
+]  # fmt: skip
 
 
 def shown(parser: RecipeParser) -> tuple[str, str]:
@@ -40,7 +42,9 @@ def test_the_sources_say_what_the_classes_say(recipe, first_word):
     assert shown(from_source) == shown(RecipeParser(*declared.classes(), **declared.options))
 
 
-@pytest.mark.parametrize("recipe, words", [("mae", []), ("glue", []), ("benchmark", ["views"])])
+@pytest.mark.parametrize(
+    "recipe, words", [("mae", []), ("glue", []), ("benchmark", ["views"]), ("simclr", ["--modality", "audio"])]
+)
 def test_nothing_heavy_is_imported(recipe, words):
     code = f"""
 import runpy, sys
@@ -163,3 +167,6 @@ def test_a_percent_is_one(recipe):
 def test_the_flags_are_those_of_the_command_that_is_named():
     declared = {word: declared_parser(ROOT / "recipes" / "benchmark.py", word) for word in ("mlm", "views", "dino")}
     assert [each.names[0] for each in declared.values()] == ["MlmBenchmark", "ViewsBenchmark", "VisionBenchmark"]
+    assert function_word(["mlm", "--json"]) == "mlm" and function_word([]) == ""
+    for words in (["--modality", "audio", "--help"], ["--max_steps", "3", "--modality=audio"]):
+        assert function_word(words) == "audio"

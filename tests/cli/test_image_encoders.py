@@ -179,7 +179,7 @@ def test_mae_predicts_pixels_as_they_are_where_most_patches_are_flat(args):
     config = {"encoder_config": TINY, "norm_pix_loss": True}
 
     def normalises(embedded, *given):
-        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None)
+        data = SimpleNamespace(embedded=embedded, is_grey=False, value_range=None, num_channels=3, tiles=None)
         of_recipe = recipe("vit-tiny-patch4"), config
         views = make_views(MaeForPreTraining, *of_recipe, data, ViewArguments(image_size=16), set(given))
         return build_method(MaeForPreTraining, *of_recipe, views, args, set(given)).config.norm_pix_loss
@@ -398,3 +398,29 @@ def test_a_run_that_goes_on_has_its_encoder_on_another_machine(tmp_path, monkeyp
     assert make_views(simclr, again, config, ImageData(arguments, checkpoint), ViewArguments(), set()).image_size == 64
     made = vision_encoder_config(again.encoder, config["encoder_config"])
     assert made.to_dict() == encoder.to_dict()
+
+
+def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name in ("simclr_tiny", "simclr_imagenet"):
+        (tmp_path / "configs" / f"{name}.yaml").touch()
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "simclr.py")])
+    recipe, views = VisionEncoderArguments("vit-mini-patch4"), ViewArguments(image_size=8)
+
+    def said(given=frozenset(), **config):
+        caplog.clear()
+        args.learning_rate = args.base_learning_rate = None
+        views_of = Views(SimclrForPreTraining.method.views, views, is_grey=False)
+        with caplog.at_level("INFO", "hfssl.cli.modality"):
+            fields = {"encoder_config": TINY, **config}
+            build_method(SimclrForPreTraining, recipe, fields, views_of, args, set(given))
+        return " ".join(record.getMessage() for record in caplog.records if record.name == "hfssl.cli.modality")
+
+    line = said(contrastive_temperature=0.2)
+    assert "contrastive_temperature 0.2 (0.1), " in line and "projector_output_dim" not in line.split("0.2 (0.1)")[0]
+    assert f"learning_rate {args.learning_rate:g} at {args.global_batch_size} samples a step" in line
+    assert f"take the paper's: `--config {tmp_path}/configs/simclr_imagenet.yaml`." in line
+    assert "contrastive_temperature" not in said({"contrastive_temperature"}, contrastive_temperature=0.2)
+    stated = {"contrastive_temperature", *SimclrForPreTraining.method.narrow_heads, "learning_rate"}
+    args.learning_rate = 1e-3
+    assert said(stated, contrastive_temperature=0.2) == ""

@@ -3,9 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from labelled import png
 
 from hfssl.cli.labelled import load_splits
+from hfssl.cli.probes import ProbeArguments
+from hfssl.errors import UserError
 
 
 def write(folder, split, first, **columns):
@@ -31,3 +34,22 @@ def test_what_is_held_out_is_no_more_than_asked_for(tmp_path):
     write(tmp_path, "train", 0, label=[0, 1] * 10)
     train, test = load_splits(str(tmp_path), max_test_samples=2)
     assert (len(train), len(test)) == (16, 2) and test.name.startswith("2 of a fifth of ")
+
+
+def test_probes_of_a_run_take_a_table_and_keep_groups_apart(tmp_path):
+    (tmp_path / "x").mkdir()
+    for i in range(20):
+        (tmp_path / "x" / f"{i}.png").write_bytes(
+            png(np.random.default_rng(i).integers(0, 256, (5, 5), dtype=np.uint8))
+        )
+    rows = [f"{i},{'ab'[i % 2]},{i // 4}" for i in range(20)]
+    (tmp_path / "x" / "kinds.csv").write_text("\n".join(["file,kind,who", *rows]))
+    named = {"probe_labels": "kinds.csv", "probe_label_column": "kind", "probe_split_by": "who"}
+    arguments = ProbeArguments(probe_dataset=str(tmp_path / "x"), **named)
+    train, test = arguments.load(None)
+    assert not set(train.groups) & set(test.groups) and train.class_names == ["a", "b"]
+    # the same by the flags of recipes/probe.py
+    flags = arguments.named(None, train, test)
+    assert flags == {"dataset": str(tmp_path / "x"), "labels": "kinds.csv", "label_column": "kind", "split_by": "who"}
+    with pytest.raises(UserError, match="`--probe_labels no.csv` cannot be read"):
+        ProbeArguments(probe_dataset=str(tmp_path / "x"), probe_labels="no.csv").load(None)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.configuration_utils import SubConfigSpec
 from transformers.trainer_utils import SaveStrategy
 
+from hfssl.cli.flags import flags_of
 from hfssl.cli.parser import RecipeParser
 
 
@@ -470,6 +471,45 @@ def test_aliases_stand_for_one_flag(write_yaml, fails):
     own, args = RecipeParser(OwnBatch, Arguments, defaults={"use_cpu": True}).parse(["--batch_size", "3"])
     assert own.batch_size == 3 and args.per_device_train_batch_size == 8
     assert "stated in steps: --max_steps" in fails("--epochs", "3")
+
+
+@dataclass
+class Length:
+    r"""
+    Args:
+        steps, passes (`int` or `None`, *optional*, default to `9` and `1`):
+            How long.
+        start (`float`), end (`list[float] (two)`, *optional*):
+            A span.
+    """
+
+    _one_of: ClassVar[dict[str, tuple[str, ...]]] = {"how long it is": ("steps", "passes")}
+
+    steps: int | None = 9
+    passes: int | None = None
+    start: float = 0.0
+    end: float = 1.0
+
+
+def test_flags_that_share_a_line_of_the_docstring_share_its_help():
+    assert {flag.name: flag.help for flag in flags_of(Length)} == {
+        "steps": "How long.", "passes": "How long.", "start": "A span.", "end": "A span.",
+    }  # fmt: skip
+
+
+def test_of_flags_that_say_the_same_one_is_given(write_yaml, fails):
+    def of(*argv):
+        return RecipeParser(Length, prog="recipe.py").parse(argv)
+
+    both = "both say how long it is. Leave out --passes to go by --steps, or --steps to go by --passes."
+    assert f"--steps 5 and --passes 2 {both}" in fails("--passes", "2", "--steps", "5", parse=of)
+    path = str(write_yaml("passes: 3\nsteps: 4"))
+    assert f"--steps 4 and --passes 3 {both}" in fails("--config", path, parse=of)
+    # the command line wins, also where the yaml says it by another name
+    for argv, steps, passes in ((["--steps", "5"], 5, None), (["--passes", "5"], 9, 5)):
+        [found] = of("--config", path, *argv)
+        assert (found.steps, found.passes) == (steps, passes)
+    assert of("--steps", "none", "--passes", "2")[0].passes == 2
 
 
 def test_lists_of_numbers_may_have_commas():

@@ -236,6 +236,22 @@ def test_class_folders_are_those_of_all_splits(tmp_path):
     assert source.read_input("label") == [2, 2] and source.where(1, 1) == "test/owl/001.png"
 
 
+def test_class_folders_in_tars(tmp_path):
+    """As in a folder: with the classes of all splits, and only where nothing but images is there."""
+    inside = [(f"{'./' * (i > 3)}{CLASSES[LABELS[i]]}/{i}.png", IMAGES[i]) for i in range(9)]
+    for name, of_split in (("train-0", inside[:4]), ("train-1", inside[4:]), ("test-0", [inside[2]])):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        write_tar(tmp_path / "a" / f"{name}.tar", of_split)
+    source = open_source(tmp_path / "a", modality="image", extra_columns=("label",))
+    assert images_of(source) == list(zip(IMAGES[:9], LABELS[:9], strict=True))
+    assert source.read_input("label") == LABELS[:9] and source.features["label"].names == list(CLASSES)
+    source = open_source(tmp_path / "a", modality="image", split="test", extra_columns=("label",))
+    assert source.read_input("label") == [2] and source.features["label"].names == list(CLASSES)
+    for more in (("0.png", IMAGES[0]), ("cat/more/0.png", IMAGES[0]), ("cat/0.json", b"{}")):
+        write_tar(tmp_path / "b.tar", [*inside, more])
+        assert "label" not in open_source(tmp_path / "b.tar", modality="image").features
+
+
 def test_folders_at_different_depths_are_no_classes(everywhere):
     with pytest.raises(DataError, match=r"has no column 'label'. Its columns are: 'image' \(Image\)"):
         open_source(everywhere["nested"], modality="image", extra_columns=("label",))

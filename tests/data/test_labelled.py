@@ -194,7 +194,9 @@ def test_missing_labels_are_a_sentence_that_names_the_columns(tmp_path):
     for i in range(3):
         (tmp_path / "flat").mkdir(exist_ok=True)
         (tmp_path / "flat" / f"{i}.png").write_bytes(IMAGES[i])
-    with pytest.raises(DataError, match="flat' has no column of labels.*where each class has a folder of its own"):
+    with pytest.raises(
+        DataError, match="flat' has no column of labels.*where each class has a folder of its own, or in a table"
+    ):
         open_labelled(tmp_path / "flat", "train")
 
 
@@ -311,6 +313,21 @@ def test_a_table_beside_the_files_whatever_its_columns_are_called(tmp_path):
         open_labelled(tmp_path / "table", "train", labels_file=tmp_path / "whole.csv")
     with pytest.raises(DataError, match="is no table: .csv, .tsv"):
         open_labelled(tmp_path / "pictures", "train", labels_file="labels.xlsx")
+
+
+def test_a_table_in_the_folder_is_found_and_offered(tmp_path, monkeypatch):
+    for i in range(4):
+        put(tmp_path / "pictures" / f"{i}.png", IMAGES[i])
+    pd.DataFrame({"file": range(4), "label": list("xyxy")}).to_csv(tmp_path / "pictures" / "findings.csv")
+    with pytest.raises(DataError, match="no column of labels.*There is findings.csv.*`--labels findings.csv` takes"):
+        open_labelled(tmp_path / "pictures", "train")
+    assert names_of(open_labelled(tmp_path / "pictures", "train", labels_file="findings.csv")) == list("xyxy")
+    # the one that was named goes before one of that name among the data
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"file": range(4), "label": list("uvuv")}).to_csv(tmp_path / "findings.csv")
+    assert names_of(open_labelled("pictures", "train", labels_file="findings.csv")) == list("uvuv")
+    with pytest.raises(DataError, match="is a file .csv, which cannot be read.*pass their folder.*`--labels` takes"):
+        open_labelled("findings.csv", "train")
 
 
 def test_a_row_of_a_table_is_about_the_file_of_one_split(tmp_path):

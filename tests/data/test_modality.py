@@ -60,18 +60,18 @@ def test_of_few_samples_some_are_held_out_and_some_are_not():
 
 
 def test_modalities_are_found_by_their_names():
-    assert modalities() == ["audio", "image", "text"]
+    assert modalities() == ["audio", "caption", "image", "text"]
     assert [modality(name).name for name in modalities()] == modalities()
     # a package that is there and declares nothing is none
     for name in ("numbers", "sources", "stream", ""):
         with pytest.raises(
-            DataError, match=f"Data of modality '{name}' cannot be read yet. Supported: audio, image, text."
+            DataError, match=f"Data of modality '{name}' cannot be read yet. Supported: audio, caption, image, text."
         ):
             modality(name)
 
 
 def test_a_source_of_a_modality_that_was_added(numbers, csv, tmp_path):
-    assert modalities() == ["audio", "image", "numbers", "text"]
+    assert modalities() == ["audio", "caption", "image", "numbers", "text"]
     source = open_source(csv, modality="numbers", piece_bytes=400)
     assert (
         source.modality == "numbers" and source.columns == ["numbers"] and source.inputs["numbers"].column == "value"
@@ -114,5 +114,5 @@ def test_a_mixture_of_two(numbers, csv, tmp_path):
 def test_the_leading_input():
     assert leading_input({"label": Input(None), "b": Input("text", required=False), "a": Input("image")}) == "a"
     assert leading_input({"b": Input("text", required=False), "a": Input("image", required=False)}) == "b"
-    with pytest.raises(DataError, match="None of the inputs .'label'. has a modality.*audio, image, text"):
+    with pytest.raises(DataError, match="None of the inputs .'label'. has a modality.*audio, caption, image, text"):
         leading_input({"label": Input(None)})

@@ -819,7 +819,9 @@ def test_no_space_for_the_copy(folder, monkeypatch):
 
 
 def test_wrong_arguments():
-    with pytest.raises(DataError, match="Data of modality 'smell' cannot be read yet. Supported: audio, image, text"):
+    with pytest.raises(
+        DataError, match="Data of modality 'smell' cannot be read yet. Supported: audio, caption, image, text"
+    ):
         open_source(None, modality="smell")
     with pytest.raises(DataError, match="line, paragraph, document. Got 'word'"):
         open_source(None, sample_by="word")

@@ -1,12 +1,16 @@
 """Duplicates and outliers among features."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from labelled import png, processor
 
+from hfssl.data.mixtures import open_mixture
 from hfssl.evaluation import EvaluationError, embed_report
-from hfssl.evaluation.embed_report import parse_report, report, write_report
+from hfssl.evaluation.embed_report import Report, draw_report, parse_report, report, write_report
+from hfssl.evaluation.image import pictures
 
 
 def features():
@@ -36,6 +40,25 @@ def test_what_stands_out(tmp_path, monkeypatch, chunk):
 
 def test_a_single_sample_has_no_neighbours():
     assert report(features()[:1]).pairs == []
+
+
+def test_pictures_show_the_samples_that_were_found(tmp_path, monkeypatch):
+    for i in range(12):
+        folder = tmp_path / "xy"[i // 6]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{i:02}.png").write_bytes(png(np.full((8, 8), 20 * i, np.uint8)))
+    source = open_mixture(f"{tmp_path / 'x'}:0.5,{tmp_path / 'y'}:0.5", modality="image")
+    places = np.array([[part, file, file] for part in range(2) for file in range(6)])
+    found = Report([(3, 9, 1.0), (0, 6, 0.99)], [(11, 0.1)])
+    shown = []
+    monkeypatch.setattr(pictures, "_show", lambda axis, image: shown.append(int(image.max())))
+    embedder = SimpleNamespace(modality="image", processor=processor())
+    said = draw_report(found, ["duplicates", "outliers"], embedder, source, places, tmp_path)
+    assert shown == [60, 180, 0, 120, 220]
+    assert said == [f"Some of the {kind}: {tmp_path / kind}.png" for kind in ("duplicates", "outliers")]
+    assert all((tmp_path / f"{kind}.png").is_file() for kind in ("duplicates", "outliers"))
+    embedder.modality = "text"
+    assert draw_report(found, ["outliers"], embedder, source, places, tmp_path) == []
 
 
 def test_what_is_asked_for():

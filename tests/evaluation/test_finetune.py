@@ -10,7 +10,7 @@ from labelled import Labelled, png, processor, resnet, save, vit
 from recipe_process import printed_without_hfssl
 from transformers import AutoModelForImageClassification, ConvNextV2Config
 
-from hfssl.evaluation import EvaluationError, finetune_settings, read_results
+from hfssl.evaluation import EvaluationError, finetune, finetune_settings, read_results
 from hfssl.evaluation.classifier_folder import save_classifier
 from hfssl.evaluation.finetune import (
     FinetuneEvaluator,
@@ -146,6 +146,10 @@ def test_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
     assert len(trained) == 6
     evaluator()(vit(seed=5, num_hidden_layers=2), processor(), output_dir=tmp_path)
     assert trained[6:] == [("encoder", 0)]
+    # other rates of its blocks: from scratch all have the same
+    monkeypatch.setattr(finetune, "digest_of_depths", lambda config: "other")
+    evaluator()(encoder, output_dir=tmp_path)
+    assert trained[7:] == [("encoder", 0)]
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_probe_and_trainings_on_each_share(tmp_path):
     assert few.num_train == found[0.05, "fine-tuning"].num_train < 30
     assert all_.num_train == 300
     assert all_.baselines["raw_input"] > few.baselines["raw_input"] > 0.3
-    assert set(few.baselines) == {"random_init", "raw_input", "majority"}
+    assert set(few.baselines) == {"random_init", "raw_input", "simple_statistics", "majority"}
     assert set(found[1.0, "fine-tuning"].baselines) == {"random_init", "majority"}
     assert found[1.0, "fine-tuning"].seeds == [0, 1]
     assert (tmp_path / "assets" / "label_efficiency.png").stat().st_size > 5000

@@ -54,6 +54,13 @@ def check(run, out, method):
     records = json.loads((out / "results.json").read_text())
     assert {record["protocol"] for record in records} >= {"held_out_loss", "knn", "linear", "layers"}
     assert "mfcc_statistics" in records[-1]["baselines"]
+    page = (out / "assets" / "recordings.html").read_text()
+    assert page.count("<audio") == 6 and (out / "assets" / "recordings.png").is_file()
+    assert ("units " in page) == (method == "hubert") == (out / "assets" / "units.png").is_file()
+    if method == "hubert":
+        found = {record["metric"]: record for record in records if record["protocol"] == "unit_quality"}
+        assert found["purity"]["task"] == "units and label" and "majority" in found["purity"]["baselines"]
+        assert "Units and label of " in run.stderr and "normalised mutual information" in run.stderr
     assert (out / "assets" / "layers.png").is_file() and "Held-out loss" in run.stdout
     assert json.loads((out / "hfssl.json").read_text())["modality"] == "audio"
 

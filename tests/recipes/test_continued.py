@@ -47,6 +47,35 @@ def test_images(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["dinov2", "dinov3_vit"])
+def test_heads_alone_leave_dino_as_it_came(encoder, tmp_path):
+    build(encoder).save_pretrained(tmp_path / "dino")
+    data = tmp_path / "data"
+    for c in range(2):
+        (data / f"class {c}").mkdir(parents=True)
+        for i in range(40):
+            pixels = np.random.default_rng((c, i)).integers(0, 128 + 60 * c, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / f"class {c}" / f"{i}.png")
+    settings = {"encoder": tmp_path / "dino", "encoder_config": None, "dataset": data, "probe_dataset": data}
+    done = run_image_recipe("dinov2", tmp_path / "a", **settings, max_steps=2, save_steps=1, freeze_encoder=1.0)
+    assert done.poll() == 0, done.stderr
+    assert "In the first 2 of 2 steps only the heads learn." in done.stderr
+    assert "The checkpoint that was continued is as good for these labels as it came" in done.stdout
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tmp_path / "dino", tmp_path / "a" / "out")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # what is stated stays, and after the heads the encoder learns
+    options = {"patch_embed_rate": 1.0, "momentum_start": 0.5, "learning_rate": 1e-2, "warmup_steps": 0}
+    done = run_image_recipe(
+        "dinov2", tmp_path / "b", **settings, max_steps=4, save_steps=2, freeze_encoder=0.5, **options
+    )
+    assert done.poll() == 0, done.stderr
+    after = AutoModel.from_pretrained(tmp_path / "b" / "out").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
 def test_texts(tmp_path):
     texts = tiny.texts(300)
     model, tokenizer = tiny.mlm(), tiny.tokenizer()
@@ -66,5 +95,8 @@ def test_texts(tmp_path):
     assert "What to try: keep more of it, with a lower `--learning_rate`" in done.stdout
     facts = json.loads((tmp_path / "out" / "hfssl.json").read_text())
     assert facts["labelled"] == {"dataset": str(tmp_path / "labelled.csv")}
+    for recipe in ("probe", "finetune"):  # under "Next:"
+        assert f"{recipe}.py --encoder {tmp_path / 'out'} --dataset {tmp_path / 'labelled.csv'}\n" in done.stdout
+    assert "labels say" not in done.stdout
     [line] = [line for line in done.stdout.splitlines() if "a bag of words" in line or "bag of words" in line]
     assert "before" in line

@@ -52,6 +52,9 @@ def test_images_as_parquet(things, tmp_path):
     result = run(tmp_path / "log", *words, "--report", "duplicates,outliers")
     assert result.poll() == 0, result.stderr
     assert "Least like any other is " in result.stdout and (tmp_path / "out" / "outliers.csv").is_file()
+    assert f"Some of the outliers: {tmp_path / 'out' / 'outliers.png'}" in result.stdout
+    with Image.open(tmp_path / "out" / "outliers.png") as picture:
+        assert len(np.unique(np.asarray(picture))) > 20  # not blank
     assert "300 features of 32 numbers, of 300 samples" in result.stdout and "pd.read_parquet" in result.stdout
     table = pd.read_parquet(tmp_path / "out" / "features.parquet")
     assert table["sample"].tolist() == [f"{number:03d}.png" for number in range(300)]

@@ -27,14 +27,14 @@ def learned(method, folder, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, settings", [
-    ("simclr", {"max_steps": 100, "per_device_train_batch_size": 128}),
-    ("mae", {"max_steps": 250, "per_device_train_batch_size": 128}),
+@pytest.mark.parametrize("method, max_steps, most_loss", [
+    ("simclr", 100, 0.8),  # at its temperature of 0.2 the loss of found pairs is not near 0
+    ("mae", 250, 0.6),
 ])  # fmt: skip
-def test_neighbours_have_the_same_class(tmp_path, method, settings):
-    trained, untrained, loss = learned(method, tmp_path, **settings)
+def test_neighbours_have_the_same_class(tmp_path, method, max_steps, most_loss):
+    trained, untrained, loss = learned(method, tmp_path, max_steps=max_steps, per_device_train_batch_size=128)
     assert trained > untrained + 0.2
-    assert loss < 0.6
+    assert loss < most_loss
 
 
 @pytest.mark.slow

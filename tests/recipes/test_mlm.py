@@ -419,7 +419,8 @@ def test_data_that_cannot_be_had(tmp_path, write, settings, words):
     ({"vocab_size": 3}, ["vocabulary of 3 entries is too small", "--vocab_size"]),
     ({"tokenizer": "someone/nothing"}, ["tokenizer 'someone/nothing' cannot be loaded", "The Hub has no such model"]),
     ({"held_out_fraction": 2}, ["--held_out_fraction", "between 0 and 1"]),
-    ({"max_tokens": 500, "packing": "false"}, ["--max_tokens", "--max_steps"]),
+    ({"max_tokens": 500, "max_steps": None, "packing": "false"}, ["--max_tokens", "--max_steps"]),
+    ({"max_tokens": 500}, ["--max_steps 4 and --max_tokens 500 both say how long", "Leave out --max_tokens"]),
 ], ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_settings_that_cannot_work(corpus, tmp_path, settings, words):
     run = recipe_server().run(tmp_path, *flags(dataset=corpus, output_dir=tmp_path / "out", **settings))

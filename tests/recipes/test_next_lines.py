@@ -118,8 +118,11 @@ def test_images_without_labels_are_not_probed(tmp_path):
         flags = ["--encoder", tmp_path / "out", "--output_dir", tmp_path / recipe]
         error = the_error(recipe_server().run(tmp_path / f"log-{recipe}", *flags, script=f"recipes/{recipe}.py"))
         assert f"trained on {data}, and its folder names no labelled images. Pass `--dataset`" in error
-    # and this is what it names
-    follow(tmp_path / "named", ["recipes/probe.py"], *flags, "--dataset", "digits", "--protocol", "knn",
+    # and this is what the run has said
+    [advice] = re.findall("How good it is, labels say; .* will do: (.*)", done.stdout)
+    *words, own = shlex.split(advice)[2:]
+    assert own == "my_labelled_images/" and words[-1] == "--dataset"
+    follow(tmp_path / "named", [*words, "digits"], "--output_dir", tmp_path / "probe", "--protocol", "knn",
            "--max_train_samples", 100, "--max_test_samples", 20)  # fmt: skip
 
 

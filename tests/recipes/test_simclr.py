@@ -81,7 +81,7 @@ def test_mistakes_end_in_one_sentence(tmp_path):
         ({"encoder": tmp_path / "bert", "encoder_config": None}, "A bert is no encoder of images alone"),
         ({"encoder_config": json.dumps(RESNET), "pooling": "cls"}, "needs a CLS token, and a resnet has none"),
         ({"optim": "larz"}, "`--optim larz` is unknown"),
-        ({"learning_rate": 1, "base_learning_rate": 1}, "Pass one of them"),
+        ({"learning_rate": 1, "base_learning_rate": 1}, "both say the learning rate. Leave out"),
         ({"contrastive_temperature": 0}, "`contrastive_temperature` must be above 0"),
     ]:
         error = the_error(run("simclr", tmp_path / "log", output_dir=tmp_path / "out", **settings))

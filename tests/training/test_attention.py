@@ -12,12 +12,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from hfssl import SSLTrainer, SSLTrainingArguments
-from hfssl.cli.image.encoders import set_attention
+from hfssl.cli.image.encoders import set_attention, set_memory_format
 from hfssl.cli.text import encoders as text_encoders
 from hfssl.methods import METHODS
 from hfssl.modeling.attention import lean_attention
 from hfssl.training import attention
-from hfssl.training.attention import attention_of, choose, fastest_attention, is_measured
+from hfssl.training.attention import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    attention_of,
+    choose,
+    fastest_attention,
+    is_measured,
+)
 
 
 def arguments(folder, **changes):
@@ -121,6 +128,74 @@ def test_a_run_goes_on_with_the_attention_that_it_had(args, tmp_path, monkeypatc
     asked = model()
     set_attention(asked, "sdpa", args)  # who names one, gets it
     assert attention_of(asked) == {"encoder": "sdpa"}
+
+
+def convolutional(name="simclr"):
+    torch.manual_seed(0)
+    return METHODS[name](METHODS[name].config_class(encoder_config=tiny_vision.resnet()))
+
+
+def seen_by(encoder, run):
+    """Whether the first convolution was given images with the channels of a pixel side by side."""
+    found = []
+    first = next(part for part in encoder.modules() if isinstance(part, torch.nn.Conv2d))
+    handle = first.register_forward_pre_hook(
+        lambda _, args: found.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    run()
+    handle.remove()
+    assert len(set(found)) == 1
+    return found[0]
+
+
+def test_images_lie_as_convolutions_are_faster_and_it_is_said(args, caplog):
+    caplog.set_level("INFO", "hfssl")
+    set_memory_format(convolutional(), "measured", 16, args)
+    [line] = [record.message for record in caplog.records if record.message.startswith("Memory format: ")]
+    assert "measured at 2 images of 16 pixels in fp32 on this CPU" in line
+    assert all(f"{name} " in line for name in (CHANNELS_FIRST, CHANNELS_LAST)) and "attention" not in line.lower()
+    caplog.clear()
+    set_memory_format(
+        METHODS["simclr"](METHODS["simclr"].config_class(encoder_config=tiny_vision.vit())), "measured", 16, args
+    )
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "rotnet"])
+def test_images_lie_in_memory_as_was_chosen(name, args, monkeypatch):
+    model = convolutional(name).eval()
+    shape = (2, 3, 16, 16) if name == "rotnet" else (2, 2, 3, 16, 16)
+
+    def run():
+        model(torch.randn(shape))
+
+    assert seen_by(model.encoder, run)
+    set_memory_format(model, "auto", 16, args)
+    assert seen_by(model.encoder, run)  # on a CPU nothing is measured
+    monkeypatch.setattr(attention, "_measure", lambda *_: {CHANNELS_LAST: 2.0, CHANNELS_FIRST: 1.0})
+    set_memory_format(model, "measured", 16, args)
+    for part in (model.student, model.teacher) if name == "byol" else (model,):
+        assert not seen_by(part.encoder, run)
+
+
+def test_a_run_goes_on_with_images_as_they_lay(args, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "_measure", lambda *_: {CHANNELS_LAST: 2.0, CHANNELS_FIRST: 1.0})
+    first = convolutional()
+    set_memory_format(first, "measured", 16, args)
+    data = [{"pixel_values": torch.randn(2, 3, 16, 16)} for _ in range(8)]
+    SSLTrainer(first, args, data).train()
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    args = arguments(tmp_path / "other", resume=str(checkpoint))
+    args.claim_output_dir()
+    monkeypatch.setattr(attention, "_measure", lambda *_: pytest.fail("it was measured again"))
+    for flag in ("auto", "measured"):
+        again = convolutional()
+        set_memory_format(again, flag, 16, args)
+        assert again.encoder.channels_last is False
+    # that of a run from before there was a choice
+    (checkpoint / attention.FORMAT_FILE).unlink()
+    set_memory_format(again, "measured", 16, args)
+    assert again.encoder.channels_last is True
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -61,7 +61,7 @@ def test_units_of_whole_windows_reach_the_frames_that_they_are_of(tmp_path, norm
         units = model.units_of_frames(batch["targets"], length, batch.get("starts"))
         assert ("attention_mask" in batch) <= (norm == "layer")
         # those that are made of the piece itself, away from its ends, where differences over time look beyond it
-        again = model.units_of_frames(model._units_of(batch["input_values"], batch.get("attention_mask")), length)
+        again = model.units_of_frames(model.units_of(batch["input_values"], batch.get("attention_mask")), length)
         there = (units >= 0) & (again >= 0)
         there[:, :6] = there[:, -6:] = False
         assert (units == again)[there].float().mean() > 0.9

@@ -138,6 +138,26 @@ def test_a_run_that_is_killed_while_they_are_made_goes_on_with_those_that_are_mi
     assert losses == expected and len(losses) == STEPS
 
 
+def test_a_run_that_is_killed_when_all_features_are_there_makes_targets_of_them(whole, tmp_path):
+    run = trainer(tmp_path)
+    make_targets = run.model.make_targets
+
+    def killed_the_second_time(*args):
+        if run.model.num_passes_made == 1:
+            raise KeyboardInterrupt
+        return make_targets(*args)
+
+    run.model.make_targets = killed_the_second_time
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    again = trainer(tmp_path)
+    again.train()
+    # none of the second pass, all of the third
+    assert len(again.model.calls) == len(whole.model.calls) // TIMES
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
 def test_features_of_other_weights_are_not_taken(tmp_path, whole):
     run = trainer(tmp_path, killed_at=2)
     with pytest.raises(KeyboardInterrupt):

@@ -1,15 +1,17 @@
 """LARS against its definition, and how it is reached from the command line."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from tiny_vision import build
 from torch import nn
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
-from hfssl.training.optim import Lars, hold_rates
+from hfssl.training.optim import Lars, hold_rates, set_rates_apart
 
 
 def by_hand(weights, gradients, rates, momentum, weight_decay, trust):
@@ -168,6 +170,21 @@ def test_a_block_learns_slower_than_the_one_after_it(tmp_path):
     assert trainer.settings["layer_decay"] == 0.5
     with pytest.raises(UserError, match="`--layer_decay` is a factor above 0 and at most 1, got 1.5"):
         arguments(tmp_path, layer_decay=1.5)
+
+
+def test_what_projects_patches_has_a_rate_of_its_own():
+    encoder = build("dinov2")
+    method = SimpleNamespace(trained_encoders=[encoder])
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    set_rates_apart(optimizer, encoder, method, layer_decay=0.5, patch_embed_rate=0.2)
+    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    patches = encoder.embeddings.patch_embeddings.projection
+    assert found[id(patches.weight)] == found[id(patches.bias)] == pytest.approx(0.1 * 0.5**5 * 0.2)
+    assert found[id(encoder.embeddings.cls_token)] == pytest.approx(0.1 * 0.5**5)
+    assert found[id(encoder.layernorm.weight)] == pytest.approx(0.1)
+    convolutional = SimpleNamespace(trained_encoders=[build("resnet")])
+    with pytest.raises(UserError, match="`--patch_embed_rate 0.2` is for encoders of patches"):
+        set_rates_apart(optimizer, encoder, convolutional, patch_embed_rate=0.2)
 
 
 @pytest.mark.parametrize("clock", [False, True])

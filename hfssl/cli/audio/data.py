@@ -9,8 +9,9 @@ from typing import Any
 
 from ...data.audio.rows import AudioFormat
 from ...data.audio.streams import audio_stream
+from ...data.audio.views import AudioViews
 from ...data.held_out import held_out_parts
-from ...data.mixtures import open_mixture
+from ...data.mixtures import open_mixture, stream_class
 from ...data.modality import modality
 from ...data.sources import identity
 from ...data.stream import ExactStream
@@ -19,7 +20,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import SSLPreTrainedModel
 from ...training.arguments import SSLTrainingArguments
-from ..data import DataArguments
+from ..data import DataArguments, samples_a_block
 
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,24 @@ class AudioData:
             num_workers=args.dataloader_num_workers,
             exclude=self.exclude,
             max_bad_fraction=self.arguments.max_bad_fraction,
+        )
+
+    def stream_of_views(self, args: SSLTrainingArguments, views: AudioViews) -> ExactStream:
+        """The stream of this process, of batches of `--per_device_train_batch_size` recordings."""
+        return stream_class(self.source)(
+            self.source,
+            views.rows,
+            views.collator(args.device),
+            args.per_device_train_batch_size,
+            seed=args.seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            lanes=args.lanes,
+            num_workers=args.dataloader_num_workers,
+            exclude=self.exclude,
+            max_bad_fraction=self.arguments.max_bad_fraction,
+            block_cost=samples_a_block(args, "audio"),
+            piece_cost=max(self.source.num_rows, 1) / len(self.source),
         )
 
     @property

@@ -1,7 +1,7 @@
 """Encoders of sound to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -31,6 +31,8 @@ class AudioEncoderArguments:
             auto, eager, sdpa or flash_attention_2.
     """
 
+    modality: ClassVar[str] = "audio"
+
     encoder: str = "hubert-mini"
     attention: str = "auto"
 
@@ -41,6 +43,28 @@ class AudioEncoderArguments:
     def base_model(self) -> str | None:
         """The checkpoint to continue, `None` where the encoder is trained from scratch."""
         return self.encoder if is_checkpoint(self.encoder) else None
+
+
+@dataclass
+class SpectrogramEncoderArguments(AudioEncoderArguments):
+    r"""
+    > Encoder
+
+    Args:
+        modality (`str`, *optional*, defaults to `"audio"`):
+            What the encoder is for: audio, or image, which has other flags.
+        encoder (`str`, *optional*, defaults to `"ast-mini"`):
+            ast-mini (spectrograms of 1.28 s), ast-small (5.12 s) or ast-base (10.24 s) from scratch; a config file; or
+            a Hub id or folder to continue from: an AST. For other lengths `--encoder_config '{"max_length": 256}'`,
+            in hundredths of a second.
+    """
+
+    modality: str = "audio"
+    encoder: str = "ast-mini"
+
+    def __post_init__(self):
+        super().__post_init__()
+        encoders.check_modality(self.modality, "audio")
 
 
 def is_checkpoint(encoder: str) -> bool:

@@ -5,6 +5,8 @@ from typing import Any
 
 from ...data.audio.contact_sheet import contact_sheet
 from ...data.audio.streams import recordings
+from ...data.audio.view_sheet import view_sheet
+from ...data.audio.views import AudioViewArguments, AudioViews
 from ...data.mixtures import parts_of
 from ...modeling.base import SSLPreTrainedModel
 from ...training.arguments import SSLTrainingArguments
@@ -37,19 +39,22 @@ def draw_sheet(
     recipe, data_args, args, config = (of_kind[kind] for kind in _KINDS)
     data = AudioData(data_args)
     model = build_method(method, recipe, config, data, args, given)
-    format = data.format(model, make_processor(recipe, model))
+    processor = make_processor(recipe, model)
     # some may be damaged
     found = [named for part in parts_of(data.source) for named in recordings(part.source, 2 * number)]
     names, samples = zip(*found, strict=True) if found else ((), ())
+    to_hear = f"\nTo listen to: {Path(output).with_suffix('.html')}"
+    view_args = next((each for each in flags if isinstance(each, AudioViewArguments)), None)
+    if view_args is not None:
+        views = AudioViews(model.encoder.config, view_args, processor)
+        return view_sheet(samples, views, output, number, names=names), views.description + to_hear
+    format = data.format(model, processor)
     shown = contact_sheet(samples, format, output, number, names=names)
     masking = format.masking
     hidden = "nothing is hidden"
     if masking:
         hidden = f"{masking['mask_ratio']:g} of the frames in spans of {masking['mask_length']}, which may overlap"
-    return (
-        shown,
-        f"Windows of up to {format.max_seconds:g} s; {hidden}\nTo listen to: {Path(output).with_suffix('.html')}",
-    )
+    return shown, f"Windows of up to {format.max_seconds:g} s; {hidden}{to_hear}"
 
 
 _KINDS = (AudioEncoderArguments, AudioDataArguments, SSLTrainingArguments, dict)

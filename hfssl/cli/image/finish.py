@@ -15,13 +15,24 @@ from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
-from ...evaluation.results import Result
+from ...modeling.channels import with_num_channels
 from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
+from ...modeling.trial import num_channels_of
 from ...modeling.vision import SSLVisionModel, load_vision_encoder, side
 from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
 from ..embed import WholeDataArguments
-from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
+from ..finish import (
+    LABELS_WOULD_SAY,
+    changed_flags,
+    contrasted,
+    loss_line,
+    method_name,
+    next_folder,
+    recipe_command,
+    results_of,
+    write_and_say,
+)
 from .data import ImageData
 
 
@@ -48,17 +59,15 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     results = results_of(trainer, evaluator, ("loss",))
     name, output_dir = str(args.hub_model_id or args.output_dir), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    trainer.accelerator.print("\n" + _loss_line(trainer, results[0]))
+    trainer.accelerator.print("\n" + loss_line(trainer, results[0], "images"))
     folder = output_dir / STAGING / "pictures"
     if knn is not None:
         results += probe_table(
             model, knn.processor, knn.train, knn.test, output_dir=folder, pooling=knn.pooling, name=str(output_dir),
-            before=None if base_model is None else _as_it_came(base_model, views.image_size, model.device),
+            before=None if base_model is None else _as_it_came(base_model, views, model.device),
         )  # fmt: skip
     elif base_model is not None:
-        trainer.accelerator.print(
-            "Whether the checkpoint that was continued got better or worse, labels say: `--probe_dataset` takes them."
-        )
+        trainer.accelerator.print(LABELS_WOULD_SAY)
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -68,7 +77,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     write_and_say(
         trainer, results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
         base_model=base_model, pipeline_tag="image-feature-extraction", pictures=pictures,
-        contrasted=_contrasted(trainer) if model.method.contrasts_batch else None,
+        contrasted=contrasted(trainer),
         usage=usage,
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
@@ -79,9 +88,10 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     )  # fmt: skip
 
 
-def _as_it_came(base_model: str, image_size: int, device: torch.device) -> PreTrainedModel:
+def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrainedModel:
     """The checkpoint that a run continued, as the method took it."""
-    return load_vision_encoder(base_model, image_size).to(device)
+    encoder = load_vision_encoder(base_model, views.image_size)
+    return with_num_channels(encoder, views.num_channels, views.colors).to(device)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
@@ -117,6 +127,7 @@ def _commands(
             encoder=folder,
             **same_data,
             image_size=None if told else views.image_size,
+            colour_channels=list(views.colors) if views.colors and views.num_channels != 3 else None,
             pooling=getattr(model.config, "pooling", None),
             output_dir=next_folder(folder),
         )  # fmt: skip
@@ -127,9 +138,11 @@ def _commands(
 def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | None) -> str:
     """Python that makes features of an image, pooled as the probes of the run take them."""
     config = model.encoder.config
+    channels = num_channels_of(config)
     pooling = check_pooling(config, pooling)
     with torch.no_grad():
-        outputs = model.encoder(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+        blank = torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device)
+        outputs = model.encoder(blank)
     shape = ", ".join(map(str, outputs.last_hidden_state.shape[1:]))
     cls, patches = (
         "outputs.last_hidden_state[:, 0]",
@@ -144,38 +157,18 @@ def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | Non
     elif pooling == "last4":
         options = ", output_hidden_states=True"
         feature = f"torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), {cls}], dim=-1)"
+    given, what = "", ""
+    if channels not in (1, 3):
+        given = ', input_data_format="channels_first"'
+        what = f"# image: an array of bytes ({channels}, height, width)\n"
     return ("import torch\n" if "torch." in feature else "") + (
         "from transformers import AutoImageProcessor, AutoModel\n\n"
         f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
-        f'outputs = encoder(**processor(image, return_tensors="pt"){options})\n'
+        f'{what}outputs = encoder(**processor(image, return_tensors="pt"{given}){options})\n'
         f"feature = {feature}  # the pooling that was measured: {pooling}"
         + ("" if is_convolutional(config) else _NO_POOLER)
     )
-
-
-def _contrasted(trainer: SSLTrainer) -> tuple[int, int]:
-    """Images that are compared at once in training, and in the held-out loss."""
-    return trainer.args.compared_at_once, trainer.evaluators[0].batch_size
-
-
-def _loss_line(trainer: SSLTrainer, result: Result) -> str:
-    """The held-out loss in words, beside the start and what outputs that say nothing would give."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    in_training, held_out = _contrasted(trainer)
-    line = f"Held-out loss ({result.num_eval:,} images): {result.value:.4f}"
-    if "before" in result.baselines:
-        line += f", before training {result.baselines['before']:.4f}"
-    chance = result.baselines.get("chance")
-    if chance is not None:
-        line += f", chance {chance:.4f}" + (", which it is not below" if result.value >= chance else "")
-    else:
-        line += f"; that of {model.method.title} has no level of chance"
-    if model.method.contrasts_batch:
-        queue = getattr(model.config, "queue_size", 0)
-        line += f" ({held_out:,} images contrasted at once, in training {in_training:,}"
-        line += f"; a queue of {queue:,} beside them)" if queue else ")"
-    return line
 
 
 def _pictures(

@@ -24,7 +24,8 @@ class ImageProbeArguments(ProbeArguments):
     Args:
         views (`str`, *optional*, defaults to `"usual"`):
             auto chooses views by these labels: colours kept or taken away, larger crops, nothing mirrored are tried in
-            short runs (a tenth of the length each), and what is better for k-NN is taken. What is stated stays.
+            short runs (a tenth of the length each), and what is better for k-NN is taken. What is stated stays. It
+            cannot tell what pays in long runs only.
     """
 
     views: Literal["usual", "auto"] = "usual"
@@ -63,6 +64,6 @@ def image_evaluators(
     return evaluators
 
 
-def share_value_range(train: LabelledData, test: LabelledData, stated: tuple[float, float] | None) -> None:
+def share_value_range(train: LabelledData, test: LabelledData, stated: list[float] | None) -> None:
     """Let both splits have one range of values: what is stated, the encoder's, or that of the images of train."""
     train.images.value_range = test.images.value_range = RangeOfSet(train.images, stated)

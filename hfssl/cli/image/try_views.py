@@ -1,6 +1,17 @@
-"""`--views auto`: views that fit the labels at hand, found by short runs that change one kind of view at a time."""
+"""`--views auto`: views that fit the labels at hand, found by short runs that change one kind of view at a time.
+
+What this can tell: that views throw away what the labels are about. Where classes are colours (satellite tiles),
+orientations (digits) or small objects, an encoder whose views hide them is worse after a tenth of a run already, by
+more than chance, if some hundred labelled images are held out to choose by.
+
+What it cannot: what pays in long runs only. Easy cues are learned first, so that views that leave them in look better
+in a short run than they are in a long one: hidden colours make an encoder look at shapes, which takes time. Nor small
+differences: of 600 images a standard error is 3 points of accuracy, of 60 it is 9. Nor, where no short run is better
+than the encoder before it, much at all; that is said. Who has the time compares whole runs (`recipes/compare.py`).
+"""
 
 import copy
+import json
 import logging
 import math
 import tempfile
@@ -34,6 +45,8 @@ logger = logging.getLogger(__name__)
 CHOSEN = "views.json"
 # Of the run, and at least and at most so many steps.
 SHARE, LEAST, MOST = 0.1, 50, 300
+# Flags that change nothing about the short runs.
+_NO_MATTER = {"output_dir", "resume"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,10 @@ def variants_of(views: Views, given: set[str]) -> list[Variant]:
     light = view.jitter if view.jitter_probability else (0.0, 0.0, 0.0, 0.0)
     kept = {"jitter": (*light[:2], 0.0, 0.0), "grey_probability": 0.0}
     found = []
-    if not views.is_grey and (any(light[2:]) or view.grey_probability):
+    has_colors = bool(views.colors) and not views.is_grey
+    if has_colors and (any(light[2:]) or view.grey_probability):
         found.append(Variant("colours", "colours kept", kept))
-    if not views.is_grey and view.grey_probability < 1.0:
+    if has_colors and view.grey_probability < 1.0:
         found.append(Variant("colours", "all grey", kept | {"grey_probability": 1.0}))
     if view.scale[0] < 0.5:
         found.append(Variant("crops", "larger crops", {"crop_scale": (0.5, 1.0)}))
@@ -75,6 +89,9 @@ def choose_variants(
     variants: list[Variant], accuracy: Callable[[Variant | None], float], num_test: int
 ) -> tuple[list[Variant], dict[str, float]]:
     """Of each kind the best variant, if it is better than the usual views by more than a standard error.
+
+    Those of several kinds are tried together, and stay together unless the best of them alone is better: two changes
+    that help may make views too much alike to learn from.
 
     Args:
         variants (`list[Variant]`):
@@ -95,6 +112,15 @@ def choose_variants(
         rival = best.get(variant.kind)
         if figures[variant.words] > max(usual + certain, figures[rival.words] if rival else 0.0):
             best[variant.kind] = variant
+    if len(best) > 1:
+        together = Variant(
+            "all", " and ".join(each.words for each in best.values()),
+            {name: value for each in best.values() for name, value in each.flags.items()},
+        )  # fmt: skip
+        figures[together.words] = accuracy(together)
+        alone = max(best.values(), key=lambda each: figures[each.words])
+        if figures[alone.words] > figures[together.words]:
+            best = {alone.kind: alone}
     return list(best.values()), figures
 
 
@@ -117,14 +143,21 @@ def fit_views(
             Names of the flags that the user gave; those that are chosen join them.
 
     Raises:
-        UserError: with `--views auto` where there are no labels.
+        UserError: with `--views auto` where there are no labels, or where a run goes on that began without it.
     """
     if probes.views != "auto":
         return arguments
-    path, known = Path(args.output_dir) / CHOSEN, _settings(method, recipe, data, probes, args, given)
+    path, before = Path(args.output_dir) / CHOSEN, args.continued_from
+    known = _settings(method, data, given, vars(recipe), config, *map(vars, (data.arguments, arguments, probes, args)))
     # what the main process has: others may have another disk, and figures of theirs may differ in the last bits
-    (kept,) = broadcast_object_list([read_json(path, default={})])
-    if kept.get("settings") != known:
+    (kept,) = broadcast_object_list([read_json(path if before is None else before.parent / CHOSEN, default={})])
+    if before is not None and not kept:
+        raise UserError(
+            f"`--views auto` chooses views when a run begins, and the one in {before.parent} began without it. Leave "
+            "it out, or begin another run with another `--output_dir`."
+        )
+    # a run that goes on keeps its views: what else has changed is for the checkpoint to refuse
+    if before is None and kept.get("settings") != known:
         labelled = probes.load(data.arguments.dataset)
         if labelled is None:
             raise UserError(
@@ -137,8 +170,8 @@ def fit_views(
             "flags": {name: value for each in chosen for name, value in each.flags.items()},
         }  # fmt: skip
         (kept,) = broadcast_object_list([kept])
-        if args.process_index == 0:
-            write_json(path, kept)
+    if args.process_index == 0 and read_json(path, default={}) != kept:
+        write_json(path, kept)
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["flags"].items()}
     words = ", ".join(f"{name} {value:.3f}" for name, value in kept["figures"].items())
     logger.info(
@@ -169,16 +202,13 @@ def _try_all(
     processor = build_image_processor(usual.image_size, usual.mean, usual.std, usual.value_range)
     # the encoder that was chosen, for all of them
     arguments, given = replace(arguments, image_size=usual.image_size), given | {"image_size"}
-    short = _short(args)
+    short = _short(args, data.source.num_rows)
     logger.info(
         "`--views auto`: %d runs of %s each, to choose views.", len(variants) + 1,
-        f"{short.budget_minutes:.2g} minutes"
-        if short.budget_minutes
-        else f"{short.epochs:.2g} passes"
-        if short.epochs
-        else f"{short.max_steps} steps",
+        f"{short.budget_minutes:.2g} minutes" if short.budget_minutes else f"{short.max_steps} steps",
     )  # fmt: skip
     knn: list[OnlineKnn] = []
+    untrained: list[float] = []
 
     def accuracy(variant: Variant | None) -> float:
         flags = variant.flags if variant is not None else {}
@@ -188,27 +218,36 @@ def _try_all(
             here.output_dir = folder
             model = build_method(method, recipe, config, views, here, given)
             pooling = probes.probe_pooling or getattr(model.config, "pooling", None)
-            knn[:] = knn or [OnlineKnn(learn, choose, processor, pooling=pooling)]
+            # all that is held out to choose by: differences are small
+            knn[:] = knn or [OnlineKnn(learn, choose, processor, pooling=pooling, max_test_samples=len(choose))]
             stream = data.stream(here, views)
             stream.leave_out(frozenset(map(identity, [*choose.images, *test.images])))
             trainer = SSLTrainer(model, here, stream, processing_class=processor)
+            untrained[:] = untrained or knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
             trainer.train()
             [found] = knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
         logger.info("%s: k-NN accuracy %.3f", variant.words if variant else "as usual", found)
         return found
 
-    return choose_variants(variants, accuracy, len(choose))
+    chosen, figures = choose_variants(variants, accuracy, len(choose))
+    if max(figures.values()) <= untrained[0]:
+        logger.warning(
+            "None of these short runs is better than the encoder before it (%.3f), so that they say little about "
+            "views. A longer run tries them for longer.", untrained[0],
+        )  # fmt: skip
+    return chosen, figures
 
 
-def _short(args: SSLTrainingArguments) -> SSLTrainingArguments:
+def _short(args: SSLTrainingArguments, num_samples: int) -> SSLTrainingArguments:
     """A run of a tenth of the length that leaves nothing behind."""
     short = copy.deepcopy(args)
     if short.budget_minutes is not None:
         short.budget_minutes *= SHARE
-    elif short.epochs is not None:
-        short.epochs *= SHARE
     else:
-        short.max_steps = min(max(int(SHARE * args.max_steps), LEAST), MOST, args.max_steps)
+        steps = args.max_steps
+        if args.epochs is not None:
+            steps, short.epochs = max(math.ceil(args.epochs * num_samples / args.global_batch_size), 1), None
+        short.max_steps = min(max(int(SHARE * steps), LEAST), MOST, steps)
     short.eval_strategy, short.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     short.do_eval, short.report_to, short.push_to_hub = False, [], False
     short.resume, short.keep, short.early_stopping, short.stop_on_collapse = "never", "last", None, False
@@ -216,19 +255,14 @@ def _short(args: SSLTrainingArguments) -> SSLTrainingArguments:
 
 
 def _settings(
-    method: type[SSLVisionModel],
-    recipe: VisionEncoderArguments,
-    data: ImageData,
-    probes: ImageProbeArguments,
-    args: SSLTrainingArguments,
-    given: set[str],
+    method: type[SSLVisionModel], data: ImageData, given: set[str], *values: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the choice depends on, as far as it is kept: a run that goes on may be longer."""
-    return {
-        "method": method.__name__, "dataset": data.arguments.dataset, "probe_dataset": probes.probe_dataset,
-        "probe_label_column": probes.probe_label_column, "seed": args.seed,
-        "given": sorted(given - {"max_steps", "budget_minutes", "resume"}),
-    }  # fmt: skip
+    """What the choice depends on: the data, and each flag that was given with its value."""
+    stated = {
+        name: value for each in values for name, value in each.items() if name in given and name not in _NO_MATTER
+    }
+    known = {"method": method.__name__, "data": data.source.fingerprint, "given": stated}
+    return json.loads(json.dumps(known, sort_keys=True, default=str))
 
 
 def _as_typed(flags: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Encoders to start from: presets for training from scratch, configurations, or checkpoints to continue."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -41,6 +41,8 @@ class TextEncoderArguments:
             auto, measured (the fastest here, as auto chooses on a GPU), eager, sdpa, flash_attention_2 or
             flex_attention.
     """
+
+    modality: ClassVar[str] = "text"
 
     encoder: str = "modernbert-mini"
     attention: str = "auto"

@@ -86,7 +86,7 @@ def finish_text(
             "modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length,
             **({} if probes is None else {"labelled": probes.named}),
         },
-        told=tuple(told), commands=lambda folder: _commands(trainer, folder, data, causal),
+        told=tuple(told), commands=lambda folder: _commands(trainer, folder, data, causal, probes),
     )  # fmt: skip
 
 
@@ -112,7 +112,9 @@ def _causal_usage(name: str) -> str:
     )
 
 
-def _commands(trainer: SSLTrainer, folder: Path, data: TextData, causal: bool) -> Sequence[str]:
+def _commands(
+    trainer: SSLTrainer, folder: Path, data: TextData, causal: bool, probes: TextProbes | None
+) -> Sequence[str]:
     """What to do with the result: each line runs as it stands, on the data of the run."""
     method = method_name(trainer)
     prompt = "This is" if causal else f"This is a {data.tokenizer.mask_token}."
@@ -125,4 +127,6 @@ def _commands(trainer: SSLTrainer, folder: Path, data: TextData, causal: bool) -
     same_data = changed_flags(data.arguments, leave_out=_OF_THE_TOKENIZER)
     again = recipe_command(method, encoder=folder, **same_data, output_dir=next_folder(folder))
     commands = [shlex.join(["python", "-c", code]), again]
+    if probes is not None:
+        commands += [recipe_command(recipe, encoder=folder, **probes.named) for recipe in ("probe", "finetune")]
     return commands if causal else [*commands, recipe_command("glue", encoder=folder, task="cola")]

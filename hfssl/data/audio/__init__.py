@@ -77,6 +77,7 @@ MODALITY = Modality(
     folder_module="audiofolder",
     # Neighbours are often of one speaker, and each may be long.
     samples_per_piece=4,
+    samples_per_block=(16, 256),
     read_through_bytes=256 << 20,
     embedded=(EmbeddedData("speech", ("train", "test"), _load_speech, labelled=True),),
 )  # fmt: skip

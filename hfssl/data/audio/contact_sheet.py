@@ -90,7 +90,7 @@ def contact_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    path.with_suffix(".html").write_text(_page(path, rows), encoding="utf-8")
+    write_page(path, rows)
     return len(shown)
 
 
@@ -141,7 +141,15 @@ def _hop(format: AudioFormat) -> int:
     return samples_per_frame(format.encoder) if format.is_waveform else HOP * filter_bank_stack(format.encoder)
 
 
-def _page(picture: Path, rows: list[tuple[str, float, np.ndarray, list[str]]]) -> str:
+def write_page(picture: Path, rows: list[tuple[str, float, np.ndarray, list[str]]]) -> None:
+    """Write a page beside a picture, with a player for each row.
+
+    Args:
+        picture (`Path`):
+            The page has its name, with the suffix `.html`, and shows it.
+        rows (`list`):
+            Name, seconds, sound, and what else is said of each.
+    """
     import soundfile
 
     lines = [
@@ -161,4 +169,5 @@ def _page(picture: Path, rows: list[tuple[str, float, np.ndarray, list[str]]]) -
             f'<tr><td>{html.escape(name)}</td><td><audio controls src="data:audio/wav;base64,{source}"></audio></td>'
             f"<td>{html.escape(words)}</td></tr>"
         )
-    return "\n".join([*lines, "</table>", f'<img src="{html.escape(picture.name)}" alt="">', ""])
+    lines += ["</table>", f'<img src="{html.escape(picture.name)}" alt="">', ""]
+    picture.with_suffix(".html").write_text("\n".join(lines), encoding="utf-8")

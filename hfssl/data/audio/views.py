@@ -6,12 +6,13 @@ laid under it; of its spectrogram spans of time and of frequency are hidden. Wha
 recording, also which of the block is laid under it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
+from transformers import ASTFeatureExtractor, PreTrainedConfig
 
 from ...errors import UserError
 from ...functional import keyed
@@ -23,8 +24,6 @@ from .decode import DamagedAudio, decode_audio
 
 
 NUM_VIEWS = 2
-# Of all of AudioSet, by which stock spectrograms are normalised, to a standard deviation of 0.5.
-MEAN, STD = -4.2677393, 4.5689974
 # What of a recording is shorter gives no spectrogram of a patch.
 MIN_SECONDS = 0.2
 
@@ -90,12 +89,20 @@ class AudioViews:
             Of the encoder, which says the size of a spectrogram.
         arguments ([`AudioViewArguments`], *optional*):
             How views differ.
+        extractor ([`~transformers.ASTFeatureExtractor`], *optional*):
+            That goes with the encoder: says by which mean and standard deviation spectrograms are normalised. Left
+            out, those of the stock one.
 
     Raises:
         UserError: if the encoder takes no spectrograms.
     """
 
-    def __init__(self, encoder: PreTrainedConfig, arguments: AudioViewArguments | None = None):
+    def __init__(
+        self,
+        encoder: PreTrainedConfig,
+        arguments: AudioViewArguments | None = None,
+        extractor: ASTFeatureExtractor | None = None,
+    ):
         if not is_grid(encoder):
             raise UserError(
                 f"Views of recordings are spectrograms, and a {encoder.model_type} takes none. Choose an encoder that "
@@ -103,6 +110,9 @@ class AudioViews:
             )
         self.arguments = arguments or AudioViewArguments()
         self.num_frames, self.num_mel_bins = encoder.max_length, encoder.num_mel_bins
+        extractor = extractor or ASTFeatureExtractor()
+        # the stock one makes a standard deviation of 0.5
+        self.mean, self.std = (extractor.mean, 2 * extractor.std) if extractor.do_normalize else (0.0, 1.0)
         self.num_samples = (self.num_frames - 1) * HOP + WINDOW
 
     def rows(self, block: Block) -> Rows:
@@ -164,16 +174,22 @@ class AudioViews:
         ).numpy()  # fmt: skip
         padded = np.zeros((self.num_frames, self.num_mel_bins), np.float32)
         padded[: len(banks)] = banks[: self.num_frames]
-        return (padded - MEAN) / (2 * STD)
+        return (padded - self.mean) / self.std
 
-    def collate(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The columns of some rows as a batch."""
-        return {"input_values": torch.from_numpy(np.ascontiguousarray(columns["input_values"]))}
+    def collator(self, device: torch.device | str) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+        """Makes a batch on a device of the columns of some rows."""
+
+        def collate(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+            values = torch.from_numpy(np.ascontiguousarray(columns["input_values"]))
+            return {"input_values": values.to(device, non_blocking=True)}
+
+        return collate
 
     @property
     def settings(self) -> dict[str, Any]:
         """What of the views makes a run this run."""
-        return {"views": vars(self.arguments), "spectrogram": [self.num_frames, self.num_mel_bins]}
+        spectrogram = [self.num_frames, self.num_mel_bins, self.mean, self.std]
+        return {"views": vars(self.arguments), "spectrogram": spectrogram}
 
     @property
     def description(self) -> str:

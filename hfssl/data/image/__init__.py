@@ -5,7 +5,7 @@ from ..modality import EmbeddedData, Modality
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm",
-    ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".ico",
+    ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".ico", ".btf", ".npy", ".npz", ".dcm", ".dicom",
 )  # fmt: skip
 
 
@@ -16,12 +16,19 @@ def _is_feature(feature) -> bool:
 
 
 def _is_raw(feature) -> bool:
-    """Bytes, or the struct in which `datasets` keeps media, without the type that says so."""
+    """Bytes, or the struct in which `datasets` keeps media, without the type that says so; bytes with their shape;
+    arrays of two or three axes."""
     import datasets
 
+    from .columns import is_array
+
     if isinstance(feature, dict):
-        return set(feature) == {"bytes", "path"}
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+        return set(feature) == {"bytes", "path"} or is_array(feature)
+    return (
+        is_array(feature)
+        or isinstance(feature, datasets.Value)
+        and feature.dtype in ("binary", "large_binary", "binary_view")
+    )
 
 
 def _feature():
@@ -32,8 +39,9 @@ def _feature():
 
 def _from_arrow(column) -> list:
     from ..sources.sample_folders import encoded_samples
+    from .columns import encoded_arrays, holds_arrays
 
-    return encoded_samples(column)
+    return encoded_arrays(column) if holds_arrays(column.type) else encoded_samples(column)
 
 
 def _read_folder(files):
@@ -60,6 +68,12 @@ def _load_digits(split: str):
     return load_digits(split)
 
 
+def _load_characters(split: str):
+    from .embedded import load_characters
+
+    return load_characters(split)
+
+
 MODALITY = Modality(
     name="image",
     sample_types=(bytes,),
@@ -73,12 +87,13 @@ MODALITY = Modality(
     extensions={
         **dict.fromkeys(EXTENSIONS, "imagefolder"), ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow",
     },
-    supported="image files (jpg, png, webp, tiff, gif, bmp, …), webdataset tars, parquet and arrow",
+    supported="image files (jpg, png, webp, tiff, npy, dcm, gif, bmp, …), webdataset tars, parquet and arrow",
     is_raw=_is_raw,
     is_empty=lambda image: not image or image.isspace(),
     empty_is_damage=True,
     from_arrow=_from_arrow,
     readers={"imagefolder": _read_folder, "webdataset": _read_tars},
+    beside_samples=(".npy", ".npz"),
     folder_module="imagefolder",
     # Neighbours often show the same thing (files are sorted by class), so runs of them are short.
     samples_per_piece=8,
@@ -88,5 +103,6 @@ MODALITY = Modality(
     embedded=(
         EmbeddedData("letters", ("train", "test"), _load_letters, labelled=True),
         EmbeddedData("digits", ("train", "test"), _load_digits, labelled=True),
+        EmbeddedData("characters", ("train", "test", "composition"), _load_characters, labelled=True),
     ),
 )  # fmt: skip

@@ -5,7 +5,8 @@ is the work. Images lie in [0, 255], so that a byte needs no scaling before the 
 of the HSV model without going through HSV, see [`adjust_hue_`].
 
 Each function takes `images` (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`), contiguous, and changes
-them; one number per image has shape `(batch_size,)`.
+them; one number per image has shape `(batch_size,)`. Channels that are no colours, of any number, are changed in
+brightness and contrast, and blurred.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,19 +44,31 @@ class Finish:
             Of red, green and blue in [0, 1], to normalise with.
         device (`torch.device`):
             Where the work is done.
+        colors (`tuple[int, ...]`, *optional*):
+            Which of the channels are red, green and blue; none of them are where it is empty. All three when left out.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
-        self.device = device
-        self.scale = (1 / (WHITE * torch.tensor(std))).view(1, 3, 1, 1).to(device)
-        self.shift = -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(device)
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        colors: tuple[int, ...] | None = None,
+    ):
+        self.device, number = device, len(mean)
+        self.scale = (1 / (WHITE * torch.tensor(std))).view(1, number, 1, 1).to(device)
+        self.shift = -(torch.tensor(mean) / torch.tensor(std)).view(1, number, 1, 1).to(device)
+        colors = tuple(range(number)) if colors is None else colors
+        others = [channel for channel in range(number) if channel not in colors]
+        # channels, and whether they are colours; of all of them no copy has to be made
+        self.parts = [(list(part), part is colors) for part in (colors, others) if len(part)]
 
     def __call__(self, crops: np.ndarray, draws: np.ndarray) -> torch.Tensor:
         """What the model gets.
 
         Args:
-            crops (`np.ndarray` of dtype `uint8` and shape `(batch_size, num_views, 3, size, size)`):
-                Bytes of red, green and blue.
+            crops (`np.ndarray` of dtype `uint8` and shape `(batch_size, num_views, num_channels, size, size)`):
+                Bytes, such as those of red, green and blue.
             draws (`np.ndarray` of `hfssl.data.image.crops.DRAWS` and shape `(batch_size, num_views)`):
                 What is to be done with each.
 
@@ -88,16 +101,28 @@ class Finish:
         return [run[first : first + largest] for run in runs for first in range(0, len(run), largest)]
 
     def _finish_(self, images: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
-        order = int(draws["order"][0])
+        for channels, are_colors in self.parts:
+            if len(self.parts) == 1 and channels == sorted(channels):
+                self._change_(images, draws, are_colors)
+            else:
+                some = images[:, channels]
+                self._change_(some, draws, are_colors)
+                images[:, channels] = some
+        return images.mul_(self.scale).add_(self.shift)
+
+    def _change_(self, images: torch.Tensor, draws: np.ndarray, are_colors: bool) -> None:
+        order, jitters = int(draws["order"][0]), _JITTERS if are_colors else _JITTERS_OF_OTHERS
         if order:
             factors = self._on_device(draws["factors"]).T
             while order:
                 order, jitter = divmod(order, 5)
-                _JITTERS[jitter - 1](images, factors[jitter - 1])
-        self._change_some_(images, draws["grey"], lambda some, _: greyscale(some).expand_as(some))
+                if jitter <= len(jitters):
+                    jitters[jitter - 1](images, factors[jitter - 1])
+        if are_colors:
+            self._change_some_(images, draws["grey"], lambda some, _: greyscale(some).expand_as(some))
         self._change_some_(images, draws["sigma"] > 0, lambda some, which: self._blurred(some, draws[which]))
-        self._change_some_(images, draws["solarize"], lambda some, _: solarize(some))
-        return images.mul_(self.scale).add_(self.shift)
+        if are_colors:
+            self._change_some_(images, draws["solarize"], lambda some, _: solarize(some))
 
     def _blurred(self, images: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
         reach = self._on_device(draws["reach"].astype(np.float32))
@@ -131,6 +156,12 @@ def adjust_contrast_(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
     # the mean of the grey is the grey of the means
     grey = images.mean((2, 3)).mv(_constant(_GREY, images.device))
     return images.mul_(_per_image(factor)).add_(_per_image(grey.mul_(1 - factor))).clamp_(0.0, WHITE)
+
+
+def adjust_contrast_of_each_(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """`factor` 0 gives the mean of each channel of each image, 1 the image itself. Channels of any number."""
+    means = images.mean((2, 3), keepdim=True)
+    return images.mul_(_per_image(factor)).add_(means.mul_(_per_image(1 - factor))).clamp_(0.0, WHITE)
 
 
 def adjust_saturation_(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -266,6 +297,7 @@ def _blur_matrices(weights: torch.Tensor, size: int) -> torch.Tensor:
 
 
 _JITTERS = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
+_JITTERS_OF_OTHERS = (adjust_brightness_, adjust_contrast_of_each_)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ...functional import keyed
 from ...functional.keyed import Use
@@ -40,11 +41,13 @@ class Crops:
         groups (`dict[str, Sequence[View]]`):
             Views of one size each, by the name of their column.
         mean, std (`Sequence[float]`):
-            Of red, green and blue in [0, 1], to normalise with.
+            Of each channel in [0, 1], to normalise with.
         single (`str`, *optional*):
             The group of one view whose tensor is to have no axis for it.
-        value_range (`tuple[float, float]`, *optional*):
+        value_range (`tuple[float, ...]`, *optional*):
             See [`~hfssl.data.image.decode.decode_image`].
+        colors (`tuple[int, ...]`, *optional*):
+            Which of the channels are red, green and blue. All three when left out.
     """
 
     def __init__(
@@ -53,17 +56,18 @@ class Crops:
         mean: Sequence[float],
         std: Sequence[float],
         single: str | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, ...] | None = None,
+        colors: tuple[int, ...] | None = None,
     ):
-        self.pixels = PixelRows(groups, value_range)
-        self.mean, self.std, self.single = tuple(mean), tuple(std), single
+        self.pixels = PixelRows(groups, value_range, len(mean))
+        self.mean, self.std, self.single, self.colors = tuple(mean), tuple(std), single, colors
 
     def read(self, block: Block) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[int, str]]]:
         """Columns, the indices of the samples that are left, and `(index, reason)` of the others."""
         return self.pixels(block.columns["image"], block.keys)
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        finish = _finish(self.mean, self.std, device)
+        finish = _finish(self.mean, self.std, device, self.colors)
         batch = {name: finish(columns[name], columns[f"{name}_draws"]) for name in self.pixels.groups}
         if self.single is not None:
             batch[self.single] = batch[self.single][:, 0]
@@ -72,8 +76,10 @@ class Crops:
 
 # its numbers lie on the device: not to be sent there for every batch, nor to travel to a worker with the views
 @cache
-def _finish(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Finish:
-    return Finish(mean, std, device)
+def _finish(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, colors: tuple[int, ...] | None
+) -> Finish:
+    return Finish(mean, std, device, colors)
 
 
 class Noise:
@@ -109,10 +115,12 @@ class BlockMasks:
             Patches in a row of a view.
         ratio (`tuple[float, float]`):
             Smallest and largest share of the patches of a view that is masked.
+        name (`str`, *optional*, defaults to `"masked_patches"`):
+            Of the column.
     """
 
-    def __init__(self, num_views: int, side: int, ratio: tuple[float, float]):
-        self.num_views, self.side, self.ratio = num_views, side, ratio
+    def __init__(self, num_views: int, side: int, ratio: tuple[float, float], name: str = "masked_patches"):
+        self.num_views, self.side, self.ratio, self.name = num_views, side, ratio, name
 
     def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
         keys, num_patches = block.keys[kept][:, None], self.side**2
@@ -129,7 +137,46 @@ class BlockMasks:
         masks = masks.reshape(len(kept), -1)
         most = masked_views * int(num_patches * high)
         patches = np.argsort(~masks, axis=1, kind="stable")[:, :most].astype(np.int32)
-        return {"masked_patches": np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}
+        return {self.name: np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}
 
     def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        return {"masked_patches": send(columns["masked_patches"], device)}
+        return {self.name: send(columns[self.name], device)}
+
+
+class MixedSizes:
+    """Views of another size in each batch: they are cut out at the largest and reduced with the batch.
+
+    The size of a batch is drawn from the key of its first sample. Local views are reduced in proportion. What depends
+    on the number of patches, such as masks, is made for each size, as `<name>_<size>`, and chosen then.
+
+    Args:
+        sizes (`Sequence[int]`):
+            Pixels a side.
+        unit (`int`):
+            Of which the side of a local view stays a multiple.
+    """
+
+    def __init__(self, sizes: Sequence[int], unit: int):
+        self.sizes, self.unit, self.largest = tuple(sizes), unit, max(sizes)
+
+    def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
+        return {"size": np.array(self.sizes)[keyed.key(Use.VIEW_SIZE, block.keys[kept]) % np.uint64(len(self.sizes))]}
+
+    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        return {}
+
+    def resized(self, batch: dict[str, torch.Tensor], columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """A batch at the size that is drawn for it."""
+        size = int(columns["size"][0])
+        chosen = {}
+        for name, values in batch.items():
+            base, _, number = name.rpartition("_")
+            if base in batch and number.isdigit():
+                continue
+            chosen[name] = batch.get(f"{name}_{size}", values)
+            if name.endswith("pixel_values") and size != self.largest:
+                side = max(round(values.shape[-1] * size / self.largest / self.unit), 1) * self.unit
+                images = values.flatten(0, -4)
+                images = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+                chosen[name] = images.view(*values.shape[:-2], side, side)
+        return chosen

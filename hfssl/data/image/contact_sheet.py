@@ -1,5 +1,6 @@
 """A picture of views: what the model gets to see, beside the images that it is made from."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .views import Views
 
 
 class Originals:
-    """The encoded images beside what is made of them: a [`ColumnMaker`] that the sheet adds to the views."""
+    """The encoded images, or decoded tiles of them, beside what is made of them: a [`ColumnMaker`] for the sheet."""
 
     def rows(self, block: Block, kept: np.ndarray) -> dict[str, list]:
         return {"original": [block.columns["image"][i] for i in kept]}
@@ -27,11 +28,9 @@ class Originals:
 def views_of(images: Sequence[bytes], views: Views) -> dict[str, Any]:
     """A batch of views of some images, with `original`; damaged ones are left out."""
     keys = keyed.key(Use.CONTACT_SHEET_VIEWS, np.arange(len(images)))
-    block, originals = Block({"image": list(images)}, keys, 0), Originals()
-    rows = views.rows(block)
-    damaged = {index for index, _ in rows.bad}
-    kept = np.array([i for i in range(len(images)) if i not in damaged], np.int64)
-    return views.collator("cpu")(rows.columns) | originals.rows(block, kept)
+    views = copy.copy(views)
+    views.makers = [*views.makers, Originals()]
+    return views.collator("cpu")(views.rows(Block({"image": list(images)}, keys, 0)).columns)
 
 
 def contact_sheet(
@@ -73,7 +72,10 @@ def contact_sheet(
         len(shown), 1 + len(columns), figsize=(1.4 * (1 + len(columns)), 1.5 * len(shown) + 0.6), squeeze=False
     )
     for i, line in enumerate(axes):
-        original = decode_image(shown[i], value_range=views.value_range)
+        original = shown[i]
+        if isinstance(original, bytes):
+            original = decode_image(original, 1, views.value_range, views.num_channels)
+        original = original[visible_channels(views)]
         pictures = [("original" if i == 0 else "", original.permute(1, 2, 0).numpy())]
         pictures += [(title if i == 0 else "", view[i].permute(1, 2, 0).numpy()) for title, view in columns]
         for axis, (title, picture) in zip(line, pictures, strict=True):
@@ -93,6 +95,11 @@ def contact_sheet(
     return len(shown)
 
 
+def visible_channels(views: Views) -> list[int]:
+    """Three channels to look at: the colours, else the first three, else the first one in grey."""
+    return list(views.colors or (range(3) if views.num_channels >= 3 else [0, 0, 0]))
+
+
 def _visible(pixels: torch.Tensor, views: Views) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
-    return (pixels * std + mean).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (views.mean, views.std))
+    return (pixels * std + mean).clamp(0, 1)[:, visible_channels(views)]

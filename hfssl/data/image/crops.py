@@ -41,12 +41,17 @@ class PixelRows:
     Args:
         groups (`dict[str, Sequence[View]]`):
             Views of one size each, by the name of their column.
-        value_range (`tuple[float, float]`, *optional*):
+        value_range (`tuple[float, ...]`, *optional*), num_channels (`int`, *optional*, defaults to 3):
             See [`~hfssl.data.image.decode.decode_image`].
     """
 
-    def __init__(self, groups: dict[str, Sequence[View]], value_range: tuple[float, float] | None = None):
-        self.value_range = value_range
+    def __init__(
+        self,
+        groups: dict[str, Sequence[View]],
+        value_range: tuple[float, ...] | None = None,
+        num_channels: int = 3,
+    ):
+        self.value_range, self.num_channels = value_range, num_channels
         self.groups = {name: tuple(views) for name, views in groups.items()}
         # what is drawn alike is drawn together: (column, view, its places in the column, its numbers among all views)
         self.kinds: list[tuple[str, View, list[int], np.ndarray]] = []
@@ -64,18 +69,18 @@ class PixelRows:
 
         Args:
             encoded (`Sequence[bytes | torch.Tensor]`):
-                Images as files have them, or decoded: `uint8` of shape `(3, height, width)`.
+                Images as files have them, or decoded: `uint8` of shape `(num_channels, height, width)`.
             keys (`np.ndarray` of dtype `uint64` and shape `(num_images,)`):
                 Key of each.
 
         Returns:
-            `tuple`: for each group its `uint8` column of shape `(num_kept, num_views, 3, size, size)` and, under its
-            name with `_draws`, `(num_kept, num_views)` of `DRAWS`; the indices of the images that were kept; and
-            `(index, reason)` of those that could not be decoded.
+            `tuple`: for each group its `uint8` column of shape `(num_kept, num_views, num_channels, size, size)` and,
+            under its name with `_draws`, `(num_kept, num_views)` of `DRAWS`; the indices of the images that were kept;
+            and `(index, reason)` of those that could not be decoded.
         """
         crops, draws = {}, {}
         for name, views in self.groups.items():
-            shape = (len(encoded), len(views), 3, views[0].size, views[0].size)
+            shape = (len(encoded), len(views), self.num_channels, views[0].size, views[0].size)
             crops[name] = torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for huge pages
             draws[name] = np.empty((len(encoded), len(views)), DRAWS)
         bad = []
@@ -155,7 +160,7 @@ class PixelRows:
         return list(bad.items())
 
     def _decode(self, data: bytes, shrink: int = 1) -> torch.Tensor:
-        return decode_image(data, shrink, self.value_range)
+        return decode_image(data, shrink, self.value_range, self.num_channels)
 
 
 def draw_boxes(view: View, keys: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

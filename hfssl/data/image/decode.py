@@ -1,12 +1,14 @@
-"""Encoded images to pixels: 8 bits, RGB, upright, on white.
+"""Encoded images to pixels: 8 bits, upright; pictures in RGB and on white, all else in the channels that it has.
 
-Every image comes out as `(3, height, width)` of `uint8`: turned as its EXIF data say, transparent parts on white,
-greyscale in three equal channels, the first frame of an animation. Of values with more than 8 bits a stated range
-becomes black to white: their file does not say which part of the bits is in use (12 of 16 from many sensors), nor what
-floats mean. Left out, it is all that the bits hold. Colour profiles are not applied. Plain JPEG files are decoded by
-torchvision, which takes less time than Pillow (2.4 times less for 32×32 pixels, 1.3 times for 375×500); all else by
-Pillow: torchvision has no reduced scale, and its decoder of PNG, hardly faster, may crash the process on damaged
-files.
+A picture comes out as `(3, height, width)` of `uint8`: turned as its EXIF data say, transparent parts on white,
+greyscale in three equal channels, the first frame of an animation. Where one channel is wanted, it is its luma. What
+has other channels comes from `arrays.py`, and is not turned into colours: it has the channels that are wanted, or is
+refused. Of values with more than 8 bits a stated range becomes black to white, of each channel its own where they are
+no colours: their file does not say which part of the bits is in use (12 of 16 from many sensors), nor what floats
+mean. What is no number is the least of that range. Left out, the range is all that the bits hold. Colour profiles are
+not applied. Plain JPEG files are decoded by torchvision, which takes less time than Pillow (2.4 times less for 32×32
+pixels, 1.3 times for 375×500); all else by Pillow: torchvision has no reduced scale, and its decoder of PNG, hardly
+faster, may crash the process on damaged files.
 
 What cannot be decoded raises [`DamagedImage`] with a short reason; nothing is decoded beyond a limit on pixels.
 """
@@ -15,14 +17,15 @@ import io
 import logging
 import struct
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ...errors import first_line
+from .arrays import ArrayFile, DamagedImage, open_array, tiff_array
 
 
 try:
@@ -54,13 +57,13 @@ _TURNS = {
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
 ALL_OF_SIXTEEN_BITS = (0.0, 65535.0)
+# Pixels a side of an array, of whose values it is judged what range they have.
+_ENOUGH_TO_JUDGE = 2048
+# Rec. 601
+_LUMA = (0.299, 0.587, 0.114)
 # Tags of a TIFF.
-_BITS, _CHANNELS, _SAMPLE_FORMAT = 258, 277, 339
+_BITS, _SAMPLE_FORMAT = 258, 339
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-
-class DamagedImage(ValueError):
-    """These bytes are no image that can be decoded; the message says why, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class ImageHeader:
         bits (`int`, *optional*, defaults to 8):
             Bits of a value, where the file leaves open which of them are in use: then its values have a range that
             has to be stated. 8 otherwise.
+        num_channels (`int`, *optional*):
+            How many there are, of an image that is no picture in grey or in colours.
     """
 
     height: int
@@ -84,10 +89,19 @@ class ImageHeader:
     is_grey: bool
     format: str
     bits: int = 8
+    num_channels: int | None = None
 
 
-def image_header(data: bytes) -> ImageHeader:
+def image_header(data: bytes, num_channels: int | None = None, any_size: bool = False) -> ImageHeader:
     """Size and kind of an encoded image, without decoding its pixels.
+
+    Args:
+        data (`bytes`):
+            The content of an image file.
+        num_channels (`int`, *optional*):
+            See [`~hfssl.data.image.arrays.open_array`].
+        any_size (`bool`, *optional*, defaults to `False`):
+            Whether an array may have more pixels than are decoded at once, where its parts can be decoded alone.
 
     Raises:
         DamagedImage: if it is no image, or one with too many pixels.
@@ -95,11 +109,20 @@ def image_header(data: bytes) -> ImageHeader:
     plain = _plain_jpeg(data)
     if plain is not None:
         return plain
+    array = open_array(data, num_channels)
+    if array is not None:
+        channels, height, width = array.shape
+        if not any_size or array.read_region is None:
+            _check_size(height, width)
+        others = None if channels in (1, 3) else channels
+        return ImageHeader(height, width, channels == 1, array.format, array.bits, others)
     with _opened(data) as image:
         return _header(image)
 
 
-def decode_image(data: bytes, shrink: int = 1, value_range: tuple[float, float] | None = None) -> torch.Tensor:
+def decode_image(
+    data: bytes, shrink: int = 1, value_range: tuple[float, ...] | None = None, num_channels: int = 3
+) -> torch.Tensor:
     """The pixels of an encoded image.
 
     Args:
@@ -109,25 +132,34 @@ def decode_image(data: bytes, shrink: int = 1, value_range: tuple[float, float] 
             1, 2, 4 or 8: a JPEG comes out reduced by this factor (sides rounded up), which saves part of its decoding
             and all that the other pixels would cost later. Other formats, and JPEGs with a side shorter than the
             factor, come out larger.
-        value_range (`tuple[float, float]`, *optional*):
-            What becomes black and white of values with more than 8 bits; left out, all that unsigned ones of 16 bits
-            hold. Formats that say it themselves, and 8 bits, need none.
+        value_range (`tuple[float, ...]`, *optional*):
+            What becomes black and white of values with more than 8 bits, or these two of each channel one after the
+            other; left out, all that unsigned ones of 16 bits hold. Formats that say it themselves, and 8 bits, need
+            none.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels that are wanted. Pictures have 1 or 3 as one likes; any other number is to be that of the file,
+            of which what is transparent is a channel then.
 
     Returns:
-        `torch.Tensor` of dtype `uint8` and shape `(3, height, width)`; the channels may lie together in memory.
+        `torch.Tensor` of dtype `uint8` and shape `(num_channels, height, width)`; the channels may lie together in
+        memory.
 
     Raises:
         DamagedImage: if it cannot be decoded.
     """
     if shrink not in (1, 2, 4, 8):
         raise ValueError(f"`shrink` must be 1, 2, 4 or 8, got {shrink}.")
-    if shrink == 1 and decode_jpeg is not None and _plain_jpeg(data) is not None:
+    if shrink == 1 and decode_jpeg is not None and num_channels in (1, 3) and _plain_jpeg(data) is not None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), "RGB")
+                mode = "RGB" if num_channels == 3 else "GRAY"
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
         except RuntimeError as error:
             raise DamagedImage(_reason(error)) from error
+    array = open_array(data, num_channels)
+    if array is not None:
+        return array_pixels(array, value_range, num_channels)
     with _opened(data) as image:
         bits = _header(image).bits  # checks the size
         turn = _TURNS.get(_orientation(image))
@@ -135,25 +167,87 @@ def decode_image(data: bytes, shrink: int = 1, value_range: tuple[float, float] 
             if shrink > 1 and image.format in ("JPEG", "MPO"):
                 image.draft(None, (max(image.width // shrink, 1), max(image.height // shrink, 1)))
             image.load()
-            upright = _rgb(image, bits, data, value_range)
+            if num_channels in (1, 3):
+                upright = _rgb(image, bits, data, value_range)
+                upright = upright if num_channels == 3 else upright.convert("L")
+            else:
+                upright = _bands(image, bits, data, value_range, num_channels)
             pixels = np.array(upright if turn is None else upright.transpose(turn))
         except DamagedImage:
             raise
         except Exception as error:
             raise DamagedImage(_reason(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+
+
+def array_pixels(
+    array: ArrayFile,
+    value_range: tuple[float, ...] | None,
+    num_channels: int,
+    box: tuple[int, int, int, int] | None = None,
+) -> torch.Tensor:
+    """Bytes of an array, as [`decode_image`] gives them; of a part of it by its top, left, height and width.
+
+    Raises:
+        DamagedImage: if it has other channels, or cannot be decoded.
+    """
+    channels, height, width = array.shape
+    _check_size(*(array.shape[1:] if box is None else box[2:]))
+    if channels != num_channels and not (channels in (1, 3) and num_channels in (1, 3)):
+        raise _other_channels(array.format, channels, num_channels)
+    try:
+        if box is None:
+            values = array.read()
+        elif array.read_region is not None:
+            values = array.read_region(*box)
+        else:
+            top, left, height, width = box
+            values = array.read()[:, top : top + height, left : left + width]
+    except DamagedImage:
+        raise
+    except Exception as error:
+        raise DamagedImage(_reason(error)) from error
+    if values.dtype.kind == "b":
+        pixels = values.astype(np.uint8) * np.uint8(255)
+    elif values.dtype == np.uint8:
+        pixels = np.ascontiguousarray(values)
+    else:
+        if value_range is None and (values.dtype.kind, values.dtype.itemsize) != ("u", 2):
+            raise DamagedImage(_no_known_range("floats" if values.dtype.kind == "f" else f"{values.dtype} integers"))
+        pixels = _in_bytes(values, value_range or ALL_OF_SIXTEEN_BITS)
+    if channels == 3 and num_channels == 1:
+        pixels = np.rint(np.tensordot(_LUMA, pixels, 1)).astype(np.uint8)[None]
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).expand(num_channels, -1, -1)
 
 
 def raw_values(data: bytes) -> np.ndarray | None:
     """The values of an image with more than 8 bits as they are in the file; `None` where 8 bits are all there is.
 
-    Of colours of 16 bits of which only the upper 8 can be read these, as `uint8`.
+    Of large arrays those of the centre, where they can be read alone. Of colours of 16 bits of which only the upper 8
+    can be read these, as `uint8`. Of several channels the shape is `(num_channels, height, width)`.
 
     Raises:
         DamagedImage: if it cannot be decoded.
     """
     if _plain_jpeg(data) is not None:
         return None
+    array = open_array(data)
+    if array is not None:
+        height, width = array.shape[1:]
+        try:
+            if array.bits <= 8:
+                return None
+            if array.read_region is not None and height * width > _ENOUGH_TO_JUDGE**2:
+                size = min(height, _ENOUGH_TO_JUDGE), min(width, _ENOUGH_TO_JUDGE)
+                return array.read_region((height - size[0]) // 2, (width - size[1]) // 2, *size)
+            _check_size(height, width)
+            return array.read()
+        except DamagedImage:
+            raise
+        except Exception as error:
+            raise DamagedImage(_reason(error)) from error
     with _opened(data) as image:
         if _header(image).bits <= 8:
             return None
@@ -225,10 +319,8 @@ def _rgb(image: Image.Image, bits: int, data: bytes, value_range: tuple[float, f
     if image.mode in _DEEP_MODES:
         chosen = value_range if bits > 8 else None
         if chosen is None and (image.mode == "F" or (image.mode == "I" and image.format == "TIFF")):
-            kind = "floats" if image.mode == "F" else "integers with a sign or of 32 bits"
             raise DamagedImage(
-                f"its values are {kind}, which have no known range: state it (`--value_range LOW HIGH`), or convert "
-                "it to 8 or 16 bits"
+                _no_known_range("floats" if image.mode == "F" else "integers with a sign or of 32 bits")
             )
         all_of_them = (0.0, 2.0**bits - 1) if bits > 8 else ALL_OF_SIXTEEN_BITS
         image = Image.fromarray(_in_bytes(_values(image), chosen or all_of_them))
@@ -241,6 +333,32 @@ def _rgb(image: Image.Image, bits: int, data: bytes, value_range: tuple[float, f
     return image.convert("RGB")
 
 
+def _no_known_range(kind: str) -> str:
+    return (
+        f"its values are {kind}, which have no known range: state it (`--value_range LOW HIGH`), or convert it to 8 "
+        "or 16 bits"
+    )
+
+
+def _other_channels(format: str, channels: int, wanted: int) -> DamagedImage:
+    return DamagedImage(f"it is {'an' if format[0] == 'N' else 'a'} {format} of {channels} channels, not of {wanted}")
+
+
+def _bands(
+    image: Image.Image, bits: int, data: bytes, value_range: tuple[float, ...] | None, num_channels: int
+) -> Image.Image:
+    """The channels of a file as they are, of which there are so many."""
+    bands = len(image.getbands())
+    if bands != num_channels or image.mode in ("CMYK", "HSV", "LAB", "YCbCr", "PA"):
+        raise _other_channels(image.format, 3 if image.mode in ("P", "PA") else bands, num_channels)
+    if bits <= 8 or value_range in (None, ALL_OF_SIXTEEN_BITS):
+        return image
+    colours = _deep_colours(image, data)
+    if colours is None:
+        raise _upper_bits_only(image.format, value_range)
+    return Image.fromarray(_in_bytes(colours, value_range).transpose(1, 2, 0))
+
+
 def _values(image: Image.Image) -> np.ndarray:
     """The values of an image in one channel."""
     values = np.asarray(image)
@@ -249,24 +367,37 @@ def _values(image: Image.Image) -> np.ndarray:
     return values.view(np.uint32) if unsigned else values
 
 
-def _in_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    low, high = value_range
-    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+def _in_bytes(values: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:
+    low, high = value_range[::2], value_range[1::2]
+    if len(low) == 1:
+        low, high = low[0], high[0]
+    elif values.ndim == 3 and len(low) == len(values):
+        low, high = (np.array(ends)[:, None, None] for ends in (low, high))
+    else:
+        raise DamagedImage(
+            f"`--value_range` is of {len(low)} channels, and it has {len(values) if values.ndim == 3 else 1}"
+        )
+    values = values.astype(np.float64)
+    values = np.where(np.isnan(values), low, values)
     return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def _colours_in_range(image: Image.Image, data: bytes, value_range: tuple[float, float]) -> Image.Image:
+def _colours_in_range(image: Image.Image, data: bytes, value_range: tuple[float, ...]) -> Image.Image:
     colours = _deep_colours(image, data)
     if colours is None:
-        raise DamagedImage(
-            f"of {image.format} files with colours of 16 bits the upper 8 are read, and so no other range than 0 to "
-            f"65535, but it is {value_range[0]:g} to {value_range[1]:g}; pass `--value_range 0 65535`, or convert it "
-            "to 8 bits or to PNG"
-        )
-    pixels = _in_bytes(colours, value_range)
-    if len(pixels) in (2, 4):  # what is transparent has no range of its own
-        pixels[-1] = _in_bytes(colours[-1], ALL_OF_SIXTEEN_BITS)
-    return Image.fromarray(pixels.transpose(1, 2, 0))
+        raise _upper_bits_only(image.format, value_range)
+    if len(colours) in (2, 4):  # what is transparent has no range of its own
+        transparent = _in_bytes(colours[-1], ALL_OF_SIXTEEN_BITS)[None]
+        return Image.fromarray(np.concatenate([_in_bytes(colours[:-1], value_range), transparent]).transpose(1, 2, 0))
+    return Image.fromarray(_in_bytes(colours, value_range).transpose(1, 2, 0))
+
+
+def _upper_bits_only(format: str | None, value_range: tuple[float, ...]) -> DamagedImage:
+    return DamagedImage(
+        f"of {format} files with colours of 16 bits the upper 8 are read, and so no other range than 0 to 65535, but "
+        f"it is {' '.join(f'{end:g}' for end in value_range)}; pass `--value_range 0 65535`, or convert it to 8 bits "
+        f"or to PNG{', or `pip install tifffile imagecodecs`' * (format == 'TIFF')}"
+    )
 
 
 def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -274,6 +405,9 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
     To be called when Pillow has decoded the file without an error, since this decoder may crash on a damaged one.
     """
+    if image.format == "TIFF":
+        with suppress(DamagedImage):
+            return tiff_array(data).read()
     if image.format != "PNG" or decode_png is None:
         return None
     with warnings.catch_warnings():
@@ -283,23 +417,8 @@ def _deep_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 def _why_unknown(data: bytes) -> str:
     """Why Pillow does not know what this is."""
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        try:
-            file = io.BytesIO(data)
-            tags = ImageFileDirectory_v2(file.read(16 if b"+" in data[:4] else 8))
-            file.seek(tags.next)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tags.load(file)
-            channels, bits = tags.get(_CHANNELS, 1), tags.get(_BITS, (1,))[0]
-            kind = {2: "signed integers", 3: "floats"}.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "integers")
-        except Exception:  # a damaged one
-            return "it is a damaged TIFF"
-        return (
-            f"it is a TIFF of {channels} channel{'s' * (channels > 1)} of {bits} bits ({kind}). One channel of "
-            "integers or floats of up to 32 bits can be read, or 3 or 4 channels of 8 or 16 bits: convert it"
-        )
-    return "it is no image, or of an unknown format"
+    is_tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return "it is a damaged TIFF" if is_tiff else "it is no image, or of an unknown format"
 
 
 def _plain_jpeg(data: bytes) -> ImageHeader | None:

@@ -31,7 +31,7 @@ def crop_and_resize(
     """Cut one box out of an image and resize it.
 
     Args:
-        image (`torch.Tensor` of dtype `uint8` and shape `(3, height, width)`):
+        image (`torch.Tensor` of dtype `uint8` and shape `(num_channels, height, width)`):
             Need not be contiguous.
         box (`Sequence[int]`):
             Top, left, height and width.
@@ -39,13 +39,14 @@ def crop_and_resize(
             Whether to mirror it left to right.
         interpolation (`str`):
             bilinear or bicubic.
-        out (`torch.Tensor` of dtype `uint8` and shape `(1, 3, size, size)`):
+        out (`torch.Tensor` of dtype `uint8` and shape `(1, num_channels, size, size)`):
             Where it goes.
     """
     top, left, height, width = box
     strides = image.stride()
     offset = image.storage_offset() + top * strides[1] + left * strides[2]
-    crop = image.as_strided((1, 3, height, width), (3 * strides[0], *strides), offset)
+    channels = image.shape[0]
+    crop = image.as_strided((1, channels, height, width), (channels * strides[0], *strides), offset)
     size, kernel = list(out.shape[2:]), _KERNELS[interpolation]
     if flip:
         out.copy_(kernel(crop, size, False).flip(-1))
@@ -59,7 +60,7 @@ def crop_and_resize_together(
     """Cut boxes out of small images of one size and resize them.
 
     Args:
-        images (`torch.Tensor` of dtype `uint8` and shape `(num_images, 3, height, width)`):
+        images (`torch.Tensor` of dtype `uint8` and shape `(num_images, num_channels, height, width)`):
             The images.
         boxes (`np.ndarray` of shape `(num_images, num_views, 4)`):
             Top, left, height and width.
@@ -67,10 +68,10 @@ def crop_and_resize_together(
             Whether to mirror left to right.
         interpolation (`str`):
             bilinear or bicubic.
-        out (`torch.Tensor` of dtype `uint8` and shape `(num_images, num_views, 3, size, size)`):
+        out (`torch.Tensor` of dtype `uint8` and shape `(num_images, num_views, num_channels, size, size)`):
             Where the views go.
     """
-    number, _, height, width = images.shape
+    number, channels, height, width = images.shape
     size = out.shape[-1]
     boxes, flips = torch.from_numpy(boxes).float(), torch.from_numpy(flips)
     places = torch.arange(size) + 0.5
@@ -82,23 +83,23 @@ def crop_and_resize_together(
         return
     across = _weights(boxes[..., 1], boxes[..., 3], mirrored, width, interpolation).transpose(-1, -2)
     down = _weights(boxes[..., 0], boxes[..., 2], places, height, interpolation)
-    pixels = images.contiguous().float().view(number, height * 3, width)
+    pixels = images.contiguous().float().view(number, height * channels, width)
     for view in range(out.shape[1]):
         rows = torch.bmm(pixels, across[:, view])
         if interpolation == "bicubic":  # overshoots, which the kernel for bytes cuts off here too
             rows.clamp_(0, 255)
-        resized = torch.bmm(down[:, view], rows.view(number, height, 3 * size)).add_(0.5)
+        resized = torch.bmm(down[:, view], rows.view(number, height, channels * size)).add_(0.5)
         if interpolation == "bicubic":
             resized.clamp_(0, 255)
-        _to_bytes(resized.view(number, size, 3, size).transpose(1, 2), out[:, view])
+        _to_bytes(resized.view(number, size, channels, size).transpose(1, 2), out[:, view])
 
 
 def _enlarge(
     images: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, places: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Bilinear, each output between two inputs: down by sums of two rows of `images`
-    `(num_images, height, 3, width)`, across by a product."""
-    number, height, _, width = images.shape
+    `(num_images, height, num_channels, width)`, across by a product."""
+    number, height, channels, width = images.shape
     num_views, size = out.shape[1], out.shape[-1]
     rows, row_weights = _neighbours(boxes[..., 0], boxes[..., 2], places, height)
     columns, column_weights = _neighbours(boxes[..., 1], boxes[..., 3], mirrored, width)
@@ -107,13 +108,13 @@ def _enlarge(
     rows += (torch.arange(number) % at_once * height).view(number, 1, 1, 1)
     for part in (slice(first, first + at_once) for first in range(0, number, at_once)):
         # a byte is what lies before the point
-        pixels = (images[part].contiguous().float() + 0.5).view(-1, 3 * width)
+        pixels = (images[part].contiguous().float() + 0.5).view(-1, channels * width)
         picked = F.embedding_bag(
             rows[part].reshape(-1, 2), pixels, per_sample_weights=row_weights[part].reshape(-1, 2), mode="sum"
         )
         weights = across[part].flatten(0, 1).transpose(1, 2)
-        resized = torch.bmm(picked.view(-1, size * 3, width), weights)
-        _to_bytes(resized.view(-1, num_views, size, 3, size).transpose(2, 3), out[part])
+        resized = torch.bmm(picked.view(-1, size * channels, width), weights)
+        _to_bytes(resized.view(-1, num_views, size, channels, size).transpose(2, 3), out[part])
 
 
 def _neighbours(

@@ -6,6 +6,7 @@ degrees, or heights. So it is judged on a sample of the data, said in the log, a
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,8 @@ from .decode import ALL_OF_SIXTEEN_BITS, DamagedImage, raw_values
 
 logger = logging.getLogger(__name__)
 
-ValueRange = tuple[float, float]
+# What is black and what is white, of all channels; or these two of each channel, one after the other.
+ValueRange = tuple[float, ...]
 
 # Of an image, at most so many values are looked at.
 _VALUES_AN_IMAGE = 1 << 14
@@ -29,16 +31,20 @@ _JUDGED_IMAGES = 64
 _OUTSIDE = 0.001
 
 
-def check_range(value_range: ValueRange | None) -> None:
+def check_range(value_range: Sequence[float] | None) -> None:
     """Raise where `--value_range` is none.
 
     Raises:
-        UserError: if it is not a smaller number and a larger one.
+        UserError: if it is not a smaller number and a larger one, or these of each channel.
     """
-    if value_range is not None and not (all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]):
+    if value_range is None:
+        return
+    ends = list(zip(value_range[::2], value_range[1::2], strict=False))
+    is_whole = ends and len(value_range) % 2 == 0 and all(map(math.isfinite, value_range))
+    if not is_whole or not all(low < high for low, high in ends):
         raise UserError(
-            f"`--value_range` is the value that is black and the larger one that is white, got {value_range[0]:g} "
-            f"{value_range[1]:g}."
+            "`--value_range` is the value that is black and the larger one that is white, or these two of each "
+            f"channel, one after the other, got {' '.join(f'{end:g}' for end in value_range)}."
         )
 
 
@@ -49,12 +55,12 @@ class RangeOfSet:
     Args:
         images (`Sequence[bytes]`):
             Those to learn from.
-        stated (`tuple[float, float]`, *optional*):
+        stated (`Sequence[float]`, *optional*):
             What the user said.
     """
 
     images: Sequence[bytes]
-    stated: ValueRange | None = None
+    stated: Sequence[float] | None = None
 
     @cached_property
     def judged(self) -> ValueRange | None:
@@ -63,7 +69,7 @@ class RangeOfSet:
 
     def for_encoder(self, processor: Any) -> ValueRange | None:
         """What is stated, else what the encoder was trained with, else what is judged."""
-        return self.stated or range_of(processor) or self.judged
+        return (tuple(self.stated) if self.stated else None) or range_of(processor) or self.judged
 
 
 def range_of(processor: Any) -> ValueRange | None:
@@ -77,7 +83,7 @@ def judge_range(images: Iterable[bytes]) -> ValueRange | None:
 
     It reaches from 0 to the next power of two (for integers, less 1) that holds nearly all values, as sensors have it,
     below 0 where values are. Where the values fill a corner of that only, such as temperatures around 300, it is what
-    they fill.
+    they fill. Channels that are no colours have each their own: a height is no reflectance.
     """
     samples = []
     for image in images:
@@ -85,23 +91,31 @@ def judge_range(images: Iterable[bytes]) -> ValueRange | None:
             values = raw_values(image)
         except DamagedImage:
             continue
-        if values is not None and values.dtype == np.uint8:
+        if values is None:
+            continue
+        if values.dtype == np.uint8:
             return ALL_OF_SIXTEEN_BITS  # no more of them can be read
-        if values is not None:
-            values = values.ravel()[:: max(1, values.size // _VALUES_AN_IMAGE)]
-            samples.append(values[np.isfinite(values)])
-    if not sum(map(len, samples)):
+        values = values.reshape(1 if values.ndim == 2 or len(values) in (1, 3) else len(values), -1)
+        samples.append(values[:, :: max(1, values.size // _VALUES_AN_IMAGE)].copy())  # not to keep the whole image
+    numbers = Counter(map(len, samples))
+    # of other numbers of channels than most of them it is said elsewhere
+    samples = [values for values in samples if len(values) == numbers.most_common(1)[0][0]]
+    if not any(np.isfinite(values).any() for values in samples):
         return None
     whole = all(np.issubdtype(values.dtype, np.integer) for values in samples)
-    values = np.concatenate([values.astype(np.float64) for values in samples])
-    low, high = np.quantile(values, [_OUTSIDE, 1 - _OUTSIDE]).tolist()
-    judged = _range_of(low, high, whole)
-    logger.info(
-        "Images with more than 8 bits: of the values of %d of them nearly all lie in %.6g to %.6g, and %.6g to %.6g "
-        "become black to white. `--value_range LOW HIGH` states another range.",
-        len(samples), low, high, *judged,
-    )  # fmt: skip
-    return judged
+    judged: list[float] = []
+    for values in zip(*samples, strict=True):
+        values = np.concatenate([values.astype(np.float64) for values in values])
+        values = values[np.isfinite(values)]
+        low, high = np.quantile(values, [_OUTSIDE, 1 - _OUTSIDE]).tolist() if len(values) else (0.0, 0.0)
+        judged += _range_of(low, high, whole)
+        logger.info(
+            "Images with more than 8 bits: of the values of %d of them%s nearly all lie in %.6g to %.6g, and %.6g to "
+            "%.6g become black to white. `--value_range LOW HIGH` states another range%s.",
+            len(samples), f" (channel {len(judged) // 2})" if len(samples[0]) > 1 else "", low, high, *judged[-2:],
+            ", or one of each channel" if len(samples[0]) > 1 else "",
+        )  # fmt: skip
+    return tuple(judged)
 
 
 def _range_of(low: float, high: float, whole: bool) -> ValueRange:

@@ -14,7 +14,7 @@ eighth of its size (see `hfssl.data.image.crops`).
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,9 @@ from ...functional.keyed import Use
 from ...functional.views import View, ViewPreset
 from ..device import Beside
 from ..stream import Block, Rows
-from .column_makers import BlockMasks, ColumnMaker, Crops, Noise
+from .column_makers import BlockMasks, ColumnMaker, Crops, MixedSizes, Noise
 from .png import encoded_image
+from .tiles import Tiles
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+_GREY = "The images are greyscale: views change no saturation and no hue."
+_NO_COLORS = (
+    "No channel is named as a colour: views change brightness and contrast of all, and nothing of colours. "
+    "`--colour_channels` names red, green and blue."
+)
 # Up to this size (height and width of a global view) the presets follow the practice for CIFAR.
 SMALL_IMAGE = 64
 
@@ -58,6 +64,10 @@ class ViewArguments:
         image_size (`int`, *optional*):
             Pixels a side of a view. Left out or auto: 32 for the embedded letters, else chosen with the encoder, or
             that of a given one (vit-mini-patch4: 32), or 224.
+        mixed_sizes (`list[int]`, *optional*):
+            Several sizes of views, of which one is drawn for each batch, such as 224 336 448: for the last steps of a
+            run, which adapt it to larger images (DINOv3). Local views change in proportion. The largest is
+            `image_size`.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
@@ -88,12 +98,18 @@ class ViewArguments:
             and at least 24 pixels for encoders that have none.
         local_crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a local view shows.
-        normalization (`str`, *optional*, defaults to `"imagenet"`):
+        normalization (`str`, *optional*):
             Mean and standard deviation that pixels are normalised with: imagenet, half (0.5 and 0.5, to [-1, 1]) or
-            dataset (measured on a sample).
+            dataset (measured on a sample, of each channel). Left out: those of a checkpoint that is continued, else
+            imagenet of red, green and blue, and dataset of other channels.
+        colour_channels (`list[int]`, *optional*):
+            Which channels are red, green and blue, counted from 0, of images with others beside them. Saturation, hue,
+            grey and solarise are of these; all channels are cropped, blurred and change in brightness and contrast.
+            Left out: of three channels all, else none.
     """
 
     image_size: int | None = None
+    mixed_sizes: list[int] | None = None
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -107,9 +123,24 @@ class ViewArguments:
     local_crops: int | None = None
     local_size: int | None = None
     local_crop_scale: tuple[float, float] | None = None
-    normalization: Literal["imagenet", "half", "dataset"] = "imagenet"
+    normalization: Literal["imagenet", "half", "dataset"] | None = None
+    colour_channels: list[int] | None = None
 
     def __post_init__(self):
+        if self.mixed_sizes is not None:
+            largest = max(self.mixed_sizes, default=0)
+            if min(self.mixed_sizes, default=0) < 1 or self.image_size not in (None, largest):
+                raise UserError(
+                    "`--mixed_sizes` is numbers of pixels, of which the largest is `--image_size`, got "
+                    f"{_words(self.mixed_sizes)}{'' if self.image_size is None else f' and {self.image_size}'}."
+                )
+            self.image_size = largest
+        colors = self.colour_channels
+        if colors is not None and (len(set(colors)) != 3 or len(colors) != 3 or min(colors) < 0):
+            raise UserError(
+                "`--colour_channels` is which channels are red, green and blue, three numbers counted from 0, got "
+                f"{_words(colors)}."
+            )
         for name in ("image_size", "local_size"):
             size = getattr(self, name)
             if size is not None and not 1 <= size <= 4096:
@@ -143,10 +174,10 @@ class Views:
 
     Its columns are made by `crops` and, beside them, by a list of `makers` ([`ColumnMaker`]).
 
-    The batch has `pixel_values` `(batch_size, 2, 3, height, width)`; for DINO also `local_pixel_values`
-    `(batch_size, num_local_crops, 3, local_height, local_width)`; for DINOv2 also `masked_patches`, see
-    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, 3, height, width)` and `noise`
-    `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
+    The batch has `pixel_values` `(batch_size, 2, num_channels, height, width)`; for DINO also `local_pixel_values`
+    `(batch_size, num_local_crops, num_channels, local_height, local_width)`; for DINOv2 also `masked_patches`, see
+    [`~hfssl.data.image.column_makers.BlockMasks`]; for MAE `pixel_values` `(batch_size, num_channels, height, width)`
+    and `noise` `(batch_size, num_patches)`, float32 in [0, 1), by which MAE ranks the patches.
 
     Args:
         preset ([`~hfssl.functional.views.ViewPreset`]):
@@ -156,19 +187,23 @@ class Views:
         is_grey (`bool`):
             Whether the images have no colours: then nothing is done to saturation and hue.
         mean_std (`tuple[Sequence[float], Sequence[float]]`, *optional*):
-            Mean and standard deviation of red, green and blue in [0, 1], where `--normalization` does not say them:
-            those of the data set, or of the checkpoint that is continued.
+            Mean and standard deviation of each channel in [0, 1], where `--normalization` does not say them: those of
+            the data set, or of the checkpoint that is continued.
         patch_size (`int`, *optional*):
             Patches of the encoder, for the masks of MAE and DINOv2. Sizes have to be multiples of it.
-        value_range (`tuple[float, float]`, *optional*):
-            What becomes black and white of images with more than 8 bits, see
+        value_range (`tuple[float, ...]`, *optional*), num_channels (`int`, *optional*, defaults to 3):
+            What becomes black and white of images with more than 8 bits, and how many channels they have, see
             [`~hfssl.data.image.decode.decode_image`].
+        tiles ([`~hfssl.data.image.tiles.Tiles`], *optional*):
+            Cuts large images up: then each tile is an image.
         embedded (`str`, *optional*):
             The embedded set that they are of, to whose images a method may fit its config.
 
     Raises:
         UserError: if a flag does not fit the method, or a size does not fit the patches.
     """
+
+    has_mask = False  # all views are of one size
 
     def __init__(
         self,
@@ -178,42 +213,79 @@ class Views:
         is_grey: bool,
         mean_std: tuple[Sequence[float], Sequence[float]] | None = None,
         patch_size: int | None = None,
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, ...] | None = None,
+        num_channels: int = 3,
+        tiles: Tiles | None = None,
         embedded: str | None = None,
     ):
         arguments = arguments or ViewArguments()
-        if mean_std is None and arguments.normalization == "dataset":
+        normalization = arguments.normalization or ("imagenet" if num_channels == 3 else "dataset")
+        if mean_std is None and normalization == "dataset":
             raise ValueError("`--normalization dataset` needs `mean_std`, measured on the data set.")
+        if mean_std is None and normalization == "imagenet" and num_channels != 3:
+            raise UserError(
+                f"`--normalization imagenet` is of red, green and blue, and the images have {num_channels} channels. "
+                "Pass `--normalization dataset`, or leave it out."
+            )
+        self.num_channels, self.tiles = num_channels, tiles
+        self.colors = tuple(arguments.colour_channels or (range(3) if num_channels == 3 else ()))
+        if self.colors and max(self.colors) >= num_channels:
+            raise UserError(
+                f"`--colour_channels {_words(self.colors)}` names channel {max(self.colors)}, and the images have "
+                f"{num_channels} channels, counted from 0."
+            )
         self.preset, self.is_grey, self.patch_size, self.value_range = preset, is_grey, patch_size, value_range
         self.embedded = embedded
-        mean, std = mean_std or NORMALIZATIONS[arguments.normalization]
+        mean, std = mean_std or NORMALIZATIONS[normalization]
+        if mean_std is None and normalization == "half":
+            mean, std = mean[:1] * num_channels, std[:1] * num_channels
+        if len(mean) != num_channels:
+            raise ValueError(f"`mean_std` is of {len(mean)} channels, and the images have {num_channels}.")
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
         self.image_size = arguments.image_size or preset.views[0].size
         views, local, num_local = _resolve(preset, arguments, self.image_size, patch_size)
-        if is_grey:
-            uncolored = tuple(map(_without_color, views)), local and _without_color(local)
-            if uncolored != (views, local):
-                logger.info("The images are greyscale: views change no saturation and no hue.")
-            views, local = uncolored
+        if is_grey or not self.colors:
+            changes = {} if self.colors else {"solarize_probability": 0.0}
+            uncolored = [each and replace(_without_color(each), **changes) for each in (*views, local)]
+            if uncolored != [*views, local]:
+                logger.info(_GREY if is_grey else _NO_COLORS)
+            views, local = tuple(uncolored[:-1]), uncolored[-1]
         self.views, self.local, self.num_local = views, local, num_local
         self.local_size = local.size if num_local else None
         groups = {"pixel_values": views} | ({"local_pixel_values": (local,) * num_local} if num_local else {})
         single = "pixel_values" if len(views) == 1 else None
-        self.crops = Crops(groups, self.mean, self.std, single, value_range)
+        self.crops = Crops(groups, self.mean, self.std, single, value_range, self.colors)
         self.makers: list[ColumnMaker] = []
         side = self.image_size // (patch_size or 1)
         if preset.has_noise:
             self.makers.append(Noise(side**2))
         if preset.mask_ratio is not None:
             self.makers.append(BlockMasks(len(views), side, preset.mask_ratio))
+        self.sizes: MixedSizes | None = None
+        if arguments.mixed_sizes is not None and len(set(arguments.mixed_sizes)) > 1:
+            self._mix_sizes(sorted(set(arguments.mixed_sizes)))
+
+    def _mix_sizes(self, sizes: list[int]) -> None:
+        unit = self.patch_size or 1
+        if self.preset.has_noise:
+            raise UserError("`--mixed_sizes` is for methods that compare views, not for one that fills in patches.")
+        if odd := [size for size in sizes if size % unit]:
+            raise UserError(f"`--mixed_sizes` are multiples of the encoder's patches of {unit} pixels, got {odd[0]}.")
+        self.sizes = MixedSizes(sizes, unit)
+        self.makers.append(self.sizes)
+        if self.preset.mask_ratio is not None:
+            self.makers += [
+                BlockMasks(len(self.views), size // unit, self.preset.mask_ratio, f"masked_patches_{size}")
+                for size in sizes[:-1]
+            ]
 
     def __call__(self, image: Any, *key: int) -> dict[str, torch.Tensor]:
         """The views of one image, for a `Dataset` of one's own: the batch of one, without its first axis.
 
         Args:
             image (`PIL.Image.Image`, `torch.Tensor`, `np.ndarray` or `bytes`):
-                A picture; a uint8 tensor of shape `(3, height, width)` or `(1, height, width)`; a uint8 array of shape
-                `(height, width)` or `(height, width, 3)`; or an encoded image.
+                A picture; a tensor of shape `(num_channels, height, width)`; an array of shape `(height, width)` or
+                `(height, width, num_channels)`; or an encoded image.
             key (`int`):
                 Whole numbers that say which draw it is, such as seed, epoch and number of the image: the same ones
                 give the same views.
@@ -237,9 +309,13 @@ class Views:
 
     def rows(self, block: Block) -> Rows:
         """Crops of a block, in bytes, and how each is to be coloured: a pure function of the block."""
+        bad_images = []
+        if self.tiles is not None:
+            block, bad_images = self.tiles(block)
         columns, kept, bad = self.crops.read(block)
         for maker in self.makers:
             columns |= maker.rows(block, kept)
+        bad = bad_images or bad  # tiles are decoded already: of them none is damaged
         return Rows(columns, np.ones(len(kept), np.int64), bad, block.places[kept])
 
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
@@ -251,7 +327,13 @@ class Views:
         """What of the views makes a run this run."""
         views = [dataclasses.asdict(view) for view in self.views]
         local = {"num": self.num_local} | dataclasses.asdict(self.local) if self.num_local else None
-        return {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
+        settings = {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
+        # what was begun before there was a choice goes on
+        if self.num_channels != 3:
+            settings["colour_channels"] = list(self.colors)
+        if self.sizes is not None:
+            settings["mixed_sizes"] = list(self.sizes.sizes)
+        return settings if self.tiles is None else settings | self.tiles.settings
 
     @property
     def description(self) -> str:
@@ -259,7 +341,12 @@ class Views:
         kinds = [(view, self.views.count(view)) for view in dict.fromkeys(self.views)]
         if self.num_local:
             kinds.append((self.local, self.num_local))
-        return "\n".join(f"{number} × {view.describe()}" for view, number in kinds)
+        lines = [f"{number} × {view.describe()}" for view, number in kinds]
+        if self.tiles is not None:
+            lines.append(f"of tiles of {self.tiles.size} pixels, {self.tiles.most} an image at most")
+        if self.sizes is not None:
+            lines.append(f"a size for each batch: {_words(self.sizes.sizes)} pixels")
+        return "\n".join(lines)
 
 
 class ViewCollator:
@@ -267,6 +354,7 @@ class ViewCollator:
 
     def __init__(self, views: Views, device: torch.device | str):
         self.makers, self.device = (views.crops, *views.makers), torch.device(device)
+        self.sizes = views.sizes
         self.beside = Beside(self.device)
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -276,7 +364,7 @@ class ViewCollator:
         batch = {}
         for maker in self.makers:
             batch |= maker.collate(columns, self.device)
-        return batch
+        return batch if self.sizes is None else self.sizes.resized(batch, columns)
 
 
 def _resolve(
@@ -308,11 +396,11 @@ def _resolve(
                     f"{len(preset.views)} views{', then the local ones' if preset.local else ''}), got {len(given)}."
                 )
             values = given * len(kinds) if len(given) == 1 else given
-            kinds = [dataclasses.replace(view, **{name: value}) for view, value in zip(kinds, values, strict=True)]
-    kinds = [dataclasses.replace(view, **changes) for view in kinds]
+            kinds = [replace(view, **{name: value}) for view, value in zip(kinds, values, strict=True)]
+    kinds = [replace(view, **changes) for view in kinds]
     views = tuple(kinds[: len(preset.views)])
     if arguments.crop_scale is not None:
-        views = tuple(dataclasses.replace(view, scale=arguments.crop_scale) for view in views)
+        views = tuple(replace(view, scale=arguments.crop_scale) for view in views)
     local = None
     if preset.local is not None:
         unit = patch_size or 8
@@ -320,7 +408,7 @@ def _resolve(
         least = 0 if patch_size else min(image_size, 3 * unit)
         size = arguments.local_size or max(-(-3 * image_size // (7 * unit)) * unit, least)
         scale = arguments.local_crop_scale or kinds[-1].scale
-        local = dataclasses.replace(kinds[-1], size=size, scale=scale)
+        local = replace(kinds[-1], size=size, scale=scale)
     sizes = [("image_size", image_size)] + ([("local_size", local.size)] if num_local else [])
     for name, size in sizes:
         if patch_size and size % patch_size:
@@ -334,11 +422,11 @@ def _resolve(
 
 def _for_small_images(view: View, jitter: tuple[float, ...] | None, is_local: bool) -> View:
     scale = (0.2, 0.4) if is_local else view.scale
-    return dataclasses.replace(view, jitter=jitter or view.jitter, scale=scale, blur_probability=0.0)
+    return replace(view, jitter=jitter or view.jitter, scale=scale, blur_probability=0.0)
 
 
 def _without_color(view: View) -> View:
-    return dataclasses.replace(view, jitter=(*view.jitter[:2], 0.0, 0.0), grey_probability=0.0)
+    return replace(view, jitter=(*view.jitter[:2], 0.0, 0.0), grey_probability=0.0)
 
 
 def _words(values: Sequence[float]) -> str:

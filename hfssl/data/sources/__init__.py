@@ -76,7 +76,7 @@ def open_source(
     Args:
         dataset (`str`, *optional*):
             A Hub id, a local file or folder, a glob, a folder of `save_to_disk`, or the name of embedded data (for
-            images letters or digits); `None` is the embedded data.
+            images letters, characters or digits); `None` is the embedded data.
         modality (`str`, *optional*, defaults to `"text"`):
             What the samples are, where there is one input: it is called like the modality.
         column (`str`, *optional*):

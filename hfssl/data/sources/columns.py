@@ -70,7 +70,9 @@ def find_column(
         if name.lower() in by_lower_name:
             return by_lower_name[name.lower()]
     problem = f"{len(candidates)} columns of type {modality}" if candidates else f"no column of type {modality}"
-    remedy = f"Choose one with `{wanted.column_flag}`." if candidates else "Use another data set or convert a column."
+    remedy = f"Choose one with `{wanted.column_flag}`."
+    if not candidates:
+        remedy = wanted.where_else or "Use another data set or convert a column."
     raise DataError(f"{dataset} has {problem}. Its columns are: {listing}. {remedy}")
 
 
@@ -87,6 +89,17 @@ def list_columns(features: dict) -> str:
     listed = [f"{name!r} ({_type_name(feature)})" for name, feature in islice(features.items(), _MOST_LISTED)]
     more = [f"and {len(features) - len(listed)} more"] if len(features) > len(listed) else []
     return ", ".join([*listed, *more]) or "none"
+
+
+def features_of(schema: pa.Schema) -> dict:
+    """The `datasets` features of a schema; tensors of a fixed shape, which `datasets` does not know, are lists."""
+    for index, field in enumerate(schema):
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            kind = field.type.value_type
+            for _ in field.type.shape:
+                kind = pa.list_(kind)
+            schema = schema.set(index, field.with_type(kind))
+    return dict(datasets.Features.from_arrow_schema(schema))
 
 
 def find_inputs(features: dict, inputs: Mapping[str, Input], dataset: str = "The dataset") -> dict[str, Input]:

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 # Files with columns beside the images of a folder.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# Of tables that name files, such as those with their labels.
+_TABLES = (".csv", ".tsv", ".json", ".jsonl")
 # What formats of the `datasets` library hold that hold nothing else.
 _HOLDS = {
     "imagefolder": "images",
@@ -104,7 +106,15 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
     formats = kind.extensions
     count = Counter(extension for path in paths if (extension := _extension(path)) in formats)
     if not count:
-        raise DataError(f"{dataset!r} is {_extensions(paths)}, which cannot be read. Supported are {kind.supported}.")
+        is_table = kind.folder_module is not None and all(_extension(path) in _TABLES for path in paths)
+        hint = (
+            " A table that says something of files goes with them: pass their folder. Where labels are needed, "
+            "`--labels` takes the table."
+        )
+        raise DataError(
+            f"{dataset!r} is {_extensions(paths)}, which cannot be read. Supported are {kind.supported}."
+            + (hint if is_table else "")
+        )
     # As `datasets` does: the most frequent format wins; the others are left out.
     extension, _ = max(count.items(), key=lambda item: (item[1], item[0] == ".parquet", item[0]))
     module = formats[extension]
@@ -158,6 +168,12 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
         for split, of_split in splits.items()
     }
     splits = {split: of_split for split, of_split in splits.items() if of_split}
+    if own and splits:
+        # beside the folders of the splits it is about the files of all of them, as `datasets` has it
+        for file in files:
+            if os.path.basename(file) in METADATA and not any(file in of_split for of_split in splits.values()):
+                for of_split in splits.values():
+                    of_split.append(file)
     if not splits:  # in archives only
         raise _nothing_to_read(dataset, files, kind)
     load = {"path": module, **_load_files(splits), **options}

@@ -1,10 +1,11 @@
 """Folders of files that are a sample each, such as images or recordings, and zip files of them."""
 
 import json
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -15,13 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import DataError, first_line
-from ..modality import Input, leading_input, modality
+from ..modality import Input, Modality, leading_input, modality
 from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_rows, new_digest, third_party
 from .columns import find_inputs
-from .files import MAX_SAMPLE_BYTES, SplitFiles, open_bytes, read_file, unreadable, with_retries
+from .files import MAX_SAMPLE_BYTES, SplitFiles, is_remote, open_bytes, read_file, unreadable, with_retries
 from .find import METADATA
 from .walk import class_names, class_of
 
+
+logger = logging.getLogger(__name__)
 
 # Between the path of a zip file and that of a file in it.
 _INSIDE = "::/"
@@ -43,26 +46,30 @@ def read_folder(files: SplitFiles) -> Source:
     """Files of the modality that is read, and zip files of them. Class folders become the column `label`."""
     options = {"inputs": files.inputs, "dataset": repr(files.dataset), "fingerprint": files.fingerprint}
     kind = modality(files.inputs[leading_input(files.inputs)].modality)
-    found = sample_files(files.paths, files.names, files.sizes, kind.file_extensions)
+    found = sample_files(files.paths, files.names, files.sizes, kind)
     if not found:
         raise DataError(
             f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
             f"Supported are {kind.supported}."
         )
     metadata = list(filter(is_metadata, files.paths))
+    sides, digest = _files_beside(files.inputs, found)
+    if sides:
+        options["fingerprint"] = new_digest(files.fingerprint, "beside", digest).hexdigest()
     if metadata:
-        features, columns = _columns_beside(metadata, found)
-        return SampleFolderSource(found, others=features, beside=columns, **options)
-    of_splits = [sample_files(paths, paths, [0] * len(paths), kind.file_extensions) for paths in files.splits.values()]
+        everywhere = [path for of_split in files.splits.values() for path in of_split]
+        features, columns = _columns_beside(metadata, found, everywhere)
+        return SampleFolderSource(found, others=features, beside=columns, sides=sides, **options)
+    of_splits = [sample_files(paths, paths, [0] * len(paths), kind) for paths in files.splits.values()]
     classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
-    return SampleFolderSource(found, classes=classes, **options)
+    return SampleFolderSource(found, classes=classes, sides=sides, **options)
 
 
 def sample_files(
-    paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], extensions: tuple[str, ...]
+    paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], kind: Modality
 ) -> list[tuple[str, str, int]]:
-    """Path, name and bytes of the files among these that end so, and of those in the zip files among them."""
-    files = []
+    """Path, name and bytes of the samples of a modality among these files, and in the zip files among them."""
+    files, extensions = [], kind.file_extensions
     for path, name, size in zip(paths, names, sizes, strict=True):
         if path.lower().endswith(extensions):
             files.append((path, name, size))
@@ -76,7 +83,8 @@ def sample_files(
                         files.append(
                             (f"{path}{_INSIDE}{member.filename}", f"{name}/{member.filename}", member.file_size)
                         )
-    return files
+    others = [file for file in files if not file[0].lower().endswith(kind.beside_samples)]
+    return others or files
 
 
 def is_metadata(path: str) -> bool:
@@ -107,18 +115,24 @@ def _read_metadata(path: str) -> pa.Table:
     return table
 
 
-def _columns_beside(metadata: Sequence[str], files: Sequence[tuple[str, str, int]]) -> tuple[dict, dict[str, list]]:
+def _columns_beside(
+    metadata: Sequence[str], files: Sequence[tuple[str, str, int]], of_all_splits: Iterable[str]
+) -> tuple[dict, dict[str, list]]:
     """Features and values of the columns in files of metadata; `None` for a file that has no row."""
+    there = set(map(os.path.normpath, of_all_splits))
     row_of = {os.path.normpath(path): row for row, (path, _, _) in enumerate(files)}
     features: dict[str, Any] = {}
     columns: dict[str, list] = {}
-    matched = 0
+    matched, num_named, example = 0, 0, ""
     for path in metadata:
         table = _read_metadata(path)
         names = table["file_name"].to_pylist()
         # a file in a zip has the name of the zip before its own
-        rows = [row_of.get(os.path.normpath(os.path.join(os.path.dirname(path), str(name)))) for name in names]
-        matched += sum(row is not None for row in rows)
+        named = [os.path.normpath(os.path.join(os.path.dirname(path), str(name))) for name in names]
+        rows = [row_of.get(name) for name in named]
+        missing = [name for name, full in zip(names, named, strict=True) if full not in row_of and full not in there]
+        matched, num_named = matched + len(names) - len(missing), num_named + len(names)
+        example = example or next(map(str, missing), "")
         table = table.drop_columns(["file_name"])
         for name, feature in datasets.Features.from_arrow_schema(table.schema).items():
             known = features.setdefault(name, feature)
@@ -133,7 +147,40 @@ def _columns_beside(metadata: Sequence[str], files: Sequence[tuple[str, str, int
             f"No file that {metadata[0]!r} names in its column `file_name` is there. Paths start at the folder in "
             f"which it lies, as in {os.path.relpath(files[0][0], os.path.dirname(metadata[0]))!r}."
         )
+    if matched < num_named:
+        logger.warning(
+            "%s of the %s files that %s names are not there, such as %r: their rows are left out.",
+            f"{num_named - matched:,}", f"{num_named:,}", metadata[0], example,
+        )  # fmt: skip
     return features, columns
+
+
+def _files_beside(
+    inputs: Mapping[str, Input], files: Sequence[tuple[str, str, int]]
+) -> tuple[dict[str, list[str | None]], list]:
+    """By the modality of each other input, the file beside each sample that has its name and an ending of that
+    modality, `None` where there is none; and what tells these files from others. Local folders and zips are looked
+    through."""
+    paths = [path for path, _, _ in files if not is_remote(path)]
+    leading = inputs[leading_input(inputs)].modality
+    others = {wanted.modality for wanted in inputs.values()} - {None, leading}
+    if not others or not paths:
+        return {}, []
+    there: dict[str, int] = {}
+    for folder in dict.fromkeys(os.path.dirname(path) for path in paths if _INSIDE not in path):
+        there |= {entry.path: entry.stat().st_size for entry in os.scandir(folder or ".") if entry.is_file()}
+    for archive in dict.fromkeys(path.partition(_INSIDE)[0] for path in paths if _INSIDE in path):
+        with zipfile.ZipFile(archive) as members:
+            there |= {f"{archive}{_INSIDE}{member.filename}": member.file_size for member in members.infolist()}
+    sides: dict[str, list[str | None]] = {}
+    for name in sorted(others):
+        kind = modality(name)
+        endings = kind.beside_extensions or kind.file_extensions
+        stems = [os.path.splitext(path)[0] for path, _, _ in files]
+        beside = [next((stem + ending for ending in endings if stem + ending in there), None) for stem in stems]
+        if any(beside):
+            sides[name] = beside
+    return sides, [(name, [there.get(path) for path in beside]) for name, beside in sides.items()]
 
 
 class SampleFolderSource(Source):
@@ -147,6 +194,8 @@ class SampleFolderSource(Source):
             Class folders, of all splits: then there is a column `label`.
         others (`dict`, *optional*), beside (`dict[str, list]`, *optional*):
             Features and values of the columns that metadata have, one value for each file.
+        sides (`dict[str, list[str | None]]`, *optional*):
+            By the name of a modality, which is that of a column then, the file of it beside each file.
     """
 
     unit = "file"
@@ -160,6 +209,7 @@ class SampleFolderSource(Source):
         classes: Sequence[str] = (),
         others: dict | None = None,
         beside: dict[str, list] | None = None,
+        sides: dict[str, list[str | None]] | None = None,
         fingerprint: str = "",
     ):
         paths, names, sizes = map(list, zip(*files, strict=True))
@@ -167,7 +217,8 @@ class SampleFolderSource(Source):
         features = {kind.name: kind.feature()}
         if classes:
             features["label"] = datasets.ClassLabel(names=list(classes))
-        features |= others or {}
+        features |= {name: modality(name).feature() for name in sides or {}}
+        features |= others or {}  # metadata are written with more care than a name
         starts = np.arange(0, len(paths), -(-len(paths) // MAX_PIECES))
         stops = np.append(starts[1:], len(paths))
         super().__init__(
@@ -182,6 +233,7 @@ class SampleFolderSource(Source):
         # what is not read is not kept
         wanted = {each.column for each in self.inputs.values()}
         self._beside = {name: values for name, values in (beside or {}).items() if name in wanted}
+        self._sides = {name: of_files for name, of_files in (sides or {}).items() if name in wanted}
         self.num_rows = len(paths)
         folders = f" in {describe(len(classes), 'class folders')}" if classes else ""
         self.description = f"{describe(len(paths), f'{kind.name} files')}{folders}"
@@ -197,11 +249,20 @@ class SampleFolderSource(Source):
     def _values(self, column: str, start: int, stop: int) -> list:
         if column in self._beside:
             return self._beside[column][start:stop]
+        if column in self._sides:
+            return [self._side(column, row) for row in range(start, stop)]
         read = self._label if column == "label" else self._sample
         return [read(row) for row in range(start, stop)]
 
     def _sample(self, row: int) -> bytes | Damage:
         return self._read(self._paths[row])
+
+    def _side(self, name: str, row: int) -> Any:
+        path = self._sides[name][row]
+        if path is None:
+            return Damage(f"there is no {name} beside it: a file of its name that ends in {_endings(name)}")
+        data = self._read(path)
+        return data if isinstance(data, Damage) else modality(name).decode_file(data)
 
     def _read(self, path: str) -> bytes | Damage:
         archive, inside, member = path.partition(_INSIDE)
@@ -226,3 +287,8 @@ class SampleFolderSource(Source):
 
     def _label(self, row: int) -> int:
         return self.features["label"].str2int(class_of(self._paths[row]))
+
+
+def _endings(name: str) -> str:
+    kind = modality(name)
+    return " or ".join((kind.beside_extensions or kind.file_extensions)[:3])

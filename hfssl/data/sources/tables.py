@@ -24,7 +24,7 @@ from .base import (
     piece_target,
     row_pieces,
 )
-from .columns import column_of_table, find_inputs, with_fields
+from .columns import column_of_table, features_of, find_inputs, with_fields
 from .files import is_remote, missing, open_bytes, unreadable, with_retries
 
 
@@ -49,7 +49,7 @@ class ParquetSource(Source):
     ):
         with ThreadPoolExecutor(16 if is_remote(paths[0]) else 4) as pool:
             footers = list(pool.map(lambda path: _parquet_footer(path, dataset), paths))
-        known = dict(datasets.Features.from_arrow_schema(footers[0].schema.to_arrow_schema()))
+        known = features_of(footers[0].schema.to_arrow_schema())
         known |= {name: feature for name, feature in (features or {}).items() if name in known}
         known = with_fields(known)
         inputs = find_inputs(known, inputs, dataset)

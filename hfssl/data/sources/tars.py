@@ -3,10 +3,13 @@
 Where parts behind the first dot count on, as in `clip.frame0.png`, `clip.frame1.png`, each number is a sample of its
 own: up to the last such part the name says the sample. What stands beside them without a number, such as `clip.json`,
 belongs to each. So do parts of which there are more kinds than columns make sense.
+
+Where samples are a file each and nothing else, class folders become the column `label`, as those of a folder do.
 """
 
 import json
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -36,11 +39,13 @@ from .files import (
     MAX_SAMPLE_BYTES,
     SplitFiles,
     download_once,
+    file_sizes,
     files_digest,
     is_remote,
     open_bytes,
     unreadable,
 )
+from .walk import class_names, class_of
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +60,8 @@ _NUMBERS = ("cls", "cls2", "index", "inx", "id")
 _TEXTS = ("txt", "text", "transcript")
 _JSON = ("json", "jsn")
 _SCALARS = {str: "string", bool: "bool", int: "int64", float: "float64"}
+# The column of the class folders.
+_LABEL = "label"
 
 
 def read_tars(files: SplitFiles) -> Source:
@@ -68,6 +75,7 @@ def read_tars(files: SplitFiles) -> Source:
         files.sizes,
         inputs=files.inputs,
         dataset=repr(files.dataset),
+        others=[of_split for of_split in files.splits.values() if of_split != files.paths],
         fingerprint=files.fingerprint,
     )
 
@@ -89,6 +97,7 @@ class TarSource(Source):
         *,
         dataset: str,
         inputs: dict[str, Input],
+        others: Sequence[list[str]] = (),
         fingerprint: str = "",
     ):
         self._paths, self._cache = paths, Cache()
@@ -115,6 +124,9 @@ class TarSource(Source):
         kinds = {ending: name for name in modalities() for ending in modality(name).file_extensions}
         endings = {field: f".{field.rpartition('.')[2]}" for field in fields}
         of_files = {field: kinds[ending] for field, ending in endings.items() if ending in kinds}
+        beside = [field for field, kind in of_files.items() if endings[field] in modality(kind).beside_samples]
+        with_samples = {kind for field, kind in of_files.items() if field not in beside}
+        of_files = {field: kind for field, kind in of_files.items() if field not in beside or kind not in with_samples}
         where = {field: [tar.places(field) for tar in tars] for field in of_files}
         for kind in sorted(set(of_files.values())):
             of_kind = [field for field in fields if of_files.get(field) == kind]
@@ -124,16 +136,30 @@ class TarSource(Source):
                 of_files[kind] = kind
         columns = [*where, *(field for field in fields if field not in of_files)]
         features = {field: _feature(field, of_files.get(field)) for field in columns}
+        leading = modality(inputs[leading_input(inputs)].modality)
+        classes: list[str] = []
+        if len(columns) == 1 and of_files.get(columns[0]) == leading.name:
+            is_read = any(wanted.column == _LABEL for wanted in inputs.values())
+            folders = [_folders_of(of_split, leading.file_extensions) for of_split in others if is_read]
+            classes = class_names([[name for tar in tars for name in tar.folders], *folders])
         self._json = next((field for field in fields if field in _JSON), None)
         if self._json:
             features = self._json_features([tar.places(self._json) for tar in tars]) | features
+        if classes:
+            features[_LABEL] = datasets.ClassLabel(names=classes)
         inputs = find_inputs(features, inputs, dataset)
         columns = [wanted.column for wanted in inputs.values()]
         # where each sample lies is kept of the columns only that are read: there may be very many
         self._where = {
             column: where.get(column) or [tar.places(column if column in fields else self._json) for tar in tars]
             for column in columns
+            if not classes or column != _LABEL
         }
+        # of each sample the number of its class
+        self._classes = [
+            np.array([classes.index(class_of(name)) for name in tar.folders])[tar.of_folder]
+            for tar in (tars if classes and _LABEL in columns else ())
+        ]
         self._of_files = {column: of_files[column] for column in columns if column in of_files}
 
         leading = inputs[leading_input(inputs)]
@@ -158,19 +184,19 @@ class TarSource(Source):
 
     def read(self, index: int) -> PieceRows:
         file, start, stop, _ = self.pieces[index].tolist()
-        columns = {
-            name: self._values(wanted.column, file, self._where[wanted.column][file][start:stop])
-            for name, wanted in self.inputs.items()
-        }
+        columns = {name: self._values(wanted.column, file, start, stop) for name, wanted in self.inputs.items()}
         return good_rows(np.arange(start, stop), columns, self.inputs)
 
     def read_input(self, name: str) -> list:
         column, values = self.inputs[name].column, []
-        for file, places in enumerate(self._where[column]):
-            values += self._values(column, file, places)
+        for file in range(len(self._paths)):
+            values += self._values(column, file)
         return [None if isinstance(value, Damage) else value for value in values]
 
-    def _values(self, column: str, file: int, places: np.ndarray) -> list:
+    def _values(self, column: str, file: int, start: int = 0, stop: int | None = None) -> list:
+        if column == _LABEL and self._classes:
+            return self._classes[file][start:stop].tolist()
+        places = self._where[column][file][start:stop]
         read = [self._member(file, place, self._of_files.get(column, column)) for place in places.tolist()]
         if column in self._of_files:
             return read
@@ -226,13 +252,18 @@ def _feature(field: str, of_files: str | None):
 
 @dataclass
 class _Index:
-    """Where the fields of the samples in a tar lie: one entry of `rows`, `numbers` (of fields) and `members` each."""
+    """Where the fields of the samples in a tar lie: one entry of `rows`, `numbers` (of fields) and `members` each.
+
+    Of each folder that holds samples `folders` has the name of one, and `of_folder` which of them a sample is in.
+    """
 
     count: int
     fields: list[str]
     rows: np.ndarray
     numbers: np.ndarray
     members: np.ndarray
+    folders: list[str]
+    of_folder: np.ndarray
 
     def places(self, field: str) -> np.ndarray:
         """Offset and size in bytes of a field, of shape `(num_samples, 2)`; -1 where a sample has none."""
@@ -290,20 +321,23 @@ def _index(members: list[tuple[str, str, int, int]], names_in: _NamesInFields) -
     """The samples of a tar, and where each field of each lies."""
     fields: dict[str, int] = {}
     entries: list[tuple[int, int, int, int]] = []
-    last, rows, shared = None, {}, []  # of the members that share their name up to its first dot
+    folders: dict[str, int] = {}
+    of_folder: list[int] = []  # an entry for each sample
+    last, rows, shared = "", {}, []  # of the members that share their name up to its first dot
 
-    def end_run(count: int) -> int:
-        """Give what has no number to each that has one; the number of samples so far."""
+    def add(name: str) -> None:
+        rows[name] = len(of_folder)
+        of_folder.append(folders.setdefault(_in_folder(last), len(folders)))
+
+    def end_run() -> None:
+        """Give what has no number to each that has one."""
         if shared and not rows:
-            rows[""] = count
-            count += 1
+            add("")
         entries.extend((row, *entry) for entry in shared for row in rows.values())
-        return count
 
-    count = 0
     for key, field, offset, size in members:
         if key != last:
-            count = end_run(count)
+            end_run()
             last, rows, shared = key, {}, []
         name, field = names_in.split(field)
         entry = (fields.setdefault(field, len(fields)), offset, size)
@@ -311,12 +345,30 @@ def _index(members: list[tuple[str, str, int, int]], names_in: _NamesInFields) -
             shared.append(entry)
             continue
         if name not in rows:
-            rows[name] = count
-            count += 1
+            add(name)
         entries.append((rows[name], *entry))
-    count = end_run(count)
+    end_run()
     table = np.array(entries, dtype=np.int64).reshape(-1, 4)
-    return _Index(count, list(fields), table[:, 0], table[:, 1], table[:, 2:])
+    return _Index(
+        len(of_folder), list(fields), table[:, 0], table[:, 1], table[:, 2:], list(folders),
+        np.array(of_folder, dtype=np.int64),
+    )  # fmt: skip
+
+
+def _in_folder(key: str) -> str:
+    """A name that stands for all in the folder of a sample."""
+    return os.path.normpath(f"./{os.path.dirname(key)}/*")
+
+
+def _folders_of(paths: list[str], extensions: tuple[str, ...]) -> list[str]:
+    """A name in each folder that holds files with one of some endings, in some tars."""
+    if is_remote(paths[0]):
+        paths = download_once(paths, paths[0], file_sizes(paths)[0])
+    found = set()
+    for path, size in zip(paths, file_sizes(paths)[0], strict=True):
+        members = _read_members(path, os.path.basename(path), size)
+        found |= {_in_folder(key) for key, field, _, _ in members if f".{field}".endswith(extensions)}
+    return sorted(found)
 
 
 def _members(path: str, name: str) -> dict[str, list]:

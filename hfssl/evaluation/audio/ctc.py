@@ -38,7 +38,7 @@ from .. import metrics
 from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
 from ..evaluator import EvaluationError, Evaluator, encoder_source
-from ..finetune import MODEL, kept_folder, steps_of, train_whole
+from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
@@ -178,7 +178,7 @@ class _CtcRun:
     def rows(self) -> np.ndarray:
         """The recordings of train that are learned from: a part of one would not be what its transcript says."""
         most, rate = self.finetuning.most, self.finetuning.encoder.sampling_rate
-        lengths = np.array([len(clip) for clip in self.finetuning.clips("train")])
+        lengths = self.finetuning.clips("train").lengths
         rows = np.flatnonzero(lengths <= most)
         if not len(rows):
             raise EvaluationError(
@@ -198,8 +198,8 @@ class _CtcRun:
 
     def scores(self, kind: str, seed: int, position: int, number: int) -> dict[str, float]:
         parts = [
-            CtcEvaluator.version, self.hyperparameters(), self.finetuning.digests[kind], self.train.fingerprint,
-            self.test.fingerprint,
+            CtcEvaluator.version, self.hyperparameters(), *what_learns(self.finetuning, kind, self.settings),
+            self.train.fingerprint, self.test.fingerprint,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         key = f"ctc/{kind}/{len(self.ids)}-transcripts/seed-{seed}/{digest}"
@@ -243,9 +243,8 @@ class _CtcRun:
         """What a model makes of the test recordings; each process does its share."""
         finetuning, state = self.finetuning, process_state()
         clips = finetuning.clips("test")
-        lengths = np.array([len(clip) for clip in clips])
         most = SECONDS_AT_ONCE * finetuning.encoder.sampling_rate
-        batches = batches_by_length(lengths, 32, most, only_equal=not finetuning.pads_exactly)
+        batches = batches_by_length(clips.lengths, 32, most, only_equal=not finetuning.pads_exactly)
         found: dict[int, str] = {}
         with evaluating(model):
             for rows in batches[state.process_index :: state.num_processes]:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .encoder import LEAST_SECONDS, batches_by_length, encode_layers, lengthened
-from .features import SECONDS_AT_ONCE, decoded_clips
+from ..extraction import MAX_BAD_FRACTION
+from .clips import Clips
+from .encoder import LEAST_SECONDS, batches_by_length, encode_layers
+from .features import SECONDS_AT_ONCE
 
 
 # Of a recording: its beginning says what it is like.
@@ -16,7 +17,7 @@ MAX_SECONDS = 10
 
 
 class AudioEmbedder:
-    """Recordings, decoded once; an [`~hfssl.evaluation.modality.Embedder`].
+    """Recordings, of which as many as there is room for are decoded once; an [`~hfssl.evaluation.modality.Embedder`].
 
     Args:
         samples (`Sequence[bytes]`):
@@ -24,19 +25,19 @@ class AudioEmbedder:
         processor:
             Feature extractor that goes with the encoder.
         transform (*optional*):
-            Of the run's stream; not needed.
+            Of the run's stream, where they are held-out samples of it: that says itself what is damaged.
         batch_size (`int`, *optional*, defaults to `64`):
             Most recordings a forward pass.
     """
 
     def __init__(self, samples: Sequence[bytes], processor: Any, transform: Any = None, batch_size: int = 64):
         self.processor, rate = processor, processor.sampling_rate
-        clips = decoded_clips(samples, rate)
-        self.clips = [lengthened(clip[: MAX_SECONDS * rate], round(LEAST_SECONDS * rate)) for clip in clips]
+        bounds = {"least": round(LEAST_SECONDS * rate), "most": MAX_SECONDS * rate}
+        borne = MAX_BAD_FRACTION if transform is None else 1.0
+        self.clips = Clips(samples, rate, **bounds, name="those to measure on", max_bad_fraction=borne)
         # feature extractors of encoders with group norm, of which padding is sound, say that they give no mask
         only_equal = not getattr(processor, "return_attention_mask", True)
-        lengths = np.array([len(clip) for clip in self.clips])
-        self.rows = batches_by_length(lengths, batch_size, SECONDS_AT_ONCE * rate, only_equal)
+        self.rows = batches_by_length(self.clips.lengths, batch_size, SECONDS_AT_ONCE * rate, only_equal)
 
     @property
     def num_batches(self) -> int:

@@ -19,7 +19,6 @@ from ...modeling.base import evaluating
 from ...modeling.filter_banks import SAMPLING_RATE, mfcc
 from ...modeling.frames import check_pooling
 from .. import extraction
-from ..evaluator import EvaluationError
 from ..feature_files import digest as make_digest
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeatures
 from .encoder import (
@@ -148,7 +147,7 @@ class AudioReader:
     def batches(
         self, samples: Sequence[bytes], starts: Sequence[int], batch_size: int
     ) -> Iterator[list[np.ndarray | None]]:
-        return extraction.in_threads(self._decode, samples, starts, batch_size)
+        return extraction.in_threads(self.decode, samples, starts, batch_size)
 
     def damage(self, sample: bytes) -> str | None:
         from ...data.audio.decode import DamagedAudio, decode_audio
@@ -159,7 +158,8 @@ class AudioReader:
             return str(error)
         return None
 
-    def _decode(self, sample: bytes) -> np.ndarray | None:
+    def decode(self, sample: bytes) -> np.ndarray | None:
+        """The waveform, `None` of a damaged one."""
         from ...data.audio.decode import DamagedAudio, decode_audio
 
         try:
@@ -205,18 +205,3 @@ def probe_features(
         "precision": trained.precision,
     }  # fmt: skip
     return ProbeFeatures(audio.name, train_x, test_x, settings, layers)
-
-
-def decoded_clips(samples: Sequence[bytes], sampling_rate: int) -> list[np.ndarray]:
-    """All of some recordings as waveforms; damaged ones are silent.
-
-    Raises:
-        EvaluationError: where none can be decoded.
-    """
-    reader = AudioReader(sampling_rate)
-    clips = [clip for batch in reader.batches(samples, range(0, len(samples), 256), 256) for clip in batch]
-    if clips and all(clip is None for clip in clips):
-        raise EvaluationError(
-            f"None of {len(clips):,} recordings can be decoded. The first: {reader.damage(samples[0])}. Pass others."
-        )
-    return [reader.blank if clip is None else clip for clip in clips]

@@ -1,6 +1,6 @@
-"""Recordings as fine-tuning needs them: decoded once, cut at a length, padded to the longest of a batch."""
+"""Recordings as fine-tuning needs them: cut at a length, padded to the longest of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from ...functional.keyed import Use
 from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
-from .encoder import AudioEncoder, clip_limits, lengthened, make_inputs, pads_exactly
-from .features import decoded_clips
+from .clips import Clips
+from .encoder import AudioEncoder, clip_limits, make_inputs, pads_exactly
 
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AudioFinetuning:
         self.pads_exactly = pads_exactly(models[ENCODER], self.processor)
         self.least, most = clip_limits(self.processor, self.encoder.config)
         self.most = min(most, round(settings.max_seconds * self.encoder.sampling_rate))
-        self._clips: dict[str, list[np.ndarray]] = {}
+        self._clips: dict[str, Clips] = {}
 
     def classifier(self, class_names: list[str], seed: int, random_init: bool) -> PreTrainedModel:
         return self.encoder.classifier(class_names, seed, random_init=random_init)
@@ -58,16 +58,16 @@ class AudioFinetuning:
     def collator(self, model: PreTrainedModel) -> Callable:
         return Collator(self.processor, model, self.pads_exactly)
 
-    def clips(self, split: str) -> list[np.ndarray]:
-        """The waveforms of a split, decoded once."""
+    def clips(self, split: str) -> Clips:
+        """The waveforms of a split."""
         if split not in self._clips:
-            clips = decoded_clips(self.splits[split].samples, self.encoder.sampling_rate)
-            self._clips[split] = [lengthened(clip, self.least) for clip in clips]
+            data = self.splits[split]
+            self._clips[split] = Clips(data.samples, self.encoder.sampling_rate, least=self.least, name=data.name)
         return self._clips[split]
 
 
 class _TestClips(Dataset):
-    def __init__(self, clips: list[np.ndarray], labels: Any, most: int):
+    def __init__(self, clips: Sequence[np.ndarray], labels: Any, most: int):
         self.clips, self.labels, self.most = clips, labels, most
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class _TestClips(Dataset):
 class TrainingClips(Dataset):
     """Epoch after epoch in one sequence: what comes at a position depends on it and on the seed alone."""
 
-    def __init__(self, clips: list[np.ndarray], labels: Any, rows: np.ndarray, length: int, seed: int, most: int):
+    def __init__(self, clips: Sequence[np.ndarray], labels: Any, rows: np.ndarray, length: int, seed: int, most: int):
         self.clips, self.labels, self.length, self.seed, self.most = clips, labels, length, seed, most
         self.order = KeyedOrder(rows, seed)
 

@@ -9,12 +9,17 @@ import torch.distributed as dist
 
 from ...data.held_out import content_keys
 from ...data.sources import identity
-from ...data.stream import Block
+from ...data.stream import Block, Rows
 from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.method import LossContext
 from ..held_out_loss import MOST_SAMPLES, HeldOutLossEvaluator
+from .clips import Kept
+
+
+# Recordings that are decoded at once to know how long they are.
+_AT_ONCE = 16
 
 
 class AudioLossEvaluator(HeldOutLossEvaluator):
@@ -36,7 +41,7 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             This process measures its share of the batches, and the sums are added up.
     """
 
-    task: ClassVar[str] = "held-out recordings"
+    samples: ClassVar[str] = "recordings"
 
     def __init__(
         self,
@@ -52,15 +57,21 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
         recordings = list(recordings)[:MOST_SAMPLES]
         self.measured_on = frozenset(map(identity, recordings))
         keys = content_keys(recordings)
-        made = rows(Block({"audio": recordings}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0))
-        if not len(made):
-            reason = made.bad[0][1] if made.bad else "all of them are too short or silent"
+        self._recordings, self._rows = recordings, rows
+        self._keys = keyed.key(Use.HELD_OUT_SAMPLE, keys)
+        places, lengths, reason = [], [], None  # windows by recording and number, and their seconds
+        for first in range(0, len(recordings), _AT_ONCE):
+            made = self._made(range(first, min(first + _AT_ONCE, len(recordings))))
+            places += [(first + int(place[2]), int(place[3])) for place in made.places]
+            lengths += np.asarray(made.num_units, np.float64).tolist()
+            reason = reason or next((why for _, why in made.bad), None)
+        if not places:
+            reason = reason or "all of them are too short or silent"
             raise UserError(
                 f"Nothing can be measured on any of {len(recordings)} held-out recordings: {reason}. Pass other data."
             )
         self.num_samples, self.collate, self.world_size = len(recordings), collate, world_size
         self.batch_seconds = batch_seconds
-        lengths = np.asarray(made.num_units, np.float64)  # seconds
         batches: list[list[int]] = []
         for row in np.argsort(lengths, kind="stable").tolist():
             if batches and lengths[row] * (len(batches[-1]) + 1) <= batch_seconds:
@@ -68,16 +79,27 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             else:
                 batches.append([row])
         self.batch_size = max(map(len, batches))
-        self.batches = [
-            {name: _take(column, batch) for name, column in made.columns.items()}
-            for batch in batches[rank::world_size]
-        ]
+        self.batches = [[places[row] for row in batch] for batch in batches[rank::world_size]]
+        self._columns = Kept(self._columns_of, _num_bytes)
         levels = model.method.chance(model.config, LossContext(self.batch_size))
         terms = [name.removeprefix("loss_") for name in levels if name.startswith("loss_")]
         self.loss_term = terms[0] if terms else None
 
     def batch(self, device: torch.device | str, index: int = 0) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device) for name, tensor in self.collate(dict(self.batches[index])).items()}
+        return {name: tensor.to(device) for name, tensor in self.collate(dict(self._columns(index))).items()}
+
+    def _made(self, recordings: Sequence[int]) -> Rows:
+        """Rows of some recordings, by their numbers. Each depends on its recording only."""
+        samples = [self._recordings[number] for number in recordings]
+        return self._rows(Block({"audio": samples}, self._keys[list(recordings)], key=0))
+
+    def _columns_of(self, index: int) -> dict[str, Any]:
+        """The columns of a batch."""
+        numbers = sorted({number for number, _ in self.batches[index]})
+        made = self._made(numbers)
+        row_of = {(numbers[place[2]], int(place[3])): row for row, place in enumerate(made.places)}
+        rows = [row_of[place] for place in self.batches[index]]
+        return {name: _take(column, rows) for name, column in made.columns.items()}
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """The loss of a pre-training model in evaluation mode, as it is."""
@@ -104,6 +126,10 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"recordings": self.num_samples, "batch_seconds": self.batch_seconds, "term": self.loss_term}
+
+
+def _num_bytes(columns: dict[str, Any]) -> int:
+    return sum(np.asarray(row).nbytes for column in columns.values() for row in column)
 
 
 def _take(column: Any, rows: list[int]) -> Any:

@@ -1,13 +1,16 @@
 """An image encoder as probes and fine-tuning need it: its processor, and models with old, new or some new weights."""
 
 import inspect
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ...errors import first_line
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
+from ...modeling.trial import num_channels_of
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
 from ..processed_encoder import ProcessedEncoder
@@ -22,6 +25,15 @@ class VisionEncoder(ProcessedEncoder):
     auto_classifier: ClassVar[type] = AutoModelForImageClassification
     classifies: ClassVar[str] = "image classification"
 
+    def __init__(self, encoder: str | Path | PreTrainedModel, processor: Any = None):
+        super().__init__(encoder, processor)
+        made, taken = processed_channels(self.processor), num_channels_of(self.config)
+        if made != taken:
+            raise EvaluationError(
+                f"{self.name} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has means "
+                f"and deviations of {made}: save one beside it with as many, such as image_mean={[0.5] * taken}."
+            )
+
     def check_modality(self) -> None:
         model = empty_encoder(self.name, self.config)
         if model.main_input_name != "pixel_values":
@@ -29,16 +41,13 @@ class VisionEncoder(ProcessedEncoder):
                 f'{self.name} is a "{self.config.model_type}" model, which takes `{model.main_input_name}` and no '
                 "images: image probes need a vision encoder, such as a ViT or a ResNet."
             )
-        channels = getattr(self.config, "num_channels", 3)
-        if channels != 3:
-            raise EvaluationError(
-                f"{self.name} takes images of {channels} channel(s), and probes give it 3 (red, green, blue)."
-            )
 
     def try_on_a_sample(self, model: PreTrainedModel) -> None:
         """Refuse a processor that makes images of a size which the encoder does not take."""
-        blank = np.zeros((32, 32, 3), dtype=np.uint8)
-        pixel_values = self.processor(images=[blank], return_tensors="pt")["pixel_values"]
+        blank = np.zeros((processed_channels(self.processor), 32, 32), dtype=np.uint8)
+        pixel_values = self.processor(images=[blank], return_tensors="pt", input_data_format="channels_first")[
+            "pixel_values"
+        ]
         height, width = pixel_values.shape[-2:]
         try:
             with evaluating(model):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ...machine import choose_precision, process_state
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
 from ...modeling.pooling import check_pooling
 from ...modeling.vision import image_features
 from .. import extraction
@@ -71,7 +72,7 @@ class PixelFeatures:
     The pixels themselves in [0, 1]: what an encoder has to be better than.
 
     Resized to at most 32 × 32, to no more than the images have and the encoder sees; one channel where the images are
-    grey. Size and channels are those of the first images of `data`.
+    grey. The size is that of the first images of `data`.
 
     Args:
         processor:
@@ -86,10 +87,10 @@ class PixelFeatures:
         headers = []
         for row in range(min(64, len(data.images))):
             with suppress(DamagedImage):
-                headers.append(image_header(data.images[row]))
+                headers.append(image_header(data.images[row], processed_channels(processor)))
         sides = [max(header.height, header.width) for header in headers]
         self.size = min([32, max(sides, default=32), *processed_size(processor).values()])
-        self.is_grey = bool(headers) and all(header.is_grey for header in headers)
+        self.is_grey = processed_channels(processor) == 3 and bool(headers) and all(each.is_grey for each in headers)
         self.digest = make_digest("pixels", self.size, self.is_grey)
 
     def __call__(self, images: list[torch.Tensor]) -> np.ndarray:
@@ -145,6 +146,7 @@ def probe_features(
                 cache_dir=cache_dir,
                 title=name,
                 value_range=_range_for(vision.processor, train.images),
+                num_channels=processed_channels(vision.processor),
             )
             for name, split in {"train": train, "test": test}.items()
         )
@@ -204,6 +206,7 @@ def extract_features(
         return extract(
             images, {ENCODER: extractor}, batch_size=batch_size, cache_dir=cache_dir,
             value_range=_range_for(vision.processor, images.images),
+            num_channels=processed_channels(vision.processor),
         )[ENCODER]  # fmt: skip
 
 
@@ -214,11 +217,17 @@ def extract(
     batch_size: int = 256,
     cache_dir: str | Path | None = None,
     title: str | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float, ...] | None = None,
+    num_channels: int = 3,
 ) -> dict[str, np.ndarray]:
     """Features of all images by each extractor, see [`~hfssl.evaluation.extraction.extract`]."""
     return extraction.extract(
-        data, extractors, ImageReader(value_range), batch_size=batch_size, cache_dir=cache_dir, title=title
+        data,
+        extractors,
+        ImageReader(value_range, num_channels),
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+        title=title,
     )
 
 
@@ -226,33 +235,34 @@ class ImageReader:
     """How images are decoded: a [`~hfssl.evaluation.extraction.Reader`].
 
     Args:
-        value_range (`tuple[float, float]`, *optional*):
-            What becomes black and white of images with more than 8 bits.
+        value_range (`tuple[float, ...]`, *optional*), num_channels (`int`, *optional*, defaults to 3):
+            See [`~hfssl.data.image.decode.decode_image`].
     """
 
     samples, blank_words = "images", "black"
-    blank = torch.zeros(3, 32, 32, dtype=torch.uint8)
 
-    def __init__(self, value_range: tuple[float, float] | None = None):
-        self.value_range = value_range
+    def __init__(self, value_range: tuple[float, ...] | None = None, num_channels: int = 3):
+        self.value_range, self.num_channels = value_range, num_channels
         self.key = () if value_range is None else (value_range,)
+        self.key += () if num_channels == 3 else (num_channels,)
+        self.blank = torch.zeros(num_channels, 32, 32, dtype=torch.uint8)
 
     def batches(
         self, samples: Sequence[bytes], starts: Sequence[int], batch_size: int
     ) -> Iterator[list[torch.Tensor | None]]:
-        return decoded(samples, starts, batch_size, self.value_range)
+        return decoded(samples, starts, batch_size, self.value_range, self.num_channels)
 
     def damage(self, sample: bytes) -> str | None:
         from ...data.image.decode import DamagedImage, decode_image
 
         try:
-            decode_image(sample, value_range=self.value_range)
+            decode_image(sample, 1, self.value_range, self.num_channels)
         except DamagedImage as error:
             return str(error)
         return None
 
 
-def _range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, float] | None:
+def _range_for(processor: Any, images: Sequence[bytes]) -> tuple[float, ...] | None:
     """What becomes black and white of images with more than 8 bits, before they are given to an encoder."""
     from ...data.image.value_range import range_of
 
@@ -264,20 +274,21 @@ def decoded(
     images: Sequence[bytes],
     starts: Sequence[int],
     batch_size: int,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float, ...] | None = None,
+    num_channels: int = 3,
 ) -> Iterator[list[torch.Tensor | None]]:
-    """Batches of decoded images, each `uint8` of shape `(3, height, width)`, or `None` where one is damaged.
+    """Batches of decoded images, each `uint8` of shape `(num_channels, height, width)`; `None` where one is damaged.
 
     The batch after the one that is handed out is decoded meanwhile.
     """
-    return extraction.in_threads(lambda image: _decode(image, value_range), images, starts, batch_size)
+    return extraction.in_threads(lambda image: _decode(image, value_range, num_channels), images, starts, batch_size)
 
 
-def _decode(data: bytes, value_range: tuple[float, float] | None) -> torch.Tensor | None:
+def _decode(data: bytes, value_range: tuple[float, ...] | None, num_channels: int) -> torch.Tensor | None:
     from ...data.image.decode import DamagedImage, decode_image
 
     try:
-        return decode_image(data, value_range=value_range)
+        return decode_image(data, 1, value_range, num_channels)
     except DamagedImage as error:
         logger.debug("An image cannot be decoded: %s", error)
         return None
@@ -286,14 +297,14 @@ def _decode(data: bytes, value_range: tuple[float, float] | None) -> torch.Tenso
 def preprocess(
     processor: Any, images: Sequence[torch.Tensor] | torch.Tensor, device: torch.device | str = "cpu", **kwargs
 ) -> torch.Tensor:
-    """What a stock image processor makes of decoded images: `pixel_values` of shape `(n, 3, height, width)`."""
+    """What a stock image processor makes of decoded images: `(n, num_channels, height, width)`."""
     if getattr(processor, "backend", None) == "torchvision":
         # many small images of one size are resized in one go, for large ones it makes no difference
         same = len({tuple(image.shape) for image in images}) == 1
         kwargs = {"device": device, "disable_grouping": False if same else None, **kwargs}
     else:
         images = [image.numpy() for image in images]
-    batch = processor(images=images, return_tensors="pt", **kwargs)["pixel_values"]
+    batch = processor(images=images, return_tensors="pt", input_data_format="channels_first", **kwargs)["pixel_values"]
     if not isinstance(batch, torch.Tensor) or batch.ndim != 4:
         raise EvaluationError(
             f"{type(processor).__name__} leaves images of several sizes: probes need one that resizes to a fixed "
@@ -305,15 +316,15 @@ def preprocess(
 def resized_images(
     processor: Any, images: Sequence[bytes], rows: Sequence[int] | None = None, batch_size: int = 256
 ) -> torch.Tensor:
-    """Images as an encoder sees them, before they are normalised: `uint8` of shape `(n, 3, height, width)`.
+    """Images as an encoder sees them, before they are normalised: `uint8` of shape `(n, num_channels, height, width)`.
 
     Damaged ones are black. [`normalized`] does the rest.
     """
     rows = range(len(images)) if rows is None else rows
-    chosen, value_range = _Rows(images, rows), _range_for(processor, images)
+    chosen, value_range, channels = _Rows(images, rows), _range_for(processor, images), processed_channels(processor)
     parts = []
-    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size, value_range):
-        batch = [torch.zeros(3, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]
+    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size, value_range, channels):
+        batch = [torch.zeros(channels, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]
         pixels = preprocess(processor, batch, do_rescale=False, do_normalize=False)
         parts.append(pixels.round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)

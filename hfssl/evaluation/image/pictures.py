@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ...data.labelled import LabelledData
+    from .samples import ImageSampleFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ _RIGHT, _WRONG = "#2e7d32", "#c62828"
 LEAST_PATCHES = 4
 # Classes that get a name in the legend of a map of features.
 MOST_NAMED = 60
+# Images in a line, and lines, of a picture of what stands out.
+MOST_ACROSS, MOST_DOWN = 9, 6
 # Below so many rows principal components are shown, not t-SNE.
 FEW_ROWS = 50
 
@@ -65,6 +68,36 @@ def draw_pictures(
         paths.append(folder / "patches.png")
         plot_patches(images, maps, paths[-1])
     return paths
+
+
+def draw_report(
+    embedder: "ImageSampleFeatures", images: Sequence[bytes], groups: Sequence[Sequence[int]], path: Path
+) -> None:
+    """Images that stand out, as an encoder sees them: those of a group side by side, the first groups only.
+
+    Args:
+        embedder ([`~hfssl.evaluation.image.samples.ImageSampleFeatures`]):
+            Which made the features.
+        images (`Sequence[bytes]`):
+            Encoded images.
+        groups (`Sequence[Sequence[int]]`):
+            Rows of the images: pairs of duplicates, or single outliers.
+        path (`Path`):
+            Of the picture.
+    """
+    width = len(groups[0])
+    # an empty place after each pair
+    across = MOST_ACROSS if width == 1 else MOST_ACROSS // (width + 1)
+    shown = groups[: MOST_DOWN * across]
+    pixels = resized_images(embedder.processor, images, rows=[row for group in shown for row in group])
+    step = width + (width > 1)
+    figure, axes = _grid(-(-len(shown) // across), across * step, size=0.9)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for number, image in enumerate(pixels):
+        group, member = divmod(number, width)
+        _show(axes[group // across, group % across * step + member], image)
+    _save(figure, path)
 
 
 def nearest_rows(train_x: np.ndarray, query_x: np.ndarray, num: int) -> np.ndarray:
@@ -260,7 +293,9 @@ def _grid(rows: int, columns: int, size: float = 1.0, bare: bool = True) -> "tup
 
 
 def _show(axis: Any, image: torch.Tensor, frame: str | None = None) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    # the first three of many channels, the first of two
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    axis.imshow(shown.permute(1, 2, 0).numpy(), interpolation="nearest")
     for spine in axis.spines.values():
         spine.set_edgecolor(frame or "none")
         spine.set_linewidth(2.0 if frame else 0.0)

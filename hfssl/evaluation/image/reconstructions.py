@@ -31,7 +31,7 @@ def plot_reconstructions(
     with evaluating(model):
         reconstructed, hidden = model.reconstruct(**batch)
     images = batch["pixel_values"]
-    scale, shift = (images.new_tensor(values).view(3, 1, 1) for values in (std, mean))
+    scale, shift = (images.new_tensor(values).view(-1, 1, 1) for values in (std, mean))
     columns = {
         "image": images * scale + shift,
         "what it saw": torch.where(hidden, 0.5, images * scale + shift),
@@ -41,6 +41,8 @@ def plot_reconstructions(
     axes = figure.subplots(len(images), len(columns), squeeze=False)
     for column, (title, pictures) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize=8)
+        # the first three of many channels, the first of two
+        pictures = pictures[:, :3] if pictures.shape[1] >= 3 else pictures[:, :1].expand(-1, 3, -1, -1)
         for row, picture in enumerate(pictures.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()):
             axes[row, column].imshow(picture, interpolation="nearest")
             axes[row, column].set_axis_off()

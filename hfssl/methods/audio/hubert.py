@@ -308,7 +308,7 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
                     "have. Train it with `SSLTrainer` on an `ExactStream`, which makes them; in a loop of your own "
                     "pass `targets` of shape (batch_size, num_unit_frames) and call `model.take_targets`."
                 )
-            targets, starts = self._units_of(input_values, attention_mask), None
+            targets, starts = self.units_of(input_values, attention_mask), None
         units = self.units_of_frames(targets, length, starts)
         positions = masked_positions_of(mask_time_indices, masked_positions)
         frames = self.encode(input_values, attention_mask, mask_time_indices, config.feature_grad_mult)
@@ -441,8 +441,8 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
         logger.info("%s, from %s frames.", unit_makers.describe_units(targets, config.num_units), f"{len(frames):,}")
         return {"targets": targets}, {"unit_centroids": centroids}
 
-    def _units_of(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:
-        """Units of waveforms by the centroids of the training, `(batch_size, num_unit_frames)`."""
+    def units_of(self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.LongTensor:
+        """Units of waveforms by the centroids of the training, `(batch_size, num_unit_frames)`; -100 is none."""
         inputs = {"input_values": input_values}
         inputs |= {} if attention_mask is None else {"attention_mask": attention_mask}
         with evaluating(self):

@@ -10,6 +10,11 @@ clusters these, once for each head. The centroids become the prototypes of the h
 every crop of an image, large or small, is to be nearest to the centroid of the image's cluster. What a run goes on
 with, the cluster of each image, lies in its checkpoints.
 
+All processes share the pass. Then one of them clusters, with a core for each head, and the others wait, for as long as
+it takes: one core makes 1,000 clusters of 40,000 images in 4 s (AVX-512), which would be 7 minutes for 3,000 of
+1.28 million. A run that is killed in the pass goes on in it; one that is killed in k-means finds all projections and
+begins k-means again.
+
 The first version (`classifier="linear"`) has no projector: it clusters the whitened principal components of the
 encoder's features, and a linear layer on the features, drawn anew with each clustering, learns to tell the clusters.
 Images count by the inverse of the size of their cluster, which the paper names as the same as drawing clusters evenly.
@@ -38,7 +43,7 @@ from ...errors import UserError
 from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, deepcluster_loss, full_precision
 from ...modeling.branch import OneBranchModel, VisionBranch, check_two_views, crop_by_crop
-from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin, spherical_kmeans, whitened
+from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin, one_core_each, spherical_kmeans, whitened
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
@@ -279,20 +284,22 @@ class DeepclusterForPreTraining(CorpusTargetsMixin, OneBranchModel):
                 f"{len(projections):,} images cannot be in {config.num_prototypes:,} clusters. Pass "
                 f"`--num_prototypes {max(len(projections) // 10, 2)}` or fewer, or more data."
             )
-        clusters, tensors, centroids = [], {}, []
-        generator = torch.Generator().manual_seed(seed)
-        for head in range(config.num_heads):
-            vectors = torch.from_numpy(projections[:, head % 2]).float()
-            if config.classifier == "linear":
-                vectors = torch.from_numpy(whitened(vectors.numpy(), config.pca_dim))
-                layer = self.classifiers[head]
+        crops = [torch.from_numpy(projections[:, i]).float() for i in range(min(config.num_heads, 2))]
+        tensors = {}
+        if config.classifier == "linear":
+            crops = [torch.from_numpy(whitened(crop.numpy(), config.pca_dim)) for crop in crops]
+            generator = torch.Generator().manual_seed(seed)
+            for head, layer in enumerate(self.classifiers):
                 tensors[f"classifiers.{head}.weight"] = 0.01 * torch.randn(layer.weight.shape, generator=generator)
                 tensors[f"classifiers.{head}.bias"] = torch.zeros(layer.bias.shape)
-            found = spherical_kmeans(
-                F.normalize(vectors, dim=-1).numpy(), config.num_prototypes, config.kmeans_iterations, seed + head
-            )
-            centroids.append(torch.from_numpy(found[0]))
-            clusters.append(torch.from_numpy(found[1]))
+        crops = [F.normalize(crop, dim=-1).numpy() for crop in crops]
+        found = one_core_each(
+            lambda head: spherical_kmeans(
+                crops[head % 2], config.num_prototypes, config.kmeans_iterations, seed + head
+            ),
+            range(config.num_heads),
+        )
+        centroids, clusters = ([torch.from_numpy(each) for each in column] for column in zip(*found, strict=True))
         columns = {"targets": torch.stack(clusters, dim=1)}
         if config.classifier == "linear":
             sizes = [torch.bincount(each, minlength=config.num_prototypes) for each in clusters]

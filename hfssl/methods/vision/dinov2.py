@@ -89,6 +89,10 @@ METHOD = Method(
     views=ViewPreset((_FIRST_VIEW, _SECOND_VIEW), local=_LOCAL_VIEW, num_local=8, mask_ratio=(0.1, 0.5)),
     learning_rates=LearningRates(lars=0.3, narrow=2e-3, wide=5e-4, checkpoint=5e-5),
     narrow_heads={"projector_hidden_dim": 512, "projector_output_dim": 128, "num_prototypes": 1024},
+    # what a checkpoint knows is changed slowly, and not before its new heads say something
+    continued={"pooling": None, "projector_batch_norm": False, "momentum_start": 0.999, "freeze_encoder": 0.1},
+    # of ssl_default_config.yaml
+    continued_training={"layer_decay": 0.9, "patch_embed_rate": 0.2},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
     embedded_views={"digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]}},
     collapse_hints=_collapse_hints,
@@ -136,6 +140,10 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
             Of a separate head. Left out: those of the other.
         freeze_prototypes (`float`, *optional*, defaults to `0.01`):
             Share of the run for which the prototypes stay as they are, in [0, 1]: 1 of 100 epochs.
+        freeze_encoder (`float`, *optional*, defaults to `0.0`):
+            Share of the run for which only the heads learn, in [0, 1], and the encoder stays as it is: to continue a
+            checkpoint, whose heads nobody publishes. Fresh ones would pull it away from what it knows. 0.1 of a
+            checkpoint that is continued by the recipe.
         student_temperature (`float`, *optional*, defaults to `0.1`):
             Divisor of the student's logits, above 0.
         teacher_temperature_start (`float`, *optional*, defaults to `0.04`):
@@ -191,6 +199,7 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
     patch_projector_output_dim: int | None = None
     patch_num_prototypes: int | None = None
     freeze_prototypes: float = 0.01
+    freeze_encoder: float = 0.0
     student_temperature: float = 0.1
     teacher_temperature_start: float = 0.04
     teacher_temperature_end: float = 0.07
@@ -220,6 +229,8 @@ class Dinov2PreTrainingConfig(PreTrainedConfig):
 
     def validate_schedules(self):
         check_self_distillation(self)
+        if not 0.0 <= self.freeze_encoder <= 1.0:
+            raise ValueError(f"`freeze_encoder` must be between 0 and 1, got {self.freeze_encoder}.")
 
     def validate_momentum(self):
         check_momentum(self)
@@ -329,6 +340,7 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         self.build_gram_teacher()
         self.add_center("center", config.num_prototypes)
         self.add_center("patch_center", config.num_patch_prototypes)
+        self._trains_encoder = True
         self.post_init()
 
     @torch.no_grad()
@@ -376,11 +388,14 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
             is_masked = image_index < len(large)
             patch_targets = self._targets("patch_center", teacher_patch_logits, is_masked)
         self.follow_schedules()
-        outputs = self.student.encode(large, bool_masked_pos=mask)
-        features = large_features = self.student.pool(outputs)
-        patches = self.student.patches_at(outputs, places)
-        if local_pixel_values is not None:
-            features = torch.cat([features, self.student.features(crop_by_crop(local_pixel_values))])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_encoder):
+            outputs = self.student.encode(large, bool_masked_pos=mask)
+            features = large_features = self.student.pool(outputs)
+            patches = self.student.patches_at(outputs, places)
+            if local_pixel_values is not None:
+                features = torch.cat([features, self.student.features(crop_by_crop(local_pixel_values))])
+        if not self._trains_encoder:  # a gradient of 0, for which DDP waits
+            features = features + 0.0 * sum(parameter.sum() for parameter in self.student.parameters_below_heads())
         student_logits, patch_logits = self.student.project(features, patches)
         student_logits = student_logits.unflatten(0, (-1, batch_size))
         temperature = self.config.student_temperature
@@ -399,6 +414,15 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         else:
             output.student_logits, output.teacher_logits = student_logits, teacher_logits
         return output
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        waits = self.progress < self.config.freeze_encoder
+        return super().waiting_parameters() + (self.student.parameters_below_heads() if waits else [])
+
+    @torch.compiler.disable
+    def follow_schedules(self) -> None:
+        super().follow_schedules()
+        self._trains_encoder = not (self.training and self.progress < self.config.freeze_encoder)
 
     def _masks(
         self, masked_patches: torch.Tensor | None, outputs: ModelOutput, batch_size: int, num_large: int

@@ -29,8 +29,8 @@ from ...functional.views import View, ViewPreset
 from ...losses import at_least_float32, full_precision
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.method import BenchmarkSettings, LearningRates, Method
-from ...modeling.pooling import check_pooling, feature_size, is_convolutional
-from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
+from ...modeling.pooling import check_pooling, feature_size
+from ...modeling.vision import SSLVisionModel, arranged, build_vision_encoder, image_features
 
 
 NUM_ROTATIONS = 4
@@ -129,8 +129,7 @@ class RotnetForPreTraining(SSLVisionModel):
                 "(batch_size, num_channels, size, size). `Views` makes them."
             )
         images = rotations(pixel_values).flatten(0, 1)  # image 0 turn 0, image 0 turn 1 ... image 1 turn 0 ...
-        if is_convolutional(self.config.encoder_config):
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = arranged(self.encoder, images)
         logits = self.classifier(image_features(self.encoder, images, self.config.pooling))
         turns = torch.arange(NUM_ROTATIONS, device=logits.device).repeat(len(pixel_values))
         with full_precision(logits):

@@ -32,9 +32,9 @@ from ...modeling.contrast import ContrastMixin
 from ...modeling.distributed import convert_batch_norm, gather_with_grad, rank, world_size
 from ...modeling.heads import MlpHead
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
-from ...modeling.pooling import check_pooling, feature_size, is_convolutional
+from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.queue import QueueMixin
-from ...modeling.vision import SSLVisionModel, build_vision_encoder, image_features
+from ...modeling.vision import SSLVisionModel, arranged, build_vision_encoder, image_features
 
 
 # Appendix A. Its code crops with bicubic interpolation; bilinear is what most libraries made of it.
@@ -222,8 +222,7 @@ class SimclrForPreTraining(QueueMixin, ContrastMixin, SSLVisionModel):
     def embed(self, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
         views = self._views(inputs)
         images = views.flatten(0, 1)  # image 0 view 0, image 0 view 1, image 1 view 0 ...
-        if is_convolutional(self.config.encoder_config):
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = arranged(self.encoder, images)
         features = image_features(self.encoder, images, self.config.pooling)
         return {"projections": self.projector(features).unflatten(0, (len(views), 2))}
 

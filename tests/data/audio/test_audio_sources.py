@@ -197,3 +197,46 @@ def test_a_synthetic_voice_has_its_pitch_and_a_vowel_its_resonances():
 def test_order_is_what_sets_words_apart():
     sets = {tuple(sorted(word[i : i + 2] for i in (0, 2, 4))) for word in synthetic.WORDS}
     assert len(set(synthetic.WORDS)) == 24 and len(sets) == 4
+
+
+def split_folder(folder):
+    for row, name in enumerate(("train/wavs/a", "train/wavs/b", "test/wavs/c")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.wav").write_bytes(sound(row))
+
+
+def test_metadata_in_the_root_is_about_the_files_of_all_splits(tmp_path):
+    split_folder(tmp_path)
+    lines = ["file_name,text", "train/wavs/a.wav,one", "train/wavs/b.wav,two", "test/wavs/c.wav,three"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    found = {
+        split: open_labelled(str(tmp_path), split, modality="audio", transcripts=True) for split in ("train", "test")
+    }
+    said = {split: [data.class_names[label] for label in data.labels] for split, data in found.items()}
+    assert said == {"train": ["one", "two"], "test": ["three"]}
+    # it may say nothing of a split, but not nothing at all
+    (tmp_path / "metadata.csv").write_text("\n".join(lines[:3]))
+    source = open_source(tmp_path, split="test", modality="audio", extra_columns=["text"])
+    assert "text" in source.columns
+    (tmp_path / "metadata.csv").write_text("file_name,text\nother/d.wav,four\n")
+    with pytest.raises(DataError, match="No file that .*metadata.csv' names"):
+        open_source(tmp_path, split="test", modality="audio")
+
+
+@pytest.mark.parametrize("name, table", [
+    ("said.tsv", "clip\tsentence\na\tone\nb\ttwo\nc\tthree\n"),
+    ("lines.csv", "sentence,path\none,train/wavs/a.wav\ntwo,train/wavs/b.wav\nthree,test/wavs/c.wav\n"),
+])  # fmt: skip
+def test_the_only_table_beside_the_files_says_what_is_known_of_them(tmp_path, name, table, caplog):
+    split_folder(tmp_path)
+    (tmp_path / name).write_text(table)
+    with caplog.at_level("INFO"):
+        data = open_labelled(str(tmp_path), "train", modality="audio", transcripts=True)
+    assert [data.class_names[label] for label in data.labels] == ["one", "two"]
+    assert f"is read from {tmp_path / name}, as with `--labels`" in caplog.text
+    # of two nobody knows which, and of something else none is taken
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match="has no transcripts"):
+            open_labelled(str(tmp_path), "train", modality="audio", transcripts=True)
+        (tmp_path / name).unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def test_without_changes_it_is_the_stock_spectrogram():
         expected = stock(sound, sampling_rate=RATE, return_tensors="np")["input_values"][0]
         for view in rows.columns["input_values"][0]:
             np.testing.assert_allclose(view, expected, atol=1e-5)
-    assert views.collate(rows.columns)["input_values"].shape == (1, 2, 64, 32)
+    assert views.collator("cpu")(rows.columns)["input_values"].shape == (1, 2, 64, 32)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,13 @@ def test_what_is_left_out():
 def test_a_stream_of_views_is_exact():
     data = MemorySource([wav(noise(0.3, i)) for i in range(20)], name="noises", column="audio", modality="audio")
     views = AudioViews(ENCODER)
-    first, again = (ExactStream(data, views.rows, views.collate, 6, seed=1, block_bytes=100_000) for _ in range(2))
+    first, again = (
+        ExactStream(data, views.rows, views.collator("cpu"), 6, seed=1, block_bytes=100_000) for _ in range(2)
+    )
     batches = [batch["input_values"] for _, batch in zip(range(5), first, strict=False)]
     for _, _ in zip(range(2), again, strict=False):
         pass
-    rest = ExactStream(data, views.rows, views.collate, 6, seed=1, block_bytes=100_000)
+    rest = ExactStream(data, views.rows, views.collator("cpu"), 6, seed=1, block_bytes=100_000)
     rest.load_state_dict(again.state_dict())
     for expected, batch in zip(batches[2:], rest, strict=False):
         assert np.array_equal(batch["input_values"], expected)

@@ -78,7 +78,10 @@ def test_stated_before_trained_before_judged():
     assert RangeOfSet([]).for_encoder(None) is None
 
 
-@pytest.mark.parametrize("wrong", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf"))])
+@pytest.mark.parametrize(
+    "wrong", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (), (0.0, 1.0, 5.0), (0.0, 1.0, 3.0, 2.0)]
+)
 def test_what_is_no_range_is_refused(wrong):
     with pytest.raises(UserError, match="`--value_range` is the value that is black and the larger one that is white"):
         check_range(wrong)
+    check_range((0.0, 1.0, -3.0, 2.0))

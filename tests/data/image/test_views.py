@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_vision import NAMES, preset_of, two_layers
+from transformers import Dinov2Config
 
 import hfssl
 from hfssl import SimclrForPreTraining
@@ -362,8 +363,9 @@ def test_a_data_set_of_ones_own_trains():
 @pytest.mark.parametrize(
     "image, words",
     [
-        (torch.zeros(3, 8, 8), "got Tensor of shape .3, 8, 8. and type torch.float32"),
-        (np.zeros((8, 8, 2), np.uint8), "got ndarray of shape .8, 8, 2. and type uint8"),
+        (torch.zeros(3, 8, 8), "its values are floats, which have no known range"),
+        (np.zeros((8, 8, 2), np.uint8), "it is an NPY of 2 channels, not of 3"),
+        (torch.zeros(8, 8, 8, 8), "got Tensor of shape .8, 8, 8, 8. and type torch.float32"),
         ("cat.png", "got str"),
         (b"no image", "cannot be decoded"),
     ],
@@ -372,3 +374,43 @@ def test_what_is_no_image_is_a_sentence(image, words):
     views = hfssl.Views(SimclrForPreTraining.method.views, hfssl.ViewArguments(image_size=16), is_grey=False)
     with pytest.raises(UserError, match=words):
         views(image, 0)
+
+
+def test_each_batch_has_one_of_several_sizes():
+    made = Views(
+        preset_of("dinov2"), ViewArguments(mixed_sizes=[16, 24, 32], local_crops=2, local_size=16, normalization="half"),
+        is_grey=False, patch_size=8,
+    )  # fmt: skip
+    assert made.image_size == 32 and made.settings["mixed_sizes"] == [16, 24, 32]
+    images = [encoded_image(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)) for i in range(12)]
+    keys = keyed.key(7, np.arange(12))
+    columns = made.rows(Block({"image": images}, keys, 0)).columns
+    seen = {}
+    for i in range(12):
+        part = {name: values[i:] for name, values in columns.items()}
+        batch = made.collator()(part)
+        assert set(batch) == {"pixel_values", "local_pixel_values", "masked_patches"}
+        size = batch["pixel_values"].shape[-1]
+        assert batch["local_pixel_values"].shape[-1] == {16: 8, 24: 16, 32: 16}[size]  # of 8 pixels, in proportion
+        assert batch["masked_patches"].max() < 2 * (size // 8) ** 2
+        seen[size] = batch
+    assert set(seen) == {16, 24, 32}
+    model = dinov2_of(seen[16])
+    assert all(model(**batch).loss.isfinite() for batch in seen.values())
+
+
+def dinov2_of(batch):
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, mlp_ratio=1
+    )
+    heads = {"projector_hidden_dim": 8, "projector_output_dim": 8, "num_prototypes": 8}
+    return hfssl.Dinov2ForPreTraining(hfssl.Dinov2PreTrainingConfig(encoder_config=config, **heads)).eval()
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(UserError, match="the largest is `--image_size`, got 16 32 and 24"):
+        ViewArguments(mixed_sizes=[16, 32], image_size=24)
+    with pytest.raises(UserError, match="multiples of the encoder's patches of 8 pixels, got 20"):
+        Views(preset_of("dinov2"), ViewArguments(mixed_sizes=[20, 32]), is_grey=False, patch_size=8)
+    with pytest.raises(UserError, match="for methods that compare views"):
+        Views(preset_of("mae"), ViewArguments(mixed_sizes=[16, 32]), is_grey=False, patch_size=8)

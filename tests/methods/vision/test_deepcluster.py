@@ -1,6 +1,7 @@
 """DeepCluster: its loss over heads and crops, its clusters, and what it says where it cannot."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hfssl import DeepclusterForPreTraining, DeepclusterPreTrainingConfig
 from hfssl.errors import UserError
 from hfssl.losses import deepcluster_loss
 from hfssl.methods.vision import deepcluster as module
+from hfssl.modeling import corpus_targets
 from hfssl.modeling.corpus_targets import spherical_kmeans, target_passes_due, whitened
 
 
@@ -146,6 +148,25 @@ def test_heads_cluster_a_large_crop_each_with_a_seed_of_its_own():
     }
     model.take_targets({"prototypes": torch.from_numpy(tensors["prototypes"])}, 3)
     assert model.target_passes == 3 and np.array_equal(model.prototypes.numpy(), tensors["prototypes"])
+
+
+def test_heads_are_clustered_at_once_with_the_same_result_as_one_after_the_other(monkeypatch):
+    model = model_of(num_heads=3, num_prototypes=5)
+    projections = F.normalize(torch.randn(300, 2, 8), dim=-1).half().numpy()
+    together = threading.Barrier(3)  # breaks where only one is at work
+
+    def kmeans(*args):
+        if num_cores > 1:
+            together.wait(timeout=60)
+        return spherical_kmeans(*args)
+
+    monkeypatch.setattr(module, "spherical_kmeans", kmeans)
+    found = []
+    for num_cores in (1, 8):
+        monkeypatch.setattr(corpus_targets, "num_cores", lambda n=num_cores: n)
+        found.append(model.make_targets({"projections": projections}, seed=7))
+    for alone, at_once in zip(*found, strict=True):
+        assert all(np.array_equal(values, at_once[name]) for name, values in alone.items())
 
 
 def test_clusters_are_made_at_the_start_and_evenly_over_the_run():

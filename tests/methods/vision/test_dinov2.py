@@ -362,8 +362,30 @@ def test_one_image_has_no_neighbour():
         ({"ibot_weight": -1.0}, "ibot_weight.*at least 0, got -1"),
         ({"patch_num_prototypes": 8}, "patch_num_prototypes=8.*patch_head=separate"),
         ({"patch_head": "both"}, "patch_head"),
+        ({"freeze_encoder": 2.0}, "`freeze_encoder` must be between 0 and 1, got 2.0"),
     ],
 )
 def test_bad_settings_are_named(config, words):
     with pytest.raises(Exception, match=words):
         dinov2(**config)
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2"])
+def test_heads_learn_alone_for_their_share_of_the_run(name):
+    model = dinov2(ENCODERS[name](), freeze_prototypes=0.0, freeze_encoder=0.5).train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2, weight_decay=0.5)
+
+    def what_moves(progress):
+        before = {n: p.detach().clone() for n, p in model.student.named_parameters()}
+        model(**masked_crops()).loss.backward()
+        assert all(p.grad is not None for p in model.student.parameters() if p.requires_grad)  # DDP waits for all
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_optimizer_step(progress)
+        return {n.partition(".")[0] for n, p in model.student.named_parameters() if not torch.equal(p, before[n])}
+
+    encoder = {n: p.clone() for n, p in model.teacher.encoder.state_dict().items()}
+    assert what_moves(0.25) == what_moves(0.5) == {"projector"}
+    # the teacher's encoder is still what it was
+    assert all(torch.equal(p, encoder[n]) for n, p in model.teacher.encoder.state_dict().items())
+    assert "encoder" in what_moves(0.75)

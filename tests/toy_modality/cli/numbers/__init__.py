@@ -21,6 +21,7 @@ class NumbersDataArguments:
 class NumbersEncoderArguments:
     """Flags about an encoder of numbers."""
 
+    modality: ClassVar[str] = "numbers"
     encoder: str = "numbers-tiny"
     attention: str = "auto"
     base_model: ClassVar[str | None] = None

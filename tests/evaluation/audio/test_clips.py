@@ -1,0 +1,80 @@
+"""Recordings that are decoded again instead of being kept, and damaged ones that are counted."""
+
+import numpy as np
+import pytest
+import tiny_audio
+import torch
+from sounds import RATE, feature_extractor, hubert, tone, tones, wav
+
+from hfssl import BestRqForPreTraining, BestRqPreTrainingConfig
+from hfssl.data.audio.rows import AudioFormat, AudioRows
+from hfssl.data.audio.streams import audio_stream
+from hfssl.data.labelled import HeldSamples, LabelledData
+from hfssl.data.sources import MemorySource
+from hfssl.evaluation import EvaluationError
+from hfssl.evaluation.audio import clips as clips_of
+from hfssl.evaluation.audio.clips import Clips
+from hfssl.evaluation.audio.embedder import AudioEmbedder
+from hfssl.evaluation.audio.finetuning import AudioFinetuning
+from hfssl.evaluation.audio.held_out_loss import AudioLossEvaluator
+from hfssl.evaluation.finetune_settings import FinetuneSettings
+
+
+def test_only_as_many_are_kept_as_there_is_room_for():
+    sounds = [tone(row, 0.2 + 0.1 * row) for row in range(6)]
+    samples = [wav(sound, subtype="FLOAT") for sound in sounds]
+    clips = Clips(samples, RATE, least=4_800, most=8_000, most_bytes=4 * (4_800 + 4_800 + 6_400))
+    assert clips.lengths.tolist() == [4_800, 4_800, 6_400, 8_000, 8_000, 8_000] and len(clips) == 6
+    assert sorted(clips._kept.kept) == [0, 1, 2]
+    for sound, clip in zip(sounds, clips, strict=True):
+        expected = np.pad(sound[:8_000], (0, max(4_800 - len(sound), 0)))
+        np.testing.assert_allclose(clip, expected, atol=1e-4)
+    assert clips[5] is not clips[5] and clips[0] is clips[0] and np.array_equal(clips[-1], clips[5])
+
+
+def test_damaged_ones_are_counted_and_too_many_refused(caplog):
+    sounds = [wav(tone(row, 0.2)) for row in range(30)]
+    sounds[7] = sounds[7][:-600]
+    clips = Clips(sounds, RATE, name="some")
+    assert "1 of the recordings of some cannot be decoded, and are silent to every encoder, such as recording 7 (" in (
+        caplog.text
+    )
+    assert not clips[7].any() and clips[8].any()
+    sounds[9] = b"no sound"
+    train, test = tones()
+    torn = LabelledData(HeldSamples(sounds), np.arange(30) % 3, train.class_names, "torn", "torn", "audio")
+    said = "2 of the 30 recordings of .* cannot be decoded, such as recording 7"
+    encoder = hubert()
+    finetuning = AudioFinetuning(encoder, feature_extractor(encoder), torn, test, FinetuneSettings())
+    for make in (
+        lambda: finetuning.clips("train"),
+        lambda: AudioEmbedder(sounds, feature_extractor(encoder)),
+    ):
+        with pytest.raises(EvaluationError, match=said):
+            make()
+    # of the run's own data, whose share of damaged recordings `--max_bad_fraction` bounds
+    assert AudioEmbedder(sounds, feature_extractor(encoder), transform=AudioRows).num_batches
+
+
+def test_the_held_out_loss_is_the_same_without_room(monkeypatch):
+    torch.manual_seed(0)
+    model = BestRqForPreTraining(BestRqPreTrainingConfig(encoder_config=tiny_audio.wav2vec2_bert(
+        feature_projection_input_dim=160), num_codes=16)).eval()  # fmt: skip
+    sounds = [wav(tone(row, 0.5 + 0.3 * (row % 4))) for row in range(20)] + [b"no sound"]
+    source = MemorySource(sounds, name="tones", column="audio", modality="audio")
+    stream = audio_stream(source, AudioFormat(model.encoder.config, model.config.masking, max_seconds=0.8), 3.0)
+    losses = []
+    for room in (1 << 30, 0):
+        monkeypatch.setattr(clips_of.Kept.__init__, "__defaults__", (room,))
+        evaluator = AudioLossEvaluator(sounds, stream.transform, stream.collate, model, batch_seconds=3.0)
+        losses += [evaluator.measure(model)["loss"], evaluator.measure(model)["loss"]]
+        assert len(evaluator._columns.kept) == (len(evaluator.batches) if room else 0)
+    assert len(set(losses)) == 1 and np.isfinite(losses[0])
+    # all windows of all recordings, in the batches of their lengths
+    assert sum(map(len, evaluator.batches)) == len(stream.transform.decoded(_block(sounds))[0])
+
+
+def _block(sounds):
+    from hfssl.data.stream import Block
+
+    return Block({"audio": sounds}, np.zeros(len(sounds), np.uint64), 0)

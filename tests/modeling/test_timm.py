@@ -1,0 +1,42 @@
+"""Encoders of timm, by the stock wrapper of transformers: trained, exported and adapted like all others."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, TimmWrapperConfig
+
+from hfssl import SimclrForPreTraining
+from hfssl.modeling.channels import with_num_channels
+from hfssl.modeling.method import width_of
+from hfssl.modeling.trial import num_channels_of
+
+
+pytest.importorskip("timm")
+
+# made for tests, by timm
+SMALL = {"test_resnet": None, "test_vit": {"img_size": 32, "patch_size": 8}}
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_checkpoint_of_timm_is_continued(architecture, tmp_path):
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture=architecture, model_args=SMALL[architecture])
+    AutoModel.from_config(config).save_pretrained(tmp_path / "timm")
+    assert width_of(AutoConfig.from_pretrained(tmp_path / "timm")) == {"test_resnet": 96, "test_vit": 64}[architecture]
+    model = SimclrForPreTraining.from_encoder(tmp_path / "timm", image_size=32, num_channels=5).train()
+    model(torch.randn(4, 2, 5, 32, 32)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval().export_encoder(tmp_path / "out")
+    exported, pixels = AutoModel.from_pretrained(tmp_path / "out").eval(), torch.randn(2, 5, 32, 32)
+    assert type(exported).__name__ == "TimmWrapperModel" and num_channels_of(exported.config) == 5
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels).last_hidden_state, model.encoder(pixels).last_hidden_state)
+
+
+def test_channels_that_are_alike_give_the_same_features():
+    torch.manual_seed(0)
+    encoder = AutoModel.from_config(TimmWrapperConfig(architecture="test_resnet")).eval()
+    grey = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        before = encoder(grey.expand(-1, 3, -1, -1)).last_hidden_state
+        after = with_num_channels(encoder, 4)(grey.expand(-1, 4, -1, -1)).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
