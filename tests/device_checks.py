@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_pairs
 import tiny_vision
 import torch
 import torch.nn.functional as F
-from contract import build, contract, model_and_batch
+from contract import build, contract, model_and_batch, split
 from host_waits import WithoutWaits, as_collated, no_waits
 from numbered import numbered_stream
 from PIL import Image
@@ -29,6 +30,7 @@ from hfssl.data.sources import MemorySource
 from hfssl.data.stream import Block, ExactStream
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 from hfssl.functional import keyed
+from hfssl.functional.keyed import Use
 from hfssl.losses import cross_entropy_sum
 from hfssl.modeling.base import load_plain_encoder
 from hfssl.modeling.image_processing import build_image_processor
@@ -115,8 +117,9 @@ def checkpointed_activations_have_the_same_gradients(method, device):
     model, batch = model_and_batch(method)
     model, batch = model.to(device).train(), on(device, as_collated(model, batch))
     expected = loss_and_gradients(model, batch, device)
-    if not model.encoder.supports_gradient_checkpointing:  # of a ResNet
-        pytest.skip(f"{type(model.encoder).__name__} keeps its activations")
+    for encoder in model.encoders.values():
+        if not encoder.supports_gradient_checkpointing:  # of a ResNet
+            pytest.skip(f"{type(encoder).__name__} keeps its activations")
     # by the name that this transformers has for it
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -222,10 +225,58 @@ def trains_saves_and_exports(method, device, precision, folder: Path):
         assert torch.equal(again.state_dict()[name], tensor.cpu()), name
     trainer.model.export_encoder(folder / "encoder")
     is_plain = trainer.model.export_kind == "plain"
-    load = load_plain_encoder if is_plain else type(trainer.model.encoder).from_pretrained
-    stock = load(folder / "encoder")
-    for name, tensor in trainer.model.encoder.state_dict().items():
-        assert torch.equal(stock.state_dict()[name], tensor.cpu()), name
+    encoders = trainer.model.encoders
+    for part, encoder in encoders.items():
+        load = load_plain_encoder if is_plain else type(encoder).from_pretrained
+        stock = load(folder / "encoder" / part if len(encoders) > 1 else folder / "encoder")
+        for name, tensor in encoder.state_dict().items():
+            assert torch.equal(stock.state_dict()[name], tensor.cpu()), name
+
+
+class Parts(SSLTrainer):
+    """Trains on parts of a batch that are given, and keeps the gradients of its last step."""
+
+    def __init__(self, model, args, parts):
+        super().__init__(model, args, train_dataset=parts)
+        self.parts, self.gradients = parts, {}
+
+    def get_train_dataloader(self):
+        return self.parts
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        optimizer.register_step_pre_hook(self.keep)
+        return optimizer
+
+    def keep(self, *_):
+        named = self.accelerator.unwrap_model(self.model).named_parameters()
+        self.gradients = {name: p.grad.cpu().clone() for name, p in named if p.grad is not None}
+
+
+def a_batch_in_parts_has_the_gradient_of_the_whole(device, folder: Path):
+    """With dropout: against a graph of all parts at once, each from its own seed, which the cache does without."""
+    encoders = tiny_pairs.vit_and_bert(hidden_dropout_prob=0.3)
+    torch.manual_seed(0)
+    config = hfssl.methods.ClipPreTrainingConfig(**encoders, projection_dim=8, patch_dropout=0.5)
+    model = hfssl.methods.ClipForPreTraining(config).to(device).train()
+    parts = split(on(device, tiny_pairs.images_and_texts(12)), 3)
+    embedded = []
+    for number, part in enumerate(parts):
+        torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, 5, 0, number, 0))
+        embedded.append(model.embed(**part))
+    loss = model.contrast({name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}).loss
+    loss.backward()
+    expected = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    args = arguments(
+        device, folder, max_steps=1, contrastive_batch_size=12, max_grad_norm=0.0, save_strategy="no", logging_steps=1
+    )
+    trainer = Parts(model, args, parts)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert logged["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
+    assert_near((loss.detach().cpu(), trainer.gradients), (loss.detach().cpu(), expected), 1e-5)
 
 
 def resumed_it_is_the_same_run(method, device, precision, folder: Path):

@@ -125,7 +125,7 @@ def contrasted(trainer: SSLTrainer) -> tuple[int, int] | None:
     """Samples that are compared at once in training, and in the held-out loss; `None` where none are."""
     if not trainer.accelerator.unwrap_model(trainer.model).method.contrasts_batch:
         return None
-    return trainer.args.per_device_train_batch_size * trainer.args.world_size, trainer.evaluators[0].batch_size
+    return trainer.args.compared_at_once, trainer.evaluators[0].batch_size
 
 
 def loss_line(trainer: SSLTrainer, result: Result, samples: str, term: str | None = None) -> str:

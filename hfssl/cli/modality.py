@@ -101,7 +101,7 @@ def build_method(
         UserError: where method, encoder and data do not fit each other.
     """
     record, kind = method.method, find_modality(recipe.modality)
-    if record.contrasts_batch and args.per_device_train_batch_size * args.world_size < 2:
+    if record.contrasts_batch and args.compared_at_once < 2:
         raise UserError(
             f"{record.title} tells {kind.samples} apart by comparing those of a step, and a step has one here. Pass a "
             "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."

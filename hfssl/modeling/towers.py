@@ -155,9 +155,12 @@ class Tower(nn.Module):
                 '`tokenizer(..., padding="max_length")`.'
             )
         # 2 stands for the highest token, whatever it is, in the oldest checkpoints
-        if self.end_token in (None, 2) or self._has_seen_texts:
-            return
-        self._has_seen_texts = True  # once: it makes a GPU wait
+        if self.end_token not in (None, 2) and not self._has_seen_texts:
+            self._has_seen_texts = True  # once: it makes a GPU wait
+            self._check_ends(input_ids)
+
+    @torch.compiler.disable
+    def _check_ends(self, input_ids: torch.Tensor) -> None:
         without = int((input_ids != self.end_token).all(1).sum())
         if without:
             raise UserError(

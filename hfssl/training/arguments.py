@@ -391,6 +391,11 @@ class SSLTrainingArguments(TrainingArguments):
         """Rows of one optimizer step, over processes and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
+    @property
+    def compared_at_once(self) -> int:
+        """Rows whose loss may compare them with each other, over processes."""
+        return self.contrastive_batch_size or self.per_device_train_batch_size * self.world_size
+
     def keep_global_batch(self, checkpoint: Path) -> None:
         """Adapt the accumulation steps where the run of `checkpoint` goes on with another number of processes.
 

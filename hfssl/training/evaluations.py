@@ -36,8 +36,7 @@ def measure_all(trainer: "SSLTrainer", prefix: str) -> dict[str, float]:
         if term in terms:
             measured = {**measured, f"loss_{term}": measured["loss"]}
         metrics.update({f"{prefix}_{name}": value for name, value in measured.items()})
-    compared = trainer.args.per_device_train_batch_size * trainer.args.world_size
-    metrics |= chance_levels(unwrapped, trainer.evaluators, compared, prefix)
+    metrics |= chance_levels(unwrapped, trainer.evaluators, trainer.args.compared_at_once, prefix)
     if trainer.health is not None:
         with trainer.compute_loss_context_manager():
             metrics |= trainer.health.check(

@@ -11,7 +11,6 @@ What makes the embedding of a sample depend on the others of its micro-batch is 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class GradientCache:
                 "`--contrastive_batch_size` is for methods that compare the samples of a batch, such as CLIP, SigLIP, "
                 f"SimCLR and MoCo, and {name} does not. For a larger step pass `--gradient_accumulation_steps`."
             )
-        self.model = model
+        self.model, self.number, self._replay = model, 0, self.replay
         self.batches: list[dict[str, Any]] = []
         self.output: ModelOutput | None = None
         self.gradients: dict[str, list[torch.Tensor]] = {}
@@ -60,7 +59,8 @@ class GradientCache:
         """
         if number == 0:
             self._embed_all(trainer)
-        self.model.replay = partial(self.replay, number)
+        # the same function each time, or what is compiled would be compiled anew
+        self.number, self.model.replay = number, self._replay
         try:
             yield
         finally:
@@ -93,17 +93,16 @@ class GradientCache:
         self.of_parameters = [(p, gradient) for p, gradient in of_parameters if gradient is not None]
         self.output = type(output)(**{name: _detached(value) for name, value in output.items()})
 
-    def replay(self, number: int, embeddings: dict[str, torch.Tensor]) -> ModelOutput:
+    @torch.compiler.disable
+    def replay(self, embeddings: dict[str, torch.Tensor]) -> ModelOutput:
         """The output for a micro-batch: its loss has the value of that of the whole, and the gradient of its part.
 
         Args:
-            number (`int`):
-                Of the micro-batch, of which the trainer takes the mean.
             embeddings (`dict[str, torch.Tensor]`):
-                Its own, with a graph.
+                Those of the micro-batch, with a graph. The trainer takes the mean over micro-batches.
         """
         carried = [
-            (tensor * self.gradients[name][number].to(tensor.dtype)).sum()
+            (tensor * self.gradients[name][self.number].to(tensor.dtype)).sum()
             for name, tensor in embeddings.items()
             if tensor.requires_grad and name in self.gradients
         ]

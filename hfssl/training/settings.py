@@ -40,6 +40,8 @@ def settings_of_run(
     ):  # left out as in checkpoints from before they were settings
         if getattr(args, name) != 1.0:
             arguments[name] = getattr(args, name)
+    if args.contrastive_batch_size is not None:
+        arguments["contrastive_batch_size"] = args.contrastive_batch_size
     if args.budget_minutes is not None:
         arguments["budget_minutes"] = args.budget_minutes
         del arguments["max_steps"]

@@ -60,6 +60,10 @@ def test_trains_saves_and_exports(method, precision, tmp_path):
     device_checks.trains_saves_and_exports(method, "cuda", precision, tmp_path)
 
 
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
+    device_checks.a_batch_in_parts_has_the_gradient_of_the_whole("cuda", tmp_path)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_it_is_the_same_run(method, tmp_path, deterministic):
     device_checks.resumed_it_is_the_same_run(method, "cuda", "fp32", tmp_path)

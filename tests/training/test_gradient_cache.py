@@ -1,16 +1,14 @@
 """The gradient cache: the gradient of a batch that is embedded part by part is that of the batch."""
 
 import contract
+import device_checks
 import pytest
-import tiny_pairs
 import torch
 from contract import load
 from numbered import numbered_stream
 
-from hfssl import ClipForPreTraining, ClipPreTrainingConfig, SSLTrainer, SSLTrainingArguments
+from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
-from hfssl.functional import keyed
-from hfssl.functional.keyed import Use
 
 
 CHECKS = contract.TESTS / "distributed" / "checks.py"
@@ -48,40 +46,7 @@ def test_two_processes_with_parts_are_one_with_all(pair, tmp_path, method):
 
 
 def test_what_is_drawn_at_random_is_drawn_again(tmp_path):
-    """Against a graph of all parts at once, each with its own seed: what the cache does without."""
-    encoders = tiny_pairs.vit_and_bert(hidden_dropout_prob=0.3)
-    torch.manual_seed(0)
-    model = ClipForPreTraining(ClipPreTrainingConfig(**encoders, projection_dim=8, patch_dropout=0.5)).train()
-    parts = contract.split(tiny_pairs.images_and_texts(12), 3)
-    embedded = []
-    for number, part in enumerate(parts):
-        torch.manual_seed(keyed.torch_seed(Use.TRAINING_STEP, 5, 0, number, 0))
-        embedded.append(model.embed(**part))
-    loss = model.contrast({name: torch.cat([part[name] for part in embedded]) for name in embedded[0]}).loss
-    loss.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-
-    checks = load(CHECKS)
-    args = checks.arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=12)
-    trainer = checks.Given(model, args, parts)
-    found = {}
-    create = trainer.create_optimizer
-
-    def watched(*positional, **named):
-        optimizer = create(*positional, **named)
-        optimizer.register_step_pre_hook(
-            lambda *_: found.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        )
-        return optimizer
-
-    trainer.create_optimizer = watched
-    trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
-    assert trainer.state.log_history[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    device_checks.a_batch_in_parts_has_the_gradient_of_the_whole("cpu", tmp_path)
 
 
 def run(folder, steps, **fields):
@@ -102,6 +67,7 @@ def test_a_run_that_goes_on_ends_as_one_that_nobody_stopped(tmp_path):
     whole = run(tmp_path / "whole", 4)
     again = run(tmp_path / "again", 4, resume=str(tmp_path / "whole" / "checkpoint-2"))
     assert again.resumed_from.name == "checkpoint-2"
+    assert whole.settings["contrastive_batch_size"] == 8
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
 
@@ -117,6 +83,8 @@ def test_the_batch_is_cut_into_accumulation_steps(tmp_path):
     args = arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=12, base_learning_rate=1e-3)
     assert args.gradient_accumulation_steps == 3 and args.global_batch_size == 12
     assert args.learning_rate == pytest.approx(1e-3 * 12 / 256)
+    assert args.compared_at_once == 12
+    assert arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3).compared_at_once == 4
 
 
 @pytest.mark.parametrize(
