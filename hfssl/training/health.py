@@ -95,7 +95,8 @@ class HealthMonitor:
     def views(self) -> dict[str, Any]:
         """Columns of the samples as the run's stream makes them: the views that joint-embedding methods compare."""
         keys = content_keys(self.samples)
-        block = Block({self.stream.source.leading: self.samples}, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0)
+        columns = self.stream.source.columns_of(self.samples)
+        block = Block(columns, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0)
         return self.stream.transform(block).columns
 
     # -- figures --------------------------------------------------------------------------------------------------

@@ -23,10 +23,6 @@ from .embedders import PairEmbedder
 from .scores import CUTS, retrieval_scores
 
 
-# Of the loss, which needs a pass of its own.
-MOST_FOR_THE_LOSS = 256
-
-
 def retrieval(embedder: PairEmbedder, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How well images find their texts and texts their images, by two encoders, see
     [`~hfssl.evaluation.multimodal.scores.retrieval_scores`].
@@ -126,23 +122,19 @@ class RetrievalEvaluator(Evaluator):
         return {"loss": loss} | retrieval_scores(first, second, pairs, self.names)
 
     def _embed(self, model: torch.nn.Module) -> tuple[float, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """The mean loss of the first pairs, and the embeddings of both sides of all, batch by batch."""
+        """The mean loss, and the embeddings of both sides, batch by batch."""
         device = next(model.parameters()).device
         collate, parts = self.collate(device), {}
         with evaluating(model):
             for i in range(self.rank, len(self.batches), self.world_size):
-                batch = {name: values.to(device) for name, values in collate(self.batches[i]).items()}
-                found = model.embed(**batch)
-                of_loss = model(**batch).loss.item() if i * self.batch_size < MOST_FOR_THE_LOSS else None
-                parts[i] = of_loss, tuple(found[name].float().cpu() for name in self.names)
+                found = model(**{name: values.to(device) for name, values in collate(self.batches[i]).items()})
+                parts[i] = found.loss.item(), (found.first_embeds.float().cpu(), found.second_embeds.float().cpu())
         if self.world_size > 1:
             shares: list[Any] = [None] * self.world_size
             dist.all_gather_object(shares, parts)
             parts = {i: part for share in shares for i, part in share.items()}
-        ordered = [parts[i] for i in range(len(self.batches))]
-        sizes = [len(embeddings[0]) for loss, embeddings in ordered if loss is not None]
-        losses = [loss for loss, _ in ordered if loss is not None]
-        return float(np.average(losses, weights=sizes)), [embeddings for _, embeddings in ordered]
+        losses, embeddings = zip(*(parts[i] for i in range(len(self.batches))), strict=True)
+        return float(np.average(losses, weights=[len(first) for first, _ in embeddings])), list(embeddings)
 
     def loss_context(self, model: torch.nn.Module) -> LossContext:
         return LossContext(self.batch_size)
