@@ -41,7 +41,7 @@ def main():
     data.say_what_is_cut(rows)
     trainer = SSLTrainer(
         model, args, data.stream(args, rows), evaluators=pair_evaluators(data, rows, processor, probe_args, args),
-        settings=data.settings, held_out=data.held_out, processing_class=processor,
+        settings=data.settings, held_out=data.held_out_sides, processing_class=processor,
     )  # fmt: skip
     trainer.train()
     finish_pairs(trainer, data, rows, recipe.base_model)

@@ -26,16 +26,20 @@ def siglip_towers():
     }
 
 
-def vit_and_bert(**bert):
-    return {"first_config": tiny_vision.two_layers(), "second_config": tiny.bert_config(**bert)}
+def bert(**fields):
+    return tiny.bert_config(**{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **fields})
+
+
+def vit_and_bert(**fields):
+    return {"first_config": tiny_vision.two_layers(), "second_config": bert(**fields)}
 
 
 def resnet_and_bert():
-    return {"first_config": tiny_vision.resnet(), "second_config": tiny.bert_config()}
+    return {"first_config": tiny_vision.resnet(), "second_config": bert()}
 
 
 def hubert_and_bert():
-    return {"first_config": tiny_audio.hubert(), "second_config": tiny.bert_config()}
+    return {"first_config": tiny_audio.hubert(), "second_config": bert()}
 
 
 def texts(rows=6):

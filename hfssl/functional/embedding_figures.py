@@ -102,6 +102,22 @@ def margin(z1: torch.Tensor, z2: torch.Tensor) -> float:
     return (same / len(u1) - different / (len(u1) * (len(u1) - 1))).item()
 
 
+def modality_gap(z1: torch.Tensor, z2: torch.Tensor) -> float:
+    """How far the embeddings of two modalities lie apart as a whole: the distance of their means on the unit sphere.
+
+    Liang et al., 2022 ([2203.02053](https://huggingface.co/papers/2203.02053)), Section 2.1.
+
+    Args:
+        z1, z2 (`torch.Tensor` of shape `(num_samples, dim)`):
+            Embeddings of the two sides of each pair, not normalised.
+
+    Returns:
+        `float`: from 0 to 2. Methods that contrast pairs do not close it; two that are far apart are no fault.
+    """
+    u1, u2 = (F.normalize(z.double(), dim=-1).mean(0) for z in (z1, z2))
+    return (u1 - u2).norm().item()
+
+
 def recognition(z1: torch.Tensor, z2: torch.Tensor) -> float:
     """How often a view is nearer to the other view of its sample than to a view of another sample.
 

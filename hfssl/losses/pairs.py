@@ -20,6 +20,8 @@ def clip_loss(
     all_image_embeds: torch.Tensor | None = None,
     all_text_embeds: torch.Tensor | None = None,
     first: int = 0,
+    content: torch.Tensor | None = None,
+    all_content: torch.Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> torch.Tensor:
     """Symmetric cross-entropy of [CLIP](https://huggingface.co/papers/2103.00020), figure 3.
@@ -36,6 +38,9 @@ def clip_loss(
             the mean over the processes is the loss of the whole batch.
         first (`int`, *optional*, defaults to `0`):
             Row of `all_image_embeds` where `image_embeds` begins.
+        content, all_content (`torch.Tensor` of shape `(batch_size, n)` and `(num_all, n)`, *optional*):
+            Numbers that say what the sides of a pair are: pairs with one of them in common, such as two images with
+            the same text, are no negatives of each other.
         chunk_size (`int`, *optional*, defaults to `1024`):
             Anchors that are compared at once. Memory is that of `num_all * chunk_size` similarities; those of more
             anchors are computed a second time for the gradient.
@@ -56,9 +61,11 @@ def clip_loss(
         all_images = images if all_image_embeds is None else at_least_float32(all_image_embeds)
         all_texts = texts if all_text_embeds is None else at_least_float32(all_text_embeds)
         scale = torch.as_tensor(logit_scale, dtype=images.dtype, device=images.device)
+        all_content = content if all_content is None else all_content
         loss = 0.0
         for anchors, candidates in ((images, all_texts), (texts, all_images)):
-            loss = loss + _in_chunks(_entropy_of_chunk, chunk_size, first, anchors, candidates, scale)
+            others = candidates, all_content, scale
+            loss = loss + _in_chunks(_entropy_of_chunk, chunk_size, first, anchors, content, *others)
         return loss / (2 * len(images))
 
 
@@ -69,6 +76,8 @@ def siglip_loss(
     logit_bias: torch.Tensor | float,
     all_text_embeds: torch.Tensor | None = None,
     first: int = 0,
+    content: torch.Tensor | None = None,
+    all_content: torch.Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> torch.Tensor:
     """Sigmoid loss of [SigLIP](https://huggingface.co/papers/2303.15343), algorithm 1.
@@ -87,6 +96,8 @@ def siglip_loss(
             the whole batch.
         first (`int`, *optional*, defaults to `0`):
             Row of `all_text_embeds` where `text_embeds` begins.
+        content, all_content (`torch.Tensor` of shape `(batch_size, n)` and `(num_all, n)`, *optional*):
+            See [`clip_loss`].
         chunk_size (`int`, *optional*, defaults to `1024`):
             Images that are compared at once, see [`clip_loss`].
 
@@ -105,34 +116,64 @@ def siglip_loss(
         images, texts = at_least_float32(image_embeds), at_least_float32(text_embeds)
         all_texts = texts if all_text_embeds is None else at_least_float32(all_text_embeds)
         scale, bias = (torch.as_tensor(x, dtype=images.dtype, device=images.device) for x in (logit_scale, logit_bias))
-        return _in_chunks(_sigmoids_of_chunk, chunk_size, first, images, all_texts, scale, bias) / len(images)
+        others = all_texts, content if all_content is None else all_content, scale, bias
+        return _in_chunks(_sigmoids_of_chunk, chunk_size, first, images, content, *others) / len(images)
 
 
 def _entropy_of_chunk(
-    own: torch.Tensor, anchors: torch.Tensor, candidates: torch.Tensor, scale: torch.Tensor
+    own: torch.Tensor,
+    anchors: torch.Tensor,
+    content: torch.Tensor | None,
+    candidates: torch.Tensor,
+    all_content: torch.Tensor | None,
+    scale: torch.Tensor,
 ) -> torch.Tensor:
-    return F.cross_entropy(scale * anchors @ candidates.T, own, reduction="sum")
+    logits = scale * anchors @ candidates.T
+    if content is not None:
+        logits = logits.masked_fill(_no_negatives(own, content, all_content), float("-inf"))
+    return F.cross_entropy(logits, own, reduction="sum")
 
 
 def _sigmoids_of_chunk(
-    own: torch.Tensor, anchors: torch.Tensor, candidates: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+    own: torch.Tensor,
+    anchors: torch.Tensor,
+    content: torch.Tensor | None,
+    candidates: torch.Tensor,
+    all_content: torch.Tensor | None,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
 ) -> torch.Tensor:
     logits = scale * anchors @ candidates.T + bias
     # -log sigmoid(x) = softplus(x) - x, where they belong together
-    return F.softplus(logits).sum() - logits.gather(1, own[:, None]).sum()
+    losses = F.softplus(logits)
+    if content is not None:
+        losses = losses.masked_fill(_no_negatives(own, content, all_content), 0.0)
+    return losses.sum() - logits.gather(1, own[:, None]).sum()
+
+
+def _no_negatives(own: torch.Tensor, content: torch.Tensor, all_content: torch.Tensor) -> torch.Tensor:
+    """Which candidates `(chunk_size, num_all)` have a side in common with an anchor, but for its own."""
+    same = (content[:, None] == all_content[None]).any(-1)
+    return same.scatter(1, own[:, None], False)
 
 
 def _in_chunks(
-    function: Callable[..., torch.Tensor], chunk_size: int, first: int, anchors: torch.Tensor, *others: torch.Tensor
+    function: Callable[..., torch.Tensor],
+    chunk_size: int,
+    first: int,
+    anchors: torch.Tensor,
+    content: torch.Tensor | None,
+    *others: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The sum of `function(rows of their own, anchors, *others)` over chunks of the anchors."""
+    """The sum of `function(rows of their own, anchors, content, *others)` over chunks of the anchors."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
     own = torch.arange(first, first + len(anchors), device=anchors.device)
     if len(anchors) <= chunk_size:
-        return function(own, anchors, *others)
+        return function(own, anchors, content, *others)
+    contents = [None] * len(own) if content is None else content.split(chunk_size)
     parts = [
-        checkpoint(function, rows, chunk, *others, use_reentrant=False, preserve_rng_state=False)
-        for rows, chunk in zip(own.split(chunk_size), anchors.split(chunk_size), strict=True)
+        checkpoint(function, *rows, *others, use_reentrant=False, preserve_rng_state=False)
+        for rows in zip(own.split(chunk_size), anchors.split(chunk_size), contents, strict=False)
     ]
     return torch.stack(parts).sum()

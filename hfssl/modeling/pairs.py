@@ -28,11 +28,33 @@ from .base import SSLPreTrainedModel
 from .contrast import ContrastMixin
 from .distributed import gather_with_grad, rank, world_size
 from .progress import StepsMixin
-from .towers import Tower, load_tower, tower_layout
+from .towers import POOLER, Tower, load_tower, tower_layout
 
 
 # The largest factor of the similarities: beyond it training is unstable (CLIP, Section 2.5).
 MAX_SCALE = 100.0
+
+
+# How the card says that vectors are made; a mean is one over the tokens or frames that are no padding.
+_VECTORS = {
+    POOLER: "out.pooler_output.flatten(1)",
+    "cls": "out.last_hidden_state[:, 0]",
+    "mean": "out.last_hidden_state.mean(1)  # of one sample: without padding, CLS and registers",
+}
+_LOADER = """\
+from safetensors.torch import load_file
+from transformers import {classes}
+
+encoders = {{{{{loads}}}}}
+extras = load_file("{{name}}/extras.safetensors")  # of the downloaded folder
+
+
+def embed(side, **inputs):
+    out = encoders[side](**inputs)
+{lines}    if f"{{{{side}}}}.projection" in extras:
+        vectors = vectors @ extras[f"{{{{side}}}}.projection"].T
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+"""
 
 
 @dataclass
@@ -211,7 +233,6 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
 
     def embed(self, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
         found = {}
-        both = self.first.takes_mask and self.second.takes_mask
         for (name, tower), prefix in zip(self.towers.items(), ("a_", "b_"), strict=True):
             samples = inputs.get(tower.main_input)
             if samples is None:
@@ -219,15 +240,15 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
                     f"{self.method.title} compares {' with '.join(self.names)}: the batch has no "
                     f"`{tower.main_input}`, which the encoder of {name} takes."
                 )
-            mask = None
-            if tower.takes_mask:
-                mask = inputs.get(f"{prefix}attention_mask")
-                mask = inputs.get("attention_mask") if mask is None and not both else mask
+            masks = (inputs.get(f"{prefix}attention_mask"), inputs.get("attention_mask"))
+            # the one without a prefix is of the side that it fits
+            mask = next((each for each in masks if each is not None and each.shape == samples.shape[:2]), None)
             found[name] = F.normalize(at_least_float32(tower(samples, mask)), dim=-1)
         sizes = {name: len(embeddings) for name, embeddings in found.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"A batch has as many of one as of the other, got {sizes}.")
-        return found
+        contents = [inputs[f"{name}_content"] for name in self.names if inputs.get(f"{name}_content") is not None]
+        return found | ({"content": torch.stack(contents, dim=1)} if contents else {})
 
     def forward(
         self,
@@ -238,6 +259,9 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
         input_features: torch.FloatTensor | None = None,
         a_attention_mask: torch.LongTensor | None = None,
         b_attention_mask: torch.LongTensor | None = None,
+        image_content: torch.LongTensor | None = None,
+        text_content: torch.LongTensor | None = None,
+        audio_content: torch.LongTensor | None = None,
         return_loss: bool = True,
     ) -> PairOutput:
         r"""
@@ -254,6 +278,8 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
                 Recordings, as filter banks.
             a_attention_mask, b_attention_mask (`torch.LongTensor` of shape `(batch_size, length)`, *optional*):
                 Instead of `attention_mask`, of the first and of the second side, where both have padding.
+            image_content, text_content, audio_content (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Equal where pairs have the same content on a side: those are no negatives of each other.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Always `True`; `Trainer` looks for this name before it reports an `eval_loss`.
         """
@@ -261,13 +287,25 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
         return self.compare(
             pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, input_values=input_values,
             input_features=input_features, a_attention_mask=a_attention_mask, b_attention_mask=b_attention_mask,
+            image_content=image_content, text_content=text_content, audio_content=audio_content,
         )  # fmt: skip
 
-    def gathered(self, *embeddings: torch.Tensor) -> tuple[list[torch.Tensor], int]:
-        """Embeddings of all processes while it trains, each `(num_all, dim)`, and the row where its own begin."""
+    def gathered(self, embeddings: dict[str, torch.Tensor], *names: str) -> dict[str, Any]:
+        """Of all processes while it trains, by what the losses call it: what is compared, and where its own begins.
+
+        Args:
+            embeddings (`dict[str, torch.Tensor]`):
+                Of [`embed`].
+            names (`str`):
+                What the losses call the embeddings that are candidates.
+        """
+        sides = {"all_image_embeds": self.names[0], "all_text_embeds": self.names[1], "all_content": "content"}
+        wanted = {name: embeddings.get(sides[name]) for name in (*names, "all_content")}
+        found: dict[str, Any] = {"content": embeddings.get("content"), "first": 0}
         if not (self.training and world_size() > 1):
-            return list(embeddings), 0
-        return [gather_with_grad(each) for each in embeddings], rank() * len(embeddings[0])
+            return found
+        found["first"] = rank() * len(embeddings[self.names[0]])
+        return found | {name: gather_with_grad(each) for name, each in wanted.items() if each is not None}
 
     def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings of both sides, `(batch_size, 2, dim)`."""
@@ -281,6 +319,19 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
     @property
     def export_kind(self) -> str:
         return "stock" if self._stock_class() is not None else "stock + extras"
+
+    @property
+    def loader(self) -> str:
+        """For the card, of what no stock class holds: Python that defines `embed(side, **inputs)`."""
+        if self.export_kind == "stock":
+            return ""
+        kinds = {name: type(encoder).__name__ for name, encoder in self.encoders.items()}
+        loads = ", ".join(
+            f'"{name}": {kind}.from_pretrained("{{name}}", subfolder="{name}")' for name, kind in kinds.items()
+        )
+        vectors = {name: _VECTORS.get(tower.pooling, _VECTORS["mean"]) for name, tower in self.towers.items()}
+        lines = "".join(f'    if side == "{name}":\n        vectors = {vector}\n' for name, vector in vectors.items())
+        return _LOADER.format(classes=", ".join(sorted(set(kinds.values()))), loads=loads, lines=lines)
 
     def extras(self) -> dict[str, torch.Tensor]:
         tensors = {"logit_scale": self.logit_scale}

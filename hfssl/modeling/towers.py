@@ -94,10 +94,12 @@ class Tower(nn.Module):
         self.encoder = _build(config, modality, layout.pooling)
         self.main_input = self.encoder.main_input_name
         self.reads_last_token = config.model_type in _READ_BY_LAST_TOKEN
-        # SigLIP sees padding as it sees words, and its tokenizers give no mask
+        # SigLIP sees padding as it sees words, and its tokenizers give no mask; CLIP reads texts up to their end, and
+        # to look for padding behind it would make a GPU wait
         self.takes_mask = (
             modality != "image"
             and not self.reads_last_token
+            and config.model_type != "clip_text_model"
             and "attention_mask" in inspect.signature(self.encoder.forward).parameters
         )
         self.projection = nn.Linear(layout.dim, projection_dim, bias=False) if projection_dim else nn.Identity()

@@ -80,16 +80,16 @@ class GradientCache:
         whole = {name: torch.cat([part[name] for part in parts]) for name in names}
         sizes = {name: [len(part[name]) for part in parts] for name in names}
         # what learns is known from a pass with a graph only; what has no use for a gradient gives it to nobody
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in whole.items()}
+        leaves = {name: tensor.requires_grad_() for name, tensor in whole.items() if tensor.is_floating_point()}
         parameters = [p for p in model.parameters() if p.requires_grad]
         with trainer.accelerator.autocast():
-            output = model.contrast(leaves)
+            output = model.contrast(whole)
         found = torch.autograd.grad(output.loss, [*leaves.values(), *parameters], allow_unused=True)
-        of_embeddings = dict(zip(names, found, strict=False))
+        of_embeddings = dict(zip(leaves, found, strict=False))
         self.gradients = {
             name: list(gradient.split(sizes[name])) for name, gradient in of_embeddings.items() if gradient is not None
         }
-        of_parameters = zip(parameters, found[len(names) :], strict=True)
+        of_parameters = zip(parameters, found[len(leaves) :], strict=True)
         self.of_parameters = [(p, gradient) for p, gradient in of_parameters if gradient is not None]
         self.output = type(output)(**{name: _detached(value) for name, value in output.items()})
 

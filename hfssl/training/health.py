@@ -19,6 +19,7 @@ from ..functional.embedding_figures import (
     alignment,
     effective_rank,
     margin,
+    modality_gap,
     random_rank,
     recognition,
     recognition_of_chance,
@@ -55,8 +56,9 @@ class HealthMonitor:
     [`SSLTrainer`] makes one when it is given held-out samples, and calls it at each evaluation.
 
     Args:
-        samples (`Sequence[str]` or `Sequence[bytes]`):
-            Held-out texts or encoded images. At most `max_samples` are taken, from all over them.
+        samples (`Sequence[str]`, `Sequence[bytes]` or `Mapping[str, Sequence]`):
+            Held-out texts or encoded images; of pairs, those of each side by the name of the input. At most
+            `max_samples` are taken, from all over them.
         processor:
             Tokenizer or image processor that goes with the encoder.
         modality (`str`):
@@ -71,7 +73,7 @@ class HealthMonitor:
 
     def __init__(
         self,
-        samples: Sequence[str] | Sequence[bytes],
+        samples: Sequence[str] | Sequence[bytes] | Mapping[str, Sequence],
         processor: Any,
         modality: str,
         stream: ExactStream | None = None,
@@ -79,24 +81,29 @@ class HealthMonitor:
         max_samples: int = MAX_SAMPLES,
         batch_size: int = 64,
     ):
-        chosen = np.linspace(0, len(samples) - 1, min(len(samples), max_samples)).round().astype(int)
-        samples = [samples[i] for i in chosen]
-        self.num_samples, self.stream, self.batch_size = len(samples), stream, batch_size
-        self.samples, self.embedder = samples, None
+        columns = samples if isinstance(samples, Mapping) else {"": samples}
+        number = len(next(iter(columns.values())))
+        chosen = np.linspace(0, number - 1, min(number, max_samples)).round().astype(int)
+        columns = {name: [values[i] for i in chosen] for name, values in columns.items()}
+        self.num_samples, self.stream, self.batch_size = len(chosen), stream, batch_size
+        # the embeddings of pairs are what their method compares
+        self.pairs, self.samples, self.embedder = isinstance(samples, Mapping), columns, None
         if self.num_samples < MIN_SAMPLES:
             logger.info(
-                "No verdict on the health of the run: %d held-out samples, %d needed.", len(samples), MIN_SAMPLES
+                "No verdict on the health of the run: %d held-out samples, %d needed.", self.num_samples, MIN_SAMPLES
             )
             return
+        if self.pairs:
+            return
         transform = stream.transform if stream is not None else None
-        self.embedder = evaluation_modality(modality).make_embedder(samples, processor, transform, batch_size)
+        self.embedder = evaluation_modality(modality).make_embedder(columns[""], processor, transform, batch_size)
 
     @cached_property
     def views(self) -> dict[str, Any]:
         """Columns of the samples as the run's stream makes them: the views that joint-embedding methods compare."""
-        keys = content_keys(self.samples)
-        columns = self.stream.source.columns_of(self.samples)
-        block = Block(columns, keyed.key(Use.HELD_OUT_SAMPLE, keys), key=0)
+        leading = self.stream.source.leading
+        columns = {name or leading: values for name, values in self.samples.items()}
+        block = Block(columns, keyed.key(Use.HELD_OUT_SAMPLE, content_keys(columns[leading])), key=0)
         return self.stream.transform(block).columns
 
     # -- figures --------------------------------------------------------------------------------------------------
@@ -109,7 +116,8 @@ class HealthMonitor:
         if self.num_samples < MIN_SAMPLES:
             return {}
         with evaluating(model):
-            embeddings, projections = self._embeddings(model), self._of_views(model, "compared_embeddings")
+            projections = self._of_views(model, "compared_embeddings")
+            embeddings = projections[:, 0] if self.pairs else self._embeddings(model)
             target_margins = self._of_views(model, "target_margin")
         measured = [each for each in (embeddings, projections, target_margins) if each is not None]
         finite = (each.reshape(len(each), -1).isfinite().all(1).double().mean().item() for each in measured)
@@ -126,6 +134,9 @@ class HealthMonitor:
             figures["recognition_of_chance"] = recognition_of_chance(len(z1))
             figures["alignment"] = alignment(z1, z2)
             figures["uniformity"] = (uniformity(z1) + uniformity(z2)) / 2
+        if self.pairs:
+            figures |= {f"rankme_{name}": effective_rank(z) for name, z in zip(model.encoders, (z1, z2), strict=True)}
+            figures["modality_gap"] = modality_gap(z1, z2)
         if target_margins is not None:
             figures["target_margin"] = target_margins.mean().item()
         if not_finite > 0:

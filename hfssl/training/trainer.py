@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,9 @@ class SSLTrainer(Trainer):
             `measured_on` is never trained on.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run (data set, tokenizer …), in words that an error message can use.
-        held_out (`Sequence[str]` or `Sequence[bytes]`, *optional*):
-            Held-out texts or encoded images, on which each evaluation also looks for collapse ([`HealthMonitor`]).
-            Never trained on either.
+        held_out (`Sequence[str]`, `Sequence[bytes]` or `Mapping[str, Sequence]`, *optional*):
+            Held-out texts or encoded images (of pairs, those of each side by its input), on which each evaluation also
+            looks for collapse ([`HealthMonitor`]). Never trained on either.
     """
 
     def __init__(
@@ -106,14 +106,15 @@ class SSLTrainer(Trainer):
         train_dataset: Any = None,
         evaluators: Sequence[Evaluator] = (),
         settings: dict[str, Any] | None = None,
-        held_out: Sequence[str] | Sequence[bytes] = (),
+        held_out: Sequence[str] | Sequence[bytes] | Mapping[str, Sequence] = (),
         **kwargs,
     ):
         self.stream = train_dataset if isinstance(train_dataset, ExactStream) else None
         self.evaluators = list(evaluators)
         if self.stream is not None:
             measured_on = (getattr(evaluator, "measured_on", ()) for evaluator in self.evaluators)
-            self.stream.leave_out(frozenset(map(identity, held_out)).union(*measured_on))
+            leading = held_out[self.stream.source.leading] if isinstance(held_out, Mapping) else held_out
+            self.stream.leave_out(frozenset(map(identity, leading)).union(*measured_on))
         self.extra_settings = dict(settings or {})
         self.resumed_from: Path | None = None
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped

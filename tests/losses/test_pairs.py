@@ -120,6 +120,26 @@ def test_the_similarities_of_all_rows_are_never_in_memory_at_once():
     assert 64 * 8 <= largest < 64 * 64
 
 
+@pytest.mark.parametrize("chunk_size", [1024, 2])
+@pytest.mark.parametrize("loss", [clip, siglip_loss])
+def test_pairs_with_a_side_in_common_are_no_negatives(loss, chunk_size):
+    """The first and the last image have one text, the first two texts one image; the others nothing in common."""
+    images, texts, scale, bias = pairs(5)
+    content = torch.tensor([[7, 1], [7, 2], [8, 3], [9, 4], [5, 1]])
+    free = [(0, 1), (1, 0), (0, 4), (4, 0)]
+    total = 0.0
+    for i in range(5):
+        negatives = [j for j in range(5) if j != i and (i, j) not in free]
+        if loss is clip:
+            for anchors, others in ((images, texts), (texts, images)):
+                logits = scale * others[[i, *negatives]] @ anchors[i]
+                total = total - logits.log_softmax(0)[0] / 10
+        else:
+            logits = scale * texts[[i, *negatives]] @ images[i] + bias
+            total = total - F.logsigmoid(torch.cat([logits[:1], -logits[1:]])).sum() / 5
+    torch.testing.assert_close(loss(images, texts, scale, bias, content=content, chunk_size=chunk_size), total)
+
+
 def test_an_impossible_chunk_is_named():
     with pytest.raises(ValueError, match="`chunk_size` must be at least 1, got 0"):
         clip_loss(IMAGES, TEXTS, 1.0, chunk_size=0)

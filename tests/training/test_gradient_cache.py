@@ -149,6 +149,7 @@ def test_batch_norm_is_refused_or_keeps_its_statistics(tmp_path, is_frozen):
         per_device_train_batch_size=4,
         contrastive_batch_size=8,
         freeze_batch_norm=is_frozen,
+        warmup_steps=0,
         learning_rate=0.1,
     )
     trainer = SSLTrainer(model, args, numbered_stream("SimclrForPreTraining"))

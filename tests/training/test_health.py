@@ -42,6 +42,7 @@ from hfssl.functional.embedding_figures import (
     embedding_std,
     margin,
     mean_cosine,
+    modality_gap,
     random_rank,
     recognition,
     recognition_of_chance,
@@ -54,6 +55,13 @@ from hfssl.training.health import MAX_SAMPLES, MIN_SAMPLES, HealthMonitor
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_modality_gap_is_the_distance_of_the_means():
+    z1, z2 = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [0.0, 3.0]])
+    assert modality_gap(z1, z2) == pytest.approx(1.0)
+    assert modality_gap(z1, 5 * z1) == pytest.approx(0.0)
+    assert modality_gap(z1, -z1) == pytest.approx(2 * 0.5**0.5)
 
 
 def test_effective_rank_is_the_entropy_of_singular_values():

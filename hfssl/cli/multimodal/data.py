@@ -18,6 +18,7 @@ from ...data.stream import LANES, ExactStream
 from ...data.text.fit import check_fit_to_corpus, tokenizer_fit
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_tokenizer
 from ...errors import UserError
+from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 from ..data import DataArguments
@@ -61,6 +62,9 @@ class PairDataArguments(DataArguments):
             Share of the letters that the tokenizer may lose.
         max_length (`int`, *optional*, defaults to `32`):
             Most tokens of a caption. What is longer is cut.
+        mask_duplicates (`bool`, *optional*, defaults to `False`):
+            Whether pairs of a batch that have the same image or the same caption are no negatives of each other. How
+            many there are is said at the end of a run.
     """
 
     image_column: str | None = None
@@ -70,6 +74,7 @@ class PairDataArguments(DataArguments):
     vocab_size: int | None = None
     max_lost_fraction: float = 0.05
     max_length: int = 32
+    mask_duplicates: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,7 +127,10 @@ class PairData:
         self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
         logger.info("Data: %s.", self.source.description)
         parts = held_out_parts(self.source, arguments, options)
-        self.held_out = [pair for part in parts.values() for pair in part]
+        pairs = [pair for part in parts.values() for pair in part]
+        # evaluators may take the first ones only
+        order = keyed.permutation(len(pairs), Use.HELD_OUT_IMAGES_ORDER) if len(parts) > 1 else range(len(pairs))
+        self.held_out = [pairs[i] for i in order]
         self.exclude = frozenset(
             self.source.content({name: [pair[name]] for name in pair}, 0) for pair in self.held_out
         )
@@ -133,6 +141,11 @@ class PairData:
         """The name of the embedded set that this is."""
         embedded = modality(self.source.modality).embedded_set(self.arguments.dataset)
         return embedded.name if embedded else None
+
+    @property
+    def held_out_sides(self) -> dict[str, list]:
+        """The held-out pairs, side by side."""
+        return {name: [pair[name] for pair in self.held_out] for name in self.names}
 
     @cached_property
     def captions(self) -> list[str]:

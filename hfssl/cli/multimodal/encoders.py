@@ -191,7 +191,8 @@ def pair_rows(
             normalize = bool(getattr(extractor, "do_normalize", True))
             sides[name] = ClipRows(AudioFormat(config, max_seconds=_MAX_SECONDS, normalize=normalize))
             processors["feature_extractor"] = extractor
-    return PairRows(sides), PairProcessor(**processors)
+    rows = PairRows(sides, with_duplicates=data.arguments.mask_duplicates)
+    return rows, PairProcessor(**processors)
 
 
 def _views(config: PreTrainedConfig, checkpoint: str | None, arguments: ViewArguments, given: set[str]) -> Views:

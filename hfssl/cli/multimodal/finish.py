@@ -70,10 +70,8 @@ def _duplicates(trainer: SSLTrainer) -> list[str]:
     if not isinstance(collator, PairCollator) or not collator.num_duplicates:
         return []
     share = collator.num_duplicates / collator.num_rows
-    return [
-        f"  {share:.1%} of the pairs shared their image or their caption with another pair of their batch, and were "
-        "taken for its negatives"
-    ]
+    taken = "were no negatives of it" if collator.with_duplicates else "were its negatives (`--mask_duplicates true`)"
+    return [f"  {share:.1%} of the pairs had the image or the caption of another pair of their batch, and {taken}"]
 
 
 def _usage(model: PairModel, name: str) -> str:

@@ -156,13 +156,6 @@ class Source:
             for values in zip(*(read.columns[name] for name in names), strict=True)
         ]
 
-    def columns_of(self, samples: list) -> dict[str, list]:
-        """Columns, as [`~Source.read`] returns them, of samples as [`~Source.samples`] does."""
-        names = [name for name, wanted in self.inputs.items() if wanted.modality is not None]
-        if len(names) == 1:
-            return {names[0]: samples}
-        return {name: [sample[name] for sample in samples] for name in names}
-
     def content(self, columns: dict[str, list], index: int) -> str | bytes:
         """What is equal for samples of equal content, wherever they lie: by it samples are held out.
 

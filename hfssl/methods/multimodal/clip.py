@@ -42,7 +42,7 @@ def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
 
 METHOD = Method(
     title="CLIP",
-    modality="pairs",
+    modality="multimodal",
     inputs=("image", "text"),
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-5, per_256_samples=False),
     contrasts_batch=True,
@@ -112,9 +112,8 @@ class ClipForPreTraining(PairModel):
                 "CLIP contrasts a pair with the others of its batch, but the batch has 1 pair. Pass a larger "
                 "`--per_device_train_batch_size`: the larger, the better."
             )
-        (all_first, all_second), row = self.gathered(first, second)
         scale = self.logit_scale.exp()
-        loss = clip_loss(first, second, scale, all_first, all_second, row)
+        loss = clip_loss(first, second, scale, **self.gathered(embeddings, "all_image_embeds", "all_text_embeds"))
         return PairOutput(
             loss=loss, first_embeds=first, second_embeds=second, figures={"logit_scale": scale.detach()}
         )  # fmt: skip

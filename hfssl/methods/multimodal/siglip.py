@@ -35,7 +35,7 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
 
 METHOD = Method(
     title="SigLIP",
-    modality="pairs",
+    modality="multimodal",
     inputs=("image", "text"),
     learning_rates=LearningRates(narrow=1e-3, wide=1e-3, checkpoint=1e-5, per_256_samples=False),
     contrasts_batch=True,
@@ -117,8 +117,7 @@ class SiglipForPreTraining(PairModel):
 
     def contrast(self, embeddings: dict[str, torch.Tensor]) -> PairOutput:
         first, second = (embeddings[name] for name in self.names)
-        (all_second,), row = self.gathered(second)
         scale = self.logit_scale.exp()
-        loss = siglip_loss(first, second, scale, self.logit_bias, all_second, row)
+        loss = siglip_loss(first, second, scale, self.logit_bias, **self.gathered(embeddings, "all_text_embeds"))
         figures = {"logit_scale": scale.detach(), "logit_bias": self.logit_bias.detach()}
         return PairOutput(loss=loss, first_embeds=first, second_embeds=second, figures=figures)

@@ -127,6 +127,13 @@ def test_what_no_stock_class_holds_lies_beside_the_encoders(tmp_path):
     torch.testing.assert_close(torch.nn.functional.normalize(a, dim=-1), out.first_embeds)
     torch.testing.assert_close(torch.nn.functional.normalize(b, dim=-1), out.second_embeds)
     torch.testing.assert_close(extras["logit_scale"], model.logit_scale.detach())
+    # and the lines of the card say so
+    names = {}
+    exec(model.loader.format(name=tmp_path), names)
+    torch.testing.assert_close(names["embed"]("image", pixel_values=inputs["pixel_values"]), out.first_embeds)
+    mask = {"attention_mask": inputs["attention_mask"]}
+    torch.testing.assert_close(names["embed"]("text", input_ids=inputs["input_ids"], **mask), out.second_embeds)
+    assert clip().loader == ""
 
 
 def test_a_pair_of_sounds_and_texts_goes_the_same_way():
