@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ...data.blocks import take_rows
 from ...data.caption.captions import texts_of
 from ...data.held_out import content_keys
 from ...data.multimodal.rows import PairRows
@@ -99,7 +100,7 @@ class RetrievalEvaluator(Evaluator):
         self.num_samples = len(made)
         self.batch_size = min(batch_size, len(made))
         cuts = np.array_split(np.arange(len(made)), -(-len(made) // batch_size))
-        self.batches = [{name: _take(column, cut) for name, column in made.columns.items()} for cut in cuts]
+        self.batches = [{name: take_rows(column, cut) for name, column in made.columns.items()} for cut in cuts]
         self.rank, self.world_size = rank, world_size
         contents_of = [made.columns[f"{name}_content"] for name in self.names]
         self._first, self._rows = zip(*(_each_once(keys) for keys in contents_of), strict=True)
@@ -164,10 +165,6 @@ class RetrievalEvaluator(Evaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"pairs": self.num_samples, "batch_size": self.batch_size}
-
-
-def _take(column: Any, rows: np.ndarray) -> Any:
-    return column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]
 
 
 def _each_once(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
