@@ -79,7 +79,7 @@ def _usage(model: PairModel, name: str) -> str:
         "import torch\n"
         "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline\n\n"
         f'ask = pipeline("zero-shot-image-classification", "{name}")\n'
-        'ask("cat.png", candidate_labels=["a cat", "a dog"], hypothesis_template="{}")\n\n'
+        'ask("cat.png", candidate_labels=["a cat", "a dog"], hypothesis_template="{{}}")\n\n'
         f'model = AutoModel.from_pretrained("{name}")\n'
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
@@ -103,6 +103,8 @@ def _commands(trainer: SSLTrainer, folder: Path, data: PairData, is_joint: bool)
             commands.append(
                 recipe_command("zero_shot", **same, dataset="characters", label_column="color", pairs="characters")
             )
+            # characters in a colour or a style that was never seen with them
+            commands.append(recipe_command("zero_shot", **same, pairs="characters", split="composition"))
         elif len(str(data.arguments.dataset).split(",")) == 1:
             commands.append(recipe_command("zero_shot", **same, pairs=data.arguments.dataset))
         code = (
