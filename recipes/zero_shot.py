@@ -68,8 +68,8 @@ def main():
         evaluator = ZeroShotEvaluator(labelled, read_prompts(labelled.class_names, recipe.classes, recipe.templates))
         scores, beside = (zero_shot(each, labelled, evaluator.prompts) for each in (pair, untrained))
         results += evaluator.results(scores, recipe.model, random_init=beside)
-    if data.multimodal is not None:
-        results += measure_retrieval(pair, untrained, data.captioned(), data.multimodal, output_dir / "assets")
+    if data.pairs is not None:
+        results += measure_retrieval(pair, untrained, data.captioned(), data.pairs, output_dir / "assets")
         print(f"Pictures in {output_dir}/assets: captions.png, images.png, similarity.png")
     write_results(output_dir / "results.json", results)
     print("\n" + format_table(results))

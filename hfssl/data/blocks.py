@@ -81,6 +81,11 @@ class Rows:
         return len(self.num_units)
 
 
+def take_rows(column: np.ndarray | list, rows: np.ndarray) -> np.ndarray | list:
+    """Some rows of a column of [`Rows`]."""
+    return column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]
+
+
 def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.ndarray:
     """An order of the units of a source that depends on `use` and `parts` only: unit `piece * shares + share`.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..data.blocks import take_rows
 from ..data.held_out import content_keys
 from ..data.stream import Block, ExactStream
 from ..evaluation.modality import evaluation_modality
@@ -165,7 +166,7 @@ class HealthMonitor:
         cuts = np.array_split(np.arange(num_rows), -(-num_rows // self.batch_size))
 
         def measured(i: int) -> torch.Tensor:
-            rows = {name: values[cuts[i]] for name, values in self.views.items()}
+            rows = {name: take_rows(values, cuts[i]) for name, values in self.views.items()}
             return getattr(model, name)(self.stream.collate(rows))
 
         return self._gather(len(cuts), measured)

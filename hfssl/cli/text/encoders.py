@@ -97,11 +97,16 @@ def text_encoder_config(
     config = encoders.fresh_config(encoder, presets, overrides)
     if config is None:
         return None
+    fit_to_tokenizer(config, tokenizer)
+    return config
+
+
+def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give an encoder from scratch the size and the special tokens of a tokenizer."""
     config.vocab_size = table_size(tokenizer)
     for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
         if hasattr(config, f"{name}_token_id"):
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    return config
 
 
 def is_checkpoint(encoder: str) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
+from ..blocks import take_rows
 from ..held_out import content_keys
 from ..modality import Input
 from ..stream import Block, Rows
@@ -91,7 +92,7 @@ class PairRows:
         for of_rows, rows in made:
             chosen = np.searchsorted(of_rows, kept)
             for column, values in rows.columns.items():
-                columns[column] = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
+                columns[column] = take_rows(values, chosen)
         for name in self.sides:
             columns[f"{name}_content"] = content_keys([block.columns[name][i] for i in kept])
         return Rows(columns, np.ones(len(kept), np.int64), bad, block.places[kept], num_empty=num_empty)

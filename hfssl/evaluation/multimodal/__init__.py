@@ -1,1 +1,1 @@
-"""Measures of two encoders that were trained together: retrieval both ways, and classes told apart by their names."""
+"""Two encoders that were trained together: retrieval both ways, and classes told apart by their names."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ...data.blocks import take_rows
 from ...data.caption.captions import texts_of
 from ...data.held_out import content_keys
 from ...data.multimodal.rows import PairRows
@@ -21,10 +22,6 @@ from ..evaluator import Evaluator
 from ..results import Result
 from .embedders import PairEmbedder
 from .scores import CUTS, retrieval_scores
-
-
-# Of the loss, which needs a pass of its own.
-MOST_FOR_THE_LOSS = 256
 
 
 def retrieval(embedder: PairEmbedder, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -103,7 +100,7 @@ class RetrievalEvaluator(Evaluator):
         self.num_samples = len(made)
         self.batch_size = min(batch_size, len(made))
         cuts = np.array_split(np.arange(len(made)), -(-len(made) // batch_size))
-        self.batches = [{name: _take(column, cut) for name, column in made.columns.items()} for cut in cuts]
+        self.batches = [{name: take_rows(column, cut) for name, column in made.columns.items()} for cut in cuts]
         self.rank, self.world_size = rank, world_size
         contents_of = [made.columns[f"{name}_content"] for name in self.names]
         self._first, self._rows = zip(*(_each_once(keys) for keys in contents_of), strict=True)
@@ -126,23 +123,19 @@ class RetrievalEvaluator(Evaluator):
         return {"loss": loss} | retrieval_scores(first, second, pairs, self.names)
 
     def _embed(self, model: torch.nn.Module) -> tuple[float, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """The mean loss of the first pairs, and the embeddings of both sides of all, batch by batch."""
+        """The mean loss, and the embeddings of both sides, batch by batch."""
         device = next(model.parameters()).device
         collate, parts = self.collate(device), {}
         with evaluating(model):
             for i in range(self.rank, len(self.batches), self.world_size):
-                batch = {name: values.to(device) for name, values in collate(self.batches[i]).items()}
-                found = model.embed(**batch)
-                of_loss = model(**batch).loss.item() if i * self.batch_size < MOST_FOR_THE_LOSS else None
-                parts[i] = of_loss, tuple(found[name].float().cpu() for name in self.names)
+                found = model(**{name: values.to(device) for name, values in collate(self.batches[i]).items()})
+                parts[i] = found.loss.item(), (found.first_embeds.float().cpu(), found.second_embeds.float().cpu())
         if self.world_size > 1:
             shares: list[Any] = [None] * self.world_size
             dist.all_gather_object(shares, parts)
             parts = {i: part for share in shares for i, part in share.items()}
-        ordered = [parts[i] for i in range(len(self.batches))]
-        sizes = [len(embeddings[0]) for loss, embeddings in ordered if loss is not None]
-        losses = [loss for loss, _ in ordered if loss is not None]
-        return float(np.average(losses, weights=sizes)), [embeddings for _, embeddings in ordered]
+        losses, embeddings = zip(*(parts[i] for i in range(len(self.batches))), strict=True)
+        return float(np.average(losses, weights=[len(first) for first, _ in embeddings])), list(embeddings)
 
     def loss_context(self, model: torch.nn.Module) -> LossContext:
         return LossContext(self.batch_size)
@@ -172,10 +165,6 @@ class RetrievalEvaluator(Evaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"pairs": self.num_samples, "batch_size": self.batch_size}
-
-
-def _take(column: Any, rows: np.ndarray) -> Any:
-    return column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]
 
 
 def _each_once(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

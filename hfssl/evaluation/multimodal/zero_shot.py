@@ -16,10 +16,14 @@ from .scores import class_embeddings, zero_shot_scores
 
 
 def zero_shot(embedder: PairEmbedder, data: LabelledData, prompts: Prompts) -> dict[str, float]:
-    """Top-1 and top-5 of two encoders on labelled images, see
+    """`zero_shot_top1` and `zero_shot_top5` of two encoders on labelled images, see
     [`~hfssl.evaluation.multimodal.scores.zero_shot_scores`]."""
     classes = class_embeddings(embedder.texts(prompts.texts), prompts.class_of, len(prompts.names))
-    return zero_shot_scores(embedder.images(data.samples), classes, data.labels)
+    return _named(zero_shot_scores(embedder.images(data.samples), classes, data.labels))
+
+
+def _named(scores: dict[str, float]) -> dict[str, float]:
+    return {f"zero_shot_{name}": value for name, value in scores.items()}
 
 
 class ZeroShotEvaluator(Evaluator):
@@ -60,12 +64,11 @@ class ZeroShotEvaluator(Evaluator):
         pair = TowerPair(model, self.image_processor, self.captions, self.batch_size)
         classes = class_embeddings(pair.texts(self.prompts.texts), self.prompts.class_of, len(self.prompts.names))
         scores = zero_shot_scores(pair.pixels(self.pixels).nan_to_num(), classes.nan_to_num(), self.data.labels)
-        return {f"zero_shot_{name}": value for name, value in scores.items()}
+        return _named(scores)
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The records of a pair of encoders ([`~hfssl.evaluation.multimodal.embedders.PairEmbedder`])."""
-        scores = zero_shot(encoder, self.data, self.prompts)
-        return self.results({f"zero_shot_{name}": value for name, value in scores.items()}, model=encoder.name)
+        return self.results(zero_shot(encoder, self.data, self.prompts), model=encoder.name)
 
     def results(self, measured: dict[str, float], model: str, **baselines: dict[str, float]) -> list[Result]:
         """The records of what was measured, beside baselines given by name, and the most frequent class."""

@@ -164,7 +164,7 @@ def test_zero_shot_agrees_with_the_pipeline(folders):
         )  # fmt: skip
         right.append(found[0]["label"] == data.class_names[label])
     scores = zero_shot(pair, data, prompts)
-    assert scores["top1"] == pytest.approx(np.mean(right))
+    assert scores["zero_shot_top1"] == pytest.approx(np.mean(right))
     results = ZeroShotEvaluator(data, prompts)(pair)
     assert [result.metric for result in results] == ["zero_shot_top1", "zero_shot_top5"]
     assert results[0].baselines["majority"] >= 0.1

@@ -1,0 +1,230 @@
+"""What the recipes of pairs share: the flags about data, and from them tokenizer, held-out pairs and stream."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.caption.captions import texts_of
+from ...data.held_out import held_out_parts, pieces_all_over
+from ...data.mixtures import open_mixture, parts_of, stream_class
+from ...data.modality import modality
+from ...data.multimodal.rows import PairRows, pair_inputs, pair_names
+from ...data.stream import LANES, ExactStream
+from ...data.text.fit import check_fit_to_corpus, tokenizer_fit
+from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_tokenizer
+from ...errors import UserError
+from ...functional import keyed
+from ...functional.keyed import Use
+from ...training.arguments import SSLTrainingArguments
+from ..data import DataArguments
+
+
+logger = logging.getLogger(__name__)
+
+# What comes with hfssl for these sides.
+EMBEDDED = {("image", "text"): "characters", ("text", "audio"): "speech", ("audio", "text"): "speech"}
+# Enough for the frequencies of the words of captions.
+TOKENIZER_SAMPLE = 20_000_000
+
+
+@dataclass
+class PairDataArguments(DataArguments):
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            Hub id, folder, file or glob: dog.jpg beside dog.txt, images with a metadata.jsonl or csv, webdataset tars,
+            parquet, arrow; or several with their shares, such as a/:0.7,org/name:0.3. Left out: characters, some
+            40,000 drawn ones with captions, which come with hfssl.
+        image_column (`str`, *optional*):
+            Column with the images. Left out, it is found by its type.
+        caption_column (`str`, *optional*):
+            Column with the captions: a text, or a list of several of which each pass takes one. Left out, it is found
+            by its type and name.
+        audio_column (`str`, *optional*):
+            Column with the recordings. Left out, it is found by its type.
+
+    > Text
+
+    Args:
+        tokenizer (`str`, *optional*):
+            Hub id or folder of a tokenizer. Left out: that of the text encoder to continue, else one is trained on the
+            captions.
+        vocab_size (`int`, *optional*):
+            Entries of a tokenizer that is trained. Left out, they follow the size of the data.
+        max_lost_fraction (`float`, *optional*, defaults to `0.05`):
+            Share of the letters that the tokenizer may lose.
+        max_length (`int`, *optional*, defaults to `32`):
+            Most tokens of a caption. What is longer is cut.
+        mask_duplicates (`bool`, *optional*, defaults to `False`):
+            Whether pairs of a batch that have the same image or the same caption are no negatives of each other. How
+            many there are is said at the end of a run.
+    """
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    audio_column: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    max_lost_fraction: float = 0.05
+    max_length: int = 32
+    mask_duplicates: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 <= self.max_lost_fraction <= 1.0:
+            raise UserError(f"`--max_lost_fraction` is a share between 0 and 1, got {self.max_lost_fraction}.")
+
+
+class PairData:
+    """Held-out pairs, tokenizer and stream of a recipe of pairs.
+
+    Args:
+        arguments ([`PairDataArguments`]):
+            What the user asked for.
+        pair (`str`):
+            Both sides, such as image,text.
+        text_encoder (`str`, *optional*):
+            A checkpoint whose tokenizer is the default one.
+        checkpoint (`Path`, *optional*):
+            Checkpoint that the run continues from: holds the tokenizer that it began with.
+
+    Attributes:
+        source ([`~hfssl.data.sources.Source`]):
+            The training split.
+        held_out (`list[dict]`):
+            Pairs that are never trained on.
+        exclude (`frozenset`):
+            The content of each of them, see [`~hfssl.data.sources.base.Source.content`].
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            `None` where no side is text.
+    """
+
+    def __init__(
+        self,
+        arguments: PairDataArguments,
+        pair: str,
+        text_encoder: str | None = None,
+        checkpoint: Path | None = None,
+    ):
+        self.arguments, self.names = arguments, pair_names(pair)
+        if arguments.dataset is None:
+            if self.names not in EMBEDDED:
+                raise UserError(f"No pairs of {pair} come with hfssl. Name your own data with `--dataset`.")
+            arguments.dataset = EMBEDDED[self.names]
+        columns = {
+            "image": arguments.image_column, "text": arguments.caption_column, "audio": arguments.audio_column,
+        }  # fmt: skip
+        options = {
+            "inputs": pair_inputs(pair, columns), "config": arguments.dataset_config, "streaming": arguments.streaming,
+        }  # fmt: skip
+        self.source = open_mixture(arguments.dataset, **options, split=arguments.split)
+        logger.info("Data: %s.", self.source.description)
+        parts = held_out_parts(self.source, arguments, options)
+        pairs = [pair for part in parts.values() for pair in part]
+        # evaluators may take the first ones only
+        order = keyed.permutation(len(pairs), Use.HELD_OUT_IMAGES_ORDER) if len(parts) > 1 else range(len(pairs))
+        self.held_out = [pairs[i] for i in order]
+        self.exclude = frozenset(
+            self.source.content({name: [pair[name]] for name in pair}, 0) for pair in self.held_out
+        )
+        self.tokenizer = self._tokenizer(text_encoder, checkpoint) if "text" in self.names else None
+
+    @property
+    def embedded(self) -> str | None:
+        """The name of the embedded set that this is."""
+        embedded = modality(self.source.modality).embedded_set(self.arguments.dataset)
+        return embedded.name if embedded else None
+
+    @property
+    def held_out_sides(self) -> dict[str, list]:
+        """The held-out pairs, side by side."""
+        return {name: [pair[name] for pair in self.held_out] for name in self.names}
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """Captions from all over the training data, in the shares of a mixture."""
+        return [text for part in parts_of(self.source) for text in _captions(part, self.exclude)]
+
+    def _tokenizer(self, text_encoder: str | None, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+        a, planned = self.arguments, None
+        named = str(checkpoint) if checkpoint is not None else a.tokenizer or text_encoder
+        if named is not None:
+            tokenizer = load_tokenizer(named)
+        else:
+            planned = a.vocab_size or choose_vocab_size(sum(map(len, self.captions)))
+            logger.info(
+                "Training a tokenizer of %s entries on %s captions.", f"{planned:,}", f"{len(self.captions):,}"
+            )
+            tokenizer = train_tokenizer(self.captions, a.vocab_size, model_max_length=max(512, a.max_length))
+        held_out = [text for pair in self.held_out for text in texts_of(pair["text"])]
+        fit = tokenizer_fit(tokenizer, held_out, planned)
+        logger.info("Tokenizer: %s.", fit)
+        remedies = ["Pass another `--tokenizer`."] if named else ["Pass a larger `--vocab_size`, or leave it out."]
+        check_fit_to_corpus(fit, a.max_lost_fraction, remedies)
+        return tokenizer
+
+    def say_what_is_cut(self, rows: PairRows) -> None:
+        """Log how many captions are longer than the text encoder takes."""
+        some = self.captions[:1000]
+        cut = rows.sides["text"].num_cut(some) if some else 0
+        if cut:
+            logger.info(
+                "Captions: %s of %s looked at have more than %d tokens and are cut (`--max_length`).",
+                f"{cut:,}", f"{len(some):,}", rows.sides["text"].max_length,
+            )  # fmt: skip
+
+    def stream(self, args: SSLTrainingArguments, rows: PairRows) -> ExactStream:
+        """The stream of this process."""
+        lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
+        pairs = args.per_device_train_batch_size / lanes_a_process
+        fewest, most = modality(self.source.modality).samples_per_block or (4, 256)
+        return stream_class(self.source)(
+            self.source,
+            rows,
+            rows.collator(args.device),
+            args.per_device_train_batch_size,
+            seed=args.seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            lanes=args.lanes,
+            num_workers=args.dataloader_num_workers,
+            exclude=self.exclude,
+            max_bad_fraction=self.arguments.max_bad_fraction,
+            block_cost=min(max(pairs, fewest), most),
+            piece_cost=self.source.num_rows / len(self.source),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the data makes a run this run."""
+        a = self.arguments
+        columns = {f"{name}_column": wanted.column for name, wanted in self.source.inputs.items()}
+        return {
+            "dataset": a.dataset,
+            "split": a.split,
+            "max_length": a.max_length,
+            "tokenizer": a.tokenizer,
+            **columns,
+        }
+
+
+def _captions(part: Any, exclude: frozenset) -> list[str]:
+    """Captions of a source that are trained on, a limited number of them, from all over it."""
+    source, found, most = part.source, [], max(int(part.share * TOKENIZER_SAMPLE), 1)
+    for piece in islice(pieces_all_over(source, Use.TOKENIZER_SAMPLE).tolist(), 4096):
+        read = source.read(piece)
+        for i, caption in enumerate(read.columns["text"]):
+            if source.content(read.columns, i) not in exclude:
+                texts = texts_of(caption)
+                found += texts
+                most -= sum(map(len, texts))
+        if most <= 0:
+            break
+    return found

@@ -1,0 +1,51 @@
+"""CLIP: two encoders of images and texts, or of another pair, that find what belongs together among a whole batch.
+
+accelerate launch recipes/clip.py                         embedded characters, minutes on a laptop
+accelerate launch recipes/clip.py --dataset my_pairs/ --image_encoder clip-image-small-patch8
+accelerate launch recipes/clip.py --dataset my_pairs/ --encoder NAME           continue a stock pair
+accelerate launch recipes/clip.py --dataset my_pairs/ --image_encoder facebook/dinov2-small --frozen_tower image
+accelerate launch recipes/clip.py --dataset my_pairs/ --contrastive_batch_size 4096   in the memory of 128
+accelerate launch recipes/clip.py --dataset my_pairs/ --pair image,audio       images and sounds
+accelerate launch recipes/clip.py --config recipes/configs/clip_base.yaml
+torchrun --nproc_per_node 2 recipes/clip.py                       several processes, one batch
+
+A folder of pairs has dog.txt beside dog.jpg, or a metadata.jsonl. Ends with retrieval both ways beside the untrained
+encoders, zero-shot classes, pictures, and a model that plain transformers loads. Afterwards: recipes/zero_shot.py.
+"""
+
+from hfssl.cli.command import command
+
+
+@command
+def main():
+    from hfssl import ClipForPreTraining, ClipPreTrainingConfig, RecipeParser, SSLTrainer, SSLTrainingArguments
+    from hfssl.cli.multimodal.data import PairData, PairDataArguments
+    from hfssl.cli.multimodal.encoders import PairEncoderArguments, build_pair, pair_rows, text_checkpoint
+    from hfssl.cli.multimodal.finish import finish_pairs
+    from hfssl.cli.multimodal.probes import PairProbeArguments, pair_evaluators
+    from hfssl.data.image.views import ViewArguments
+
+    adam = {"weight_decay": 0.2, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "cosine"}
+    towers = {"image_encoder": "clip-image-mini-patch4", "text_encoder": "clip-text-mini"}
+    defaults = {"output_dir": "outputs/clip", "per_device_train_batch_size": 128, "max_steps": 400, **adam, **towers}
+    parser = RecipeParser(
+        PairEncoderArguments, PairDataArguments, ViewArguments, ClipPreTrainingConfig, PairProbeArguments,
+        SSLTrainingArguments, description=__doc__, defaults=defaults,
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
+    )  # fmt: skip
+    recipe, data_args, view_args, config, probe_args, args = parser.parse()
+    checkpoint = args.claim_output_dir()
+    data = PairData(data_args, config["pair"], text_checkpoint(recipe, config["pair"]), checkpoint)
+    model = build_pair(ClipForPreTraining, recipe, config, data, args, parser.given)
+    rows, processor = pair_rows(model, recipe, data, view_args, parser.given)
+    data.say_what_is_cut(rows)
+    trainer = SSLTrainer(
+        model, args, data.stream(args, rows), evaluators=pair_evaluators(data, rows, processor, probe_args, args),
+        settings=data.settings, held_out=data.held_out_sides, processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    finish_pairs(trainer, data, rows, recipe.base_model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`recipes/clip.py`, `siglip.py` and `zero_shot.py` as commands, on a folder of drawn pairs."""
+
+import json
+
+import pytest
+from recipe_process import recipe_server
+from transformers import AutoModel, AutoTokenizer, CLIPModel, SiglipModel, pipeline
+
+from hfssl.data.image.characters import characters
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, drawn = tmp_path_factory.mktemp("pairs"), characters("test")
+    for i in range(0, 600, 5):
+        (folder / f"{i:03}.png").write_bytes(drawn["image"][i])
+        (folder / f"{i:03}.txt").write_text(drawn["caption"][i])
+    return folder
+
+
+def run(method, folder, output_dir, *flags):
+    small = [
+        "--max_steps", 2, "--per_device_train_batch_size", 8, "--max_held_out", 40, "--use_cpu", "true",
+        "--report_to", "none", "--max_lost_fraction", 1,
+    ]  # fmt: skip
+    return recipe_server().run(
+        output_dir / "log", "--dataset", folder, "--output_dir", output_dir / "out", *small, *flags,
+        script=f"recipes/{method}.py",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "kind"), [("clip", CLIPModel), ("siglip", SiglipModel)])
+def test_a_run_ends_in_a_stock_pair_with_pictures(folder, tmp_path, method, kind):
+    done = run(method, folder, tmp_path)
+    assert done.poll() == 0, done.stderr
+    out = tmp_path / "out"
+    assert type(AutoModel.from_pretrained(out)) is kind
+    assert {path.name for path in (out / "assets").iterdir()} >= {"captions.png", "images.png", "similarity.png"}
+    records = json.loads((out / "results.json").read_text())
+    assert {"loss", "image_to_text_r1", "text_to_image_median_rank"} <= {record["metric"] for record in records}
+    assert all("before" in record["baselines"] for record in records)
+    assert "Next:" in done.stdout and "recipes/zero_shot.py" in done.stdout and f"recipes/{method}.py" in done.stdout
+    assert AutoModel.from_pretrained(out / "image").main_input_name == "pixel_values"
+    assert len(AutoTokenizer.from_pretrained(out / "text")) > 20
+    ask = pipeline("zero-shot-image-classification", str(out))
+    assert len(ask(str(next(folder.glob("*.png"))), candidate_labels=["red", "blue"])) == 2
+    # what the end of the run advises: retrieval on the same data
+    again = recipe_server().run(
+        tmp_path / "log2", "--model", out, "--pairs", folder, "--output_dir", tmp_path / "zero", "--max_samples", 40,
+        script="recipes/zero_shot.py",
+    )  # fmt: skip
+    assert again.poll() == 0, again.stderr
+    assert "text_to_image_r1" in again.stdout and (tmp_path / "zero" / "assets" / "similarity.png").is_file()
+
+
+def test_mistakes_end_in_one_sentence(folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for path in list(folder.glob("*.png"))[:4]:
+        (tmp_path / "bare" / path.name).write_bytes(path.read_bytes())
+    for data, flags, message in (
+        (tmp_path / "bare", (), "in dog.txt beside it"),
+        (folder, ("--pair", "image"), "two modalities"),
+        (folder, ("--image_encoder", "clip-image-minni"), "clip-image-minni"),
+    ):
+        done = run("clip", data, tmp_path, *flags)
+        assert done.poll() in (1, 2) and "Traceback" not in done.stderr and message in done.stderr, done.stderr
