@@ -28,6 +28,7 @@ def main():
     adam = {"weight_decay": 1e-4, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     towers = {"image_encoder": "siglip-image-mini-patch4", "text_encoder": "siglip-text-mini"}
     defaults = {"output_dir": "outputs/siglip", "per_device_train_batch_size": 128, "max_steps": 400, **adam, **towers}
+    defaults["max_length"] = 64  # the paper's, to which the zero-shot pipeline of transformers pads for every SigLIP
     parser = RecipeParser(
         PairEncoderArguments, PairDataArguments, ViewArguments, SiglipPreTrainingConfig, PairProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,

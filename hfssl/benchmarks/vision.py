@@ -285,7 +285,7 @@ def _plain_run(arguments: VisionBenchmark) -> Any:
     run = {
         "seed": arguments.seed, "learning_rate": arguments.learning_rate, "optim": "adamw", "bf16": False,
         "fp16": False, "per_device_train_batch_size": arguments.batch_size, "world_size": 1,
-        "global_batch_size": arguments.batch_size,
+        "global_batch_size": arguments.batch_size, "compared_at_once": arguments.batch_size,
         "device": torch.device("cpu"), "continued_from": None,
     }  # fmt: skip
     return SimpleNamespace(**defaults | run)

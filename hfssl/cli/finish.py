@@ -82,7 +82,7 @@ def write_and_say(
     say = trainer.accelerator.print
     for text in told:
         say(text)
-    if facts.get("labelled") is None:
+    if "labelled" in facts and facts["labelled"] is None:
         mine = f"my_labelled_{find_modality(facts['modality']).samples}/"
         probe = recipe_command("probe", encoder=folder, dataset=mine)
         say(

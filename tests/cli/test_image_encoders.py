@@ -44,7 +44,7 @@ def args(tmp_path):
 
 
 def recipe(encoder, attention="auto"):
-    return SimpleNamespace(encoder=str(encoder), attention=attention)
+    return SimpleNamespace(encoder=str(encoder), attention=attention, modality="image")
 
 
 def make(name, recipe, config, image_size, args, given=frozenset()):

@@ -84,7 +84,7 @@ def finish_text(
         usage=_causal_usage(name) if causal else _masked_usage(name, model.config.encoder_config.hidden_size),
         facts={
             "modality": "text", "dataset": data.arguments.dataset, "max_length": data.arguments.max_length,
-            **({} if probes is None else {"labelled": probes.named}),
+            "labelled": None if probes is None else probes.named,
         },
         told=tuple(told), commands=lambda folder: _commands(trainer, folder, data, causal, probes),
     )  # fmt: skip

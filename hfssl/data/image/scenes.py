@@ -91,7 +91,7 @@ def _draw_rows(split: str, rows: np.ndarray) -> dict[str, list]:
     boxes: list[list[list[int]]] = [[] for _ in range(number)]
     for ink, share, label in zip(inks, shares, labels, strict=True):
         pixels += (ink[:, None, None] - pixels) * (share[..., None].astype(np.float32) / 255)
-        covered = _widened(share >= 128)
+        covered = _widened(share >= 128) | (share > 0)  # thin ink too
         masks = np.where(covered, (1 + label[:, None, None]).astype(np.uint8), masks)
         for found, each in zip(boxes, covered, strict=True):
             found += [_box(each)] if each.any() else []

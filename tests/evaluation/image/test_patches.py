@@ -143,7 +143,7 @@ def test_a_query_finds_the_patch_that_tells_the_class():
     x[np.arange(400), at, 1] = np.where(y == 1, 3.0, -3.0)
     x[:, :, 2:] *= 5
     patches = torch.from_numpy(x).half()
-    logits = attentive_logits(patches[:300], y[:300], patches[300:], 2, seed=0, epochs=1, min_steps=150)
+    logits = attentive_logits(patches[:300], y[:300], patches[300:], 2, seed=0, epochs=1, min_steps=300)
     assert (logits.argmax(1) == y[300:]).mean() > 0.95
 
 
@@ -155,10 +155,10 @@ def test_attentive_probe_of_images(several):
             Labelled(each.images, np.stack([each.labels % 2, each.labels > 4], 1), ["odd", "large"])
             for each in (train, test)
         )
-    evaluator = AttentiveEvaluator(train, test, seeds=(0,), epochs=1, min_steps=60)
+    evaluator = AttentiveEvaluator(train, test, seeds=(0,), epochs=1, min_steps=300)
     results = evaluator(vit(), processor())
     metrics = {each.metric: each for each in results}
     first = metrics["auroc" if several else "accuracy"]
     assert first.seeds == [0] and set(first.baselines) == {"random_init", "raw_input", "majority"}
-    assert first.baselines["raw_input"] > (0.6 if several else 0.3)
+    assert first.baselines["raw_input"] > (0.75 if several else 0.4)
     assert first.hyperparameters["patches"] == 16 and first.num_train == 100
