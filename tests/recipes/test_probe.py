@@ -69,6 +69,7 @@ def test_mistakes_end_in_one_sentence(encoder, tmp_path):
 def test_two_processes_give_the_figures_of_one(encoder, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--encoder", encoder, "--protocol", "knn,linear", "--batch_size", 100, "--precision", "fp32"]
+    flags += ["--max_train_samples", 1000, "--max_test_samples", 300]
     two = subprocess.run(
         [*torchrun, "recipes/probe.py", *map(str, flags), "--output_dir", tmp_path / "two"],
         cwd=ROOT,
