@@ -327,6 +327,7 @@ def measured(files, method, **changes):
     return report
 
 
+@pytest.mark.slow
 def test_dino_against_nobody(files):
     report = measured(files, "dino", against="none")
     assert [name for name, value in report.items() if isinstance(value, dict)] == ["ours", "bare"]

@@ -66,6 +66,7 @@ def test_ends_with_a_table_and_one_line_of_json(files):
     assert "Not comparable" in output and "ratio_same_config:" in output
 
 
+@pytest.mark.slow
 def test_against_nobody_only_the_trainer_is_measured(files):
     output, report = measured(files, "bert.json", "--precision", "fp32", against="none")
     check_sides(report, ["ours", "bare"])
