@@ -51,7 +51,7 @@ class ShowViews:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.sheet import recipe_of, sheet_of
-    from hfssl.data.modality import modality
+    from hfssl.data.modality import modalities, modality
 
     method, recipe = recipe_of(sys.argv[1:], Path(__file__).parent)
     parser = RecipeParser(ShowViews, description=__doc__, as_in=recipe)
@@ -59,9 +59,12 @@ def main():
     if recipe.stem != settings.method:  # a yaml said so, and the flags are those of another recipe
         raise UserError(f"A yaml cannot choose the method here: pass `--method {settings.method}`.")
     output = settings.output or f"outputs/views_{settings.method}.png"
-    kind = modality(next(each.modality for each in flags if hasattr(each, "encoder")))
-    shown, words = sheet_of(kind.name)(method, *flags, given=parser.given, output=output, number=settings.num_images)
-    print(f"{words}\n{shown} {kind.samples}: {output}")
+    encoder = next(each for each in flags if hasattr(each, "encoder"))
+    name = getattr(encoder, "modality", method.method.modality)
+    shown, words = sheet_of(name)(method, *flags, given=parser.given, output=output, number=settings.num_images)
+    # pairs have two modalities, and are none themselves
+    samples = modality(name).samples if name in modalities() else "pairs"
+    print(f"{words}\n{shown} {samples}: {output}")
 
 
 if __name__ == "__main__":

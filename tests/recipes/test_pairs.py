@@ -64,3 +64,12 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path):
     ):
         done = run("clip", data, tmp_path, *flags)
         assert done.poll() in (1, 2) and "Traceback" not in done.stderr and message in done.stderr, done.stderr
+
+
+def test_the_first_pairs_are_shown(folder, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    flags = ["--method", "clip", "--dataset", folder, "--num_images", 2, "--output", sheet, "--max_held_out", 40]
+    flags += ["--per_device_train_batch_size", 8]
+    done = recipe_server().run(tmp_path / "log", *flags, script="recipes/show_views.py")
+    assert done.poll() == 0, done.stderr
+    assert f"2 pairs: {sheet}" in done.stdout and "captions of at most" in done.stdout and sheet.is_file()
