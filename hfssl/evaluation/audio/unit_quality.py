@@ -7,8 +7,7 @@ there before it has learned, and those of a next iteration should go better with
 """
 
 import logging
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +21,7 @@ from ...functional.keyed import Use
 from ...modeling.corpus_targets import NO_TARGET
 from ...modeling.units import unit_quality
 from ..evaluator import Evaluator
+from ..online_knn import stratified
 from ..results import Result
 
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Enough for two digits.
 MOST_SAMPLES = 256
+# Recordings that are decoded at once.
+_AT_ONCE = 16
 
 
 class UnitQuality(Evaluator):
@@ -40,7 +42,7 @@ class UnitQuality(Evaluator):
 
     Args:
         labelled (`dict[str, LabelledData]`):
-            Labelled recordings, by what the labels are called; of each the first 256 are taken.
+            Labelled recordings, by what the labels are called; of each 256 are taken, of each class its share.
         stream ([`~hfssl.data.stream.ExactStream`]):
             Of the run: makes of recordings what the model takes.
     """
@@ -53,17 +55,18 @@ class UnitQuality(Evaluator):
         self.labelled, self.stream = dict(labelled), stream
         self._of_pass: tuple[int, dict[str, dict[str, float]]] = (-1, {})
 
-    @cached_property
-    def _batches(self) -> dict[str, list[tuple[np.ndarray, dict[str, torch.Tensor]]]]:
-        """By the name of the labels, batches of windows, and the label of each of these."""
-        made = {}
-        for name, data in self.labelled.items():
-            samples = [data.samples[row] for row in range(min(len(data), MOST_SAMPLES))]
+    def _batches(self, data: "LabelledData") -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        """Batches of windows, and the label of each of these; few recordings are in memory at a time."""
+        # of class folders the first ones would be of one class
+        numbers = stratified(data.labels, MOST_SAMPLES)
+        for first in range(0, len(numbers), _AT_ONCE):
+            some = numbers[first : first + _AT_ONCE]
+            samples = [data.samples[int(number)] for number in some]
             keys = keyed.key(Use.HELD_OUT_SAMPLE, content_keys(samples))
             rows = self.stream.transform(Block({self.stream.source.leading: samples}, keys, key=0))
-            labels = data.labels[rows.places[:, 2]]
-            made[name] = [(labels[of], batch) for of, batch in self.stream.collate_whole(rows.columns)]
-        return made
+            if len(rows):
+                labels = data.labels[some[rows.places[:, 2]]]
+                yield from ((labels[of], batch) for of, batch in self.stream.collate_whole(rows.columns))
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """`unit_purity_<label>` and `unit_mutual_information_<label>`; nothing before there are units."""
@@ -75,15 +78,18 @@ class UnitQuality(Evaluator):
         if not model.num_passes_made:
             return {}
         if self._of_pass[0] != model.num_passes_made:  # units are the same until they are made anew
-            self._of_pass = model.num_passes_made, {name: self._scores(model, name) for name in self.labelled}
+            found = {name: self._scores(model, name) for name in self.labelled}
+            self._of_pass = model.num_passes_made, {name: scores for name, scores in found.items() if scores}
         return self._of_pass[1]
 
     def _scores(self, model: torch.nn.Module, name: str) -> dict[str, float]:
         units, labels = [], []
-        for of_rows, batch in self._batches[name]:
+        for of_rows, batch in self._batches(self.labelled[name]):
             made = model.units_of(**{key: batch[key].to(model.device) for key in _TAKEN if key in batch}).cpu().numpy()
             units.append(made[made != NO_TARGET])
             labels.append(np.repeat(of_rows, (made != NO_TARGET).sum(1)))
+        if not units:  # all are damaged, silent or too short
+            return {}
         units, labels = np.concatenate(units), np.concatenate(labels)
         found = unit_quality(units, labels) | {"majority": float(np.bincount(labels).max() / len(labels))}
         logger.info(

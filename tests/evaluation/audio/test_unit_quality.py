@@ -15,6 +15,18 @@ from hfssl.evaluation.audio.unit_quality import UnitQuality, plot_units
 from hfssl.modeling.units import fit_units, unit_quality
 
 
+def test_of_many_recordings_each_class_has_its_share(monkeypatch):
+    train, test = tones()
+    order = np.argsort(test.labels, kind="stable")  # as those of class folders lie
+    data = test.take(order, "sorted")
+    monkeypatch.setattr("hfssl.evaluation.audio.unit_quality.MOST_SAMPLES", 6)
+    config = HubertPreTrainingConfig(encoder_config=tiny_audio.hubert(), num_units=2)
+    source = MemorySource(list(train.samples), name="tones", column="audio", modality="audio")
+    stream = audio_stream(source, AudioFormat(config.encoder_config, config.masking, max_seconds=1.0), 3.0)
+    labels = np.concatenate([of for of, _ in UnitQuality({"pitch": data}, stream)._batches(data)])
+    assert np.bincount(labels).tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_units_are_compared_with_the_labels_of_their_recordings(tmp_path, norm, caplog):
     train, test = tones()
