@@ -226,6 +226,8 @@ def _try_all(
             untrained[:] = untrained or knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
             trainer.train()
             [found] = knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
+            # what is tried next depends on it: by figures of their own, one process might train and another not
+            (found,) = broadcast_object_list([found])
         logger.info("%s: k-NN accuracy %.3f", variant.words if variant else "as usual", found)
         return found
 
