@@ -194,9 +194,9 @@ def open_labelled(
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
     lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
-    is_found = labels_file is None and opened.unit == "file" and label_column is None and lacks_labels
+    is_found = labels_file is None and opened.unit == "file" and label_column not in opened.features and lacks_labels
     labels_file = only_table(str(dataset)) if is_found else labels_file
-    table = None
+    table = unfit = None
     if labels_file is not None:
         others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
         try:
@@ -204,9 +204,10 @@ def open_labelled(
                 opened, _path_of_table(labels_file, dataset), name, others,
                 lambda other: open_source(dataset, split=other, inputs=inputs, **options),
             )  # fmt: skip
-        except DataError:
-            if not is_found:  # of something else, then
+        except DataError as error:
+            if not is_found:
                 raise
+            unfit = error  # of something else, then
         if is_found and table is not None:
             logger.info("What is known of the %s is read from %s, as with `--labels`.", kind.samples, labels_file)
     features = opened.features if table is None else table.features
@@ -215,10 +216,10 @@ def open_labelled(
     if not several:
         try:
             label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
-        except NoLabels as error:
+        except DataError as error:
             there = tables_in(dataset) if table is None and opened.unit == "file" else []
             hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes labels from it." if there else ""
-            raise NoLabels(f"{error}{hint}") from error
+            raise type(error)(f"{error}{hint if unfit is None else f' {unfit}'}") from error
     wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
     wanted |= {"group": group_column} if group_column is not None else {}
     for each in wanted.values():

@@ -320,6 +320,18 @@ def test_a_table_in_the_folder_is_found_and_offered(tmp_path, monkeypatch):
         put(tmp_path / "pictures" / f"{i}.png", IMAGES[i])
     pd.DataFrame({"file": range(4), "label": list("xyxy")}).to_csv(tmp_path / "pictures" / "findings.csv")
     assert names_of(open_labelled(tmp_path / "pictures", "train")) == list("xyxy")
+    # also where it has to be said which of its columns
+    pd.DataFrame({"file": range(4), "age": [1, 2, 3, 4], "finding": list("pqpq")}).to_csv(
+        tmp_path / "pictures" / "findings.csv"
+    )
+    assert names_of(open_labelled(tmp_path / "pictures", "train", label_column="finding")) == list("pqpq")
+    # a table of something else is not offered
+    pd.DataFrame({"lens": list("abcd"), "price": [9, 8, 7, 6]}).to_csv(
+        tmp_path / "pictures" / "findings.csv", index=False
+    )
+    with pytest.raises(DataError, match="no column of labels.*No column of `--labels .*findings.csv` names the files"):
+        open_labelled(tmp_path / "pictures", "train")
+    pd.DataFrame({"file": range(4), "label": list("xyxy")}).to_csv(tmp_path / "pictures" / "findings.csv")
     # of several none is chosen
     pd.DataFrame({"file": range(4), "label": list("zzww")}).to_csv(tmp_path / "pictures" / "others.csv")
     with pytest.raises(DataError, match="no column of labels.*There is findings.csv.*`--labels findings.csv` takes"):
