@@ -19,6 +19,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.filter_banks import HOP, SAMPLING_RATE, WINDOW
 from ...modeling.frames import is_grid
+from ..device import Beside, send
 from ..stream import Block, Rows
 from .decode import DamagedAudio, decode_audio
 
@@ -178,10 +179,11 @@ class AudioViews:
 
     def collator(self, device: torch.device | str) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
         """Makes a batch on a device of the columns of some rows."""
+        beside = Beside(torch.device(device))
 
         def collate(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
-            values = torch.from_numpy(np.ascontiguousarray(columns["input_values"]))
-            return {"input_values": values.to(device, non_blocking=True)}
+            values = np.ascontiguousarray(columns["input_values"])
+            return beside(lambda: {"input_values": send(values, beside.device)})
 
         return collate
 
