@@ -418,7 +418,7 @@ def set_memory_format(model: SSLVisionModel, attention: str, image_size: int, ar
     encoders = [encoder for encoder in _encoders(model) if is_convolutional(encoder.config)]
     choice = memory_format_so_far(args)
     if choice is None and encoders and is_measured(attention, args.device):
-        rows, channels = args.per_device_train_batch_size, encoders[0].config.num_channels
+        rows, channels = args.per_device_train_batch_size, num_channels_of(encoders[0].config)
 
         def run(tried: PreTrainedModel) -> torch.Tensor:
             images = torch.zeros(rows, channels, image_size, image_size, device=args.device)
