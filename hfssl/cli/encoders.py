@@ -20,12 +20,14 @@ def check_modality(stated: str, parsed: str) -> None:
     """Refuse a modality that is stated where the flags of another one are parsed already.
 
     Raises:
-        UserError: if they differ.
+        UserError: if they differ, or there is no such modality.
     """
+    if stated not in ("image", "audio"):
+        raise UserError(f"`--modality` is image or audio, got {stated!r}.")
     if stated != parsed:
         raise UserError(
             f"`modality: {stated}` decides which flags there are, so a yaml cannot choose it: pass `--modality "
-            f"{stated}` beside `--config`. There are image and audio."
+            f"{stated}` beside `--config`."
         )
 
 

@@ -124,7 +124,7 @@ def build_method(
     if fitted:
         _say_once(
             f"Fitted to short runs of small encoders (in brackets the paper's): {', '.join(fitted)}. For tens of "
-            f"thousands of steps take the paper's{_where_the_paper_s_are(method)}."
+            f"thousands of steps take the paper's{_where_the_paper_s_are(method, kind.name)}."
         )
     return model
 
@@ -174,8 +174,10 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-def _where_the_paper_s_are(method: type[SSLPreTrainedModel]) -> str:
-    """The yaml beside the recipe that runs which has the paper's settings, where there is one."""
+def _where_the_paper_s_are(method: type[SSLPreTrainedModel], modality: str) -> str:
+    """The yaml beside the recipe that runs which has the paper's settings, where there is one for this modality."""
+    if modality != method.method.modality:
+        return ", by their flags"
     name = method.config_class.model_type.removeprefix("hfssl_")
     there = sorted((Path(sys.argv[0]).parent / "configs").glob(f"{name}_*.yaml"))
     large = [path for path in there if not path.stem.endswith("_tiny")]

@@ -63,7 +63,8 @@ class HeldOutLossEvaluator(Evaluator):
         world_size: int = 1,
     ):
         # of an image that is cut up there are several
-        of_each = views.tiles.most if modality == "image" and views.tiles else 1
+        tiles = getattr(views, "tiles", None)
+        of_each = 1 if tiles is None else tiles.most
         samples, self.samples = list(samples)[: MOST_SAMPLES // of_each or 1], find_modality(modality).samples
         self.measured_on = frozenset(map(identity, samples))
         keys = content_keys(samples)

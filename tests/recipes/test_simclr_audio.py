@@ -94,6 +94,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, recordings):
         ({"modality": "image", "config": tmp_path / "run.yaml", "batch_seconds": 3}, "unknown flag --batch_seconds"),
         ({"batch_seconds": 3}, "--batch_seconds has no meaning in simclr.py"),
         ({"image_size": 32}, "unknown flag --image_size"),
+        ({"modality": "speech"}, "`--modality` is image or audio, got 'speech'"),
     ]:
         error = the_error(run(tmp_path / "log", recordings, output_dir=tmp_path / "out", **settings))
         assert said in error, error

@@ -146,7 +146,7 @@ def _commands(trainer: SSLTrainer, folder: Path, data: AudioData, labelled: dict
         *commands, recipe_command("embed", encoder=folder, **whole),
         recipe_command(
             method_name(trainer), modality=None if model.method.modality == "audio" else "audio", encoder=folder,
-            **same_data, output_dir=next_folder(folder),
+            **same_data, pooling=getattr(model.config, "pooling", None), output_dir=next_folder(folder),
         ),
     ]  # fmt: skip
 
