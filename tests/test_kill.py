@@ -104,7 +104,10 @@ def at_once(output_dir: Path, before: set) -> bool:
 
 
 def during_a_checkpoint(output_dir: Path, before: set) -> bool:
-    return any(output_dir.glob(".staging/checkpoint-*"))
+    try:
+        return any(output_dir.glob(".staging/checkpoint-*"))
+    except FileNotFoundError:  # it was moved to its place just now
+        return False
 
 
 def after_a_checkpoint(output_dir: Path, before: set) -> bool:
