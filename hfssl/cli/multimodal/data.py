@@ -171,8 +171,8 @@ class PairData:
         return tokenizer
 
     def say_what_is_cut(self, rows: PairRows) -> None:
-        """Log how many captions are longer than the text encoder takes."""
-        some = self.captions[:1000]
+        """Log how many captions are longer than the text encoder takes; nothing where no side is text."""
+        some = self.captions[:1000] if "text" in self.names else []
         cut = rows.sides["text"].num_cut(some) if some else 0
         if cut:
             logger.info(
@@ -211,6 +211,7 @@ class PairData:
             "split": a.split,
             "max_length": a.max_length,
             "tokenizer": a.tokenizer,
+            "mask_duplicates": a.mask_duplicates,
             **columns,
         }
 
