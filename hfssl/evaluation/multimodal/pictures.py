@@ -76,4 +76,5 @@ def draw_pairs(
 
 
 def _short(text: str, width: int) -> str:
-    return textwrap.shorten(text, width, placeholder=" …") or text[:width]
+    # what stands between two dollars would be read as a formula, and may be none
+    return (textwrap.shorten(text, width, placeholder=" …") or text[:width]).replace("$", r"\$")
