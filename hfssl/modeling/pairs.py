@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoModel,
     CLIPConfig,
     CLIPModel,
@@ -82,6 +83,8 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
     """
 
     figures = ("logit_scale",)
+    # the factor of the similarities stays below
+    max_scale = MAX_SCALE
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -160,7 +163,7 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
     def after_optimizer_step(self, progress: float) -> None:
         """Keep the scale in its bounds. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
         super().after_optimizer_step(progress)
-        self.logit_scale.clamp_(0.0, math.log(MAX_SCALE))
+        self.logit_scale.clamp_(0.0, math.log(self.max_scale))
 
     @classmethod
     def from_encoders(
@@ -353,7 +356,15 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
         is_siglip = kinds == ("siglip_vision_model", "siglip_text_model")
         if is_siglip and not projects and hasattr(self, "logit_bias"):
             return SiglipModel
-        return VisionTextDualEncoderModel if projects and self.first.is_flat and self.second.is_flat else None
+        # it projects from the `hidden_size` of encoders that `AutoModel` makes
+        fits = all(
+            tower.is_flat
+            and isinstance(tower.projection, nn.Linear)
+            and type(tower.encoder_config) in MODEL_MAPPING
+            and getattr(tower.encoder_config, "hidden_size", None) == tower.projection.in_features
+            for tower in (self.first, self.second)
+        )
+        return VisionTextDualEncoderModel if fits else None
 
     def joint_model(self) -> PreTrainedModel | None:
         """Both towers as one stock model, `None` where transformers has no class for them."""

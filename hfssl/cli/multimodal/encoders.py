@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ...data.audio.clips import ClipRows
 from ...data.audio.rows import AudioFormat
@@ -20,6 +20,7 @@ from ...modeling.method import width_of
 from ...modeling.packing import position_limit
 from ...modeling.pair_processor import PairProcessor
 from ...modeling.pairs import PairModel
+from ...modeling.tokenizer import working_copy
 from ...modeling.vision import side
 from ...training.arguments import SSLTrainingArguments
 from .. import encoders
@@ -157,11 +158,25 @@ def _tower(
         return recipe.checkpoint_of(name)
     if name == "text":
         fit_to_tokenizer(fresh, data.tokenizer)
+        if fresh.model_type == "clip_text_model":
+            fresh.eos_token_id = _end_token(data.tokenizer)
         if fresh.model_type in ("clip_text_model", "siglip_text_model"):
-            # the vector of a text is that of what ends it; all positions that there are are trained
-            fresh.eos_token_id = data.tokenizer("")["input_ids"][-1]
+            # all positions that there are are trained
             fresh.max_position_embeddings = data.arguments.max_length
     return fresh
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What ends each text: there CLIP's text encoder reads the vector of a text."""
+    around, ending = (tokenizer(text)["input_ids"][-1:] for text in ("", "a"))
+    # transformers takes 2 for that of the oldest checkpoints, and reads the highest token instead
+    if not around or around != ending or around == [2]:
+        why = "adds none" if not around or around != ending else "has 2 there, which transformers takes for another"
+        raise UserError(
+            f"CLIP's text encoder reads a text at the token that ends it, and this tokenizer {why}. Pass another text "
+            "encoder, such as `--text_encoder bert-mini`, or leave `--tokenizer` out."
+        )
+    return around[0]
 
 
 def pair_rows(
@@ -183,7 +198,7 @@ def pair_rows(
             reads_last = model.towers[name].reads_last_token
             length = config.max_position_embeddings if reads_last else data.arguments.max_length
             sides[name] = CaptionRows(data.tokenizer, length, pad_to_max=reads_last)
-            processors["tokenizer"] = data.tokenizer
+            processors["tokenizer"] = _read_whole(data.tokenizer, length) if reads_last else data.tokenizer
         else:
             extractor = build_feature_extractor(config)
             if checkpoint is not None:
@@ -193,6 +208,14 @@ def pair_rows(
             processors["feature_extractor"] = extractor
     rows = PairRows(sides, with_duplicates=data.arguments.mask_duplicates)
     return rows, PairProcessor(**processors)
+
+
+def _read_whole(tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedTokenizerBase:
+    """A tokenizer whose padding is read as words are: it gives no mask, which would hide it, and pads to `length`."""
+    tokenizer = working_copy(tokenizer)
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+    tokenizer.model_max_length = length
+    return tokenizer
 
 
 def _views(config: PreTrainedConfig, checkpoint: str | None, arguments: ViewArguments, given: set[str]) -> Views:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+
 from ...data.multimodal.rows import PairCollator, PairRows
 from ...evaluation.image.features import resized_images
 from ...evaluation.multimodal.embedders import TowerPair
@@ -55,7 +57,8 @@ def finish_pairs(trainer: SSLTrainer, data: PairData, rows: PairRows, base_model
     is_joint = model.joint_model() is not None
     write_and_say(
         trainer, results=results, data=data.source.description, base_model=base_model,
-        pipeline_tag="zero-shot-image-classification" if is_joint else "feature-extraction", pictures=pictures,
+        pipeline_tag="zero-shot-image-classification" if _in_pipeline(model) else "feature-extraction",
+        pictures=pictures,
         usage=_usage(model, name) if is_joint else _tower_usage(data, name),
         facts={
             "modality": "multimodal", "dataset": data.arguments.dataset, "pair": ",".join(data.names),
@@ -74,17 +77,29 @@ def _duplicates(trainer: SSLTrainer) -> list[str]:
     return [f"  {share:.1%} of the pairs had the image or the caption of another pair of their batch, and {taken}"]
 
 
+def _in_pipeline(model: PairModel) -> bool:
+    """Whether the pipelines of transformers know what both towers are exported as."""
+    joint = model.joint_model()
+    return joint is not None and type(joint.config) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+
+
 def _usage(model: PairModel, name: str) -> str:
-    return (
-        "import torch\n"
-        "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline\n\n"
+    padding = '"max_length"' if model.towers["text"].reads_last_token else "True"
+    ask = (
         f'ask = pipeline("zero-shot-image-classification", "{name}")\n'
         'ask("cat.png", candidate_labels=["a cat", "a dog"], hypothesis_template="{{}}")\n\n'
-        f'model = AutoModel.from_pretrained("{name}")\n'
+        if _in_pipeline(model)
+        else ""
+    )
+    return (
+        "import torch\n"
+        f"from transformers import AutoImageProcessor, AutoModel, AutoTokenizer{', pipeline' if ask else ''}\n\n"
+        f'{ask}model = AutoModel.from_pretrained("{name}")\n'
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
         'of_image = model.get_image_features(**processor(image, return_tensors="pt")).pooler_output\n'
-        'of_text = model.get_text_features(**tokenizer(["a cat"], return_tensors="pt")).pooler_output\n'
+        'of_text = model.get_text_features(**tokenizer(["a cat"], padding='
+        f'{padding}, return_tensors="pt")).pooler_output\n'
         "similarity = torch.cosine_similarity(of_image, of_text)"
     )
 
