@@ -56,8 +56,7 @@ def main():
     from hfssl.evaluation.results import format_table, write_results
     from hfssl.machine import compute_device, use_all_cores
 
-    parser = RecipeParser(ZeroShot, ZeroShotDataArguments, description=__doc__)
-    recipe, data = parser.parse()
+    recipe, data = RecipeParser(ZeroShot, ZeroShotDataArguments, description=__doc__).parse()
     use_all_cores()
     output_dir = Path(recipe.output_dir or f"outputs/zero_shot-{Path(recipe.model).resolve().name}")
     tokenizer = load_tokenizer(recipe.tokenizer or recipe.model)
@@ -65,11 +64,12 @@ def main():
     untrained, results = random_pair(pair), []
     if data.dataset is not None:
         labelled = data.labelled()
-        evaluator = ZeroShotEvaluator(labelled, read_prompts(labelled.class_names, recipe.classes, recipe.templates))
+        prompts = read_prompts(labelled.class_names, recipe.classes, recipe.templates)
+        evaluator = ZeroShotEvaluator(labelled, prompts, split=data.split_of(data.dataset))
         scores, beside = (zero_shot(each, labelled, evaluator.prompts) for each in (pair, untrained))
         results += evaluator.results(scores, recipe.model, random_init=beside)
     if data.pairs is not None:
-        results += measure_retrieval(pair, untrained, data.captioned(), data.pairs, output_dir / "assets")
+        results += measure_retrieval(pair, untrained, data, output_dir / "assets")
         print(f"Pictures in {output_dir}/assets: captions.png, images.png, similarity.png")
     write_results(output_dir / "results.json", results)
     print("\n" + format_table(results))

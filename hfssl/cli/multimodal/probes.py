@@ -75,5 +75,5 @@ def pair_evaluators(
     split = next((split for split in ("test", "validation", *splits) if split in splits), "train")
     labelled = open_labelled(dataset, split, label_column=label, max_samples=arguments.max_zero_shot)
     prompts = read_prompts(labelled.class_names, arguments.classes, arguments.templates)
-    evaluators.append(ZeroShotEvaluator(labelled, prompts, processor.image_processor, rows.sides["text"]))
+    evaluators.append(ZeroShotEvaluator(labelled, prompts, processor.image_processor, rows.sides["text"], split=split))
     return evaluators

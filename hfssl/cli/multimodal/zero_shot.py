@@ -1,6 +1,5 @@
 """Zero-shot classification and retrieval on the command line: the flags, and what they name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,8 @@ class ZeroShotDataArguments:
         if self.max_samples < 1:
             raise UserError(f"`--max_samples` must be at least 1, got {self.max_samples}.")
 
-    def _split(self, dataset: str) -> str:
+    def split_of(self, dataset: str) -> str:
+        """The split of a data set that is measured on."""
         if self.split != "auto":
             return self.split
         splits = available_splits(dataset, modality="image", config=self.dataset_config)
@@ -75,7 +75,7 @@ class ZeroShotDataArguments:
     def labelled(self) -> LabelledData:
         """The labelled images."""
         return open_labelled(
-            self.dataset, self._split(self.dataset), self.image_column, self.label_column,
+            self.dataset, self.split_of(self.dataset), self.image_column, self.label_column,
             config=self.dataset_config, max_samples=self.max_samples,
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ class ZeroShotDataArguments:
         """The images with their captions."""
         source = open_source(
             self.pairs, inputs=pair_inputs("image,text", {"image": self.image_column, "text": self.caption_column}),
-            config=self.dataset_config, split=self._split(self.pairs),
+            config=self.dataset_config, split=self.split_of(self.pairs),
         )  # fmt: skip
         found = all_samples(source, self.max_samples)
         if len(found) < 2:
@@ -100,13 +100,13 @@ def random_pair(pair: StockPair) -> StockPair:
 
 
 def measure_retrieval(
-    pair: StockPair, untrained: StockPair, pairs: Sequence[dict[str, Any]], name: str, assets: Path
+    pair: StockPair, untrained: StockPair, data: ZeroShotDataArguments, assets: Path
 ) -> list[Result]:
     """Retrieval by two encoders and by the same with new weights, as records; draws pictures into `assets`."""
-    images, texts, rows = distinct(pairs)
+    images, texts, rows = distinct(data.captioned())
     embeds = {each: (each.images(images), each.texts(texts)) for each in (pair, untrained)}
     scores, of_random = (retrieval_scores(*embeds[each], rows) for each in (pair, untrained))
-    numbers = {"image": len(images), "text": len(texts)}
+    numbers, split = {"image": len(images), "text": len(texts)}, data.split_of(data.pairs)
     shown = resized_images(pair.image_processor, images[:50])
     draw_pairs(shown, texts, *_first(embeds[pair], rows, len(shown)), assets)
     found = []
@@ -117,7 +117,7 @@ def measure_retrieval(
             beside["chance"] = min(int(what) / numbers[way.rpartition("_to_")[2]], 1.0)
         found.append(
             Result.from_scores(
-                {0: value}, beside, protocol="retrieval", version=1, model=pair.name, task=name, split="test",
+                {0: value}, beside, protocol="retrieval", version=1, model=pair.name, task=data.pairs, split=split,
                 metric=metric, num_train=0, num_eval=len(rows), greater_is_better=not metric.endswith("rank"),
                 hyperparameters={"images": len(images), "texts": len(texts)},
             )

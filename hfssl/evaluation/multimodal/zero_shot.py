@@ -39,6 +39,8 @@ class ZeroShotEvaluator(Evaluator):
             See [`~hfssl.evaluation.multimodal.embedders.TowerPair`]: of a method that trains.
         batch_size (`int`, *optional*, defaults to `64`):
             Samples a forward pass.
+        split (`str`, *optional*, defaults to `"test"`):
+            Which split of the data set these are, for the records.
     """
 
     protocol: ClassVar[str] = "zero_shot"
@@ -48,9 +50,9 @@ class ZeroShotEvaluator(Evaluator):
 
     def __init__(
         self, data: LabelledData, prompts: Prompts, image_processor: Any = None, captions: Any = None,
-        batch_size: int = 64,
+        batch_size: int = 64, split: str = "test",
     ):  # fmt: skip
-        self.data, self.prompts, self.batch_size = data, prompts, batch_size
+        self.data, self.prompts, self.batch_size, self.split = data, prompts, batch_size, split
         self.image_processor, self.captions = image_processor, captions
         self.pixels = None if image_processor is None else resized_images(image_processor, data.samples)
         self.measured_on = frozenset(map(identity, data.samples)) if image_processor is not None else frozenset()
@@ -78,7 +80,7 @@ class ZeroShotEvaluator(Evaluator):
                 {0: value},
                 {name: figures[metric] for name, figures in baselines.items() if metric in figures}
                 | ({"majority": most_frequent} if metric == "zero_shot_top1" else {}),
-                protocol=self.protocol, version=self.version, model=model, task=self.data.name, split="test",
+                protocol=self.protocol, version=self.version, model=model, task=self.data.name, split=self.split,
                 metric=metric, num_train=0, num_eval=len(self.data), hyperparameters=self.get_config_dict(),
             )
             for metric, value in measured.items()
