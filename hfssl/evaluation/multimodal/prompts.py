@@ -83,8 +83,9 @@ def _read_classes(path: Path, class_names: list[str]) -> tuple[tuple[str, ...], 
                 f"{', '.join(class_names[:8])}{' …' if len(class_names) > 8 else ''}."
             )
         return tuple((line,) for line in lines)
+    text = _text(path)
     try:
-        named = json.loads(_text(path))
+        named = json.loads(text)
     except ValueError as error:
         raise EvaluationError(f"{path} is no JSON ({first_line(error)}).") from error
     if not isinstance(named, dict):
