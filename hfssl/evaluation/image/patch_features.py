@@ -24,7 +24,7 @@ def patch_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     Args:
         model (`PreTrainedModel`):
             Of tokens, or of maps as ResNet and ConvNeXt.
-        pixel_values (`torch.Tensor` of shape `(n, 3, height, width)`):
+        pixel_values (`torch.Tensor` of shape `(n, num_channels, height, width)`):
             Images, normalised.
 
     Returns:
@@ -60,7 +60,7 @@ class PatchEncoder:
         self.processor, self.model, self.precision = vision.processor, model, precision
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Of `uint8` images `(n, 3, size, size)`, features `(n, rows, columns, dim)` on the CPU.
+        """Of `uint8` images `(n, num_channels, size, size)`, features `(n, rows, columns, dim)` on the CPU.
 
         Raises:
             EvaluationError: where the encoder does not take images of this size, or ends in no map.
@@ -92,7 +92,7 @@ def raw_patches(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def squares(images: Sequence[torch.Tensor], size: int) -> torch.Tensor:
-    """Decoded images, each as a whole, as squares: `uint8` of shape `(n, 3, size, size)`."""
+    """Decoded images, each as a whole, as squares: `uint8` of shape `(n, num_channels, size, size)`."""
     parts = [
         image[None]
         if image.shape[-2:] == (size, size)

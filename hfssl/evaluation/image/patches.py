@@ -40,14 +40,16 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...machine import choose_precision, compute_device, process_state
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
 from ..evaluator import EvaluationError, Evaluator
+from ..extraction import check_damage
 from ..knn import knn_shares
 from ..linear_probe import STRENGTHS, LogisticRegression, choose_strength
 from ..probe_features import ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT
 from ..progress import Progress
 from ..results import Result, command_line, versions, write_results
 from .encoder import VisionEncoder
-from .features import decoded, range_for
+from .features import ImageReader, range_for
 from .patch_features import PatchEncoder, fitting_size, raw_patches, squares
 from .pictures import component_colours, plot_patches, plot_segmentation
 from .segmentation import Confusion, patch_counts, upsampled
@@ -133,8 +135,9 @@ class PatchesEvaluator(Evaluator):
             kind: PatchEncoder(vision, model.to(device), precision)
             for kind, model in ((ENCODER, trained), (RANDOM_INIT, untrained))
         }
-        self._size = self.image_size or fitting_size(vision, _sides(self.train))
-        self._range = range_for(vision.processor, self.train.images)
+        channels = processed_channels(vision.processor)
+        self._size = self.image_size or fitting_size(vision, _sides(self.train, channels))
+        self._reader = ImageReader(range_for(vision.processor, self.train.images), channels)
         with evaluating(trained), evaluating(untrained):
             probes, num_train = self._fitted(encoders)
             confusions, shown = self._measured(encoders, probes)
@@ -207,16 +210,19 @@ class PatchesEvaluator(Evaluator):
     def _batches(
         self, data: "LabelledData", title: str, most: int | None = None
     ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Rows of a split and their images as squares."""
+        """Rows of a split and their images as squares; what is damaged is said at the end of a whole pass."""
         number = min(len(data), most or len(data))
-        starts = range(0, number, self.batch_size)
+        starts, bad = range(0, number, self.batch_size), []
         with Progress(number, title, " images") as bar:
-            batches = decoded(data.images, starts, self.batch_size, self._range)
+            batches = self._reader.batches(data.images, starts, self.batch_size)
             for start, images in zip(starts, batches, strict=True):
                 rows = range(start, min(start + len(images), number))
-                images = [torch.zeros(3, 32, 32, dtype=torch.uint8) if each is None else each for each in images]
+                bad += [row for row, each in zip(rows, images, strict=False) if each is None]
+                images = [self._reader.blank if each is None else each for each in images]
                 yield rows, squares(images[: len(rows)], self._size)
                 bar.update(len(rows))
+        if most is None:
+            check_damage(data.images, bad, data.name, self._reader)
 
     def _fitted(self, encoders: dict[str, PatchEncoder]) -> tuple[dict[str, "_Probe"], int]:
         """What is learned from train, by what the features are of."""
@@ -304,7 +310,8 @@ class PatchesEvaluator(Evaluator):
             second = squares(crops, self._size)
             first_maps, second_maps = self._maps(encoders, images), self._maps(encoders, second)
             grid = first_maps[ENCODER].shape[1:3]
-            textured = raw_patches(second, *grid).unflatten(-1, (3, -1)).std(-1, correction=0).amax(-1) > FLAT
+            of_channels = second_maps[RAW_INPUT].unflatten(-1, (images.shape[1], -1))
+            textured = of_channels.std(-1, correction=0).amax(-1) > FLAT
             for at, box in enumerate(boxes):
                 counted = textured[at].flatten()
                 near = true_patches(tuple(box), self._size, grid)[counted]  # (patches of the second, of the first)
@@ -379,11 +386,11 @@ class _Probe:
         return {name: each.reshape(*shape, -1) for name, each in ((LINEAR, linear), (KNN, knn))}
 
 
-def _sides(data: "LabelledData", number: int = 64) -> list[int]:
+def _sides(data: "LabelledData", num_channels: int, number: int = 64) -> list[int]:
     sides = []
     for row in range(min(number, len(data))):
         try:
-            header = image_header(data.images[row])
+            header = image_header(data.images[row], num_channels)
         except DamagedImage:
             continue
         sides.append(max(header.height, header.width))
