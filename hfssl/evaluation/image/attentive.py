@@ -24,14 +24,16 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...machine import choose_precision, compute_device, process_state
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
 from ..evaluator import EvaluationError, Evaluator
+from ..extraction import check_damage
 from ..frozen import aligned_labels, classification_scores, make_results
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT
 from ..processed_encoder import seeded
 from ..progress import Progress
 from ..results import Result, write_results
 from .encoder import VisionEncoder
-from .features import processed_size, resized_images
+from .features import ImageReader, processed_size, range_for, resized_images
 from .patch_features import PatchEncoder, raw_patches
 
 
@@ -169,14 +171,23 @@ class AttentiveEvaluator(Evaluator):
     ) -> dict[str, torch.Tensor]:
         """Features `(num_images, num_patches, dim)` in half precision, by what they are of."""
         parts: dict[str, list[torch.Tensor]] = {kind: [] for kind in (*encoders, RAW_INPUT)}
+        bad: list[int] = []
         with Progress(len(rows), title, " images") as bar:
             for start in range(0, len(rows), self.batch_size):
-                images = resized_images(vision.processor, data.images, rows[start : start + self.batch_size])
+                images = resized_images(vision.processor, data.images, rows[start : start + self.batch_size], bad=bad)
                 maps = {kind: encoder(images) for kind, encoder in encoders.items()}
                 maps[RAW_INPUT] = raw_patches(images, *maps[ENCODER].shape[1:3])
                 for kind, each in maps.items():
-                    parts[kind].append(each.flatten(1, 2).half())
+                    patches = each.flatten(1, 2).half()
+                    if not patches.isfinite().all():
+                        raise EvaluationError(
+                            f"The features of {kind} hold values that are no numbers, or that 16 bits do not hold: if "
+                            "its training diverged, take an earlier checkpoint."
+                        )
+                    parts[kind].append(patches)
                 bar.update(len(images))
+        reader = ImageReader(range_for(vision.processor, data.images), processed_channels(vision.processor))
+        check_damage(data.images, bad, data.name, reader)
         return {kind: torch.cat(each) for kind, each in parts.items()}
 
 

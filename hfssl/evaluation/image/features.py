@@ -314,16 +314,23 @@ def preprocess(
 
 
 def resized_images(
-    processor: Any, images: Sequence[bytes], rows: Sequence[int] | None = None, batch_size: int = 256
+    processor: Any,
+    images: Sequence[bytes],
+    rows: Sequence[int] | None = None,
+    batch_size: int = 256,
+    bad: list[int] | None = None,
 ) -> torch.Tensor:
     """Images as an encoder sees them, before they are normalised: `uint8` of shape `(n, num_channels, height, width)`.
 
-    Damaged ones are black. [`normalized`] does the rest.
+    Damaged ones are black, and their rows join `bad`. [`normalized`] does the rest.
     """
     rows = range(len(images)) if rows is None else rows
     chosen, value_range, channels = _Rows(images, rows), range_for(processor, images), processed_channels(processor)
     parts = []
-    for batch in decoded(chosen, range(0, len(rows), batch_size), batch_size, value_range, channels):
+    starts = range(0, len(rows), batch_size)
+    for start, batch in zip(starts, decoded(chosen, starts, batch_size, value_range, channels), strict=True):
+        if bad is not None:
+            bad += [int(rows[start + i]) for i, image in enumerate(batch) if image is None]
         batch = [torch.zeros(channels, 32, 32, dtype=torch.uint8) if image is None else image for image in batch]
         pixels = preprocess(processor, batch, do_rescale=False, do_normalize=False)
         parts.append(pixels.round().clamp(0, 255).to(torch.uint8))
