@@ -49,6 +49,25 @@ def build_image_processor(
     )
 
 
+def without_timm(processor: Any, name_or_path: str) -> Any:
+    """An image processor whose steps can be told what to do, in the place of that of timm, which takes no options.
+
+    Args:
+        processor:
+            As `AutoImageProcessor` gives it: of a folder with the configuration of timm that of timm, even if another
+            one was saved there.
+        name_or_path (`str`):
+            Where it is from.
+    """
+    settings = getattr(processor, "data_config", None)
+    if settings is None:
+        return processor
+    try:
+        return BitImageProcessor.from_pretrained(name_or_path)
+    except OSError:  # a checkpoint as timm has it
+        return build_image_processor(settings["input_size"][-1], settings["mean"], settings["std"])
+
+
 def processed_channels(processor: Any) -> int:
     """How many channels an image processor takes: as many as it has means; 3 where it has none."""
     mean = getattr(processor, "image_mean", None)

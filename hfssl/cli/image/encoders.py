@@ -17,7 +17,7 @@ from ...evaluation.image.encoder import size_arguments
 from ...machine import compute_device
 from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.channels import with_channels
-from ...modeling.image_processing import processed_channels
+from ...modeling.image_processing import processed_channels, without_timm
 from ...modeling.method import width_of
 from ...modeling.packing import attention_candidates, recommended_attention
 from ...modeling.pooling import is_convolutional
@@ -275,7 +275,7 @@ def _of_run(checkpoint: Path, overrides: dict[str, Any] | None) -> tuple[dict[st
 
 def _checkpoint_mean_std(encoder: str, num_channels: int) -> tuple[list[float], list[float]] | None:
     try:
-        processor = AutoImageProcessor.from_pretrained(encoder)
+        processor = without_timm(AutoImageProcessor.from_pretrained(encoder), encoder)
     except (OSError, ValueError):
         return None  # a checkpoint without one
     # of other channels than it was trained on it says nothing

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from ...errors import first_line
 from ...modeling.base import evaluating
-from ...modeling.image_processing import processed_channels
+from ...modeling.image_processing import processed_channels, without_timm
 from ...modeling.trial import num_channels_of
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
@@ -33,6 +33,9 @@ class VisionEncoder(ProcessedEncoder):
                 f"{self.name} takes images of {taken} channel{'s' * (taken != 1)}, and its image processor has means "
                 f"and deviations of {made}: save one beside it with as many, such as image_mean={[0.5] * taken}."
             )
+
+    def _load_processor(self) -> Any:
+        return without_timm(super()._load_processor(), self.source)
 
     def check_modality(self) -> None:
         model = empty_encoder(self.name, self.config)
