@@ -189,6 +189,12 @@ def load_splits(
     }  # fmt: skip
     open_split, splits_of = open_labelled, partial(available_splits, modality=modality)
     if masks:
+        other = {"label_column": label_column, "labels": labels, "split_by": split_by}
+        if stated := [name for name, value in other.items() if value is not None]:
+            raise UserError(
+                f"`--{stated[0]} {other[stated[0]]}` is not for the protocol patches, whose labels are the masks. "
+                "Leave it out, or probe the labels of whole images by a command of its own."
+            )
         open_split, splits_of = open_masked, masked_splits
         options = {"column": column, "mask_column": mask_column, "config": config}
     train = open_split(dataset, split, max_samples=max_train_samples, **options)
