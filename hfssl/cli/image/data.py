@@ -141,11 +141,12 @@ class ImageData:
         if self.checkpoint is not None:
             stored = read_settings(self.checkpoint).get("value_range")
             return stored and tuple(json.loads(stored))
-        return judge_range(
+        images = (
             image
             for part in parts_of(self.source)
             for _, image in islice(_images(part.source), max(round(part.share * STATISTICS_SAMPLE), 1))
         )
+        return judge_range(images, self.num_channels)
 
     @property
     def _is_cut(self) -> bool:

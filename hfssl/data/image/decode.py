@@ -222,18 +222,24 @@ def array_pixels(
     return torch.from_numpy(pixels).expand(num_channels, -1, -1)
 
 
-def raw_values(data: bytes) -> np.ndarray | None:
+def raw_values(data: bytes, num_channels: int | None = None) -> np.ndarray | None:
     """The values of an image with more than 8 bits as they are in the file; `None` where 8 bits are all there is.
 
     Of large arrays those of the centre, where they can be read alone. Of colours of 16 bits of which only the upper 8
     can be read these, as `uint8`. Of several channels the shape is `(num_channels, height, width)`.
+
+    Args:
+        data (`bytes`):
+            The content of an image file.
+        num_channels (`int`, *optional*):
+            See [`~hfssl.data.image.arrays.open_array`].
 
     Raises:
         DamagedImage: if it cannot be decoded.
     """
     if _plain_jpeg(data) is not None:
         return None
-    array = open_array(data)
+    array = open_array(data, num_channels)
     if array is not None:
         height, width = array.shape[1:]
         try:

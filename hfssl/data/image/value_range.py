@@ -78,7 +78,7 @@ def range_of(processor: Any) -> ValueRange | None:
     return tuple(known) if known else None
 
 
-def judge_range(images: Iterable[bytes]) -> ValueRange | None:
+def judge_range(images: Iterable[bytes], num_channels: int | None = None) -> ValueRange | None:
     """The range of values of some encoded images, for the log too; `None` where none has more than 8 bits.
 
     It reaches from 0 to the next power of two (for integers, less 1) that holds nearly all values, as sensors have it,
@@ -88,7 +88,7 @@ def judge_range(images: Iterable[bytes]) -> ValueRange | None:
     samples = []
     for image in images:
         try:
-            values = raw_values(image)
+            values = raw_values(image, num_channels)
         except DamagedImage:
             continue
         if values is None:
