@@ -10,6 +10,7 @@ is the first. Reduced copies and masks among the pages do not count. What a GeoT
 TIFF that Pillow cannot read is read by `tifffile`, DICOM by `pydicom`: both are optional.
 """
 
+import importlib.util
 import io
 import logging
 import warnings
@@ -33,9 +34,10 @@ _MAX_BYTES = 4 << 30
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of a TIFF.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 254, 256, 257, 258, 262, 277, 338
-_GDAL_NODATA = 42113
+_COMPRESSION, _ORIENTATION, _GDAL_NODATA = 259, 274, 42113
 _REDUCED_OR_MASK = 1 | 4
-_RGB, _CMYK = 2, 5
+_BLACK_IS_0, _RGB, _CMYK, _YCBCR = 1, 2, 5, 6
+_NONE, _JPEG = 1, 7
 _ALPHA = (1, 2)
 
 
@@ -68,7 +70,7 @@ class ArrayFile:
     read_region: Callable[[int, int, int, int], np.ndarray] | None = None
 
 
-def open_array(data: bytes, num_channels: int | None = None) -> ArrayFile | None:
+def open_array(data: bytes, num_channels: int | None = None, in_parts: bool = False) -> ArrayFile | None:
     """The array in an encoded image; `None` for one that Pillow is to decode.
 
     Args:
@@ -77,6 +79,9 @@ def open_array(data: bytes, num_channels: int | None = None) -> ArrayFile | None
         num_channels (`int`, *optional*):
             Channels that are wanted, where that is known. With 1 or 3 a TIFF of some other number of pages is the
             picture on its first page.
+        in_parts (`bool`, *optional*, defaults to `False`):
+            Whether a part of it is wanted: then a picture in a TIFF is an array too, where its parts can be decoded
+            alone.
 
     Raises:
         DamagedImage: if it cannot be read, or the package that reads it is not there.
@@ -89,7 +94,9 @@ def open_array(data: bytes, num_channels: int | None = None) -> ArrayFile | None
         if data[128:132] == b"DICM":
             return _dicom(data)
         if data[:4] in _TIFF_STARTS:
-            return None if _is_picture(data, num_channels) else tiff_array(data)
+            if not _is_picture(data, num_channels):
+                return tiff_array(data)
+            return _picture_in_parts(data) if in_parts else None
     except DamagedImage:
         raise
     except Exception as error:  # a damaged file shows itself in many ways
@@ -210,21 +217,50 @@ def _pages(data: bytes) -> Iterator[ImageFileDirectory_v2]:
         yield tags
 
 
+def _whole_pages(data: bytes) -> list[ImageFileDirectory_v2]:
+    return [tags for tags in _pages(data) if not tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK]
+
+
+def _num_alike(pages: list[ImageFileDirectory_v2]) -> int:
+    """How many pages are of the size of the first."""
+    sizes = [(tags.get(_WIDTH), tags.get(_HEIGHT)) for tags in pages]
+    return sizes.count(sizes[0])
+
+
+def _picture_in_parts(data: bytes) -> ArrayFile | None:
+    """A TIFF that Pillow can read as an array with parts, where its values are all that there is to its colours."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pages = _whole_pages(data)
+        first = pages[0]
+        bits, compression, samples = first.get(_BITS, (1,)), first.get(_COMPRESSION, _NONE), first.get(_SAMPLES, 1)
+        kinds = {1: (_BLACK_IS_0,), 3: (_RGB, _YCBCR) if compression == _JPEG else (_RGB,)}
+        is_plain = (
+            first.get(_PHOTOMETRIC) in kinds.get(samples, ())
+            and (samples == 3 or _num_alike(pages) == 1)
+            and {*(bits if isinstance(bits, tuple) else (bits,))} <= {8, 16, 32}
+            and first.get(_ORIENTATION, 1) == 1
+        )
+        if not is_plain or (compression != _NONE and importlib.util.find_spec("imagecodecs") is None):
+            return None
+        array = tiff_array(data)
+        return array if array.read_region is not None else None
+    except Exception:  # a damaged one, or a package that is not there, for Pillow to say
+        return None
+
+
 def _is_picture(data: bytes, num_channels: int | None) -> bool:
     """Whether a TIFF is one page in grey, in colour or with something transparent, and Pillow knows how."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pages = [tags for tags in _pages(data) if not tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK]
+            pages = _whole_pages(data)
         first = pages[0]
     except Exception:  # a damaged one, for Pillow to say
         return True
     samples, extra = first.get(_SAMPLES, 1), first.get(_EXTRA, (0,))
-    number = samples
-    if samples == 1:
-        number = sum(
-            (tags.get(_WIDTH), tags.get(_HEIGHT)) == (first.get(_WIDTH), first.get(_HEIGHT)) for tags in pages
-        )
+    number = samples if samples > 1 else _num_alike(pages)
     with_alpha = (extra if isinstance(extra, tuple) else (extra,))[-1] in _ALPHA
     photometric = first.get(_PHOTOMETRIC)
     is_picture = (

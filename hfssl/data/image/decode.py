@@ -109,7 +109,7 @@ def image_header(data: bytes, num_channels: int | None = None, any_size: bool = 
     plain = _plain_jpeg(data)
     if plain is not None:
         return plain
-    array = open_array(data, num_channels)
+    array = open_array(data, num_channels, any_size)
     if array is not None:
         channels, height, width = array.shape
         if not any_size or array.read_region is None:
@@ -239,7 +239,7 @@ def raw_values(data: bytes, num_channels: int | None = None) -> np.ndarray | Non
     """
     if _plain_jpeg(data) is not None:
         return None
-    array = open_array(data, num_channels)
+    array = open_array(data, num_channels, in_parts=True)
     if array is not None:
         height, width = array.shape[1:]
         try:

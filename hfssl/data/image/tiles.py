@@ -59,7 +59,7 @@ class Tiles:
 
     def of_image(self, data: bytes, key: int) -> list[tuple[int, torch.Tensor]]:
         """Numbers and pixels `(num_channels, height, width)` of the tiles of an image that `key` draws."""
-        array = open_array(data, self.num_channels)
+        array = open_array(data, self.num_channels, in_parts=True)
         if array is not None and array.read_region is not None:
             height, width = array.shape[1:]
             boxes = self.boxes(height, width)

@@ -71,6 +71,18 @@ def test_what_can_be_read_in_parts_may_be_larger_than_what_is_decoded_at_once(mo
         decode.decode_image(data, num_channels=4)
 
 
+def test_of_a_large_picture_in_a_tiled_tiff_only_what_a_tile_shows_is_decoded(monkeypatch):
+    tifffile, values, file = pytest.importorskip("tifffile"), image(100, 100, 3), io.BytesIO()
+    tifffile.imwrite(file, np.moveaxis(values, 0, -1), tile=(16, 16), photometric="rgb", planarconfig="contig")
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    header = decode.image_header(file.getvalue(), any_size=True)
+    assert (header.height, header.width, header.num_channels) == (100, 100, None)
+    tiles = Tiles(16, 3)
+    for number, tile in tiles.of_image(file.getvalue(), 0):
+        top, left, height, width = tiles.boxes(100, 100)[number]
+        assert np.array_equal(tile, values[:, top : top + height, left : left + width])
+
+
 def made(tiles, images, keys, number=2):
     view = View(size=8, scale=(0.5, 1.0))
     preset, arguments = ViewPreset((view,) * number), ViewArguments(image_size=8, normalization="half")
