@@ -305,12 +305,13 @@ def _decoded(
 ) -> Iterator[torch.Tensor]:
     """Pixels of images from all over a source, of large JPEG files at a reduced scale; and the first that fails.
 
-    With `tiles`, a tile of each.
+    With `tiles`, a tile of each, from anywhere in it: corners are often empty.
     """
-    for name, image in _images(source):
+    one = None if tiles is None else Tiles(tiles.size, 1, tiles.value_range, tiles.num_channels)
+    for number, (name, image) in enumerate(_images(source)):
         try:
-            if tiles is not None:
-                yield tiles.of_image(image, int(keyed.key(Use.TILE, len(failures))))[0][1]
+            if one is not None:
+                yield one.of_image(image, int(keyed.key(Use.TILE, number)))[0][1]
                 continue
             header = image_header(image, num_channels)
             side = min(header.height, header.width)
