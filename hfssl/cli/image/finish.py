@@ -122,6 +122,7 @@ def _commands(
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
     size = getattr(model.encoder.config, "image_size", None)
+    usual_colors = ((), (0, 1, 2)) if views.num_channels == 3 else ((),)
     # of the embedded images, and of an encoder that says for which size it is, it is taken anyway
     told = data.embedded is not None or size is not None and side(size) == views.image_size
     commands.append(
@@ -130,7 +131,7 @@ def _commands(
             encoder=folder,
             **same_data,
             image_size=None if told else views.image_size,
-            colour_channels=list(views.colors) if views.colors and views.num_channels != 3 else None,
+            colour_channels=list(views.colors) if views.colors not in usual_colors else None,
             pooling=getattr(model.config, "pooling", None),
             output_dir=next_folder(folder),
         )  # fmt: skip

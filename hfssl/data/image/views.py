@@ -329,7 +329,7 @@ class Views:
         local = {"num": self.num_local} | dataclasses.asdict(self.local) if self.num_local else None
         settings = {"views": views, "local_views": local, "mean": self.mean, "std": self.std, "is_grey": self.is_grey}
         # what was begun before there was a choice goes on
-        if self.num_channels != 3:
+        if self.num_channels != 3 or self.colors != (0, 1, 2):
             settings["colour_channels"] = list(self.colors)
         if self.sizes is not None:
             settings["mixed_sizes"] = list(self.sizes.sizes)
