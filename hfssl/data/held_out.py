@@ -117,7 +117,7 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
             example = f" One of them: {source.where(int(source.pieces[piece, 0]), row)}: {reason}."
         for i, sample in enumerate(source.samples(read)):
             num_samples += 1
-            content = source.content(read.columns, i)
+            content = source.held_out_by(read.columns, i)
             key = (_hash(content), content)
             if smallest is None or key < smallest:
                 smallest, first = key, sample

@@ -42,7 +42,7 @@ def write_seen(folder: str | Path, source: Source, exclude: frozenset[str | byte
             except UserError as error:  # gone since it was trained on
                 logger.debug("Not read: %s", error)
                 break
-            contents = (part.source.content(read.columns, i) for i in range(len(read.rows)))
+            contents = (part.source.held_out_by(read.columns, i) for i in range(len(read.rows)))
             digests |= {_digest(content) for content in contents if content not in exclude}
             read_bytes += float(part.source.piece_bytes[piece])
             if len(digests) >= most or read_bytes > part.share * MOST_BYTES:

@@ -101,7 +101,7 @@ class PairData:
         held_out (`list[dict]`):
             Pairs that are never trained on.
         exclude (`frozenset`):
-            The content of each of them, see [`~hfssl.data.sources.base.Source.content`].
+            What they are left out by, see [`~hfssl.data.sources.base.Source.held_out_by`].
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             `None` where no side is text.
     """
@@ -132,7 +132,7 @@ class PairData:
         order = keyed.permutation(len(pairs), Use.HELD_OUT_IMAGES_ORDER) if len(parts) > 1 else range(len(pairs))
         self.held_out = [pairs[i] for i in order]
         self.exclude = frozenset(
-            self.source.content({name: [pair[name]] for name in pair}, 0) for pair in self.held_out
+            self.source.held_out_by({name: [pair[name]] for name in pair}, 0) for pair in self.held_out
         )
         self.tokenizer = self._tokenizer(text_encoder, checkpoint) if "text" in self.names else None
 
@@ -225,7 +225,7 @@ def _captions(part: Any, exclude: frozenset) -> list[str]:
     for piece in islice(pieces_all_over(source, Use.TOKENIZER_SAMPLE).tolist(), 4096):
         read = source.read(piece)
         for i, caption in enumerate(read.columns["text"]):
-            if source.content(read.columns, i) not in exclude:
+            if source.held_out_by(read.columns, i) not in exclude:
                 texts = texts_of(caption)
                 found += texts
                 most -= sum(map(len, texts))

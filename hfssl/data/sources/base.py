@@ -178,6 +178,16 @@ class Source:
             digest.update(repr((name, known)).encode())
         return digest.digest()
 
+    def held_out_by(self, columns: dict[str, list], index: int) -> str | bytes:
+        """What samples are held out and left out by: all that are equal in it go together.
+
+        That is their [`~Source.content`], but of several required inputs the [`identity`] of the leading one: an image
+        that is measured on is not trained on with another caption either.
+        """
+        if len(self.sample_inputs) > 1 and self.inputs[self.leading].required:
+            return identity(columns[self.leading][index])
+        return self.content(columns, index)
+
     def place(self, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the source among those of a mixture, and of the file within it, of some `files`."""
         return np.zeros_like(files), files

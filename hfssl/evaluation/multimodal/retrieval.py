@@ -64,7 +64,7 @@ class RetrievalEvaluator(Evaluator):
         rows ([`~hfssl.data.multimodal.rows.PairRows`]):
             Of the run. What is random about a pair depends on the pair only.
         contents (`frozenset`, *optional*):
-            Of the pairs, what the stream leaves out, see [`~hfssl.data.sources.base.Source.content`].
+            Of the pairs, what the stream leaves out, see [`~hfssl.data.sources.base.Source.held_out_by`].
         batch_size (`int`, *optional*, defaults to `64`):
             Pairs a forward pass.
         rank, world_size (`int`, *optional*):
