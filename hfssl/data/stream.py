@@ -243,8 +243,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         keys = keyed.key(Use.SAMPLE, self.seed, passes, files, rows)
         order = np.argsort(keys, kind="stable")  # the keys are random: to sort by them is to shuffle
         if self.exclude:
-            kept = [i for i in order if self.source.held_out_by(columns, i) not in self.exclude]
-            order = np.array(kept, dtype=np.int64)
+            order = order[[self.source.held_out_by(columns, i) not in self.exclude for i in order]]
         shuffled = {name: [values[i] for i in order] for name, values in columns.items()}
         places = np.stack([*self.source.place(files), rows, np.zeros_like(rows)], axis=1)[order]
         key_of_block = int(keyed.key(Use.BLOCK, self.seed, pass_index, block))

@@ -115,8 +115,8 @@ def _commands(
             recipe_command("probe", encoder=folder, **labelled, protocol=protocol, pooling=pooling),
             recipe_command("finetune", encoder=folder, **labelled),
         ]
-    # it learns of each patch, of which some are hidden; the scenes that come with hfssl are pictures
-    if (views.preset.mask_ratio is not None or views.preset.has_noise) and views.num_channels in (1, 3):
+    # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
+    if data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
         commands.append(recipe_command("probe", encoder=folder, protocol="patches"))
     same_data = changed_flags(data.arguments)
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
