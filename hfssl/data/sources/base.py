@@ -338,14 +338,16 @@ def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Inpu
             By the name of the input, one value per row. [`Damage`] stands for what is broken.
         inputs (`dict[str, Input]`):
             The inputs of the source. A value of a modality is missing where it is null, damaged, of another type or
-            empty; any other value where it is null or damaged.
+            empty; any other value where it is null or damaged. Where a sample needs several modalities, a row that has
+            none of one of them is no sample: it counts as empty and not as damaged.
     """
+    several = sum(wanted.required and wanted.modality is not None for wanted in inputs.values()) > 1
     bad: dict[int, str] = {}
     empty: set[int] = set()
     num_without: dict[int, int] = {}  # row -> inputs of a modality that it lacks
     columns = dict(columns)
     for name, wanted in inputs.items():
-        values, missing, blank = columns[name], *_missing(columns[name], wanted)
+        values, missing, blank = columns[name], *_missing(columns[name], wanted, several)
         if not missing and not blank:
             continue
         if wanted.required:
@@ -370,7 +372,7 @@ def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Inpu
     return PieceRows(rows[keep], columns, [(int(rows[i]), bad[i]) for i in sorted(bad)], len(empty))
 
 
-def _missing(values: list, wanted: Input) -> tuple[dict[int, str], set[int]]:
+def _missing(values: list, wanted: Input, null_is_empty: bool) -> tuple[dict[int, str], set[int]]:
     """Which values of an input are missing and why, and which are only empty."""
     column = wanted.column
     if wanted.modality is None:
@@ -383,6 +385,8 @@ def _missing(values: list, wanted: Input) -> tuple[dict[int, str], set[int]]:
         value = values[i]
         if isinstance(value, Damage):
             missing[i] = value.reason
+        elif value is None and null_is_empty:
+            blank.add(i)
         elif value is None:
             missing[i] = f"{column!r} is null"
         elif type(value) not in types:
