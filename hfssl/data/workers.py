@@ -24,7 +24,7 @@ _IN_FLIGHT = 8
 
 
 class BlocksOf(Dataset):
-    """The blocks of an [`~hfssl.data.stream.ExactStream`] by `(lane, pass, block of the lane)`: what a worker makes."""
+    """Blocks of an [`~hfssl.data.stream.ExactStream`] by `(lane, pass, block of the lane)`: what a worker makes."""
 
     def __init__(self, stream: Any):
         self.stream = stream

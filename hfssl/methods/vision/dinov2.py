@@ -104,7 +104,10 @@ METHOD = Method(
             "drop_path_rate": 0.0,
         },
         short_training={"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
-        against=(),
+        notes={
+            "lightly": "lightly's heads of student and teacher begin with weights of their own, as in its example, "
+            "and their prototypes have a gain that learns. Its masks are drawn for the batch, not for each image."
+        },
     ),
 )  # fmt: skip
 
@@ -480,11 +483,6 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
                 "larger `--per_device_train_batch_size`, or `--koleo_weight 0`."
             )
         return features.sum() * 0.0
-
-    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
-        views = batch["pixel_values"].unbind(1)[:2]
-        return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)
 
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """By how much the loss of crops grows when the teacher is shown other images: `(batch_size,)`, the mean for
