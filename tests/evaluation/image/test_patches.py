@@ -10,7 +10,9 @@ from tiny_vision import build
 from hfssl.data.image.masks import IGNORED
 from hfssl.data.labelled import HeldSamples, LabelledData
 from hfssl.evaluation.evaluator import EvaluationError
-from hfssl.evaluation.image.attentive import AttentiveEvaluator, attentive_logits
+from hfssl.evaluation.image.attentive import AttentiveEvaluator, _mean_and_deviation, fit_attentive
+from hfssl.evaluation.image.features import processed_size
+from hfssl.evaluation.image.patch_evaluator import PatchMaps
 from hfssl.evaluation.image.patch_features import patch_features, raw_patches
 from hfssl.evaluation.image.patches import PatchesEvaluator, true_patches
 from hfssl.evaluation.image.pictures import otsu_threshold
@@ -120,6 +122,42 @@ def test_textures_are_told_apart(model, tmp_path):
         assert Image.open(tmp_path / "assets" / name).size[0] > 300
 
 
+def test_another_encoder_stands_beside_by_its_own_figures(tmp_path):
+    encoder, other = vit(), vit(seed=3)
+    options = {"image_size": 16, "max_patches": 300}
+    data = halves(24), halves(8, 1)
+    alone = {model: PatchesEvaluator(*data, **options)(model, processor()) for model in (encoder, other)}
+    both = PatchesEvaluator(*data, beside={"dino": other}, **options)(encoder, processor())
+    assert len(both) == 5
+    for found, of_encoder, of_other in zip(both, alone[encoder], alone[other], strict=True):
+        assert found.value == of_encoder.value and found.baselines["dino"] == of_other.value
+        assert found.baselines | of_encoder.baselines == found.baselines
+    attentive = {"seeds": (0,), "epochs": 1, "min_steps": 20}
+    train, test = (each.take(np.arange(60)) for each in digits())
+    found = AttentiveEvaluator(train, test, beside={"dino": other}, **attentive)(encoder, processor())
+    expected = AttentiveEvaluator(train, test, **attentive)(other, processor())
+    assert [each.baselines["dino"] for each in found] == [each.value for each in expected]
+
+
+def test_what_stands_beside_has_the_same_grid_and_channels():
+    evaluator = PatchesEvaluator(halves(4), halves(4, 1), beside={"resnet": resnet()}, image_size=64)
+    with pytest.raises(EvaluationError, match="resnet has . × . patches, and the encoder 16 × 16: probe each by"):
+        evaluator(vit(), processor())
+
+
+def test_of_larger_images_fewer_are_seen_at_once(monkeypatch):
+    seen = []
+    maps = PatchMaps.maps
+    monkeypatch.setattr(PatchMaps, "maps", lambda self, images: seen.append(images.shape[0]) or maps(self, images))
+    size = processed_size(processor())["height"]
+    for pixels, number in ((size, 8), (2 * size, 2)):
+        seen.clear()
+        PatchesEvaluator(halves(24), halves(8, 1), image_size=pixels, batch_size=8, max_patches=300)(
+            vit(), processor()
+        )
+        assert max(seen) == number
+
+
 def test_masks_are_needed():
     train, test = digits()
     bare = LabelledData(HeldSamples(train.images), train.labels, train.class_names, "", "digits")
@@ -143,8 +181,26 @@ def test_a_query_finds_the_patch_that_tells_the_class():
     x[np.arange(400), at, 1] = np.where(y == 1, 3.0, -3.0)
     x[:, :, 2:] *= 5
     patches = torch.from_numpy(x).half()
-    logits = attentive_logits(patches[:300], y[:300], patches[300:], 2, seed=0, epochs=1, min_steps=300)
+    logits = fit_attentive(patches[:300], y[:300], 2, seed=0, epochs=1, min_steps=300)(patches[300:])
     assert (logits.argmax(1) == y[300:]).mean() > 0.95
+
+
+def test_the_attentive_probe_keeps_no_features_of_test(monkeypatch):
+    """Its logits are those of all of test at once, whatever comes in a batch."""
+    seen = []
+    maps = PatchMaps.maps
+    monkeypatch.setattr(PatchMaps, "maps", lambda self, images: seen.append(len(images)) or maps(self, images))
+    train, test = (each.take(np.arange(60)) for each in digits())
+    options = {"seeds": (0,), "epochs": 1, "min_steps": 20}
+    found = [
+        AttentiveEvaluator(train, test, batch_size=size, **options)(vit(), processor())[0].value for size in (60, 7)
+    ]
+    assert found[0] == pytest.approx(found[1]) and max(seen) == 60 and seen.count(7) == 16
+    x = torch.randn(300, 5, 8).half() * 3 + 2
+    flat = x.flatten(0, 1).float()
+    mean, deviation = _mean_and_deviation(x)
+    torch.testing.assert_close(mean, flat.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(deviation, flat.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -21,8 +21,8 @@ SEPARATE = {"patch_head": "separate", "patch_num_prototypes": 10, "patch_project
 
 
 def without_sharpening(change):
-    """All prototypes for all images."""
-    return {"teacher_temperature_start": 1.0, "teacher_temperature_end": 1.0}
+    """All prototypes for all images and patches, and nothing that keeps features apart."""
+    return {"teacher_temperature_start": 1.0, "teacher_temperature_end": 1.0, "koleo_weight": 0.0}
 
 
 def dinov3():
