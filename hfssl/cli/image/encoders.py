@@ -353,9 +353,11 @@ def _train_continued(
     for name, value in chosen.items():
         setattr(args, name, value)
     frozen = getattr(model.config, "freeze_encoder", 0.0)
-    if frozen and args.max_steps > 0:
-        alone = math.ceil(round(frozen * args.max_steps, 6))
-        logger.info("In the first %d of %d steps only the heads learn.", alone, args.max_steps)
+    if frozen:
+        alone = f"{100 * frozen:g} % of the run"
+        if args.max_steps > 0:
+            alone = f"{math.ceil(round(frozen * args.max_steps, 6))} of {args.max_steps} steps"
+        logger.info("In the first %s only the heads learn.", alone)
 
 
 def _refuse_one_image(model: SSLVisionModel) -> None:

@@ -98,6 +98,11 @@ class PatchesEvaluator(PatchEvaluator):
                     f"The protocol patches needs masks, and {data.name} has none: name images with masks, such as "
                     "`--dataset scenes`."
                 )
+        if np.asarray(self.train.labels).any(0).sum() < 2:
+            raise EvaluationError(
+                f"The masks of {self.train.name} show one class or none: there is nothing to tell apart. Of two "
+                f"classes the values are 0 and 1; {IGNORED} counts nowhere."
+            )
         self.num_classes = max(len(self.train.class_names), len(self.test.class_names))
 
     def results(

@@ -163,6 +163,11 @@ def test_masks_are_needed():
     bare = LabelledData(HeldSamples(train.images), train.labels, train.class_names, "", "digits")
     with pytest.raises(EvaluationError, match="needs masks, and digits has none"):
         PatchesEvaluator(bare, bare)
+    one = halves(2)
+    one.labels = np.array([[1, 0], [1, 0]])
+    with pytest.raises(EvaluationError, match="one class or none.*values are 0 and 1; 255 counts nowhere"):
+        PatchesEvaluator(one, halves(2))
+    assert PatchesEvaluator(halves(2), one).num_classes == 2  # a few to measure on may show one
 
 
 def test_an_image_size_that_an_encoder_does_not_take_is_named():
