@@ -120,7 +120,7 @@ def open_masked(
             if each.num_rows != len(each.files):
                 raise DataError(
                     f"{place} holds {each.num_rows:,} images in {len(each.files):,} files, and an image finds its "
-                    "mask by the name of its file. Unpack archives, or keep images and masks as two columns of a table."
+                    "mask by the name of its file. Unpack archives, or keep images and masks as columns of one table."
                 )
         pairs = _pairs(images.files, masks.files, folders[split])
         listed = Path(os.fspath(dataset), "classes.txt")
@@ -170,9 +170,9 @@ def _classes_of_each(images: LazySamples, masks: LazySamples, names: list[str]) 
     if not names and len(different) > _MOST_CLASSES:
         raise DataError(
             f"The masks, such as {masks.where(0)}, have {len(different):,} different values, up to "
-            f"{max(different):,}, each of which would be a class. Masks that were smoothed have that many (resize them "
-            "by nearest neighbour), and those that number single objects (give all of a kind one value). So many "
-            "classes in truth have names in a classes.txt beside images/ and masks/."
+            f"{max(different):,}, each of which would be a class. Smoothed masks have that many (resize them by "
+            "nearest neighbour), and those that number single objects (give all of a kind one value). Where there are "
+            "so many classes, name them in a classes.txt beside images/ and masks/."
         )
     return found
 
