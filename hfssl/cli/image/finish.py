@@ -34,6 +34,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import ImageData
+from .encoders import trained_colors
 
 
 # Of a transformer whose stock class has one.
@@ -82,6 +83,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
             "image_size": views.image_size, "labelled": labelled,
+            **({"colour_channels": list(views.colors)} if views.colors not in ((), (0, 1, 2)) else {}),
         },
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
         commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled, base_model),
@@ -91,7 +93,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
 def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrainedModel:
     """The checkpoint that a run continued, as the method took it."""
     encoder = load_vision_encoder(base_model, views.image_size)
-    return with_num_channels(encoder, views.num_channels, views.colors).to(device)
+    return with_num_channels(encoder, views.num_channels, views.colors, trained_colors(base_model)).to(device)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:

@@ -1,12 +1,16 @@
 """The protocols that look at patches: segmentation, correspondence and the attentive probe."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from labelled import Labelled, digits, png, processor, resnet, vit
 from PIL import Image
 from tiny_vision import build
+from transformers import AutoModel, TimmWrapperConfig, ViTImageProcessor
 
+from hfssl.data.image.arrays import encoded_array
 from hfssl.data.image.masks import IGNORED
 from hfssl.data.labelled import HeldSamples, LabelledData
 from hfssl.evaluation.evaluator import EvaluationError
@@ -120,6 +124,41 @@ def test_textures_are_told_apart(model, tmp_path):
     assert set(found.baselines) == {"random_init", "raw_input", "chance"} and 0 < found.baselines["chance"] < 1
     for name in ("segmentation.png", "patch_components.png"):
         assert Image.open(tmp_path / "assets" / name).size[0] > 300
+
+
+def in_channels(data, number):
+    """The same images with so many channels, all alike."""
+    arrays = [np.repeat(np.asarray(Image.open(io.BytesIO(image)))[None], number, axis=0) for image in data.images]
+    made = LabelledData(
+        HeldSamples([encoded_array(each) for each in arrays]), data.labels, data.class_names, "4", "four"
+    )
+    made.masks = getattr(data, "masks", None)
+    return made
+
+
+def four_channels():
+    return vit(num_channels=4), ViTImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=[0.5] * 4, image_std=[0.5] * 4
+    )
+
+
+def of_timm():
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture="test_vit", model_args={"img_size": 32, "patch_size": 8})
+    return AutoModel.from_config(config), processor(32)
+
+
+@pytest.mark.parametrize("make", [four_channels, of_timm])
+def test_patches_of_encoders_of_other_channels_and_of_timm(make):
+    encoder, own = make()
+    masked, (train, test) = (halves(12), halves(6, 1)), (each.take(np.arange(40)) for each in digits())
+    if make is four_channels:
+        masked, train, test = [in_channels(each, 4) for each in masked], in_channels(train, 4), in_channels(test, 4)
+    results = PatchesEvaluator(*masked, max_patches=100)(encoder, own)
+    results += AttentiveEvaluator(train, test, seeds=(0,), epochs=1, min_steps=2)(encoder, own)
+    assert {each.metric for each in results} >= {"miou", "correspondence", "accuracy"}
+    assert all(0.0 <= each.value <= 1.0 for each in results) and results[0].hyperparameters["grid"] == [4, 4]
 
 
 def test_another_encoder_stands_beside_by_its_own_figures(tmp_path):
