@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from ...modeling.image_processing import processed_channels
 from .decode import ALL_OF_SIXTEEN_BITS, DamagedImage, raw_values
 
 
@@ -67,6 +66,8 @@ class RangeOfSet:
 
     def for_encoder(self, processor: Any) -> ValueRange | None:
         """What is stated, else what the encoder was trained with, else what is judged in the channels it takes."""
+        from ...modeling.image_processing import processed_channels  # imports more than workers need
+
         known = (tuple(self.stated) if self.stated else None) or range_of(processor)
         return known or self._judge(processed_channels(processor))
 
