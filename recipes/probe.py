@@ -22,7 +22,7 @@ none), or a column of masks beside that of the images; without --dataset scenes 
 other protocols that are named beside patches the classes in an image's mask are its labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -86,9 +86,8 @@ def main():
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
-    if masks := "patches" in protocols:
-        data = replace(data, dataset=data.dataset or "scenes")
-    train, test = data.of_run(encoder, modality).load(modality, masks=masks)
+    masks = "patches" in protocols
+    train, test = data.of_run(encoder, modality, masks).load(modality, masks=masks)
     pooling = recipe.pooling or trained_pooling(encoder)
     probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
