@@ -16,9 +16,10 @@ more blocks fit, single patches are masked, so that it is as many as were drawn.
 step, each by the mean of all the logits of that step over all processes and accumulation steps. Without small crops
 the loss of crops is the mean over the pairs that there are. Sinkhorn's shares (of all processes), batch norm in the
 head (likewise) and KoLeo (of one process, as in the code) are those of one forward pass: with them accumulation steps
-are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it. Of
-DINOv3 there is Gram anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code
-cuts them out of the image again, which shows more.
+are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it.
+Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). Of DINOv3 there is Gram
+anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code cuts them out of the
+image again, which shows more.
 """
 
 import math
