@@ -202,6 +202,7 @@ class PairData:
             max_bad_fraction=self.arguments.max_bad_fraction,
             block_cost=min(max(pairs, fewest), most),
             piece_cost=self.source.num_rows / len(self.source),
+            rows_per_step=args.global_batch_size,
         )
 
     @property
