@@ -15,7 +15,7 @@ python recipes/benchmark.py wav2vec2 --against transformers                     
 python recipes/benchmark.py hubert --against torchaudio --dataset my_recordings/ --batch_seconds 64
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
-python recipes/benchmark.py gpu --json                                          one GPU, 8 rows, about 6 minutes
+python recipes/benchmark.py gpu --json                                          one GPU, up to 9 rows in 5 minutes
 python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same

@@ -50,7 +50,7 @@ class GpuBenchmark:
 
     Args:
         rows (`list[str]`, *optional*):
-            Which rows: bert, modernbert, gpt2, simclr, moco, dino, dinov2, mae. All when left out.
+            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, swav, dinov2. All when left out.
         against (`str`, *optional*, defaults to `"auto"`):
             auto: beside lightly and transformers' Trainer where they are installed and train the same. none: alone.
         precision (`str`, *optional*, defaults to `"auto"`):
@@ -143,8 +143,9 @@ ROWS = {
     "simclr": Row("simclr", "vit-small-patch16", "vit-mini-patch4", 256, 224, "lightly"),
     "moco": Row("moco", "vit-small-patch16", "vit-mini-patch4", 256, 224),
     "dino": Row("dino", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
-    "dinov2": Row("dinov2", "vit-small-patch16", "vit-mini-patch4", 64, 224, "lightly"),
     "mae": Row("mae", "vit-base-patch16", "vit-mini-patch4", 256, 224, "transformers"),
+    "swav": Row("swav", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
+    "dinov2": Row("dinov2", "vit-small-patch16", "vit-mini-patch4", 64, 224, "lightly"),
 }
 
 

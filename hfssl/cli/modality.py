@@ -103,8 +103,8 @@ def build_method(
     record, kind = method.method, find_modality(recipe.modality)
     if record.contrasts_batch and args.compared_at_once < 2:
         raise UserError(
-            f"{record.title} tells {kind.samples} apart by comparing those of a step, and a step has one here. Pass a "
-            "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+            f"{record.title} tells {kind.samples} apart by comparing those of a batch, and a batch has one here. Pass "
+            "a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
     model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
     kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}

@@ -366,7 +366,7 @@ def test_presets_are_known_by_their_letters(tmp_path, monkeypatch):
 def test_a_single_image_a_step_has_nothing_to_compare_with(args):
     args.per_device_train_batch_size = 1
     for name in ("simclr", "moco"):
-        with pytest.raises(UserError, match="a step has one here. Pass a larger `--per_device_train_batch_size`: 2"):
+        with pytest.raises(UserError, match="a batch has one here. Pass a larger `--per_device_train_batch_size`: 2"):
             make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
     make("mae", recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
 
@@ -375,7 +375,7 @@ def test_a_single_image_a_step_has_nothing_to_compare_with(args):
 def test_a_single_image_a_step_is_nothing_for_a_batch_norm(args, name):
     args.per_device_train_batch_size = 1
     with pytest.raises(
-        UserError, match="needs more than one image a step, as its batch norm does, and a step has one"
+        UserError, match="needs more than one image in a batch, as its batch norm does, and a batch has one"
     ):
         make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
 

@@ -383,8 +383,8 @@ def _refuse_one_image(model: SSLVisionModel) -> None:
     norms = torch.nn.modules.batchnorm._BatchNorm
     if any(isinstance(part, norms) and part not in of_encoders for part in model.modules()):
         raise UserError(
-            f"{model.method.title} needs more than one image a step, as its batch norm does, and a step has one here. "
-            "Pass a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+            f"{model.method.title} needs more than one image in a batch, as its batch norm does, and a batch has one "
+            "here. Pass a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
 
 

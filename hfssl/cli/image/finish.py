@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
-from ...data.labelled import has_labels
+from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.image.reconstructions import plot_reconstructions

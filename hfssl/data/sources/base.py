@@ -82,9 +82,15 @@ class Source:
             About how many bytes of samples are in each piece.
         files (`list[str]`):
             Names for messages, relative to the data set.
+        class_folders (`Sequence[str]`):
+            The folders that are the classes of the column `label`, where these are what it is made of.
+        tables (`Sequence[str]`):
+            Names of the files beside the samples whose columns are among `features`.
     """
 
     unit = "row"
+    class_folders: Sequence[str] = ()
+    tables: Sequence[str] = ()
     groups_at_once = 1  # groups between which a process may go to and fro without reading one of them twice
 
     def __init__(
