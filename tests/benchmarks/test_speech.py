@@ -56,6 +56,14 @@ def recordings(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def quick_units(monkeypatch):
+    """K-means of one start: how good units are is nothing to a benchmark."""
+    fit_units = speech.units.fit_units
+    monkeypatch.setattr(speech.units, "fit_units", lambda frames, number, seed, _: fit_units(frames, number, seed, 1))
+
+
+@pytest.mark.usefixtures("quick_units")
 @pytest.mark.parametrize("method, theirs", [
     ("wav2vec2", speech.train_transformers), ("hubert", speech.train_torchaudio),
 ])  # fmt: skip
@@ -113,6 +121,7 @@ def test_the_other_side_of_hubert_has_batches_of_like_length():
     assert list(LikeLength(np.array([50, 3]), 40, seed=0)) in ([[0], [1]], [[1], [0]])
 
 
+@pytest.mark.usefixtures("quick_units")
 def test_sound_of_the_other_side_is_read_from_a_file(recordings, tmp_path):
     prepare(settings_of(recordings, tmp_path, "hubert"))
     sounds = Sounds(tmp_path)
