@@ -13,9 +13,12 @@ python recipes/benchmark.py dino --against lightly --defaults                   
 python recipes/benchmark.py dinov2 --against none --by_crop                     what joining crops saves
 python recipes/benchmark.py wav2vec2 --against transformers                      seconds of sound a second
 python recipes/benchmark.py hubert --against torchaudio --dataset my_recordings/ --batch_seconds 64
+python recipes/benchmark.py clip --against transformers                          pairs, embedded characters; so siglip
+python recipes/benchmark.py clip --contrastive_batch_size 1024                   gradient cache against all at once
+python recipes/benchmark.py clip --against open_clip                             where it is installed
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
-python recipes/benchmark.py gpu --json                                          one GPU, up to 9 rows in 5 minutes
+python recipes/benchmark.py gpu --json                                          one GPU, up to 11 rows in 5 minutes
 python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same
@@ -40,7 +43,7 @@ def vision(method, flags):
     records = {name: model_class.method for name, model_class in methods.METHODS.items()}
     measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
     if method not in measured and not HELP & set(flags):
-        names = ", ".join(["mlm", "wav2vec2", "hubert", "views", "gpu", "scale", *measured])
+        names = ", ".join(["mlm", "wav2vec2", "hubert", "views", "clip", "siglip", "gpu", "scale", *measured])
         parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
     settings, data = parser.parse(flags)
     return settings.json, run_vision_benchmark(method, settings, data)
@@ -66,6 +69,16 @@ def wav2vec2_or_hubert(method, flags):
     usage = "%(prog)s wav2vec2|hubert [--flag VALUE ...]"
     settings, data = RecipeParser(SpeechBenchmark, AudioDataArguments, description=__doc__, usage=usage).parse(flags)
     return settings.json, run_speech_benchmark(method, settings, data)
+
+
+def clip_or_siglip(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.pairs import PairsBenchmark, run_pairs_benchmark
+    from hfssl.cli.multimodal.data import PairDataArguments
+
+    usage = "%(prog)s clip|siglip [--flag VALUE ...]"
+    settings, data = RecipeParser(PairsBenchmark, PairDataArguments, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_pairs_benchmark(method, settings, data)
 
 
 def views(method, flags):
@@ -107,6 +120,8 @@ def main():
         "mlm": mlm,
         "wav2vec2": wav2vec2_or_hubert,
         "hubert": wav2vec2_or_hubert,
+        "clip": clip_or_siglip,
+        "siglip": clip_or_siglip,
         "views": views,
         "gpu": gpu,
         "scale": scale,

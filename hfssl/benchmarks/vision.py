@@ -35,9 +35,8 @@ from ..functional.keyed import Use
 from ..machine import choose_precision, num_cores, use_all_cores
 from ..methods import METHODS
 from ..modeling.vision import uses_attention
-from ..training.arguments import SSLTrainingArguments
 from .base import Contender, disturbance, measure, ratio, ratio_line, table
-from .training import NOTHING_BESIDE
+from .training import NOTHING_BESIDE, plain_run
 from .vision_training import build_benchmark_model, make_benchmark_views, train_bare, train_ours, train_run_mae
 
 
@@ -248,7 +247,7 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
     ours |= {"image_column": None, "streaming": True}
     data = dataclasses.replace(data, **ours)
     views = make_benchmark_views(method, recipe, ImageData(data), arguments.image_size)
-    config = build_benchmark_model(method, recipe, views, _plain_run(arguments)).config
+    config = build_benchmark_model(method, recipe, views, plain_run(arguments)).config
     settings = {
         "method": method, "recipe": recipe, "data": dataclasses.asdict(data), "images": ours["dataset"],
         "folder": str(folder), "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
@@ -287,19 +286,6 @@ def _theirs(config: PreTrainedConfig, against: str) -> Callable:
     from .lightly import train
 
     return train
-
-
-def _plain_run(arguments: VisionBenchmark) -> Any:
-    """What a model is built for, where nothing is trained."""
-    fields = dataclasses.fields(SSLTrainingArguments)
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    run = {
-        "seed": arguments.seed, "learning_rate": arguments.learning_rate, "optim": "adamw", "bf16": False,
-        "fp16": False, "per_device_train_batch_size": arguments.batch_size, "world_size": 1,
-        "global_batch_size": arguments.batch_size, "compared_at_once": arguments.batch_size,
-        "device": torch.device("cpu"), "continued_from": None,
-    }  # fmt: skip
-    return SimpleNamespace(**defaults | run)
 
 
 def _plain_views(views: Views) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def probe_table(
     names = parse_protocols(protocols)
     state = process_state()
     if isinstance(encoder, (str, Path)) and state.is_main_process:
-        warn_of_seen(encoder, test)
+        warn_of_seen(encoder, test.samples, f"{find_modality(test.modality).samples} of {test.name}")
     output_dir = Path(output_dir) if output_dir is not None else None
     settings = settings or FinetuneSettings()
     others = ({} if before is None else {BEFORE: before}) | dict(beside or {})
@@ -200,15 +200,14 @@ def columns_of(encoders: Sequence[str]) -> dict[str, str]:
     }
 
 
-def warn_of_seen(encoder: str | Path, test: "LabelledData") -> None:
-    """Say where an encoder was trained on samples that it is measured on."""
-    number = num_seen(encoder, test.samples)
+def warn_of_seen(encoder: str | Path, samples: Sequence, what: str, flag: str = "--test_split") -> None:
+    """Say where an encoder was trained on samples that it is measured on; `what` they are, such as images of birds."""
+    number = num_seen(encoder, samples)
     if number:
-        samples = find_modality(test.modality).samples
         logger.warning(
-            "At least %s of the %s %s of %s are among those that this encoder was trained on, without their labels: "
-            "figures on them are better than on new ones. Measure on others (`--test_split`), or train without these.",
-            f"{number:,}", f"{len(test):,}", samples, test.name,
+            "At least %s of the %s %s are among those that this encoder was trained on: figures on them are better "
+            "than on new ones. Measure on others (`%s`), or train without these.",
+            f"{number:,}", f"{len(samples):,}", what, flag,
         )  # fmt: skip
 
 
