@@ -1,0 +1,17 @@
+"""How `recipes/pretrain.py` goes about recordings."""
+
+from ...data.modality import Input
+from ..domains import PROBE_FLAGS, Choice, Domain, batch_for
+
+
+def choose(num_samples: int, on_cpu: bool) -> Choice:
+    """Contrast of spectrograms."""
+    return Choice(
+        "simclr",
+        "contrast (SimCLR on spectrograms): two pieces of a recording, louder, noisier and mixed with others, are to "
+        "be found again, which suits labels of whole recordings; for what is said in them, take `--method hubert`",
+        {"modality": "audio", "per_device_train_batch_size": batch_for(num_samples, 128)},
+    )
+
+
+DOMAIN = Domain("audio", "recordings", {"audio": Input("audio")}, choose, "audio", labels_flags=PROBE_FLAGS)
