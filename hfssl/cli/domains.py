@@ -78,8 +78,11 @@ class Domain:
         return len(self.inputs) > 1
 
     def open(self, dataset: str | None, columns: Mapping[str, str | None], **options: Any) -> Source:
-        """The data as samples of this kind; `columns` are those that were named, by the input."""
-        inputs = {name: replace(each, column=columns.get(name)) for name, each in self.inputs.items()}
+        """The data as samples of this kind; `columns` are those that were named, by their flags."""
+        flags = {
+            name: find_modality(each.modality).column_flag.removeprefix("--") for name, each in self.inputs.items()
+        }
+        inputs = {name: replace(each, column=columns.get(flags[name])) for name, each in self.inputs.items()}
         return open_mixture(dataset, inputs=inputs, **options)
 
 
@@ -109,7 +112,7 @@ def find_domain(
         name (`str`, *optional*):
             The domain, where it is stated.
         columns (`dict[str, str | None]`, *optional*):
-            Columns that are named, by the input.
+            Columns that are named, by their flags, such as `image_column`.
         options (`dict`):
             Of [`~hfssl.data.sources.open_source`], such as `split`.
 

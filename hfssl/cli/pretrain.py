@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -119,9 +120,14 @@ class Pretraining:
     """
 
     def __init__(self, asked: PretrainArguments):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
+                "there are as `--num_processes`."
+            )
         self.asked, self.folder = asked, Path(asked.output_dir)
         training = asked.training or {}
-        columns = {name.removesuffix("_column"): value for name, value in training.items() if name.endswith("_column")}
+        columns = {name: value for name, value in training.items() if name.endswith("_column")}
         self.domain, source, how = find_domain(
             asked.dataset, asked.modality, columns, split=asked.split, config=asked.dataset_config
         )
@@ -142,7 +148,7 @@ class Pretraining:
     @property
     def encoder(self) -> Path:
         """What pre-training leaves for the other steps."""
-        return self.folder / "pretraining" / self.domain.encoder
+        return self.folder / "encoder" / self.domain.encoder
 
     def intro(self) -> str:
         """What was found and chosen, in words."""
@@ -168,7 +174,7 @@ class Pretraining:
         training = {
             **of_recipe, "seed": asked.seed,
             "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
-            "output_dir": self.folder / "pretraining",
+            "output_dir": self.folder / "encoder",
         }  # fmt: skip
         if "max_steps" in (asked.training or {}):
             training.pop("budget_minutes")
@@ -200,7 +206,7 @@ class Pretraining:
 
     def _state(self) -> dict[str, Any]:
         """What the trainer knows at the newest checkpoint of pre-training."""
-        there = list_checkpoints(self.folder / "pretraining")
+        there = list_checkpoints(self.folder / "encoder")
         return read_json(there[0] / "trainer_state.json", default={}) if there else {}
 
     def _lengths(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_pairs_are_probed_by_their_images(whole, images):
     made = whole(dataset=str(images), labelled=str(images))
     steps = commands(made)
     assert steps["pre-training"][1] == "recipes/clip.py" and "--probe_dataset" not in steps["pre-training"]
-    assert value_of(steps["probes"], "--encoder").endswith("pretraining/image")
+    assert value_of(steps["probes"], "--encoder").endswith("encoder/image")
     for words in steps.values():
         check_flags(words)
 
@@ -153,6 +153,12 @@ def test_what_cannot_be(whole, asked, said):
         whole(**asked)
 
 
+def test_it_is_one_process(whole, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="`--num_processes`"):
+        whole()
+
+
 def record_of(protocol: str, num_train: int, encoder: float, scratch: float, **hyperparameters) -> Result:
     return Result.from_scores(
         {0: encoder, 1: encoder + 0.01}, {"random_init": {0: scratch, 1: scratch + 0.01}}, protocol=protocol,
@@ -163,7 +169,7 @@ def record_of(protocol: str, num_train: int, encoder: float, scratch: float, **h
 
 def pretend(whole: Pretraining, num_train: int) -> None:
     """Leave what 120 seconds of pre-training, of 300 steps of 100 images in two views, leave."""
-    checkpoint = whole.folder / "pretraining" / "checkpoint-300"
+    checkpoint = whole.folder / "encoder" / "checkpoint-300"
     checkpoint.mkdir(parents=True)
     state = {"global_step": 300, "train_batch_size": 100, "log_history": []}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
@@ -209,9 +215,7 @@ def check_whole(out: Path, said: str) -> None:
     record = json.loads((out / "plan.json").read_text())
     assert {each["state"] for each in record["steps"]} == {"done"} and record["why"] and record["outcome"]["payoff"]
     assert record["outcome"]["payoff"] in said and "re-training" in record["outcome"]["payoff"]
-    assert (out / "pretraining" / "model.safetensors").is_file() and (
-        out / "labels" / "model" / "config.json"
-    ).is_file()
+    assert (out / "encoder" / "model.safetensors").is_file() and (out / "labels" / "model" / "config.json").is_file()
     efficiency = json.loads((out / "labels" / "results.json").read_text())
     assert {each["hyperparameters"].get("fraction") for each in efficiency} >= {0.01, 0.1, 1.0}
     # what fine-tuning trained on all labels is not trained again
