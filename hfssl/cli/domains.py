@@ -79,10 +79,10 @@ class Domain:
 
     def open(self, dataset: str | None, columns: Mapping[str, str | None], **options: Any) -> Source:
         """The data as samples of this kind; `columns` are those that were named, by their flags."""
-        flags = {
-            name: find_modality(each.modality).column_flag.removeprefix("--") for name, each in self.inputs.items()
-        }
-        inputs = {name: replace(each, column=columns.get(flags[name])) for name, each in self.inputs.items()}
+        inputs = {}
+        for name, each in self.inputs.items():
+            flag = find_modality(each.modality).column_flag.removeprefix("--")
+            inputs[name] = replace(each, column=columns.get(flag))
         return open_mixture(dataset, inputs=inputs, **options)
 
 
