@@ -19,6 +19,7 @@ _RECIPE = re.compile(
     r"(?:(?P<starter>accelerate launch|torchrun|python)(?P<options>(?: --\w+(?: \w+)?)*) )?"
     r"(?<![\w./])recipes/(?P<name>\w+)\.py"
 )
+_CONFIGS = re.compile(r"(?<![\w./])recipes/configs(?:/(?P<name>\w+\.yaml))?(?![\w/])")
 
 
 def recipe_folder() -> Path:
@@ -94,7 +95,8 @@ def as_typed(text: str) -> str:
 
 def _line_as_typed(line: str) -> str:
     said = _RECIPE.sub(_command_as_typed, line)
-    said = re.sub(r"(?<![\w./])recipes/configs/(\w+\.yaml)", r"\1", said)
+    # a yaml is found by its name; who looks for others needs the folder
+    said = _CONFIGS.sub(lambda found: found["name"] or str(recipe_folder() / "configs"), said)
     said = said.replace("recipes/README.md", f"{REPOSITORY}/blob/main/recipes/README.md")
     shorter = " " * (len(line) - len(said))
     return re.sub(r"(?<=\S)  +(?=\S)", lambda gap: gap[0] + shorter, said, count=1)

@@ -82,8 +82,8 @@ def test_errors_say_it_too(hfssl):
     assert done.poll() == 2 and done.stderr.startswith(
         "hfssl show_views: error: unknown flag --sed. Did you mean --seed?"
     )
-    done = hfssl("mlm", "--config", "recipes/configs/nope.yaml", name="2")
-    assert done.poll() == 2 and "--config cannot read recipes/configs/nope.yaml: No such file" in done.stderr
+    done = hfssl("mlm", "--config", "nope.yaml", name="2")
+    assert done.poll() == 2 and "--config cannot read nope.yaml: No such file" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["mlm", "--help"], ["benchmark", "views", "--help"], []])

@@ -79,5 +79,5 @@ def test_pictures_show_the_samples_that_were_found(tmp_path, monkeypatch):
 
 def test_what_is_asked_for():
     assert parse_report(None) == [] and parse_report("Outliers, duplicates") == ["outliers", "duplicates"]
-    with pytest.raises(EvaluationError, match="takes duplicates and outliers, got 'outlier'"):
+    with pytest.raises(EvaluationError, match="takes duplicates, outliers, clusters, got 'outlier'"):
         parse_report("outlier")
