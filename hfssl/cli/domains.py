@@ -11,11 +11,12 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
+from ..data.held_out import all_samples
 from ..data.mixtures import open_mixture
 from ..data.modality import Input, Modality, leading_input
 from ..data.modality import modality as find_modality
 from ..data.sources import Source
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, first_line
 
 
 # What is trained on where no data are named: the first embedded set of this one.
@@ -84,6 +85,27 @@ class Domain:
             flag = find_modality(each.modality).column_flag.removeprefix("--")
             inputs[name] = replace(each, column=columns.get(flag))
         return open_mixture(dataset, inputs=inputs, **options)
+
+
+# Samples that are looked at, of bytes that may be of any kind.
+_LOOKED_AT = 5
+
+
+def why_not_readable(read: Callable[[bytes], Any]) -> Callable[[Source], str]:
+    """A `why_not` of samples that are bytes: the reason that `read` gives, where it takes none of some."""
+
+    def why_not(source: Source) -> str:
+        reason = "it holds no samples."
+        for sample in all_samples(source, _LOOKED_AT):
+            try:
+                read(sample)
+            except ValueError as error:
+                reason = f"{first_line(error)}."
+            else:
+                return ""
+        return reason
+
+    return why_not
 
 
 # Of [`~hfssl.cli.probes.ProbeArguments`].

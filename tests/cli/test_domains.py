@@ -83,6 +83,14 @@ def test_labels_in_a_table_are_no_texts_to_train_on(tmp_path):
     assert found(tmp_path / "table.parquet") == "image"
 
 
+def test_recordings_in_a_table_are_none_for_the_eye(tmp_path):
+    """Bytes without a type may be either: what can be read says which."""
+    recordings(tmp_path)
+    values = {"data": [{"bytes": (tmp_path / f"{i}.wav").read_bytes(), "path": None} for i in range(4)]}
+    pq.write_table(pa.table(values), tmp_path / "table.parquet")
+    assert found(tmp_path / "table.parquet") == "audio"
+
+
 def test_a_table_of_labels_beside_recordings(tmp_path):
     recordings(tmp_path / "sounds")
     with (tmp_path / "sounds" / "metadata.csv").open("w") as file:
@@ -93,7 +101,7 @@ def test_a_table_of_labels_beside_recordings(tmp_path):
 def test_nothing_named_is_what_comes_with_hfssl():
     domain, source, how = find_domain(None)
     assert domain.name == "image" and "letters" in source.description and how == "which come with hfssl"
-    assert find_domain("speech")[0].name == "audio"
+    assert find_domain("digits")[0].name == "image"
 
 
 def test_what_cannot_be_trained_on_says_why(tmp_path):

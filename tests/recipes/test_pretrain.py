@@ -130,12 +130,15 @@ def test_pairs_are_probed_by_their_images(whole, images):
         check_flags(words)
 
 
-def test_recordings_need_the_flags_of_their_modality(whole):
-    steps = commands(whole(dataset="speech", labelled="speech"))
+def test_recordings_need_the_flags_of_their_modality(whole, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", np.random.default_rng(i).normal(size=4000) * 0.1, 16_000)
+    steps = commands(whole(dataset=f"{tmp_path}/*.wav", labelled="speech"))
     assert value_of(steps["pre-training"], "--modality") == value_of(steps["views"], "--modality") == "audio"
     for words in steps.values():
         check_flags(words)
-    steps = commands(whole(dataset="speech", method="hubert"))
+    steps = commands(whole(dataset=f"{tmp_path}/*.wav", method="hubert"))
     assert steps["pre-training"][1] == "recipes/hubert.py" and "--modality" not in steps["pre-training"]
 
 

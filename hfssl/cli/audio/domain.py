@@ -1,7 +1,8 @@
 """How `recipes/pretrain.py` goes about recordings."""
 
+from ...data.audio.decode import audio_header
 from ...data.modality import Input
-from ..domains import PROBE_FLAGS, Choice, Domain, batch_for
+from ..domains import PROBE_FLAGS, Choice, Domain, batch_for, why_not_readable
 
 
 def choose(num_samples: int, on_cpu: bool) -> Choice:
@@ -14,4 +15,7 @@ def choose(num_samples: int, on_cpu: bool) -> Choice:
     )
 
 
-DOMAIN = Domain("audio", "recordings", {"audio": Input("audio")}, choose, "audio", labels_flags=PROBE_FLAGS)
+DOMAIN = Domain(
+    "audio", "recordings", {"audio": Input("audio")}, choose, "audio", labels_flags=PROBE_FLAGS,
+    why_not=why_not_readable(audio_header),
+)  # fmt: skip

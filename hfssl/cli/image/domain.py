@@ -1,7 +1,8 @@
 """How `recipes/pretrain.py` goes about images."""
 
+from ...data.image.decode import image_header
 from ...data.modality import Input
-from ..domains import PROBE_FLAGS, Choice, Domain, batch_for
+from ..domains import PROBE_FLAGS, Choice, Domain, batch_for, why_not_readable
 
 
 # From so many images on, with an accelerator, a teacher has enough to see.
@@ -24,4 +25,7 @@ def choose(num_samples: int, on_cpu: bool) -> Choice:
     )
 
 
-DOMAIN = Domain("image", "images", {"image": Input("image")}, choose, "image", labels_flags=PROBE_FLAGS)
+DOMAIN = Domain(
+    "image", "images", {"image": Input("image")}, choose, "image", labels_flags=PROBE_FLAGS,
+    why_not=why_not_readable(image_header),
+)  # fmt: skip
