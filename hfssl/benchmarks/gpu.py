@@ -104,7 +104,7 @@ class GpuBenchmark:
         if not self.tiny and not self.on_gpu:
             raise UserError(
                 "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, "
-                "or run `benchmark.py mlm` and the like, which are for CPUs too."
+                "or run `recipes/benchmark.py mlm` and the like, which are for CPUs too."
             )
 
     @property

@@ -2,14 +2,13 @@
 
 import logging
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from ..commands import configs_of
 from ..data.modality import modality as find_modality
 from ..errors import UserError
 from ..modeling.base import SSLPreTrainedModel
@@ -179,6 +178,5 @@ def _where_the_paper_s_are(method: type[SSLPreTrainedModel], modality: str) -> s
     if modality != method.method.modality:
         return ", by their flags"
     name = method.config_class.model_type.removeprefix("hfssl_")
-    there = sorted((Path(sys.argv[0]).parent / "configs").glob(f"{name}_*.yaml"))
-    large = [path for path in there if not path.stem.endswith("_tiny")]
+    large = [path for path in configs_of(name) if not path.endswith("_tiny.yaml")]
     return f": `--config {large[0]}`" if large else ", by their flags"

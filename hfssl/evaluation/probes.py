@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..commands import as_typed
 from ..data.modality import modality as find_modality
 from ..data.seen import num_seen
 from ..machine import process_state
@@ -24,6 +25,7 @@ from .label_efficiency import LabelEfficiencyEvaluator
 from .layers import LayersEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
+from .payoff import payoff_line
 from .probe_features import BEFORE, ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result, format_table, write_results
 from .usefulness import change_line, usefulness_line
@@ -185,7 +187,7 @@ def probe_table(
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     pooling = features.settings["pooling"] if features else None
-    state.print("\n" + probe_lines(results, pooling, find_modality(train.modality).samples))
+    state.print("\n" + as_typed(probe_lines(results, pooling, find_modality(train.modality).samples)))
     state.wait_for_everyone()
     return results
 
@@ -218,7 +220,7 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
-    said = filter(None, (usefulness_line(results), change_line(results)))
+    said = filter(None, (usefulness_line(results), change_line(results), payoff_line(results)))
     return "\n\n".join([head, format_table(rows), *said])
 
 
