@@ -82,9 +82,12 @@ class Source:
             About how many bytes of samples are in each piece.
         files (`list[str]`):
             Names for messages, relative to the data set.
+        hub (`dict[str, str]`):
+            Of a data set of the Hub `id`, `split` and, where they are known, `config` and `revision`; else empty.
     """
 
     unit = "row"
+    hub: dict[str, str] = {}
     groups_at_once = 1  # groups between which a process may go to and fro without reading one of them twice
 
     def __init__(
