@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What was chosen for the user in this process, in words.
+_choices: list[str] = []
+
 
 def num_cores() -> int:
     """Cores that this process may use."""
@@ -95,6 +98,21 @@ def process_state() -> "PartialState":
 def compute_device() -> torch.device:
     """The device of this process."""
     return process_state().device
+
+
+def say_choice(log: logging.Logger, text: str) -> None:
+    """Write to a log what was chosen for the user and why, and remember it for the record of the run."""
+    log.info(text)
+    if text not in _choices:
+        _choices.append(text)
+
+
+def choices(forget: bool = False) -> list[str]:
+    """What was chosen so far; with `forget` the next run of this process begins with nothing."""
+    said = list(_choices)
+    if forget:
+        _choices.clear()
+    return said
 
 
 def use_one_gpu(args: "TrainingArguments") -> None:

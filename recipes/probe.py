@@ -13,9 +13,9 @@
 What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
 deviation of each channel, of texts a bag of words (TF-IDF of words and pairs), of recordings mean and deviation of
 MFCC. Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
-encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and pictures
-in assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
-hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
+encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, pictures in
+assets/, and report.html. Features are kept in features/, so that another protocol starts at once. The protocols stand
+in hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
 
 Patches need images with masks: folders images/ and masks/ with files of the same names, whose values are classes (255:
 none), or a column of masks beside that of the images; without --dataset scenes of letters, which come with hfssl. To
@@ -55,6 +55,8 @@ class Probe:
             Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        update_card (`bool`, *optional*, defaults to `False`):
+            Write the figures into the card, the results and the report of the encoder's own folder as well.
         output_dir (`str`, *optional*):
             Where results and pictures go; outputs/probe-<name of the encoder> when left out.
     """
@@ -66,6 +68,7 @@ class Probe:
     patch_image_size: int | None = None
     batch_size: int = 256
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    update_card: bool = False
     output_dir: str | None = None
 
 
@@ -77,24 +80,33 @@ def main():
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import columns_of, parse_protocols, probe_table
-    from hfssl.machine import use_all_cores
+    from hfssl.machine import process_state, use_all_cores
+    from hfssl.report.card import add_to_card, card_of
+    from hfssl.report.page import report_safely
 
     parser = RecipeParser(Probe, LabelledDataArguments, FinetuneSettings, description=__doc__)
     recipe, data, settings = parser.parse()
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
+    if recipe.update_card:
+        card_of(recipe.encoder)  # it is there, before hours of work
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
     masks = "patches" in protocols
     train, test = data.of_run(encoder, modality, masks).load(modality, masks=masks)
     pooling = recipe.pooling or trained_pooling(encoder)
-    probe_table(
+    results = probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
         command=parser.command_line(), patch_image_size=recipe.patch_image_size,
         beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
     )  # fmt: skip
+    if (page := report_safely(output_dir)) is not None:
+        print(f"\nReport: {page}")
+    if recipe.update_card and process_state().is_main_process:
+        print(f"The figures are in {add_to_card(recipe.encoder, results)} as well")
+        report_safely(recipe.encoder)
 
 
 if __name__ == "__main__":

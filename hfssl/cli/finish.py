@@ -93,7 +93,7 @@ def write_and_say(
         )
     is_stock = trainer.accelerator.unwrap_model(trainer.model).export_kind == "stock"
     loads = "loads with plain transformers" if is_stock else "its card has the lines that load it"
-    say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the curve {folder}/assets/loss.png)\nNext:")
+    say(f"\nResult: {folder} ({loads}; the card is {folder}/README.md, the report {folder}/report.html)\nNext:")
     for command in commands(Path(folder)):
         say("  " + command)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from ..commands import configs_of
 from ..data.modality import modality as find_modality
 from ..errors import UserError
+from ..machine import say_choice
 from ..modeling.base import SSLPreTrainedModel
 from ..training.arguments import BASE_BATCH_SIZE, SSLTrainingArguments
 
@@ -131,7 +132,7 @@ def build_method(
 @cache
 def _say_once(text: str) -> None:
     """What holds for all models that a run makes."""
-    logger.info(text)
+    say_choice(logger, text)
 
 
 def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str]) -> list[str]:

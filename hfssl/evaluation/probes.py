@@ -216,7 +216,7 @@ def warn_of_seen(encoder: str | Path, samples: Sequence, what: str, flag: str = 
 def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: str = "images") -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
     head = f"Probes on {results[0].task}, {results[0].num_eval:,} {samples}"
-    rows = [replace(result, task=_title(result)) for result in results]
+    rows = [replace(result, task=title_of(result)) for result in results]
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
@@ -224,8 +224,11 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     return "\n\n".join([head, format_table(rows), *said])
 
 
-def _title(result: Result) -> str:
+def title_of(result: Result) -> str:
+    """What a figure is called in a table, by its protocol and by what sets it apart from others of it."""
     chosen = result.hyperparameters
+    if result.protocol not in PROTOCOLS:
+        return result.protocol.replace("_", " ")
     title = PROTOCOLS[result.protocol].title
     if result.protocol == "label_efficiency":
         return f"{chosen['method']}, {100 * chosen['fraction']:g} % of labels"

@@ -35,6 +35,9 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
     assert records[0]["num_train"] == 300
     assert records[0]["command"].startswith(f"python recipes/probe.py --encoder {encoder.name} --protocol knn,linear")
     assert (tmp_path / "assets" / "neighbours.png").is_file()
+    assert sum(each["rows"] for each in records[2]["details"]["classes"]) == records[2]["num_eval"]
+    report = (tmp_path / "report.html").read_text()
+    assert "Class by class</h2>" in report and "Test images, and the training images with the nearest" in report
 
 
 def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path):
@@ -56,6 +59,7 @@ def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):
     for flags, message in (
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
+        (["--encoder", encoder, "--update_card", "true"], "has no README.md to write figures into"),
         (["--encoder", save_bert(tmp_path / "bert")], "names no labelled texts. Pass `--dataset`"),
         (
             ["--encoder", tmp_path / "bert", "--protocol", "patches"],

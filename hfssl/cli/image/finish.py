@@ -12,6 +12,7 @@ from ...data.image.views import Views
 from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
+from ...evaluation.image.pictures import CAPTIONS
 from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
@@ -187,19 +188,12 @@ def _pictures(
     model: SSLVisionModel, evaluator: HeldOutLossEvaluator, data: ImageData, views: Views, folder: Path
 ) -> Sequence[tuple[Path, str]]:
     """What there is to look at, with what it shows."""
-    captions = {
-        "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
-        "feature_map.png": "Features of the test images in two dimensions (see the axes), a colour for each class.",
-        "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
-    }
-    pictures = [(folder / name, caption) for name, caption in captions.items() if (folder / name).is_file()]
     if hasattr(model, "reconstruct"):
-        path = folder / "reconstructions.png"
         device = next(model.parameters()).device
-        plot_reconstructions(model, evaluator.batch(device), views.mean, views.std, path)
-        pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
-    path = folder / "views.png"
+        plot_reconstructions(
+            model, evaluator.batch(device), views.mean, views.std, folder / "reconstructions.png"
+        )  # fmt: skip
     batch = views_of(data.held_out[:6], views)
-    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch) if hasattr(model, "hidden_pixels") else None)
-    pictures.append((path, "Held-out images, and views of them as in training."))
-    return pictures
+    hidden = model.hidden_pixels(batch) if hasattr(model, "hidden_pixels") else None
+    contact_sheet(batch, views, folder / "views.png", hidden=hidden)
+    return [(folder / name, caption) for name, caption in CAPTIONS.items() if (folder / name).is_file()]
