@@ -16,6 +16,7 @@ from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.image.encoders import (
     MaeEncoderArguments,
     VisionEncoderArguments,
+    _checkpoint_mean_std,
     is_checkpoint,
     make_views,
     vision_encoder_config,
@@ -24,6 +25,7 @@ from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError
+from hfssl.evaluation.facts import write_facts
 from hfssl.methods import METHODS
 from hfssl.methods.vision.mae import MaeForPreTraining
 from hfssl.methods.vision.simclr import SimclrForPreTraining
@@ -57,13 +59,14 @@ def make(name, recipe, config, image_size, args, given=frozenset()):
 @pytest.mark.parametrize("name", VISION_PRESETS)
 def test_presets_have_a_classifier_and_take_their_images(name):
     config = vision_encoder_config(name)
-    assert config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    # transformers has no classifier for DINOv3's ViT
+    assert config.model_type in (*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "dinov3_vit")
     with torch.device("meta"):
         build_vision_encoder(config)
 
 
 @pytest.mark.parametrize(
-    "name, millions", [("vit-tiny-patch4", 5.4), ("vit-base-patch16", 85.8), ("resnet-18", 11.2), ("resnet-50", 23.5),
+    "name, millions", [("vit-tiny-patch4", 5.4), ("vit-base-patch16", 85.8), ("dinov3-base-patch16", 85.7), ("resnet-18", 11.2), ("resnet-50", 23.5),
                        ("convnextv2-atto-patch2", 3.4), ("convnextv2-tiny-patch4", 27.9)]
 )  # fmt: skip
 def test_presets_have_the_size_of_their_name(name, millions):
@@ -424,3 +427,16 @@ def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_pa
     stated = {"contrastive_temperature", *SimclrForPreTraining.method.narrow_heads, "learning_rate"}
     args.learning_rate = 1e-3
     assert said(stated, contrastive_temperature=0.2) == ""
+
+
+def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
+    build_image_processor(16, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    as_they_are = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    assert _checkpoint_mean_std(str(tmp_path), 3, None) == as_they_are
+    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == as_they_are
+    # red, the first of the checkpoint's, is now in channel 2
+    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == ([0.2, 0.3, 0.1], [0.5, 0.6, 0.4])
+    write_facts(tmp_path, colour_channels=[2, 0, 1])
+    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == as_they_are
+    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
+    assert _checkpoint_mean_std(str(tmp_path), 4, [2, 0, 1]) is None

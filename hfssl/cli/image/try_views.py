@@ -29,6 +29,7 @@ from ...errors import UserError
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.results import read_json, write_json
 from ...evaluation.usefulness import standard_error
+from ...machine import say_choice
 from ...modeling.image_processing import build_image_processor
 from ...modeling.vision import SSLVisionModel
 from ...training.arguments import SSLTrainingArguments
@@ -175,10 +176,11 @@ def fit_views(
         write_json(path, kept)
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["flags"].items()}
     words = ", ".join(f"{name} {value:.3f}" for name, value in kept["figures"].items())
-    logger.info(
-        "Views: %s, of k-NN accuracies after short runs: %s.%s", " and ".join(kept["chosen"]) or "as usual", words,
-        f" The same by hand: {_as_typed(flags)}." if flags else "",
-    )  # fmt: skip
+    say_choice(
+        logger,
+        f"Views: {' and '.join(kept['chosen']) or 'as usual'}, of k-NN accuracies after short runs: {words}."
+        + (f" The same by hand: {_as_typed(flags)}." if flags else ""),
+    )
     given |= set(flags)
     return replace(arguments, **flags)
 
