@@ -65,7 +65,7 @@ def read_folder(files: SplitFiles) -> Source:
         if "file_name" not in table.column_names:
             _say_is_passed_over(path, ", ".join(table.column_names), kind.samples)
     tables = {path: table for path, table in read.items() if "file_name" in table.column_names}
-    everywhere = itertools.chain(*files.splits.values(), *in_splits)
+    everywhere = set(itertools.chain(*files.splits.values(), *in_splits))
     features, columns = _columns_beside(tables, found, everywhere) if tables else ({}, {})
     return SampleFolderSource(
         found, classes=class_names(in_splits), others=features, beside=columns, sides=sides, tables=tables, **options
