@@ -1,11 +1,14 @@
 """Encoders of timm, by the stock wrapper of transformers: trained, exported and adapted like all others."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, TimmWrapperConfig
 
 from hfssl import SimclrForPreTraining
+from hfssl.cli.image.finish import _usage
 from hfssl.modeling.channels import with_num_channels
+from hfssl.modeling.image_processing import build_image_processor
 from hfssl.modeling.method import width_of
 from hfssl.modeling.trial import num_channels_of
 
@@ -30,6 +33,18 @@ def test_a_checkpoint_of_timm_is_continued(architecture, tmp_path):
     assert type(exported).__name__ == "TimmWrapperModel" and num_channels_of(exported.config) == 5
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels).last_hidden_state, model.encoder(pixels).last_hidden_state)
+
+
+def test_the_card_loads_the_processor_of_the_run(tmp_path):
+    config = TimmWrapperConfig(architecture="test_vit", model_args=SMALL["test_vit"])
+    AutoModel.from_config(config).save_pretrained(tmp_path / "timm")
+    model = SimclrForPreTraining.from_encoder(tmp_path / "timm", image_size=32, num_channels=5).eval()
+    folder = tmp_path / "out"
+    model.export_encoder(folder)
+    build_image_processor(32, [0.1] * 5, [0.2] * 5).save_pretrained(folder)
+    names = {"image": np.zeros((5, 40, 40), np.uint8)}
+    exec(_usage(model, str(folder), 32, "cls"), names)
+    assert list(names["processor"].image_mean) == [0.1] * 5 and names["feature"].shape == (1, 64)
 
 
 def test_channels_that_are_alike_give_the_same_features():

@@ -170,14 +170,16 @@ def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | Non
     elif pooling == "last4":
         options = ", output_hidden_states=True"
         feature = f"torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), {cls}], dim=-1)"
+    # of a folder with a configuration of timm the automatic one is timm's, and knows nothing of the run
+    processor = "BitImageProcessor" if config.model_type == "timm_wrapper" else "AutoImageProcessor"
     given, what = "", ""
     if channels not in (1, 3):
         given = ', input_data_format="channels_first"'
         what = f"# image: an array of bytes ({channels}, height, width)\n"
     return ("import torch\n" if "torch." in feature else "") + (
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f"from transformers import {', '.join(sorted((processor, 'AutoModel')))}\n\n"
         f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
-        f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
+        f'processor = {processor}.from_pretrained("{name}")\n'
         f'{what}outputs = encoder(**processor(image, return_tensors="pt"{given}){options})\n'
         f"feature = {feature}  # the pooling that was measured: {pooling}"
         + ("" if is_convolutional(config) else _NO_POOLER)
