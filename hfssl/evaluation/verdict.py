@@ -181,30 +181,53 @@ def _says_nothing(figures: dict[str, Any]) -> bool:
 
 def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
     """What has become of a run in comparison with what it was."""
-    everything = [*past, figures]
-
-    def left(name: str) -> float:
-        return figures[name] / max(max(entry.get(name, 0.0) for entry in everything), 1e-12)
-
-    if left("health_std") < INPUTS_TOLD_APART:
+    levels = limits(figures, past)
+    if figures["health_std"] < levels["health_std"][COLLAPSED]:
         return COLLAPSED, CONSTANT
     if "health_projection_std" not in figures:
         least_loss = (1 - BETTER_THAN_CHANCE) * figures.get("eval_chance_loss", math.inf)
         at_chance = figures.get("eval_loss", 0.0) >= least_loss
-        return (COLLAPSED, CONSTANT) if at_chance and left("health_std") < NARROW else (LEARNING, None)
-    std, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
-    most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
-    most = min(most, figures["health_random_rank"])
-    least = figures["health_random_rank"] ** LEAST_ENTROPY
-    if std < GONE:
-        return COLLAPSED, CONSTANT
-    if directions < max(GONE * most, min(least, most / 2)):
-        return COLLAPSED, FEW_DIRECTIONS
-    if std < NARROW:
-        return NARROWING, CONSTANT
-    if directions < NARROW * most:
-        return NARROWING, FEW_DIRECTIONS
+        is_narrow = figures["health_std"] < NARROW * _most("health_std", [*past, figures])
+        return (COLLAPSED, CONSTANT) if at_chance and is_narrow else (LEARNING, None)
+    symptoms = {"health_projection_std": CONSTANT, "health_projection_effective_rank": FEW_DIRECTIONS}
+    for state in (COLLAPSED, NARROWING):
+        for name, symptom in symptoms.items():
+            if figures[name] < levels[name][state]:
+                return state, symptom
     return LEARNING, None
+
+
+def limits(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Below which levels a figure is that of a run that is narrowing, or that has collapsed.
+
+    Args:
+        figures (`dict[str, Any]`), past (`Sequence[dict[str, Any]]`):
+            Of [`judge`]; something was measured before.
+
+    Returns:
+        `dict[str, dict[str, float]]`: by the name of the figure, levels by the verdict.
+    """
+    everything = [*past, figures]
+    found = {"health_std": {COLLAPSED: INPUTS_TOLD_APART * _most("health_std", everything)}}
+    if "health_projection_std" in figures:
+        std = _most("health_projection_std", everything)
+        most = max(_most("health_projection_effective_rank", everything), past[0]["health_effective_rank"])
+        most = min(most, figures["health_random_rank"])
+        least = figures["health_random_rank"] ** LEAST_ENTROPY
+        found["health_projection_std"] = {NARROWING: NARROW * std, COLLAPSED: GONE * std}
+        found["health_projection_effective_rank"] = {
+            NARROWING: NARROW * most, COLLAPSED: max(GONE * most, min(least, most / 2)),
+        }  # fmt: skip
+    if "health_target_margin" in figures:
+        found["health_target_margin"] = {COLLAPSED: TARGETS_TOLD_APART}
+    elif "health_recognition" in figures:
+        found["health_recognition"] = {COLLAPSED: figures["health_recognition_of_chance"]}
+    return found
+
+
+def _most(name: str, entries: Sequence[dict[str, Any]]) -> float:
+    """The most that a run had of a figure."""
+    return max(max(entry.get(name, 0.0) for entry in entries), 1e-12)
 
 
 def has_ended(verdict: str) -> bool:
@@ -264,11 +287,11 @@ def collapse_error(entry: dict[str, Any], step: int, good_checkpoint: Path | Non
     )
 
 
-def health_table(history: Iterable[dict[str, Any]]) -> str:
-    """The verdict of a run and how it came about, in Markdown; empty where nothing was measured."""
+def health_rows(history: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of a table of how the verdict of a run came about; empty where nothing was measured."""
     entries = [entry for entry in history if "health_verdict" in entry]
     if not entries:
-        return ""
+        return [], []
     names = {
         "health_projection_effective_rank": "effective rank of projections",
         "health_projection_std": "std of projections",
@@ -288,11 +311,22 @@ def health_table(history: Iterable[dict[str, Any]]) -> str:
     names = {name: title for name, title in names.items() if name in entries[-1]}
     changes = [b for a, b in zip(entries, entries[1:], strict=False) if a["health_verdict"] != b["health_verdict"]]
     rows = {entry["step"]: entry for entry in (entries[0], *changes, entries[-1])}
-    lines = ["| " + " | ".join(["step", "verdict", *names.values()]) + " |", "|---" * (2 + len(names)) + "|"]
-    for step, entry in rows.items():
-        figures = [f"{entry[name]:.3g}" if name in entry else "" for name in names]
-        lines.append("| " + " | ".join([f"{step:,}", entry["health_verdict"], *figures]) + " |")
-    return f"At the end of training, on clean held-out samples: {describe(entries[-1])}.\n\n" + "\n".join(lines)
+    lines = [
+        [f"{step:,}", entry["health_verdict"], *(f"{entry[name]:.3g}" if name in entry else "" for name in names)]
+        for step, entry in rows.items()
+    ]
+    return ["step", "verdict", *names.values()], lines
+
+
+def health_table(history: Sequence[dict[str, Any]]) -> str:
+    """The verdict of a run and how it came about, in Markdown; empty where nothing was measured."""
+    head, rows = health_rows(history)
+    if not rows:
+        return ""
+    last = [entry for entry in history if "health_verdict" in entry][-1]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return f"At the end of training, on clean held-out samples: {describe(last)}.\n\n" + "\n".join(lines)
 
 
 def plot_health(history: Iterable[dict[str, Any]], path: Path) -> bool:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from paces import Steps
 from recipe_process import ROOT
 from sounds import tone, wav
 from transformers import HubertConfig, Wav2Vec2Config
@@ -22,26 +23,6 @@ SMALL = {
     "conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "conv_bias": True,
     "feat_extract_norm": "layer", "do_stable_layer_norm": True,
 }  # fmt: skip
-
-
-class Steps:
-    """A pace that nobody waits for."""
-
-    def __init__(self, number):
-        self.num_steps, self.seconds, self.positions, self.losses = number, [], 0.0, []
-
-    def data_is_readable(self):
-        pass
-
-    def mark(self):
-        return None
-
-    def fetched(self, seconds, items, positions, marks=(None, None)):
-        self.seconds.append(float(items))
-        self.positions += positions
-
-    def stepped(self, loss):
-        self.losses.append(float(loss))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ from hfssl.evaluation.verdict import (
     health_table,
     judge,
     last_learning_step,
+    limits,
 )
 from hfssl.functional.embedding_figures import (
     alignment,
@@ -244,6 +245,17 @@ def test_a_run_that_has_learned_nothing_in_a_fair_share_of_its_steps_has_collaps
     assert verdict(with_views(z, 0.9), past) == ("learning", None)
     # a log of a version that did not measure it
     assert verdict(with_views(z, 0.5), {0: figures(z)})[0] == "collapsed since step 500"
+
+
+@pytest.mark.parametrize("of_targets", [None, 0.5])
+def test_the_levels_that_are_shown_are_those_that_the_verdict_goes_by(of_targets):
+    start = with_views(torch.randn(128, 64), 0.9, of_targets)
+    levels = limits(start, [start])
+    assert {"health_std", "health_projection_std", "health_projection_effective_rank"} < set(levels)
+    for name, by_verdict in levels.items():
+        for verdict, level in by_verdict.items():
+            below, above = (judged({0: start, 500: start | {name: share * level}})[-1][0] for share in (0.999, 1.001))
+            assert below.startswith(verdict) and not above.startswith(verdict), (name, verdict)
 
 
 def test_the_last_step_at_which_it_was_learning():
