@@ -163,9 +163,10 @@ def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, 
     if not given & {"learning_rate", "base_learning_rate"} and any(
         math.isclose(args.learning_rate, r) for r in narrow
     ):
+        # a rate that does not grow with the batch is not for a number of samples, nor are batches of seconds
+        batch = f" at {args.global_batch_size} samples a step" if rates.per_256_samples else ""
         said.append(
-            f"learning_rate {_short(args.learning_rate)} at {args.global_batch_size} samples a step (of wide encoders "
-            f"{_short(rates.wide * share)})"
+            f"learning_rate {_short(args.learning_rate)}{batch} (of wide encoders {_short(rates.wide * share)})"
         )
     return said
 

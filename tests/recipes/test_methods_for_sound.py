@@ -58,6 +58,8 @@ def test_two_iterations_of_hubert(tmp_path, recordings):
     dims = [load_file(folder / "model.safetensors")["unit_centroids"].shape for folder in folders]
     assert dims == [(8, 39), (8, 32)]
     assert done.stderr.count("8 units in use") == 2 and "Iteration 2 of 2" in done.stderr
+    # a batch is so many seconds, not samples
+    assert "learning_rate 0.001 (of wide encoders 0.0005)" in done.stderr
     assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
     assert AutoFeatureExtractor.from_pretrained(out).sampling_rate == 16_000
 
