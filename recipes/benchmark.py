@@ -10,6 +10,7 @@ python recipes/benchmark.py simclr --against lightly --dataset my_images/       
 python recipes/benchmark.py mae --against transformers --encoder vit-tiny-patch4 --json
 python recipes/benchmark.py byol --against lightly --precision fp32
 python recipes/benchmark.py dino --against lightly --defaults                   2 large and 6 small crops; so swav
+python recipes/benchmark.py dinov2 --against none --by_crop                     what joining crops saves
 python recipes/benchmark.py wav2vec2 --against transformers                      seconds of sound a second
 python recipes/benchmark.py hubert --against torchaudio --dataset my_recordings/ --batch_seconds 64
 python recipes/benchmark.py clip --against transformers                          pairs, embedded characters; so siglip
@@ -17,7 +18,7 @@ python recipes/benchmark.py clip --contrastive_batch_size 1024                  
 python recipes/benchmark.py clip --against open_clip                             where it is installed
 python recipes/benchmark.py views --against lightly                             SimCLR's and DINO's views, no training
 python recipes/benchmark.py views --jpeg --methods simclr --sizes 224 --json    with decoding; a line of JSON for each
-python recipes/benchmark.py gpu --json                                          one GPU, 9 rows, about 6 minutes
+python recipes/benchmark.py gpu --json                                          one GPU, up to 11 rows in 5 minutes
 python recipes/benchmark.py scale --gpus 1 8 64                                 FLOPs and messages, worked out on a CPU
 
 Where there is training, each side runs its full path, data included, in a process of its own; no two run at the same

@@ -8,10 +8,10 @@
     accelerate launch recipes/finetune.py --encoder outputs/hubert --task ctc --dataset speech.parquet
 
 Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
-encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and in model/
-the classifier of seed 0, which any pipeline of transformers loads; with --task ctc a recogniser that writes down
-speech. The score is that of the last step on the test split: nothing is chosen by looking at it. The same command goes
-on where an interrupted run stopped. The protocols stand in hfssl/evaluation/finetune.py and
+encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, report.html,
+and in model/ the classifier of seed 0, which any pipeline of transformers loads; with --task ctc a recogniser that
+writes down speech. The score is that of the last step on the test split: nothing is chosen by looking at it. The same
+command goes on where an interrupted run stopped. The protocols stand in hfssl/evaluation/finetune.py and
 hfssl/evaluation/audio/ctc.py.
 """
 
@@ -54,6 +54,7 @@ def main():
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import parse_task, probe_table
     from hfssl.machine import process_state, use_all_cores
+    from hfssl.report.page import report_safely
 
     parser = RecipeParser(Finetune, LabelledDataArguments, FinetuneSettings, description=__doc__)
     recipe, data, settings = parser.parse()
@@ -67,6 +68,8 @@ def main():
         encoder, None, train, test, protocol, output_dir=output_dir, precision=recipe.precision,
         settings=settings, name=recipe.encoder, command=parser.command_line(),
     )  # fmt: skip
+    if (page := report_safely(output_dir)) is not None:
+        print(f"\nReport: {page}")
     if settings.save_model:
         process_state().print(f"\nThe trained model (seed 0): {output_dir}/model, with a card")
 

@@ -32,6 +32,7 @@ def main():
     from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.glue import GlueEvaluator
     from hfssl.machine import process_state
+    from hfssl.report.page import report_safely
 
     parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
     recipe, evaluator = parser.parse()
@@ -44,7 +45,8 @@ def main():
     echo(format_table(results))
     if len(evaluator.tasks) > 1:
         echo(f"\nMean over {len(evaluator.tasks)} tasks: {evaluator.score(results):.3f}")
-    echo(f"\nWritten to {output_dir}/results.json")
+    page = report_safely(output_dir)
+    echo(f"\nWritten to {output_dir}/results.json" + (f", with a report: {page}" if page else ""))
     if evaluator.save_model:
         echo(f"Classifiers (seed 0): {', '.join(f'{output_dir}/model/{task}' for task in evaluator.tasks)}")
 

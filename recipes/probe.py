@@ -5,7 +5,7 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
     accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
-    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches
+    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --beside outputs/dino
     accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --dataset my_scenes/
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
     accelerate launch recipes/probe.py --encoder outputs/hubert --dataset my_sounds/ --protocol linear,layers
@@ -13,16 +13,16 @@
 What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
 deviation of each channel, of texts a bag of words (TF-IDF of words and pairs), of recordings mean and deviation of
 MFCC. Whether the data are images, recordings or texts, the encoder says. Without --dataset: the labelled data of the
-encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, and pictures
-in assets/. Features are kept in features/, so that another protocol starts at once. The protocols stand in
-hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
+encoder's run, as its folder remembers them, else what comes with hfssl. Ends with a table, results.json, pictures in
+assets/, and report.html. Features are kept in features/, so that another protocol starts at once. The protocols stand
+in hfssl/evaluation/{knn,linear_probe,few_shot,layers,label_efficiency}.py and image/patches.py.
 
 Patches need images with masks: folders images/ and masks/ with files of the same names, whose values are classes (255:
 none), or a column of masks beside that of the images; without --dataset scenes of letters, which come with hfssl. To
 other protocols that are named beside patches the classes in an image's mask are its labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,8 @@ class Probe:
         encoder (`str`):
             Folder or Hub id of the encoder, with its image processor, feature extractor or tokenizer; or a checkpoint
             of a run.
+        beside (`list[str]`, *optional*):
+            Other encoders of such samples, in a column each: folders, Hub ids, or checkpoints of runs.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, layers (a linear probe of each layer and of their weighted sum, of recordings),
             label_efficiency, finetune, attentive (of images: one query attends to all patches) and patches (of images
@@ -53,16 +55,20 @@ class Probe:
             Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        update_card (`bool`, *optional*, defaults to `False`):
+            Write the figures into the card, the results and the report of the encoder's own folder as well.
         output_dir (`str`, *optional*):
             Where results and pictures go; outputs/probe-<name of the encoder> when left out.
     """
 
     encoder: str
+    beside: list[str] | None = None
     protocol: str = "knn,linear,few_shot"
     pooling: str | None = None
     patch_image_size: int | None = None
     batch_size: int = 256
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    update_card: bool = False
     output_dir: str | None = None
 
 
@@ -73,25 +79,34 @@ def main():
     from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
-    from hfssl.evaluation.probes import parse_protocols, probe_table
-    from hfssl.machine import use_all_cores
+    from hfssl.evaluation.probes import columns_of, parse_protocols, probe_table
+    from hfssl.machine import process_state, use_all_cores
+    from hfssl.report.card import add_to_card, card_of
+    from hfssl.report.page import report_safely
 
     parser = RecipeParser(Probe, LabelledDataArguments, FinetuneSettings, description=__doc__)
     recipe, data, settings = parser.parse()
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
+    if recipe.update_card:
+        card_of(recipe.encoder)  # it is there, before hours of work
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
-    if masks := "patches" in protocols:
-        data = replace(data, dataset=data.dataset or "scenes")
-    train, test = data.of_run(encoder, modality).load(modality, masks=masks)
+    masks = "patches" in protocols
+    train, test = data.of_run(encoder, modality, masks).load(modality, masks=masks)
     pooling = recipe.pooling or trained_pooling(encoder)
-    probe_table(
+    results = probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
         command=parser.command_line(), patch_image_size=recipe.patch_image_size,
+        beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
     )  # fmt: skip
+    if (page := report_safely(output_dir)) is not None:
+        print(f"\nReport: {page}")
+    if recipe.update_card and process_state().is_main_process:
+        print(f"The figures are in {add_to_card(recipe.encoder, results)} as well")
+        report_safely(recipe.encoder)
 
 
 if __name__ == "__main__":

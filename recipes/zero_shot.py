@@ -57,6 +57,7 @@ def main():
     from hfssl.evaluation.probes import warn_of_seen
     from hfssl.evaluation.results import format_table, write_results
     from hfssl.machine import compute_device, use_all_cores
+    from hfssl.report.page import report_safely
 
     recipe, data = RecipeParser(ZeroShot, ZeroShotDataArguments, description=__doc__).parse()
     use_all_cores()
@@ -75,6 +76,7 @@ def main():
         results += measure_retrieval(pair, untrained, data, output_dir / "assets")
         print(f"Pictures in {output_dir}/assets: captions.png, images.png, similarity.png")
     write_results(output_dir / "results.json", results)
+    report_safely(output_dir)
     print("\n" + format_table(results))
 
 

@@ -51,7 +51,8 @@ class GpuBenchmark:
 
     Args:
         rows (`list[str]`, *optional*):
-            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, clip, siglip. All when left out.
+            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, swav, dinov2, clip,
+            siglip. All when left out.
         against (`str`, *optional*, defaults to `"auto"`):
             auto: beside lightly and transformers' Trainer where they are installed and train the same. none: alone.
         precision (`str`, *optional*, defaults to `"auto"`):
@@ -103,7 +104,7 @@ class GpuBenchmark:
         if not self.tiny and not self.on_gpu:
             raise UserError(
                 "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, "
-                "or run `benchmark.py mlm` and the like, which are for CPUs too."
+                "or run `recipes/benchmark.py mlm` and the like, which are for CPUs too."
             )
 
     @property
@@ -149,6 +150,8 @@ ROWS = {
     "moco": Row("moco", "vit-small-patch16", "vit-mini-patch4", 256, 224),
     "dino": Row("dino", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
     "mae": Row("mae", "vit-base-patch16", "vit-mini-patch4", 256, 224, "transformers"),
+    "swav": Row("swav", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
+    "dinov2": Row("dinov2", "vit-small-patch16", "vit-mini-patch4", 64, 224, "lightly"),
     "clip": Row(
         "clip", "clip-image-base-patch32", "clip-image-mini-patch4", 512, 224, "transformers", "clip-text-base"
     ),

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ..data.modality import modality
 from ..machine import compute_device, process_state
 from . import metrics, several_labels
+from .class_figures import class_figures
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
@@ -82,6 +83,8 @@ class FrozenEvaluator(Evaluator):
     primary_metric = "accuracy"
     # the protocol's name in a table
     title: ClassVar[str]
+    # whether the record says how each class fares
+    tells_classes: ClassVar[bool] = False
 
     train: "LabelledData"
     test: "LabelledData"
@@ -159,10 +162,14 @@ class FrozenEvaluator(Evaluator):
                 }
                 for kind, variant in by_kind.items()
             }
-            results += make_results(
+            made = make_results(
                 self, scores, self.labels, model=features.model, num_train=of_encoder.num_train,
                 hyperparameters=features.settings | of_encoder.variant, details=of_encoder.details, command=command,
             )  # fmt: skip
+            if self.tells_classes and test_y.ndim == 1:
+                said = {kind: variant.predictions for kind, variant in by_kind.items()}
+                made[0].details = made[0].details | {"classes": class_figures(test_y, said, self.train.class_names)}
+            results += made
         return results
 
 

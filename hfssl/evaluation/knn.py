@@ -50,6 +50,7 @@ class KnnEvaluator(FrozenEvaluator):
     protocol: ClassVar[str] = "knn"
     version: ClassVar[int] = 1
     title: ClassVar[str] = "k-NN"
+    tells_classes: ClassVar[bool] = True
 
     k: tuple[int, ...] = (20, 200)
     temperature: float = 0.07

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from .probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeatures
 from .progress import Progress
 from .results import Result
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +155,12 @@ class LayersRegression(LogisticRegression):
 
 
 def plot_layers(results: Sequence[Result], path: Path) -> None:
+    """[`layers_figure`] as a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layers_figure(results).savefig(path, dpi=120)
+
+
+def layers_figure(results: Sequence[Result]) -> "Figure":
     """Accuracy by layer, beside random weights, MFCC and the weighted sum; below it how much each layer counts."""
     from matplotlib.figure import Figure
 
@@ -176,5 +185,4 @@ def plot_layers(results: Sequence[Result], path: Path) -> None:
     bottom.set_ylabel("weight")
     bottom.set_xlabel("layer (0: what comes into the first block)")
     bottom.set_xticks(np.array(layers))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return figure

@@ -46,6 +46,7 @@ class LinearProbeEvaluator(FrozenEvaluator):
     protocol: ClassVar[str] = "linear"
     version: ClassVar[int] = 2
     title: ClassVar[str] = "linear probe"
+    tells_classes: ClassVar[bool] = True
 
     def predict(self, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> list[Measured]:
         check_features(train_x, train_y, test_x)

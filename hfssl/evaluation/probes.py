@@ -2,13 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..commands import as_typed
 from ..data.modality import modality as find_modality
 from ..data.seen import num_seen
 from ..machine import process_state
@@ -24,7 +25,8 @@ from .label_efficiency import LabelEfficiencyEvaluator
 from .layers import LayersEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
-from .probe_features import BEFORE, ENCODER
+from .payoff import payoff_line
+from .probe_features import BEFORE, ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result, format_table, write_results
 from .usefulness import change_line, usefulness_line
 
@@ -94,6 +96,7 @@ def probe_table(
     name: str | None = None,
     command: str | None = None,
     before: str | Path | PreTrainedModel | None = None,
+    beside: Mapping[str, str | Path] | None = None,
     patch_image_size: int | None = None,
 ) -> list[Result]:
     r"""
@@ -128,6 +131,9 @@ def probe_table(
             The command to write beside the figures; that of this process when left out.
         before (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
             What the encoder was before it was trained further: probes of its frozen features stand beside.
+        beside (`Mapping[str, str | Path]`, *optional*):
+            Folders or Hub ids of other encoders of such samples, by the heads of their columns ([`columns_of`]): they
+            stand beside likewise, and by their patches.
         patch_image_size (`int`, *optional*):
             Height and width at which the protocol patches shows images to the encoder.
 
@@ -140,13 +146,14 @@ def probe_table(
         warn_of_seen(encoder, test.samples, f"{find_modality(test.modality).samples} of {test.name}")
     output_dir = Path(output_dir) if output_dir is not None else None
     settings = settings or FinetuneSettings()
+    others = ({} if before is None else {BEFORE: before}) | dict(beside or {})
     made = {}
     # all of them at once: what is wrong shows before hours of work, not after
     for protocol in names:
         kind = PROTOCOLS[protocol]
         options = {
             "pooling": pooling, "batch_size": batch_size, "precision": precision, "settings": settings,
-            "image_size": patch_image_size,
+            "image_size": patch_image_size, "beside": others,
         }  # fmt: skip
         made[protocol] = kind(
             train, test, **{each.name: options[each.name] for each in fields(kind) if each.name in options}
@@ -159,10 +166,10 @@ def probe_table(
         }  # fmt: skip
         features = features_of(train)(encoder, processor, train, test, **options)
         features.model = name or features.model
-        if before is not None:
-            own = None if isinstance(before, (str, Path)) else processor
-            as_it_came = features_of(train)(before, own, train, test, **options)
-            features.train[BEFORE], features.test[BEFORE] = as_it_came.train[ENCODER], as_it_came.test[ENCODER]
+        for column, other in others.items():
+            own = None if isinstance(other, (str, Path)) else processor
+            of_other = features_of(train)(other, own, train, test, **options)
+            features.train[column], features.test[column] = of_other.train[ENCODER], of_other.test[ENCODER]
     results: list[Result] = []
     for evaluator in made.values():
         if isinstance(evaluator, FrozenEvaluator):
@@ -180,9 +187,19 @@ def probe_table(
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     pooling = features.settings["pooling"] if features else None
-    state.print("\n" + probe_lines(results, pooling, find_modality(train.modality).samples))
+    state.print("\n" + as_typed(probe_lines(results, pooling, find_modality(train.modality).samples)))
     state.wait_for_everyone()
     return results
+
+
+def columns_of(encoders: Sequence[str]) -> dict[str, str]:
+    """Encoders by the heads of their columns: the last part of a path, or the whole where two end alike."""
+    last = [Path(each).name for each in encoders]
+    taken = (ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY, STATISTICS, BEFORE)
+    return {
+        each if last.count(name) > 1 or name in taken else name: each
+        for name, each in zip(last, encoders, strict=True)
+    }
 
 
 def warn_of_seen(encoder: str | Path, samples: Sequence, what: str, flag: str = "--test_split") -> None:
@@ -199,16 +216,19 @@ def warn_of_seen(encoder: str | Path, samples: Sequence, what: str, flag: str = 
 def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: str = "images") -> str:
     """The table of some probes: a line for each figure, with what sets it apart."""
     head = f"Probes on {results[0].task}, {results[0].num_eval:,} {samples}"
-    rows = [replace(result, task=_title(result)) for result in results]
+    rows = [replace(result, task=title_of(result)) for result in results]
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
-    said = filter(None, (usefulness_line(results), change_line(results)))
+    said = filter(None, (usefulness_line(results), change_line(results), payoff_line(results)))
     return "\n\n".join([head, format_table(rows), *said])
 
 
-def _title(result: Result) -> str:
+def title_of(result: Result) -> str:
+    """What a figure is called in a table, by its protocol and by what sets it apart from others of it."""
     chosen = result.hyperparameters
+    if result.protocol not in PROTOCOLS:
+        return result.protocol.replace("_", " ")
     title = PROTOCOLS[result.protocol].title
     if result.protocol == "label_efficiency":
         return f"{chosen['method']}, {100 * chosen['fraction']:g} % of labels"

@@ -10,6 +10,7 @@ directions only (*few directions*). What is looked at depends on what a method c
 | margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
 | recognition | how often a view is nearer to that of its own sample than to others | always | (1/2 is chance) |
 | target margin | by what share of chance the targets of other samples raise the loss | | targets say nothing |
+| targets in use | codes or units of held-out frames, as many as of equal frequency | all the same | |
 
 The first rule that holds decides:
 
@@ -32,6 +33,7 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 | few directions | rank below half of the most, and a third of the entropy of random directions | the same |
 | views apart | recognition no higher than by chance; or target margin below 1/500 | the same |
 | constant | `std` of embeddings below 1/3 of the most, and a held-out loss not 1 % below chance | that compare none |
+| one target | targets in use below 2: the loss falls, and there is nothing to learn | that predict codes or units |
 
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
@@ -58,6 +60,7 @@ from ..errors import UserError
 
 UNTRAINED, LEARNING, NARROWING, COLLAPSED, DIVERGED = "untrained", "learning", "narrowing", "collapsed", "diverged"
 CONSTANT, FEW_DIRECTIONS, VIEWS_APART, NO_NUMBERS = "constant", "few directions", "views apart", "no numbers"
+ONE_TARGET = "one target"
 
 
 # What is left of a figure, relative to the most that there was: half a decade and a decade.
@@ -81,6 +84,10 @@ FAIR_SHARE, FAIR_STEPS, IN_A_ROW = 1 / 3, 100, 2
 
 # Of the loss of chance.
 TARGETS_TOLD_APART = 1 / 500
+
+
+# Of the codes or units that frames have, as many as of equal frequency: one of them is nearly always right.
+FEWEST_TARGETS = 2
 
 
 # Of the loss of chance too: by what a loss is below it that is below it.
@@ -119,8 +126,8 @@ def judge(
 
     Returns:
         `tuple[str, str | None]`: `untrained`, `learning`, `narrowing`, `collapsed since step N` or `diverged`; and
-        what the embeddings have become (`constant`, `few directions`, `views apart` or `no numbers`), `None` while a
-        run learns. N is 0 for a run that never told samples apart.
+        what the embeddings have become (`constant`, `few directions`, `views apart` or `no numbers`), or the targets
+        (`one target`), `None` while a run learns. N is 0 for a run that never told samples apart.
     """
     if _diverged(figures, past):
         return DIVERGED, NO_NUMBERS
@@ -151,6 +158,8 @@ def _diverged(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> bool:
 
 def _state(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
     """What is left, as if it were never too early to say so."""
+    if figures.get("health_target_perplexity", FEWEST_TARGETS) < FEWEST_TARGETS:
+        return COLLAPSED, ONE_TARGET
     state, symptom = _compared(figures, past) if past else (LEARNING, None)
     if not _says_nothing(figures):
         return state, symptom
@@ -172,30 +181,53 @@ def _says_nothing(figures: dict[str, Any]) -> bool:
 
 def _compared(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
     """What has become of a run in comparison with what it was."""
-    everything = [*past, figures]
-
-    def left(name: str) -> float:
-        return figures[name] / max(max(entry.get(name, 0.0) for entry in everything), 1e-12)
-
-    if left("health_std") < INPUTS_TOLD_APART:
+    levels = limits(figures, past)
+    if figures["health_std"] < levels["health_std"][COLLAPSED]:
         return COLLAPSED, CONSTANT
     if "health_projection_std" not in figures:
         least_loss = (1 - BETTER_THAN_CHANCE) * figures.get("eval_chance_loss", math.inf)
         at_chance = figures.get("eval_loss", 0.0) >= least_loss
-        return (COLLAPSED, CONSTANT) if at_chance and left("health_std") < NARROW else (LEARNING, None)
-    std, directions = left("health_projection_std"), figures["health_projection_effective_rank"]
-    most = max(directions / max(left("health_projection_effective_rank"), 1e-12), past[0]["health_effective_rank"])
-    most = min(most, figures["health_random_rank"])
-    least = figures["health_random_rank"] ** LEAST_ENTROPY
-    if std < GONE:
-        return COLLAPSED, CONSTANT
-    if directions < max(GONE * most, min(least, most / 2)):
-        return COLLAPSED, FEW_DIRECTIONS
-    if std < NARROW:
-        return NARROWING, CONSTANT
-    if directions < NARROW * most:
-        return NARROWING, FEW_DIRECTIONS
+        is_narrow = figures["health_std"] < NARROW * _most("health_std", [*past, figures])
+        return (COLLAPSED, CONSTANT) if at_chance and is_narrow else (LEARNING, None)
+    symptoms = {"health_projection_std": CONSTANT, "health_projection_effective_rank": FEW_DIRECTIONS}
+    for state in (COLLAPSED, NARROWING):
+        for name, symptom in symptoms.items():
+            if figures[name] < levels[name][state]:
+                return state, symptom
     return LEARNING, None
+
+
+def limits(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Below which levels a figure is that of a run that is narrowing, or that has collapsed.
+
+    Args:
+        figures (`dict[str, Any]`), past (`Sequence[dict[str, Any]]`):
+            Of [`judge`]; something was measured before.
+
+    Returns:
+        `dict[str, dict[str, float]]`: by the name of the figure, levels by the verdict.
+    """
+    everything = [*past, figures]
+    found = {"health_std": {COLLAPSED: INPUTS_TOLD_APART * _most("health_std", everything)}}
+    if "health_projection_std" in figures:
+        std = _most("health_projection_std", everything)
+        most = max(_most("health_projection_effective_rank", everything), past[0]["health_effective_rank"])
+        most = min(most, figures["health_random_rank"])
+        least = figures["health_random_rank"] ** LEAST_ENTROPY
+        found["health_projection_std"] = {NARROWING: NARROW * std, COLLAPSED: GONE * std}
+        found["health_projection_effective_rank"] = {
+            NARROWING: NARROW * most, COLLAPSED: max(GONE * most, min(least, most / 2)),
+        }  # fmt: skip
+    if "health_target_margin" in figures:
+        found["health_target_margin"] = {COLLAPSED: TARGETS_TOLD_APART}
+    elif "health_recognition" in figures:
+        found["health_recognition"] = {COLLAPSED: figures["health_recognition_of_chance"]}
+    return found
+
+
+def _most(name: str, entries: Sequence[dict[str, Any]]) -> float:
+    """The most that a run had of a figure."""
+    return max(max(entry.get(name, 0.0) for entry in entries), 1e-12)
 
 
 def has_ended(verdict: str) -> bool:
@@ -218,6 +250,8 @@ def describe(entry: dict[str, Any]) -> str:
         figures = (
             f"embeddings: effective rank {entry['health_effective_rank']:.1f}, std {entry['health_std']:.2g} of 1"
         )
+    if "health_target_perplexity" in entry:
+        figures += f"; targets in use {entry['health_target_perplexity']:.3g}"
     cause, taken_back = "", entry.get("health_taken_back", "")
     if "health_cause" in entry:
         certain = has_ended(entry["health_verdict"])
@@ -253,17 +287,18 @@ def collapse_error(entry: dict[str, Any], step: int, good_checkpoint: Path | Non
     )
 
 
-def health_table(history: Iterable[dict[str, Any]]) -> str:
-    """The verdict of a run and how it came about, in Markdown; empty where nothing was measured."""
+def health_rows(history: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The head and the lines of a table of how the verdict of a run came about; empty where nothing was measured."""
     entries = [entry for entry in history if "health_verdict" in entry]
     if not entries:
-        return ""
+        return [], []
     names = {
         "health_projection_effective_rank": "effective rank of projections",
         "health_projection_std": "std of projections",
         "health_margin": "margin of views",
         "health_recognition": "recognition of views",
         "health_target_margin": "margin of targets",
+        "health_target_perplexity": "targets in use",
         "health_alignment": "alignment",
         "health_uniformity": "uniformity",
         "health_effective_rank": "effective rank of embeddings",
@@ -276,11 +311,22 @@ def health_table(history: Iterable[dict[str, Any]]) -> str:
     names = {name: title for name, title in names.items() if name in entries[-1]}
     changes = [b for a, b in zip(entries, entries[1:], strict=False) if a["health_verdict"] != b["health_verdict"]]
     rows = {entry["step"]: entry for entry in (entries[0], *changes, entries[-1])}
-    lines = ["| " + " | ".join(["step", "verdict", *names.values()]) + " |", "|---" * (2 + len(names)) + "|"]
-    for step, entry in rows.items():
-        figures = [f"{entry[name]:.3g}" if name in entry else "" for name in names]
-        lines.append("| " + " | ".join([f"{step:,}", entry["health_verdict"], *figures]) + " |")
-    return f"At the end of training, on clean held-out samples: {describe(entries[-1])}.\n\n" + "\n".join(lines)
+    lines = [
+        [f"{step:,}", entry["health_verdict"], *(f"{entry[name]:.3g}" if name in entry else "" for name in names)]
+        for step, entry in rows.items()
+    ]
+    return ["step", "verdict", *names.values()], lines
+
+
+def health_table(history: Sequence[dict[str, Any]]) -> str:
+    """The verdict of a run and how it came about, in Markdown; empty where nothing was measured."""
+    head, rows = health_rows(history)
+    if not rows:
+        return ""
+    last = [entry for entry in history if "health_verdict" in entry][-1]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return f"At the end of training, on clean held-out samples: {describe(last)}.\n\n" + "\n".join(lines)
 
 
 def plot_health(history: Iterable[dict[str, Any]], path: Path) -> bool:

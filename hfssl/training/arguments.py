@@ -89,6 +89,10 @@ class SSLTrainingArguments(TrainingArguments):
             from, of this run or of one in another folder. A run may go on with more `max_steps`, `max_tokens` or
             `budget_minutes` than it had. Its warm-up stays as many steps; a learning rate that is constant until its
             decay goes on as it was; what follows the share of the run that is done is stretched to the new length.
+        hub_license (`str`, *optional*):
+            Licence of the result, for its card, by its name on the Hub, such as apache-2.0.
+        hub_language (`list[str]`, *optional*):
+            Languages of the data, for the card: codes such as en.
         cpu_threads (`int`, *optional*):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
@@ -149,7 +153,8 @@ class SSLTrainingArguments(TrainingArguments):
         ),
         **dict.fromkeys(
             ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep", "early_stopping",
-             "stop_on_collapse", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+             "stop_on_collapse", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_license",
+             "hub_language"),
             "Log, checkpoints and Hub",
         ),
         **dict.fromkeys(
@@ -173,6 +178,8 @@ class SSLTrainingArguments(TrainingArguments):
     budget_minutes: float | None = None
     epochs: float | None = None
     resume: str = "auto"
+    hub_license: str | None = None
+    hub_language: list[str] | None = None
     cpu_threads: int | None = None
     stop_on_collapse: bool = False
     keep: Literal["last", "best"] = "last"

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 # What of a result folder may leave the machine. Optimizer states, pickles and event files (which carry the name of the
 # host) never do.
 PUSHED = (
-    "README.md", "results.json", "config.json", "generation_config.json", "*.safetensors",
+    "README.md", "results.json", "run.json", "config.json", "generation_config.json", "*.safetensors",
     "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja",
     "preprocessor_config.json", "processor_config.json", "assets/*.png", "pretraining/config.json",

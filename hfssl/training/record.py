@@ -1,17 +1,33 @@
 """What a run leaves behind for those who tell of it: the card, the report, a comparison of several runs."""
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedConfig
+
+from ..data.mixtures import parts_of
+from ..evaluation.results import command_line, commit, versions
+from ..machine import choices, fit_to_leave
 from ..modeling.base import SSLPreTrainedModel
+from ..report.record import thinned
 from .arguments import SSLTrainingArguments
+from .cost import device_name
+
+
+if TYPE_CHECKING:
+    from .trainer import SSLTrainer
+
+# Of the arguments of a run what says where it ran, who may push its result, or what is told elsewhere.
+_NOT_TOLD = re.compile(r"hub_|push_|.*(_dir|_token|_id|_name)$|report_to$|project$|resume$")
 
 
 @dataclass
 class RunRecord:
     r"""
-    A run as its result folder tells it. [`~hfssl.training.trainer.SSLTrainer.record`] makes one.
+    A run as its result folder tells it. [`record_of`] makes one.
 
     Args:
         model ([`SSLPreTrainedModel`]):
@@ -32,6 +48,16 @@ class RunRecord:
             How often each source has been gone through.
         command (`str`, *optional*):
             The command of the run, without secrets.
+        settings (`dict[str, Any]`, *optional*):
+            What else makes this run this run: data, views, tokenizer.
+        cost (`dict[str, float]`, *optional*):
+            See [`~hfssl.training.cost.Cost.so_far`].
+        device (`str`, *optional*):
+            What it ran on.
+        left_out (`int`, *optional*):
+            Samples of the data that were never trained on, since something is measured on them.
+        hub_data (`list[dict[str, str]]`, *optional*):
+            The data sets of the Hub among the data, see [`~hfssl.data.sources.Source`].
     """
 
     model: SSLPreTrainedModel
@@ -43,8 +69,121 @@ class RunRecord:
     unit: str = ""
     passes: dict[str, float] = field(default_factory=dict)
     command: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+    left_out: int = 0
+    hub_data: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """What the result is called: its id on the Hub, else its folder."""
         return self.args.hub_model_id or Path(self.args.output_dir).name
+
+    def as_json(
+        self,
+        *,
+        examples: Sequence[dict[str, Any]] = (),
+        data: str | None = None,
+        base_model: str | None = None,
+        usage: str | None = None,
+        pipeline_tag: str | None = None,
+        pictures: Sequence[tuple[Path, str]] = (),
+        contrasted: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """What stays in the result folder, and may leave this machine: all that card and report tell of a run.
+
+        Args:
+            examples (`Sequence[dict]`, *optional*):
+                From [`~hfssl.evaluation.masked_tokens.fill_mask_examples`] or
+                [`~hfssl.evaluation.next_tokens.continuations`].
+            data (`str`, *optional*):
+                What the model was trained on, in words.
+            base_model (`str`, *optional*):
+                The checkpoint that the run continued.
+            usage (`str`, *optional*):
+                Python lines that load the model.
+            pipeline_tag (`str`, *optional*):
+                Task on the Hub, such as fill-mask.
+            pictures (`Sequence[tuple[Path, str]]`, *optional*):
+                Pictures that lie in `assets/` under the names of these files, with what they show.
+            contrasted (`tuple[int, int]`, *optional*):
+                Samples that are contrasted at once in training and of those held out, where a loss depends on it.
+        """
+        model, args = self.model, self.args
+        data_settings = {name: value if _can_be_read(value) else str(value) for name, value in self.settings.items()}
+        told = {
+            "name": self.name, "method": model.config.model_type.removeprefix("hfssl_"),
+            "title": model.method.title, "class": type(model).__name__, "paper": dict(model.paper),
+            "modality": model.modality,
+            "architecture": [type(encoder).__name__ for encoder in model.encoders.values()],
+            "parameters": sum(encoder.num_parameters() for encoder in model.encoders.values()),
+            "loads": model.export_kind, "usage": usage or model.loader, "pipeline_tag": pipeline_tag,
+            "base_model": base_model, "base_model_is_local": base_model is not None and Path(base_model).exists(),
+            "license": args.hub_license, "language": args.hub_language,
+            "data": data, "hub_data": self.hub_data, "left_out": self.left_out,
+            "seen": self.counts, "unit": self.unit, "passes": self.passes, "step": self.step,
+            "processes": args.world_size, "device": self.device, "cost": self.cost,
+            "command": self.command, "commit": commit(), "versions": versions(), "choices": choices(),
+            "settings": {"run": _plain(args), "method": _plain(model.config), "data": data_settings},
+            "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
+            "pictures": [[path.name, caption] for path, caption in pictures], "history": thinned(self.history),
+        }  # fmt: skip
+        return fit_to_leave(told)
+
+
+def record_of(trainer: "SSLTrainer") -> RunRecord:
+    """What there is to tell of a run so far."""
+    stream = trainer.stream
+    parts = [] if stream is None else parts_of(stream.source)
+    return RunRecord(
+        model=trainer.accelerator.unwrap_model(trainer.model),
+        args=trainer.args,
+        processor=trainer.processing_class,
+        history=trainer.state.log_history,
+        step=trainer.state.global_step,
+        counts={} if stream is None else stream.run_counts,
+        unit="" if stream is None else stream.unit,
+        passes={} if stream is None else stream.passes,
+        command=command_line(),
+        settings=trainer.extra_settings,
+        cost=trainer.cost.so_far(),
+        device=device_name(),
+        left_out=0 if stream is None else len(stream.exclude),
+        hub_data=[part.source.hub for part in parts if part.source.hub],
+    )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The fields of arguments, or those that a method declares, so far as they can be read in a table."""
+    is_config, found = isinstance(settings, PreTrainedConfig), {}
+    of_transformers = {each.name for each in fields(PreTrainedConfig)}
+    for each in fields(settings):
+        value = _value(getattr(settings, each.name, None))
+        is_told = each.name not in of_transformers if is_config else not _NOT_TOLD.match(each.name)
+        if is_told and not each.name.startswith("_") and _can_be_read(value):
+            found[each.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _changed(settings: Any) -> list[str]:
+    """Which of these fields are not as they are by default."""
+    told, found = _plain(settings), []
+    for each in fields(settings):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        default = list(default) if isinstance(default, tuple) else _value(default)
+        if each.name in told and default is not MISSING and told[each.name] != default:
+            found.append(each.name)
+    return found
+
+
+def _value(value: Any) -> Any:
+    return getattr(value, "value", value)  # of an enumeration
+
+
+def _can_be_read(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(each, str | int | float) for each in value)
+    return isinstance(value, str | int | float | None)

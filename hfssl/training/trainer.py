@@ -41,13 +41,14 @@ from ..data.sources import identity
 from ..data.stream import ExactStream
 from ..errors import UserError
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.results import command_line
 from ..evaluation.verdict import collapse_error, has_ended, last_learning_step
 from ..functional import keyed
 from ..functional.keyed import Use
+from ..machine import choices
 from ..modeling.base import SSLPreTrainedModel
 from ..modeling.corpus_targets import CorpusTargetsMixin
 from ..modeling.token_loss import use_liger
+from ..report.page import report_safely
 from . import attention, checkpoints
 from .arguments import LARS, SSLTrainingArguments
 from .best import follow_best, is_stopped_early
@@ -61,13 +62,14 @@ from .callbacks import (
     non_finite_loss,
 )
 from .corpus_targets import CorpusTargets
+from .cost import Cost
 from .evaluations import EvaluationPace, measure_all
 from .gradient_cache import GradientCache
 from .health import HealthMonitor
 from .hub import check_push, push
 from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
-from .record import RunRecord
+from .record import record_of
 from .result_folder import write_result
 from .settings import is_longer, set_length, settings_of_run, take_new_rates
 
@@ -119,6 +121,7 @@ class SSLTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
+        self.cost = Cost()
         self._micro_step = (-1, 0)
         self._terms = LossTerms(getattr(model, "loss_units", ()), getattr(model, "figures", ()))
         self._saving_to: str | None = None
@@ -156,6 +159,7 @@ class SSLTrainer(Trainer):
         follow_best(self)
         self.pace = EvaluationPace(self.clock)
         self.add_callback(self.pace)
+        self.add_callback(self.cost)
         self.add_callback(StopOnNonFiniteLoss(self.last_checkpoint))
         self.add_callback(self.stop)
         self.targets: CorpusTargets | None = None
@@ -202,6 +206,7 @@ class SSLTrainer(Trainer):
         if self.clock is not None:
             trained = json.loads((self.resumed_from / _CLOCK).read_text()) if self.resumed_from else {"seconds": 0.0}
             self.clock.seconds = trained["seconds"]
+        self.cost.load(self.resumed_from)
         # the state before training is measured once, not again after each resume
         self.args.eval_on_start = bool(self.evaluators or self.health) and self.resumed_from is None
         if self.resumed_from is not None and self._is_finished(self.resumed_from):
@@ -405,6 +410,8 @@ class SSLTrainer(Trainer):
                 self.targets.save(staging / name)
             if self.clock is not None and self.args.should_save:
                 (staging / name / _CLOCK).write_text(json.dumps({"seconds": self.clock.elapsed()}))
+            if self.args.should_save:
+                self.cost.save(staging / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 attention.save(self.accelerator.unwrap_model(self.model), staging / name)
@@ -452,16 +459,19 @@ class SSLTrainer(Trainer):
                 Whether the run is over.
             card (`dict`, *optional*):
                 What the recipe adds to the card: `examples`, `results`, `data`; and `contrasted`, see
-                [`~model_card.plot_history`].
+                [`~hfssl.report.curves.plot_history`].
         """
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             try:
-                write_result(self.record(), output_dir, **card)
+                write_result(record_of(self), output_dir, **card)
             except Exception as error:
                 shutil.rmtree(output_dir / checkpoints.STAGING, ignore_errors=True)
                 self._explain_full_disk("the result", error)
                 raise
+            if last:
+                choices(forget=True)
+                report_safely(output_dir)
             if self.args.push_to_hub:
                 push(
                     output_dir, self.args.hub_model_id, title, token=self.args.hub_token,
@@ -469,20 +479,6 @@ class SSLTrainer(Trainer):
                 )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return output_dir
-
-    def record(self) -> RunRecord:
-        """What there is to tell of the run so far."""
-        return RunRecord(
-            model=self.accelerator.unwrap_model(self.model),
-            args=self.args,
-            processor=self.processing_class,
-            history=self.state.log_history,
-            step=self.state.global_step,
-            counts={} if self.stream is None else self.stream.run_counts,
-            unit="" if self.stream is None else self.stream.unit,
-            passes={} if self.stream is None else self.stream.passes,
-            command=command_line(),
-        )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Trainer's constructor calls this: a Hub that cannot take the result should be known before the training."""

@@ -27,7 +27,7 @@ RUNS = HERE / "runs.jsonl"
 SOUND, COLLAPSED = "sound", "collapsed"
 
 # About a minute of one core.
-STEPS, MOST_STEPS = {"dino": 150, "mae": 300}, 200
+STEPS, MOST_STEPS = {"dino": 150, "dinov2": 150, "mae": 300}, 200
 BATCH = 64
 FLAGS = {
     "per_device_train_batch_size": BATCH, "encoder": "vit-mini-patch4", "image_size": 16, "eval_steps": 0.1,

@@ -172,5 +172,8 @@ def test_the_flags_are_those_of_the_command_that_is_named():
     names = ["MlmBenchmark", "SpeechBenchmark", "ViewsBenchmark", "PairsBenchmark", "VisionBenchmark"]
     assert [each.names[0] for each in declared.values()] == names
     assert function_word(["mlm", "--json"]) == "mlm" and function_word([]) == ""
-    for words in (["--modality", "audio", "--help"], ["--max_steps", "3", "--modality=audio"]):
+    for words in (
+        ["--modality", "audio", "--help"], ["--max_steps", "3", "--modality=audio"],
+        ["--modality", "image", "--modality", "audio"],
+    ):  # fmt: skip
         assert function_word(words) == "audio"

@@ -16,7 +16,7 @@ from hfssl.evaluation.held_out_loss import HeldOutLossEvaluator
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
 from hfssl.losses import nt_xent_loss
 from hfssl.modeling.method import LossContext
-from hfssl.training.model_card import history_figure
+from hfssl.report.curves import history_figure
 
 
 # equal outputs have the best loss there is

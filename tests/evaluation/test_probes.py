@@ -68,7 +68,7 @@ def test_the_labels_of_test_decide_nothing(encoder):
     train, test = digits()
     wrong = Labelled(test.images, (test.labels + 1) % 10, test.class_names)
     results = [LinearProbeEvaluator(train, data, precision="fp32")(encoder)[0] for data in (test, wrong)]
-    assert results[0].details == results[1].details
+    assert results[0].details["strength"] == results[1].details["strength"]
     assert results[0].value > 0.5 > results[1].value
 
 
@@ -76,7 +76,7 @@ def test_too_few_rows_for_k_are_said(encoder):
     train, test = digits()
     few = train.take(np.arange(60))
     at_20, at_200 = KnnEvaluator(few, test, precision="fp32")(encoder)
-    assert at_20.details == {} and at_200.details == {"neighbours": 60}
+    assert "neighbours" not in at_20.details and at_200.details["neighbours"] == 60
 
 
 @pytest.mark.parametrize(

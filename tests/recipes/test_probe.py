@@ -35,15 +35,21 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
     assert records[0]["num_train"] == 300
     assert records[0]["command"].startswith(f"python recipes/probe.py --encoder {encoder.name} --protocol knn,linear")
     assert (tmp_path / "assets" / "neighbours.png").is_file()
+    assert sum(each["rows"] for each in records[2]["details"]["classes"]) == records[2]["num_eval"]
+    report = (tmp_path / "report.html").read_text()
+    assert "Class by class</h2>" in report and "Test images, and the training images with the nearest" in report
 
 
 def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path):
-    flags = ["--encoder", encoder, "--protocol", "patches,attentive", "--patch_image_size", 16, "--dataset", "scenes"]
-    flags += ["--max_train_samples", 30, "--max_test_samples", 20, "--output_dir", tmp_path]
+    other = save(vit(seed=5), tmp_path / "other")
+    flags = ["--encoder", encoder, "--protocol", "knn,patches,attentive", "--patch_image_size", 16, "--beside", other]
+    flags += ["--dataset", "scenes", "--max_train_samples", 30, "--max_test_samples", 20, "--output_dir", tmp_path]
     result = run(tmp_path / "log", *flags)
     assert result.poll() == 0, result.stderr
     assert "k-NN, k = 20 (patches)" in result.stdout and "attentive probe" in result.stdout
     records = json.loads((tmp_path / "results.json").read_text())
+    assert all("other" in record["baselines"] for record in records)
+    assert " other " in result.stdout.split("task", 1)[1].split("\n")[0]
     patches = [record for record in records if record["protocol"] == "patches"]
     assert {record["metric"] for record in patches} == {"miou", "pixel_accuracy", "correspondence"}
     assert patches[0]["hyperparameters"]["image_size"] == 16 and "ground" in patches[0]["details"]["iou"]
@@ -53,6 +59,7 @@ def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):
     for flags, message in (
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
+        (["--encoder", encoder, "--update_card", "true"], "has no README.md to write figures into"),
         (["--encoder", save_bert(tmp_path / "bert")], "names no labelled texts. Pass `--dataset`"),
         (
             ["--encoder", tmp_path / "bert", "--protocol", "patches"],

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub import ModelCard
 from image_recipes import check_result, run, stopped_and_continued, the_error
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -31,6 +32,21 @@ def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
     assert "For these labels: " in card and "| simple statistics |" in card and "| chance |" in card
     assert done.stderr.count("What verdicts mean: ") == 1 and " (chance " in done.stderr
     assert {"random_init", "raw_input", "majority"} <= set(protocols["knn"]["baselines"])
+    report = (tmp_path / "out" / "report.html").read_text()
+    for section in (
+        "What was chosen, and why",
+        "Losses",
+        "Health",
+        "What was measured",
+        "Class by class",
+        "Do it again",
+    ):
+        assert f"{section}</h2>" in report, section
+    assert "What is missing" not in report and str(tmp_path) not in report
+    assert f"{protocols['knn']['value']:.4g}" in report and report.count('<img src="data:image/') == 4
+    assert len(report) < 3_000_000
+    metadata = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert len(metadata.eval_results) == len(records) and metadata.eval_results[1].task_type == "image-classification"
     assets = {path.name for path in (tmp_path / "out" / "assets").iterdir()}
     assert {"loss.png", "views.png", "neighbours.png", "feature_map.png", "patches.png"} <= assets
 
@@ -74,7 +90,7 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     for settings, words in [
         (
             {"per_device_train_batch_size": 1},
-            "a step has one here. Pass a larger `--per_device_train_batch_size`: 2 at least",
+            "a batch has one here. Pass a larger `--per_device_train_batch_size`: 2 at least",
         ),
         ({"image_size": 18}, "`--image_size 18` is no multiple of the encoder's patches of 4 pixels"),
         ({"encoder": "vit-mini", "encoder_config": None}, "`--encoder vit-mini` is neither a preset (vit-mini-patch4"),

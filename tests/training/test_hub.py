@@ -22,7 +22,7 @@ from local_hub import LocalHub, User
 
 TOKEN = "hf_0123456789abcdef"
 PUSHED = {
-    "README.md", "results.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "README.md", "results.json", "run.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "assets/loss.png", "assets/health.png", "pretraining/config.json", "pretraining/model.safetensors",
 }  # fmt: skip
 

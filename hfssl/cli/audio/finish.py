@@ -11,9 +11,10 @@ from ...data.audio.contact_sheet import contact_sheet
 from ...data.audio.rows import AudioRows
 from ...data.audio.view_sheet import view_sheet
 from ...data.audio.views import AudioViews
-from ...data.labelled import has_labels
+from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...data.stream import Block
+from ...evaluation.audio.pictures import CAPTIONS
 from ...evaluation.audio.unit_quality import UnitQuality, plot_units
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
@@ -78,11 +79,7 @@ def finish_audio(
     elif base_model is not None:
         trainer.accelerator.print(LABELS_WOULD_SAY)
     pooling = check_pooling(model.encoder.config, knn.pooling if knn else getattr(model.config, "pooling", None))
-    captions = {
-        "layers.png": "What a linear probe of each layer, and of their weighted sum, knows of the labels.",
-        "feature_map.png": "Features of the test recordings in two dimensions, a colour for each class.",
-    }
-    pictures = [(folder / "assets" / file, caption) for file, caption in captions.items()]
+    pictures = [(folder / "assets" / file, caption) for file, caption in CAPTIONS.items()]
     pictures = [picture for picture in pictures if picture[0].is_file()]
     if trainer.is_world_process_zero():
         pictures += _to_listen_to(model, trainer, data, folder / "assets", views)

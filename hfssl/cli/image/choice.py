@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass
 
+from ...machine import say_choice
+
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def say(choice: Choice, short_side: int, num_images: int, on_cpu: bool, flag: st
         encoder, size = choice.better
         times = (size / choice.image_size) ** 2
         text += f". Slower (at least {times:.0f} times) and better: --{flag} {encoder} --image_size {size}"
-    logger.info("Chosen: %s.", text)
+    say_choice(logger, f"Chosen: {text}.")
 
 
 def _encoder(row: tuple[str | None, str, str], num_images: int, on_cpu: bool) -> str:

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
-from ...data.labelled import has_labels
+from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
+from ...evaluation.image.pictures import CAPTIONS
 from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
@@ -34,6 +35,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import ImageData
+from .encoders import trained_colors
 
 
 # Of a transformer whose stock class has one.
@@ -82,16 +84,17 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
             "image_size": views.image_size, "labelled": labelled,
+            **({"colour_channels": list(views.colors)} if views.colors not in ((), (0, 1, 2)) else {}),
         },
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
-        commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled),
+        commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled, base_model),
     )  # fmt: skip
 
 
 def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrainedModel:
     """The checkpoint that a run continued, as the method took it."""
     encoder = load_vision_encoder(base_model, views.image_size)
-    return with_num_channels(encoder, views.num_channels, views.colors).to(device)
+    return with_num_channels(encoder, views.num_channels, views.colors, trained_colors(base_model)).to(device)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
@@ -104,7 +107,13 @@ def _own_labels(data: ImageData) -> dict[str, Any] | None:
 
 
 def _commands(
-    trainer: SSLTrainer, folder: Path, data: ImageData, views: Views, pooling: str | None, labelled: dict | None
+    trainer: SSLTrainer,
+    folder: Path,
+    data: ImageData,
+    views: Views,
+    pooling: str | None,
+    labelled: dict | None,
+    base_model: str | None,
 ) -> Sequence[str]:
     """What to do with the result: each line runs as it stands, on the data of the run."""
     method, model = method_name(trainer), trainer.accelerator.unwrap_model(trainer.model)
@@ -117,7 +126,7 @@ def _commands(
         ]
     # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
     if data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
-        commands.append(recipe_command("probe", encoder=folder, protocol="patches"))
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     same_data = changed_flags(data.arguments)
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
@@ -179,19 +188,12 @@ def _pictures(
     model: SSLVisionModel, evaluator: HeldOutLossEvaluator, data: ImageData, views: Views, folder: Path
 ) -> Sequence[tuple[Path, str]]:
     """What there is to look at, with what it shows."""
-    captions = {
-        "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
-        "feature_map.png": "Features of the test images in two dimensions (see the axes), a colour for each class.",
-        "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
-    }
-    pictures = [(folder / name, caption) for name, caption in captions.items() if (folder / name).is_file()]
     if hasattr(model, "reconstruct"):
-        path = folder / "reconstructions.png"
         device = next(model.parameters()).device
-        plot_reconstructions(model, evaluator.batch(device), views.mean, views.std, path)
-        pictures.insert(0, (path, "Held-out images, what the encoder saw of them, and the reconstruction."))
-    path = folder / "views.png"
+        plot_reconstructions(
+            model, evaluator.batch(device), views.mean, views.std, folder / "reconstructions.png"
+        )  # fmt: skip
     batch = views_of(data.held_out[:6], views)
-    contact_sheet(batch, views, path, hidden=model.hidden_pixels(batch) if hasattr(model, "hidden_pixels") else None)
-    pictures.append((path, "Held-out images, and views of them as in training."))
-    return pictures
+    hidden = model.hidden_pixels(batch) if hasattr(model, "hidden_pixels") else None
+    contact_sheet(batch, views, folder / "views.png", hidden=hidden)
+    return [(folder / name, caption) for name, caption in CAPTIONS.items() if (folder / name).is_file()]

@@ -24,6 +24,7 @@ from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_toke
 from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
+from ...machine import say_choice
 from ...training.arguments import SSLTrainingArguments
 from ...training.checkpoints import read_settings
 from ..data import DataArguments
@@ -203,7 +204,7 @@ class PairData:
             tokenizer = train_tokenizer(self.captions, a.vocab_size, model_max_length=max(512, a.max_length or 0))
         held_out = [text for pair in self.held_out for text in texts_of(pair["text"])]
         fit = tokenizer_fit(tokenizer, held_out, planned)
-        logger.info("Tokenizer: %s.", fit)
+        say_choice(logger, f"Tokenizer: {fit}.")
         remedies = ["Pass another `--tokenizer`."] if named else ["Pass a larger `--vocab_size`, or leave it out."]
         check_fit_to_corpus(fit, a.max_lost_fraction, remedies)
         return tokenizer
@@ -240,6 +241,7 @@ class PairData:
             max_bad_fraction=self.arguments.max_bad_fraction,
             block_cost=min(max(pairs, fewest), most),
             piece_cost=self.source.num_rows / len(self.source),
+            rows_per_step=args.global_batch_size,
         )
 
     @property

@@ -135,7 +135,7 @@ def build_pair(
             )
     if args.compared_at_once < 2:
         raise UserError(
-            f"{method.method.title} tells pairs apart by comparing those of a step, and a step has one here. Pass a "
+            f"{method.method.title} tells pairs apart by comparing those of a batch, and a batch has one here. Pass a "
             "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
     from_scratch = False

@@ -20,6 +20,7 @@ from ...data.text.sentence_pairs import SentencePairRows
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_bpe_tokenizer, train_tokenizer
 from ...data.text.words import WordSegmenter
 from ...errors import UserError
+from ...machine import say_choice
 from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
@@ -171,7 +172,7 @@ class TextData:
         else:
             self.tokenizer, planned = self._train_tokenizer()
         fit = tokenizer_fit(self.tokenizer, self.held_out, planned)
-        logger.info("Tokenizer: %s.", fit)
+        say_choice(logger, f"Tokenizer: {fit}.")
         check_fit_to_corpus(fit, arguments.max_lost_fraction, self._remedies(encoder))
 
     def _sample(self, max_characters: int) -> Iterable[str]:

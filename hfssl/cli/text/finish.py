@@ -11,7 +11,7 @@ from ...evaluation.masked_tokens import fill_mask_examples
 from ...evaluation.next_sentence import NextSentenceEvaluator
 from ...evaluation.next_tokens import continuations
 from ...evaluation.token_prediction import TokenPredictionEvaluator
-from ...training.model_card import example_lines
+from ...report.card import example_lines
 from ...training.trainer import SSLTrainer
 from ..finish import (
     before_and_after,

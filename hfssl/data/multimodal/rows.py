@@ -8,6 +8,7 @@ import torch
 
 from ...errors import UserError
 from ..blocks import take_rows
+from ..device import Beside, send
 from ..held_out import content_keys
 from ..modality import Input
 from ..stream import Block, Rows
@@ -136,7 +137,7 @@ class PairCollator:
         self.collators = [side.collator(device) for side in rows.sides.values()]
         both = all(side.has_mask for side in rows.sides.values())
         self.prefixes = ("a_", "b_") if both else ("", "")
-        self.device, self.with_duplicates, self.parts = torch.device(device), rows.with_duplicates, parts
+        self.beside, self.with_duplicates, self.parts = Beside(torch.device(device)), rows.with_duplicates, parts
         self.num_rows = self.num_duplicates = 0
         self._waiting: list[dict[str, np.ndarray]] = []
 
@@ -158,7 +159,7 @@ class PairCollator:
         if self.with_duplicates:
             # torch has few operations for integers without a sign: a key keeps its bits
             signed = {name: np.ascontiguousarray(values).view(np.int64) for name, values in content.items()}
-            batch |= {name: torch.from_numpy(values).to(self.device) for name, values in signed.items()}
+            batch |= self.beside(lambda: {name: send(values, self.beside.device) for name, values in signed.items()})
         return batch
 
     def _count(self, content: dict[str, np.ndarray]) -> None:

@@ -123,7 +123,9 @@ def open_source(
     elif dataset is None:
         raise DataError(f"There are no embedded {kind.samples}. Name your own data with `--dataset`.")
     else:
-        source = _open(find_data(os.fspath(dataset), config, revision, kind), split, sample_by, streaming, options)
+        found = find_data(os.fspath(dataset), config, revision, kind)
+        source = _open(found, split, sample_by, streaming, options)
+        source.hub = found.hub and found.hub | {"split": split}
     if source.num_rows == 0:
         raise DataError(
             f"{str(dataset)!r} is empty: its split {split!r} ({source.description.split(',')[0]}) has no rows."

@@ -60,7 +60,8 @@ class Found:
     """A data set whose files are known and not yet opened.
 
     `module` is the format by the `datasets` library's name, `"saved"` for a folder of `save_to_disk`. `splits` maps to
-    the paths of the files; `load` holds the arguments with which `datasets.load_dataset` loads the same.
+    the paths of the files; `load` holds the arguments with which `datasets.load_dataset` loads the same. `hub` names
+    id, configuration and revision of a data set of the Hub, as far as they are known.
     """
 
     kind: Modality
@@ -71,6 +72,7 @@ class Found:
     features: dict | None = None
     options: dict = field(default_factory=dict)
     load: dict = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
 
 
 def find_data(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
@@ -286,14 +288,16 @@ def _find_on_hub(dataset: str, config: str | None, revision: str | None, kind: M
     except Exception as error:
         raise _hub_error(error, dataset, revision, here, kind) from error
     load = {"path": dataset, "name": config, "revision": commit}
-    return _from_builder(builder, dataset, f"hf://datasets/{dataset}@{commit}", load, kind)
+    found = _from_builder(builder, dataset, f"hf://datasets/{dataset}@{commit}", load, kind)
+    return replace(found, hub=_known(id=dataset, config=config, revision=commit))
 
 
 def _find_in_cache(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
     """Offline: what `load_dataset` prepared before, else what was downloaded."""
     try:
         builder = datasets.load_dataset_builder(dataset, name=config)
-        return _from_builder(builder, dataset, "", {"path": dataset, "name": config}, kind)
+        found = _from_builder(builder, dataset, "", {"path": dataset, "name": config}, kind)
+        return replace(found, hub=_known(id=dataset, config=config))
     except DataError:
         raise
     except Exception as error:
@@ -308,7 +312,12 @@ def _find_in_cache(dataset: str, config: str | None, revision: str | None, kind:
             "folder."
         ) from error
     logger.info("Offline: reading %s from the cache, %s.", dataset, folder)
-    return replace(_find_folder(folder, folder, config, kind), name=dataset)
+    known = _known(id=dataset, config=config, revision=os.path.basename(folder))
+    return replace(_find_folder(folder, folder, config, kind), name=dataset, hub=known)
+
+
+def _known(**said: str | None) -> dict[str, str]:
+    return {name: value for name, value in said.items() if value is not None}
 
 
 @contextmanager

@@ -11,6 +11,12 @@ from ..probe_features import ProbeFeatures
 if TYPE_CHECKING:
     from ...data.labelled import LabelledData
 
+# What is in the files that are written beside features of recordings.
+CAPTIONS = {
+    "layers.png": "What a linear probe of each layer, and of their weighted sum, knows of the labels.",
+    "feature_map.png": "Features of the test recordings in two dimensions, a colour for each class.",
+}
+
 
 def draw_pictures(
     encoder: Any, processor: Any, train: "LabelledData", test: "LabelledData", features: ProbeFeatures, folder: Path

@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What is in the files that are written beside features of images.
+CAPTIONS = {
+    "reconstructions.png": "Held-out images, what the encoder saw of them, and the reconstruction.",
+    "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
+    "feature_map.png": "Features of the test samples in two dimensions (see the axes), a colour for each class.",
+    "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
+    "patch_components.png": "What the patches of an image tell apart: their leading principal components as colours.",
+    "segmentation.png": "Images with their masks, and what probes of the patches say, a colour for each class.",
+    "label_efficiency.png": "What labels are worth: accuracy over the share of them that was used.",
+    "views.png": "Held-out images, and views of them as in training.",
+}
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
 # A map of fewer patches a side is no picture.
 LEAST_PATCHES = 4

@@ -13,6 +13,12 @@ from ..image.pictures import _grid, _save, _show, nearest_rows
 RIGHT, WRONG = "#2e7d32", "#c62828"
 MOST_SHOWN = 10
 _NEAREST = 3
+# What is in the files.
+CAPTIONS = {
+    "captions.png": "Held-out images, and the captions that are nearest (green: its own).",
+    "images.png": "Held-out captions, and the images that are nearest (green frame: its own).",
+    "similarity.png": "How similar ten held-out images and their captions are, each to each.",
+}
 
 
 def draw_pairs(
@@ -68,11 +74,7 @@ def draw_pairs(
     axes[0, 0].set_xticks(range(number), [shown_text(texts[text], 40) for text in queries], fontsize=6, rotation=90)
     axes[0, 0].set_title("cosine of image and caption", fontsize=8)
     _save(figure, folder / "similarity.png")
-    return [
-        (folder / "captions.png", "Held-out images, and the captions that are nearest (green: its own)."),
-        (folder / "images.png", "Held-out captions, and the images that are nearest (green frame: its own)."),
-        (folder / "similarity.png", "How similar ten held-out images and their captions are, each to each."),
-    ]
+    return [(folder / name, caption) for name, caption in CAPTIONS.items()]
 
 
 def shown_text(text: str, width: int) -> str:

@@ -30,8 +30,8 @@ from hfssl.errors import UserError
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator, fill_mask_examples
 from hfssl.evaluation.next_sentence import NextSentenceEvaluator
 from hfssl.methods.text.mlm import MlmOutput
+from hfssl.report.curves import history_figure
 from hfssl.training.callbacks import MethodCallback
-from hfssl.training.model_card import history_figure
 
 
 def texts(n=300, seed=0):

@@ -12,7 +12,7 @@ from hfssl.functional.embedding_figures import spread
 from hfssl.losses import vicreg_loss
 from hfssl.modeling.branch import with_unit_length
 from hfssl.modeling.distributed import GlobalBatchNorm
-from hfssl.training.model_card import history_figure
+from hfssl.report.curves import history_figure
 
 
 HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 12}

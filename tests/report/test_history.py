@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfssl.training.model_card import history_figure
+from hfssl.report.curves import history_figure
 
 
 HISTORY = [

@@ -1,0 +1,148 @@
+"""A result folder as its files tell it, for the card, the report and a comparison of several."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..evaluation.facts import read_facts
+from ..evaluation.results import Result, read_json, read_results
+from ..machine import fit_to_leave
+from .pictures import captions
+
+
+# What a run has recorded of itself, in its result folder.
+RUN = "run.json"
+RESULTS = "results.json"
+# Entries of a log without evaluations that are kept: more cannot be told apart in a curve.
+MOST_ENTRIES = 1000
+# Drawn anew from the record.
+_DRAWN = ("loss.png", "health.png", "layers.png")
+_FIELDS = {each.name for each in fields(Result)}
+
+
+@dataclass
+class Record:
+    r"""
+    A result folder of a run or of an evaluation.
+
+    Args:
+        folder (`Path`):
+            Where it lies.
+        run (`dict[str, Any]`, *optional*):
+            What a run of pre-training recorded; empty for an evaluation.
+        results (`list[Result]`, *optional*):
+            What was measured.
+        facts (`dict[str, Any]`, *optional*):
+            See [`~hfssl.evaluation.facts.read_facts`].
+        missing (`list[str]`, *optional*):
+            Sentences on what the folder does not hold, and where that comes from.
+    """
+
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.run.get("name") or self.folder.resolve().name
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The log, without figures that were no numbers."""
+        return [
+            {name: value for name, value in entry.items() if value is not None}
+            for entry in self.run.get("history", [])
+            if "step" in entry
+        ]
+
+    @property
+    def pictures(self) -> list[tuple[Path, str]]:
+        """What there is to look at, with what it shows."""
+        told = dict(self.run.get("pictures", []))
+        known = told | {name: said for name, said in captions().items() if name not in told}
+        there = sorted((self.folder / "assets").glob("*.png"))
+        order = list(known)
+        there.sort(key=lambda path: order.index(path.name) if path.name in known else len(order))
+        return [
+            (path, known.get(path.name, path.stem.replace("_", " ").capitalize() + "."))
+            for path in there
+            if path.name not in _DRAWN
+        ]
+
+    @property
+    def sounds(self) -> list[Path]:
+        """Pages with players."""
+        return sorted((self.folder / "assets").glob("*.html"))
+
+    def first(self, name: str) -> Any:
+        """A field of the run, or of the first thing that was measured in an evaluation."""
+        return self.run.get(name) or (getattr(self.results[0], name, None) if self.results else None)
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read a result folder; what is damaged or not there is `missing`.
+
+    Raises:
+        UserError: for a folder that has none of it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: name the result folder of a run, of a probe or of fine-tuning.")
+    record = Record(folder, facts=fit_to_leave(read_facts(folder)))
+    try:
+        record.run = fit_to_leave(read_json(folder / RUN, default={}))
+    except UserError as error:
+        record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
+    try:
+        records = read_results(folder / RESULTS)
+    except UserError as error:
+        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
+        records = []
+    for each in records:
+        try:
+            record.results.append(Result(**{name: value for name, value in each.items() if name in _FIELDS}))
+        except TypeError:
+            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
+    if not record.run:
+        _take_checkpoint(record)
+    if not (record.run or record.results or record.missing):
+        raise UserError(
+            f"{folder} holds nothing to report on: no {RUN}, no {RESULTS} and no checkpoint. Name the result folder "
+            "of a run, of a probe or of fine-tuning."
+        )
+    if record.run and not record.results:
+        record.missing.append(f"{RESULTS}: nothing has been measured yet.")
+    return record
+
+
+def _take_checkpoint(record: Record) -> None:
+    """The log of the newest checkpoint, of a run that has not ended or that recorded nothing else."""
+    there = [path for path in record.folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for path in sorted(there, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            record.run = {"history": state["log_history"], "step": state["global_step"]}
+        except (OSError, ValueError, KeyError):
+            continue
+        has_ended = (record.folder / "config.json").is_file()
+        why = "an older version of hfssl wrote it" if has_ended else "the run has not ended"
+        record.missing.append(
+            f"{RUN}: {why}. The curves are those of {path.name}; settings, data and cost are not known. The command "
+            f"of the run, once more, {'writes it without training again' if has_ended else 'goes on and writes it'}."
+        )
+        return
+
+
+def thinned(history: Sequence[dict[str, Any]], most: int = MOST_ENTRIES) -> list[dict[str, Any]]:
+    """A log with all its evaluations, and so many of the other entries at most, evenly over it."""
+    plain = [i for i, entry in enumerate(history) if "loss" in entry]
+    kept = {plain[i * len(plain) // most] for i in range(most)} if len(plain) > most else set(plain)
+    kept |= set(plain[-1:])
+    return [entry for i, entry in enumerate(history) if i in kept or "loss" not in entry]

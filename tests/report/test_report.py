@@ -1,0 +1,210 @@
+"""`report.html`: what it tells is what the folder holds, and it needs nothing else."""
+
+import base64
+import json
+import logging
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_records import a_probe, a_run, history
+
+from hfssl.errors import UserError
+from hfssl.evaluation.class_figures import class_figures
+from hfssl.report import page as page_module
+from hfssl.report import pictures as pictures_module
+from hfssl.report.comparison import names_of, write_comparison
+from hfssl.report.page import report_safely, write_report
+from hfssl.report.pictures import embedded_pictures
+from hfssl.report.record import read_record, thinned
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags, attributes, headings and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(text)
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data + " ")
+
+
+def test_a_run_and_its_figures(tmp_path):
+    page = Page(write_report(a_probe(a_run(tmp_path / "run"))).read_text())
+    for section in (
+        "Summary", "What was chosen, and why", "Losses", "Health", "What was measured", "Class by class",
+        "What it looks like", "Do it again",
+    ):  # fmt: skip
+        assert section in page.text, section
+    assert "missing" not in page.text
+    for figure in ("0.875", "0.5625", "0.4375", "random init", "raw input", "majority", "chance 3.1", "2.25"):
+        assert figure in page.text, figure
+    assert "Chosen: --encoder vit-mini-patch4, for 1,234 images." in page.text and "mask_ratio 0.6" in page.text
+    assert "python recipes/mae.py --max_steps 4" in page.text and "2 min on CPU" in page.text
+    assert "dog (2)" in page.text and "75 %" in page.text and "38 %" in page.text  # 6 and 3 of 8
+    assert page.tags.count("svg") == 4 and page.tags.count("img") == 1
+    # what is seen is said too, and what scrolls can be reached with a keyboard
+    assert all(value for tag, name, value in page.attributes if (tag, name) in (("img", "alt"), ("svg", "aria-label")))
+    wide = [value for tag, name, value in page.attributes if (tag, name) == ("div", "tabindex")]
+    assert wide and set(wide) == {"0"}
+    places = {value for _, name, value in page.attributes if name == "id"}
+    assert {value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")} <= places
+    assert len(places) == len([value for _, name, value in page.attributes if name == "id"])
+
+
+def test_nothing_comes_from_elsewhere_and_all_is_escaped(tmp_path):
+    folder = a_run(
+        tmp_path / "run", name=EVIL, data=EVIL, choices=[EVIL], command=EVIL, title=EVIL, device=EVIL, unit=EVIL,
+        examples=[{"text": EVIL, "answer": EVIL, "predictions": [[EVIL, 0.5]]}], pictures=[["views.png", EVIL]],
+        versions={EVIL: EVIL}, loss_units={EVIL: EVIL}, history=[{"step": 1, "loss": 1.0, f"loss_{EVIL}": 1.0}],
+    )  # fmt: skip
+    text = write_report(a_probe(folder, classes=(EVIL, '"><img src=x onerror=alert(1)>'), task=EVIL)).read_text()
+    page = Page(text)
+    assert "script" not in page.tags and EVIL in page.text and EVIL not in text
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    assert "default-src 'none'" in text
+
+
+def test_no_folder_of_this_machine_stands_in_it(tmp_path):
+    folder = a_run(tmp_path / "run", data=f"{tmp_path}/pictures", command=f"python x.py --dataset {tmp_path}/pictures")
+    text = write_report(folder).read_text()
+    assert str(tmp_path) not in text and "pictures" in text
+
+
+def test_a_run_that_has_not_ended_says_what_is_missing(tmp_path):
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        state = {"log_history": history(step), "global_step": step}
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    page = Page(write_report(tmp_path).read_text())
+    assert "the run has not ended. The curves are those of checkpoint-10" in page.text
+    assert "Losses" in page.text and "Health: learning" in page.text
+
+
+@pytest.mark.parametrize("file", ["run.json", "results.json"])
+def test_a_damaged_file_costs_its_part_only(tmp_path, file):
+    folder = a_probe(a_run(tmp_path / "run"))
+    (folder / file).write_text("{")
+    page = Page(write_report(folder).read_text())
+    assert f"{file}: " in page.text and "is not valid JSON" in page.text
+    assert ("0.875" in page.text) == (file == "run.json") and ("Losses" in page.text) == (file == "results.json")
+
+
+def test_a_section_that_cannot_be_made_costs_itself_only(tmp_path):
+    folder = a_probe(a_run(tmp_path / "run", cost={"seconds": "no number"}))
+    page = Page(write_report(folder).read_text())
+    assert "The section on summary: TypeError." in page.text and "Class by class" in page.text
+
+
+def test_what_holds_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds nothing to report on: no run.json, no results.json and no checkpoint"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="There is no folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_report_never_costs_the_result(tmp_path, monkeypatch, caplog):
+    def fail(record):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page_module, "render", fail)
+    with caplog.at_level(logging.WARNING):
+        assert report_safely(a_run(tmp_path / "run")) is None
+    assert "no ink" in caplog.text and f"recipes/report.py {tmp_path / 'run'}" in caplog.text
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_large_pictures_make_no_large_page(tmp_path, monkeypatch):
+    folder = a_run(tmp_path / "run", pictures=[])
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "assets" / f"noise_{i}.png")
+    pictures = [(each, each.name) for each in sorted((folder / "assets").glob("*"))]
+    monkeypatch.setattr(pictures_module, "PICTURES", 300_000)
+    shown, others = embedded_pictures(pictures)
+    assert sum(len(each.source) for each in shown) <= 300_000 and not others
+    assert [each.caption for each in shown] == [path.name for path, _ in pictures]
+    # what is small stays as it is
+    assert [each.source[:15] for each in shown] == ["data:image/webp"] * 3 + ["data:image/png;"]
+    monkeypatch.setattr(pictures_module, "PICTURES", 30_000)
+    assert embedded_pictures(pictures)[1] == ["noise_0.png", "noise_1.png", "noise_2.png"]
+    (folder / "assets" / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in Page(write_report(folder).read_text()).text
+
+
+def test_what_is_heard_is_in_the_page(tmp_path):
+    pytest.importorskip("soundfile")
+    from hfssl.data.audio.contact_sheet import write_page
+
+    folder = a_run(tmp_path / "run")
+    sound = np.sin(np.linspace(0, 2000, 16000)).astype(np.float32)
+    write_page(folder / "assets" / "recordings.png", [("a <b>", 1.0, sound, ["units 1 2"])])
+    page = Page(write_report(folder).read_text())
+    [source] = [value for tag, name, value in page.attributes if (tag, name) == ("audio", "src")]
+    assert source.startswith("data:audio/mpeg") and len(base64.b64decode(source.partition(",")[2])) < 16000
+    assert "a <b>" in page.text and "1.00 s; units 1 2" in page.text
+
+
+def test_classes_by_hand():
+    said = {"encoder": {0: np.array([0, 1, 1, 2]), 1: np.array([0, 0, 2, 2])}, "majority": {0: np.array([0, 0, 0, 0])}}
+    found = class_figures(np.array([0, 0, 1, 2]), said | {"random_init": said["encoder"]}, ["a", "b"])
+    assert found == [
+        {"name": "a", "rows": 4, "right": 3, "taken_for": {"b": 1}, "baselines": {"random_init": 3}},
+        {"name": "b", "rows": 2, "right": 1, "taken_for": {"2": 1}, "baselines": {"random_init": 1}},
+        {"name": "2", "rows": 2, "right": 2, "taken_for": {}, "baselines": {"random_init": 2}},
+    ]  # fmt: skip
+
+
+def test_a_long_log_is_thinned_but_for_what_was_measured():
+    entries = [{"step": i, "loss": 1.0} for i in range(5000)] + [{"step": 5000, "eval_loss": 1.0}]
+    kept = thinned(entries, 100)
+    assert [entry["step"] for entry in kept][0] == 0 and [entry["step"] for entry in kept][-2:] == [4999, 5000]
+    assert 100 <= len(kept) <= 102 and thinned(entries[-3:], 100) == entries[-3:]
+
+
+def test_two_runs_side_by_side(tmp_path):
+    first = a_probe(a_run(tmp_path / "a" / "out"))
+    settings = json.loads((first / "run.json").read_text())["settings"]
+    settings["method"]["mask_ratio"] = 0.75
+    second = a_probe(a_run(tmp_path / "b" / "out", settings=settings, history=history(8)), value=0.625)
+    a_probe(second, protocol="knn", hyperparameters={"k": 20})
+    assert names_of([first, second]) == ["a/out", "b/out"]
+    page = Page(write_comparison([first, second], tmp_path / "page" / "both.html").read_text())
+    assert "linear probe on pets: accuracy 0.875 0.625 … random init 0.5 0.5" in page.text
+    assert "k-NN, k = 20 on pets: accuracy – 0.875" in page.text
+    assert "method: mask_ratio 0.6 0.75" in page.text and "run: seed" not in page.text
+    assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
+
+
+def test_losses_of_two_methods_are_not_compared(tmp_path):
+    folders = [a_run(tmp_path / "a"), a_run(tmp_path / "b", method="simclr")]
+    page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
+    assert "Held-out loss of" not in page.text and "K-NN accuracy while it trained of a, b" in page.text
+
+
+def test_pictures_without_a_caption_are_called_by_their_file(tmp_path):
+    folder = a_run(tmp_path / "run", pictures=[])
+    for name in ("neighbours", "my_own"):
+        Image.new("L", (4, 4)).save(folder / "assets" / f"{name}.png")
+    said = {path.name: caption for path, caption in read_record(folder).pictures}
+    assert said["my_own.png"] == "My own." and "nearest features" in said["neighbours.png"]
