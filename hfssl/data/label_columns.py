@@ -34,10 +34,10 @@ def has_labels(source: Source) -> bool:
 def say_which(label_column: str, columns: str, name: str) -> None:
     """Once, where class folders and a table both say something of the files."""
     if label_column == FOLDERS:
-        said = "are the names of its class folders; `--label_column` takes another of the columns"
+        said = "are the names of its class folders. Another column may be named instead"
     else:
-        said = f"are column {label_column!r}; `--label_column {FOLDERS}` takes the class folders instead. The columns"
-    logger.info("Labels of %s %s: %s.", name, said, columns)
+        said = f"are column {label_column!r}. That of the class folders is {FOLDERS!r}, and may be named instead"
+    logger.info("Labels of %s %s: it has %s.", name, said, columns)
 
 
 def find_label_column(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from ..data.mixtures import parts_of
 from ..data.sources import Source
+from ..data.sources.base import describe
 from ..machine import compute_device
 from .evaluator import EvaluationError
 from .modality import evaluation_modality
@@ -121,7 +122,8 @@ def write_report(found: Report, kinds: Sequence[str], samples: Sequence[str], fo
         table = [(samples[a], samples[b], f"{cosine:.4f}") for a, b, cosine in found.pairs]
         _write(folder / "duplicates.csv", ("sample", "other", "cosine"), table)
         such = f", such as {table[0][0]} and {table[0][1]}" if table else ""
-        said.append(f"{len(table):,} pairs are nearly the same to this encoder{such}: {folder / 'duplicates.csv'}")
+        are = f"{describe(len(table), 'pairs')} {'is' if len(table) == 1 else 'are'}"
+        said.append(f"{are} nearly the same to this encoder{such}: {folder / 'duplicates.csv'}")
     if "outliers" in kinds:
         table = [(samples[row], f"{cosine:.4f}") for row, cosine in found.outliers]
         _write(folder / "outliers.csv", ("sample", "cosine_to_neighbours"), table)

@@ -46,6 +46,16 @@ WHEN_WORSE = (
 )
 
 
+def standard_error(share: float, number: int) -> float:
+    """That of the difference of two shares of so many samples, near one of which both lie.
+
+    As if of one sample more it were true, and of one more it were not: else nine of nine would differ for certain
+    from eight of nine.
+    """
+    share = (number * share + 1) / (number + 2)
+    return math.sqrt(2 * share * (1 - share) / (number + 2))
+
+
 def usefulness(results: Sequence[Result]) -> tuple[str, str]:
     """What an encoder's k-NN and linear probe say of it together.
 
@@ -96,8 +106,7 @@ def _value(probes: Sequence[Result]) -> float:
 
 def _certain(probes: Sequence[Result]) -> float:
     """From where on a difference counts: two standard errors."""
-    value = _value(probes)
-    return 2 * math.sqrt(2 * max(value * (1 - value), 1e-4) / probes[0].num_eval)
+    return 2 * standard_error(_value(probes), probes[0].num_eval)
 
 
 def change_line(results: Sequence[Result]) -> str:

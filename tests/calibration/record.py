@@ -64,7 +64,7 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
         return PAIR_FLAGS | {"max_steps": steps}
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rates = RECORDS[method].method.learning_rates
-    rate = (rates.sgd or rates.narrow) * (BATCH / 256) ** 0.5
+    rate = rates.narrow * (BATCH / 256) ** 0.5
     flags = FLAGS | {"max_steps": steps, "learning_rate": rate}
     if dataset == "letters":  # as whoever gives no flags has it
         return {name: value for name, value in flags.items() if name not in ("encoder", "image_size")}

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import datasets
@@ -291,6 +292,20 @@ def test_metadata_beside_the_images_of_a_folder(tmp_path, kind):
     }
     source = open_source(tmp_path / "a", modality="image", extra_columns=("animal",))
     assert sorted(images_of(source)) == sorted((IMAGES[i], CLASSES[LABELS[i]]) for i in range(6))
+
+
+def test_metadata_of_zips_of_several_splits_miss_nothing(tmp_path, caplog):
+    for split, image in (("train", IMAGES[0]), ("test", IMAGES[1])):
+        (tmp_path / split).mkdir()
+        with zipfile.ZipFile(tmp_path / split / "a.zip", "w") as archive:
+            archive.writestr("x.png", image)
+    lines = ["file_name,kind", "train/a.zip::/x.png,one", "test/a.zip::/x.png,two", "test/a.zip::/gone.png,three"]
+    for number, missing in ((3, False), (4, True)):
+        (tmp_path / "metadata.csv").write_text("\n".join(lines[:number]))
+        for split, image, kind in (("train", IMAGES[0], "one"), ("test", IMAGES[1], "two")):
+            source = open_source(tmp_path, split=split, modality="image", extra_columns=("kind",))
+            assert images_of(source) == [(image, kind)]
+            assert ("1 of the 3 files" in caplog.text) == missing and ("are not there" in caplog.text) == missing
 
 
 def test_images_among_captions(tmp_path):

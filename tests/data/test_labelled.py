@@ -445,7 +445,7 @@ def test_class_folders_keep_their_labels_beside_a_table(tmp_path, how, caplog):
         found = zip(labelled.images, names_of(labelled), labelled.groups.tolist(), strict=True)
         assert set(found) == {(IMAGES[i], kinds[i], patients[i]) for i in rows}
         assert labelled.class_names == ["a", "b"]
-    assert "are the names of its class folders; `--label_column` takes another of the columns" in caplog.text
+    assert "are the names of its class folders. Another column may be named instead: it has 'image'" in caplog.text
 
 
 def test_a_column_of_labels_goes_before_class_folders(tmp_path, caplog):
@@ -463,7 +463,7 @@ def test_a_column_of_labels_goes_before_class_folders(tmp_path, caplog):
             labelled = open_labelled(folder, "train", **options, **asked)
             assert names_of(labelled) == [of_image[image][number] for image in labelled.images]
         place.unlink()
-    assert "Labels of " in caplog.text and "are column 'category'; `--label_column label` takes" in caplog.text
+    assert "are column 'category'. That of the class folders is 'label', and may be named instead" in caplog.text
     # one of that name is it
     table.assign(label=list("xxyy")).to_csv(folder / "metadata.csv", index=False)
     labelled = open_labelled(folder, "train", label_column="label")

@@ -36,6 +36,8 @@ def test_what_stands_out(tmp_path, monkeypatch, chunk):
     rows = list(csv.reader((tmp_path / "duplicates.csv").open()))
     assert rows[0] == ["sample", "other", "cosine"] and rows[2][:2] == ["9.png", "41.png"] and len(rows) == 3
     assert len(list(csv.reader((tmp_path / "outliers.csv").open()))) == 5
+    [said] = write_report(Report(found.pairs[:1], []), ["duplicates"], names, tmp_path)
+    assert said.startswith("1 pair is nearly the same to this encoder, such as 3.png and 40.png")
 
 
 def test_clusters_are_those_that_there_are(tmp_path):

@@ -44,6 +44,9 @@ def test_it_is_useful_where_it_beats_what_needs_no_training():
     assert usefulness([result(0.64, 0.5, 0.24, 0.68, num_eval=5000)])[0] == "worse than simple statistics"
     # the fewer are measured, the less is certain
     assert usefulness([result(0.9, 0.8, 0.7, num_eval=50)])[0] == "no better than untrained"
+    # also where all of them, or none, are right
+    assert usefulness([result(1.0, 8 / 9, 0.7, num_eval=9)])[0] == "no better than untrained"
+    assert usefulness([result(1.0, 0.95, 0.99, num_eval=1000)]) == ("useful", "")
 
 
 def test_two_probes_count_together_and_others_not_at_all():

@@ -1,6 +1,7 @@
 """On a GPU: every registered method, by its contract, and what lies between its data and its result.
 
     pytest -m gpu tests/gpu                 under five minutes on one large GPU
+    pytest -o addopts=--import-mode=importlib -m gpu tests/gpu      with pytest alone, in one process
 
 What waits for a GPU is looked for between two logs. It may wait where something is logged, evaluated or saved, in the
 first step, and where rows are padded instead of packed: transformers looks then whether there is any padding.

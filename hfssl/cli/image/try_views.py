@@ -13,7 +13,6 @@ than the encoder before it, much at all; that is said. Who has the time compares
 import copy
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from ...data.sources import identity
 from ...errors import UserError
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.results import read_json, write_json
+from ...evaluation.usefulness import standard_error
 from ...machine import say_choice
 from ...modeling.image_processing import build_image_processor
 from ...modeling.vision import SSLVisionModel
@@ -108,7 +108,7 @@ def choose_variants(
     """
     usual = accuracy(None)
     figures = {"as usual": usual} | {variant.words: accuracy(variant) for variant in variants}
-    certain = math.sqrt(2 * max(usual * (1 - usual), 1e-4) / num_test)
+    certain = standard_error(usual, num_test)
     best: dict[str, Variant] = {}
     for variant in variants:
         rival = best.get(variant.kind)

@@ -65,7 +65,7 @@ def read_folder(files: SplitFiles) -> Source:
         if "file_name" not in table.column_names:
             _say_is_passed_over(path, ", ".join(table.column_names), kind.samples)
     tables = {path: table for path, table in read.items() if "file_name" in table.column_names}
-    everywhere = itertools.chain(*files.splits.values(), *in_splits)
+    everywhere = set(itertools.chain(*files.splits.values(), *in_splits))
     features, columns = _columns_beside(tables, found, everywhere) if tables else ({}, {})
     return SampleFolderSource(
         found, classes=class_names(in_splits), others=features, beside=columns, sides=sides, tables=tables, **options
@@ -121,8 +121,8 @@ def _say_is_passed_over(path: str, columns: str, samples: str) -> None:
     """Once, and not for each split that is opened."""
     logger.warning(
         "%r has no column `file_name`, which would say the file of each row by its path from there, and is not read "
-        "with the %s. Its columns are: %s. Rename the one that names the files; where labels are needed, `--labels "
-        "%s` takes the table as it is.", path, samples, columns, path,
+        "with the %s. Its columns are: %s. Rename the one that names the files; where labels are needed, the table is "
+        "taken as it is (`--labels`, of a run `--probe_labels`).", path, samples, columns,
     )  # fmt: skip
 
 

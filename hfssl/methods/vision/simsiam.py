@@ -57,7 +57,7 @@ METHOD = Method(
     views=ViewPreset((_VIEW, _VIEW)),
     # LARS is not in the paper: that of BYOL, whose loss has twice the gradient, which LARS does not see
     learning_rates=LearningRates(
-        lars=0.2, sgd=0.05, narrow=3e-4, narrow_convolutional=3e-4, wide=1.5e-4, checkpoint=1e-4
+        lars=0.2, sgd=0.05, narrow=3e-4, narrow_convolutional=1e-3, wide=1.5e-4, checkpoint=1e-4
     ),
     narrow_heads={"projector_hidden_dim": 1024, "projector_output_dim": 512, "predictor_hidden_dim": 128},
     # a digit is its brightness: recoloured, views of one are no more alike than two digits
