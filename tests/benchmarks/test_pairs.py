@@ -47,7 +47,7 @@ def data(files):
     return PairDataArguments(dataset=str(files / "images"), max_lost_fraction=1.0, max_bad_fraction=0.1)
 
 
-@pytest.mark.parametrize("method", ["clip", "siglip"])
+@pytest.mark.parametrize("method", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_both_sides_train_the_same_model_on_the_same_pairs(files, tmp_path, method):
     settings = arguments(files, method)
     assert prepare(data(files), tmp_path, needed=8)["num_pairs"] == NUMBER

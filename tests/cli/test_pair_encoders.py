@@ -15,11 +15,13 @@ from hfssl import (
     RecipeParser,
     SiglipForPreTraining,
     SiglipPreTrainingConfig,
+    SSLTrainer,
     SSLTrainingArguments,
 )
 from hfssl.cli.multimodal.data import PairData, PairDataArguments
 from hfssl.cli.multimodal.encoders import PairEncoderArguments, _feature_extractor, build_pair, pair_rows
 from hfssl.cli.multimodal.presets import PRESETS
+from hfssl.cli.multimodal.probes import PairProbeArguments, pair_evaluators
 from hfssl.data.image.views import ViewArguments
 from hfssl.errors import UserError
 
@@ -161,6 +163,25 @@ def test_a_checkpoint_of_sound_without_a_feature_extractor(tmp_path):
     assert _feature_extractor(config, str(tmp_path)).sampling_rate == 16_000
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
     assert not _feature_extractor(config, str(tmp_path)).do_normalize
+
+
+def test_images_to_measure_on_are_not_trained_on(small, tmp_path):
+    images = sorted(small.glob("*.png"))[:6]
+    for i, path in enumerate(images):
+        folder = tmp_path / "labelled" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"copy{i}.png").write_bytes(path.read_bytes())
+    recipe, data, model = built(small, tmp_path)
+    rows, processor = pair_rows(model, recipe, data, ViewArguments(), set())
+    args = SSLTrainingArguments(
+        str(tmp_path / "run"), report_to="none", use_cpu=True, precision="fp32", learning_rate=1e-3, max_steps=1,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    of_probes = PairProbeArguments(zero_shot_dataset=str(tmp_path / "labelled"))
+    evaluators = pair_evaluators(data, rows, processor, of_probes, args)
+    trainer = SSLTrainer(model, args, data.stream(args, rows), evaluators=evaluators)
+    contents = {data.source.held_out_by({"image": [path.read_bytes()]}, 0) for path in images}
+    assert len(contents) == 6 and contents <= trainer.stream.exclude
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import json
 import shlex
 
 import pytest
+import tiny_audio
 import torch
 from PIL import Image
 from recipe_process import recipe_server
+from sounds import tone, wav
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -88,6 +90,24 @@ def check_the_pipeline(out, image):
         each["label"]: each["score"] for each in ask(str(image), candidate_labels=labels, hypothesis_template="{}")
     }
     assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_images_and_sounds(folder, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    for row, image in enumerate(sorted(folder.glob("train/*.png"))[:32]):
+        (tmp_path / "pairs" / image.name).write_bytes(image.read_bytes())
+        (tmp_path / "pairs" / f"{image.stem}.wav").write_bytes(wav(tone(row, 0.4)))
+    tiny_audio.hubert().to_json_file(tmp_path / "hubert.json")
+    flags = ["--pair", "image,audio", "--audio_encoder", tmp_path / "hubert.json"]
+    done = run("clip", tmp_path / "pairs", tmp_path, *flags)
+    assert done.poll() == 1 and "Pass more pairs, a larger `--held_out_fraction`" in done.stderr
+    done = run("clip", tmp_path / "pairs", tmp_path, *flags, "--held_out_fraction", 0.3)
+    assert done.poll() == 0, done.stderr
+    out = tmp_path / "out"
+    records = json.loads((out / "results.json").read_text())
+    assert {"image_to_audio_r1", "audio_to_image_r1"} <= {record["metric"] for record in records}
+    assert AutoModel.from_pretrained(out / "audio").config.model_type == "hubert"
+    assert (out / "extras.safetensors").is_file() and "zero_shot.py" not in done.stdout
 
 
 def test_mistakes_end_in_one_sentence(folder, tmp_path):

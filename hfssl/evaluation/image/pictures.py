@@ -1,6 +1,7 @@
 """Pictures of what an encoder has learned: nearest neighbours, a map of the features, what its patches tell apart."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,9 @@ LEAST_PATCHES = 4
 MOST_NAMED = 60
 # Images in a line, and lines, of a picture of what stands out.
 MOST_ACROSS, MOST_DOWN = 9, 6
+# Fonts with the letters of many languages, and how matplotlib says that it has none for a letter.
+_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS", "Unifont")
+_NO_GLYPH = "missing from font"
 # Below so many rows principal components are shown, not t-SNE.
 FEW_ROWS = 50
 
@@ -370,4 +374,22 @@ def _show(axis: Any, image: torch.Tensor, frame: str | None = None) -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    """Write a picture; letters that matplotlib's own font has not are those of another font of this machine."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    others = [name for name in _FONTS if name in font_manager.get_font_names()]
+    for text in figure.findobj(Text) if others else ():
+        text.set_fontfamily(["DejaVu Sans", *others])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=120)
+    lost = [each for each in caught if _NO_GLYPH in str(each.message)]
+    for each in caught:
+        if each not in lost:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lost:
+        logger.info(
+            "%s: no font here has %d of its letters, which are boxes. Install one of %s for them.",
+            path.name, len({str(each.message) for each in lost}), ", ".join(_FONTS),
+        )  # fmt: skip

@@ -80,7 +80,7 @@ class RetrievalEvaluator(Evaluator):
             reason = f" One of them: {made.bad[0][1]}." if made.bad else ""
             raise UserError(
                 f"{len(made)} of {len(pairs)} held-out pairs can be used, and two at least are needed.{reason} Pass "
-                "other data."
+                "more pairs, a larger `--held_out_fraction`, or an `--eval_split`."
             )
         self.num_samples = len(made)
         self.batch_size = min(batch_size, len(made))

@@ -1,6 +1,7 @@
 """Figures of two encoders: by hand, with ties, against what transformers' pipeline says, and with files of prompts."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -189,6 +190,19 @@ def test_retrieval_and_its_pictures(folders, tmp_path):
     )
     assert [path.name for path, _ in drawn] == ["captions.png", "images.png", "similarity.png"]
     assert all(path.stat().st_size > 1000 for path, _ in drawn)
+
+
+def test_letters_without_a_font_are_said_in_one_line(tmp_path, caplog, monkeypatch, recwarn):
+    caplog.set_level(logging.INFO)
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    embeds, rows = torch.eye(3), np.stack([np.arange(3)] * 2, axis=1)
+    draw_pairs(images, ["a cat", "$ 5", "dog"], embeds, embeds, rows, tmp_path)
+    assert "boxes" not in caplog.text
+    monkeypatch.setattr("hfssl.evaluation.image.pictures._FONTS", ("No Such Font",))
+    draw_pairs(images, ["猫", "犬", "鳥"], embeds, embeds, rows, tmp_path)
+    said = [line for line in caplog.messages if line.startswith("captions.png: no font here has 3 of its letters")]
+    assert len(said) == 1 and "Install one of No Such Font" in said[0]
+    assert not [each for each in recwarn if "Glyph" in str(each.message)]
 
 
 def test_folders_that_are_no_pair_are_refused(folders, tokenizer, tmp_path):
