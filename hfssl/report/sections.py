@@ -37,7 +37,7 @@ def summary(record: Record) -> Section | None:
             facts.append(("Use", said))
     for result in record.results:
         if result.metric == "loss" or result in main_results(record.results)[:3]:
-            facts.append((f"{title_of(result)}, {result.metric}", in_words(result)))
+            facts.append((named(result, ","), in_words(result)))
     if cost := cost_in_words(record.run):
         facts.append(("Cost", cost))
     return Section("Summary", [Facts(facts)]) if facts else None
@@ -51,11 +51,9 @@ def choices(record: Record) -> Section | None:
     said = [Text(text) for text in run["choices"]]
     told = {name: value for kind in ("data", "run", "method") for name, value in run["settings"][kind].items()}
     changed = [(name, plain(told[name])) for name in run["changed"] if told.get(name) is not None]
-    data = [(name, plain(value)) for name, value in run["settings"]["data"].items()]
     blocks = [
         Facts([("Data", run["data"] or "not recorded"), ("Seen", seen_in_words(run) or "not recorded")]),
         *said,
-        Facts(data),
         Table("Settings that are not the defaults of hfssl", ("setting", "value"), changed),
         Folded(
             "All settings",
@@ -163,8 +161,8 @@ def classes(record: Record) -> Section | None:
     head = ("class", "test rows", "right", *(kind.replace("_", " ") for kind in kinds), "most often taken for")
     rows = [
         (
-            each["name"], f"{each['rows']:,}", _share(each["right"], each["rows"]),
-            *(_share(each["baselines"][kind], each["rows"]) if kind in each["baselines"] else "" for kind in kinds),
+            each["name"], f"{each['rows']:,}", _percent(each["right"] / max(each["rows"], 1)),
+            *(_percent(each["baselines"][kind]) if kind in each["baselines"] else "" for kind in kinds),
             ", ".join(f"{name} ({count:,})" for name, count in list(each["taken_for"].items())[:3]),
         )
         for each in found
@@ -236,6 +234,12 @@ def main_results(results: Sequence[Result]) -> list[Result]:
     return list(first.values())
 
 
+def named(result: Result, between: str) -> str:
+    """What a figure is called: its protocol, and its metric where that does not say it."""
+    title = title_of(result)
+    return f"{title}{between.rstrip(':,')}" if result.metric in title else f"{title}{between} {result.metric}"
+
+
 def bars(result: Result) -> Bars:
     """A figure beside its baselines, each with a bar where it is a share of 1 or less."""
     rows = {"this model": (result.value, result.std)} | {
@@ -248,7 +252,7 @@ def bars(result: Result) -> Bars:
     about += [f"{len(result.seeds)} seeds"] if len(result.seeds) > 1 else []
     about += [] if result.greater_is_better else ["less is better"]
     return Bars(
-        f"{title_of(result)} on {result.task}: {result.metric}",
+        named(result, f" on {result.task}:"),
         ", ".join(about),
         [(name, number(*value), _length(value[0], largest)) for name, value in rows.items()],
     )
@@ -271,5 +275,5 @@ def _length(value: float | None, largest: float) -> float | None:
     return None if value is None else min(max(value / (largest or 1.0), 0.0), 1.0)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.0f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
