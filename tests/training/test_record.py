@@ -10,7 +10,7 @@ from hfssl.training.record import record_of
 
 def test_settings_say_what_was_changed_and_no_folder_of_this_machine(tmp_path):
     args = SSLTrainingArguments(
-        str(tmp_path / "out"), max_steps=3, learning_rate=2e-3, report_to="none", use_cpu=True, hub_token="hf_0123456789",
+        str(tmp_path / "out"), max_steps=3, learning_rate=2e-3, report_to="none", use_cpu=True, eval_strategy="no", hub_token="hf_0123456789",
         hub_license="mit", per_device_train_batch_size=8,
     )  # fmt: skip
     home = tmp_path / "home of" / "jdoe"
