@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 
-def _is_asked_for_help() -> bool:
-    """Whether this process is a recipe that shows its flags, which it reads from the sources (`cli/command.py`)."""
+def _waits_with_methods() -> bool:
+    """Whether this process is the command `hfssl`, which imports them when it runs a recipe (`cli/main.py`), or a
+    recipe that shows its flags, which it reads from the sources (`cli/command.py`)."""
+    first = (sys.argv or [""])[0]
+    if Path(first).stem == "hfssl" or (first == "-m" and "hfssl" in sys.orig_argv):
+        return True
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is None or not {"-h", "--help", "--help-all", "--help_all"} & set(sys.argv[1:]):
         return False
@@ -17,7 +21,7 @@ def _is_asked_for_help() -> bool:
         return False
 
 
-if not _is_asked_for_help():
+if not _waits_with_methods():
     # at once: it registers the methods with the Auto classes
     from . import methods
 

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from .commands import as_typed
+
 
 class UserError(ValueError):
     """What was given, what is needed and how to get there. Recipes print it alone and exit with status 1."""
@@ -28,7 +30,7 @@ class AboveTheBar(logging.Handler):
         from tqdm import tqdm
 
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(as_typed(self.format(record)), file=sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -62,7 +64,7 @@ def explained(main: Callable) -> Callable:
             disk = error.filename or "the output folder"
             message = f"No space left on the disk of {disk}. Free some, then run the same command again."
         sys.stdout.flush()
-        print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"error: {as_typed(message)}", file=sys.stderr, flush=True)  # noqa: T201
         # other processes may wait in a collective that this one will never join
         os._exit(status) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else sys.exit(status)
 

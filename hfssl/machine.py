@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .commands import launched
 from .errors import UserError
 
 
@@ -41,14 +42,19 @@ def use_all_cores(threads: int | None = None) -> None:
     stands: it is in the environment of the launcher, which is the parent of this process.
     """
     if threads is None:
-        given = os.environ.get("OMP_NUM_THREADS")
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-        if given is not None and not (given == "1" and launched and not _launcher_has("OMP_NUM_THREADS")):
+        if threads_of_user() is not None:
             return
         threads = max(1, num_cores() // local_world_size())
     if threads < 1:
         raise UserError(f"`--cpu_threads` must be at least 1, got {threads}.")
     torch.set_num_threads(threads)
+
+
+def threads_of_user() -> str | None:
+    """OMP_NUM_THREADS as the user has set it; `None` where only a launcher did."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    return None if given == "1" and launched and not _launcher_has("OMP_NUM_THREADS") else given
 
 
 def _launcher_has(variable: str) -> bool:
@@ -119,7 +125,7 @@ def use_one_gpu(args: "TrainingArguments") -> None:
         logger.warning(
             "%d GPUs are visible, and this one process trains on the first. For all of them: torchrun "
             "--nproc_per_node %d %s with the same flags.",
-            args.n_gpu, args.n_gpu, last_part(sys.argv[0]),
+            args.n_gpu, args.n_gpu, launched(last_part(sys.argv[0])),
         )  # fmt: skip
         args._n_gpu = 1
 

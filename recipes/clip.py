@@ -26,8 +26,7 @@ def main():
     from hfssl.data.image.views import ViewArguments
 
     adam = {"weight_decay": 0.2, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "cosine"}
-    towers = {"image_encoder": "clip-image-mini-patch4", "text_encoder": "clip-text-mini"}
-    defaults = {"output_dir": "outputs/clip", "per_device_train_batch_size": 128, "max_steps": 400, **adam, **towers}
+    defaults = {"output_dir": "outputs/clip", "per_device_train_batch_size": 128, "max_steps": 400, **adam}
     parser = RecipeParser(
         PairEncoderArguments, PairDataArguments, ViewArguments, ClipPreTrainingConfig, PairProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
@@ -36,7 +35,7 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = PairData(data_args, config["pair"], text_checkpoint(recipe, config["pair"]), checkpoint)
-    model = build_pair(ClipForPreTraining, recipe, config, data, args, parser.given)
+    model = build_pair(ClipForPreTraining, recipe, config, data, view_args, args, parser.given)
     rows, processor = pair_rows(model, recipe, data, view_args, parser.given)
     data.say_what_is_cut(rows)
     trainer = SSLTrainer(

@@ -6,8 +6,9 @@ accelerate launch recipes/dinov2.py --dataset uoft-cs/cifar10 --encoder vit-tiny
 accelerate launch recipes/dinov2.py --dataset my_images/ --encoder facebook/dinov3-vits16-pretrain-lvd1689m \
     --probe_dataset my_labelled_images/         continue a checkpoint, beside how it came; not run with these weights
 accelerate launch recipes/dinov2.py --dataset my_images/ --probe_dataset my_labelled_images/    k-NN while it trains
-accelerate launch recipes/dinov2.py --config recipes/configs/dinov2_vitl14.yaml
+accelerate launch recipes/dinov2.py --config recipes/configs/dinov2_imagenet.yaml     or dinov2_vitl14, longer
 accelerate launch recipes/dinov2.py --config recipes/configs/ibot_imagenet.yaml                     without KoLeo
+accelerate launch recipes/dinov2.py --config recipes/configs/dinov3_imagenet.yaml   then _gram and _large_images
 torchrun --nproc_per_node 2 recipes/dinov2.py                           several processes
 
 Defaults are for short runs and are not the paper's: as in recipes/dino.py, the mean of the patches is projected,
@@ -18,6 +19,11 @@ A checkpoint that is continued has defaults of its own: its heads, which are new
 the steps (--freeze_encoder); then what is near the input learns more slowly (--layer_decay 0.9, --patch_embed_rate
 0.2), by a teacher that moves slowly (--momentum_start 0.999), from its CLS token and without batch norm. Of images
 with other channels than it was trained on its patch embedding is adapted; --colour_channels says which are colours.
+
+DINOv3's encoders have rotary positions (RoPE), which in training the student sees shifted, stretched or rescaled at
+random, as the configuration says: --encoder dinov3-small-patch16 --encoder_config '{"pos_embed_shift": 0.1,
+"pos_embed_jitter": 1.2, "pos_embed_rescale": 2.0}'; null turns one off, and the preset has rescale 2 alone. Its later
+phases: --gram_weight, --gram_teacher and --mixed_sizes.
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:
@@ -44,7 +50,7 @@ def main():
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
     # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
     short = {
-        "max_steps": 300, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "max_steps": 220, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
         "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
         "drop_path_rate": 0.1,
     }  # fmt: skip

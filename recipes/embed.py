@@ -2,7 +2,7 @@
 
     accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/
     accelerate launch recipes/embed.py --encoder outputs/mlm --dataset my_texts/ --format npy
-    accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/ --report duplicates,outliers
+    accelerate launch recipes/embed.py --encoder outputs/simclr --dataset my_images/ --report duplicates,clusters
     torchrun --nproc_per_node 2 recipes/embed.py --encoder facebook/dinov2-small --dataset org/name --split test
 
 Whether the data are texts, images or recordings, the encoder says. Pooling is the one that it was trained with, where
@@ -31,8 +31,8 @@ class Embed:
             parquet (features.parquet), npy (features.npy, and places.parquet beside it) or dataset (a folder that
             `datasets.load_from_disk` reads).
         report (`str`, *optional*):
-            Of duplicates and outliers, separated by commas: what is nearly the same to the encoder, or like nothing
-            else, as csv files beside the features, and pictures of images.
+            Of duplicates, outliers and clusters, separated by commas: what is nearly the same to the encoder, like
+            nothing else, or a group of its own, as csv files beside the features, and pictures of images.
         output_dir (`str`, *optional*):
             Where features go; outputs/embed-<name of the encoder> when left out.
     """
@@ -65,7 +65,7 @@ def main():
         print(made.summary())
         if kinds:
             features, samples = made.load()
-            found, folder = report(features), Path(output_dir)
+            found, folder = report(features, kinds=kinds), Path(output_dir)
             said = write_report(found, kinds, samples, folder)
             said += draw_report(found, kinds, embedder, source, made.places(), folder)
             print("\n" + "\n".join(said))

@@ -5,7 +5,7 @@
     accelerate launch recipes/probe.py --encoder facebook/dinov2-small --dataset uoft-cs/cifar10 --pooling cls+mean
     accelerate launch recipes/probe.py --encoder outputs/simclr --protocol label_efficiency --seeds 5
     accelerate launch recipes/probe.py --encoder outputs/simclr/checkpoint-500
-    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches
+    accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --beside outputs/dino
     accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --dataset my_scenes/
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
     accelerate launch recipes/probe.py --encoder outputs/hubert --dataset my_sounds/ --protocol linear,layers
@@ -22,7 +22,7 @@ none), or a column of masks beside that of the images; without --dataset scenes 
 other protocols that are named beside patches the classes in an image's mask are its labels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,8 @@ class Probe:
         encoder (`str`):
             Folder or Hub id of the encoder, with its image processor, feature extractor or tokenizer; or a checkpoint
             of a run.
+        beside (`list[str]`, *optional*):
+            Other encoders of such samples, in a column each: folders, Hub ids, or checkpoints of runs.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, layers (a linear probe of each layer and of their weighted sum, of recordings),
             label_efficiency, finetune, attentive (of images: one query attends to all patches) and patches (of images
@@ -60,6 +62,7 @@ class Probe:
     """
 
     encoder: str
+    beside: list[str] | None = None
     protocol: str = "knn,linear,few_shot"
     pooling: str | None = None
     patch_image_size: int | None = None
@@ -76,7 +79,7 @@ def main():
     from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
-    from hfssl.evaluation.probes import parse_protocols, probe_table
+    from hfssl.evaluation.probes import columns_of, parse_protocols, probe_table
     from hfssl.machine import process_state, use_all_cores
     from hfssl.report.card import add_to_card, card_of
     from hfssl.report.page import report_safely
@@ -90,14 +93,14 @@ def main():
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
-    if masks := "patches" in protocols:
-        data = replace(data, dataset=data.dataset or "scenes")
-    train, test = data.of_run(encoder, modality).load(modality, masks=masks)
+    masks = "patches" in protocols
+    train, test = data.of_run(encoder, modality, masks).load(modality, masks=masks)
     pooling = recipe.pooling or trained_pooling(encoder)
     results = probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
         command=parser.command_line(), patch_image_size=recipe.patch_image_size,
+        beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
     )  # fmt: skip
     if (page := report_safely(output_dir)) is not None:
         print(f"\nReport: {page}")

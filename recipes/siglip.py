@@ -26,9 +26,7 @@ def main():
     from hfssl.data.image.views import ViewArguments
 
     adam = {"weight_decay": 1e-4, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    towers = {"image_encoder": "siglip-image-mini-patch4", "text_encoder": "siglip-text-mini"}
-    defaults = {"output_dir": "outputs/siglip", "per_device_train_batch_size": 128, "max_steps": 400, **adam, **towers}
-    defaults["max_length"] = 64  # the paper's, to which the zero-shot pipeline of transformers pads for every SigLIP
+    defaults = {"output_dir": "outputs/siglip", "per_device_train_batch_size": 128, "max_steps": 400, **adam}
     parser = RecipeParser(
         PairEncoderArguments, PairDataArguments, ViewArguments, SiglipPreTrainingConfig, PairProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
@@ -37,7 +35,7 @@ def main():
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()
     data = PairData(data_args, config["pair"], text_checkpoint(recipe, config["pair"]), checkpoint)
-    model = build_pair(SiglipForPreTraining, recipe, config, data, args, parser.given)
+    model = build_pair(SiglipForPreTraining, recipe, config, data, view_args, args, parser.given)
     rows, processor = pair_rows(model, recipe, data, view_args, parser.given)
     data.say_what_is_cut(rows)
     trainer = SSLTrainer(

@@ -30,7 +30,8 @@ class ZeroShot:
             File with what the classes are called: a name a line in their order, or a JSON object from class to name or
             names. Left out, they are called as in the data.
         templates (`str`, *optional*):
-            File with sentences, one a line, {} where a name stands. Left out: a photo of a {}.
+            File with sentences, one a line, {} where a name stands. Left out: a photo of a {}, and of
+            the embedded characters the name alone.
         batch_size (`int`, *optional*, defaults to `64`):
             Images or texts a forward pass.
         output_dir (`str`, *optional*):
@@ -53,6 +54,7 @@ def main():
     from hfssl.evaluation.multimodal.embedders import StockPair
     from hfssl.evaluation.multimodal.prompts import read_prompts
     from hfssl.evaluation.multimodal.zero_shot import ZeroShotEvaluator, zero_shot
+    from hfssl.evaluation.probes import warn_of_seen
     from hfssl.evaluation.results import format_table, write_results
     from hfssl.machine import compute_device, use_all_cores
     from hfssl.report.page import report_safely
@@ -65,7 +67,8 @@ def main():
     untrained, results = random_pair(pair), []
     if data.dataset is not None:
         labelled = data.labelled()
-        prompts = read_prompts(labelled.class_names, recipe.classes, recipe.templates)
+        warn_of_seen(recipe.model, labelled.samples, f"images of {labelled.name}", "--split")
+        prompts = read_prompts(labelled.class_names, recipe.classes, recipe.templates, data.dataset)
         evaluator = ZeroShotEvaluator(labelled, prompts, split=data.split_of(data.dataset))
         scores, beside = (zero_shot(each, labelled, evaluator.prompts) for each in (pair, untrained))
         results += evaluator.results(scores, recipe.model, random_init=beside)

@@ -5,6 +5,7 @@ Each check takes the name of a device and raises where something does not hold.
 
 import copy
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import tiny_pairs
 import tiny_vision
 import torch
 import torch.nn.functional as F
+from batch_makers import made
 from contract import build, contract, model_and_batch, split
 from host_waits import WithoutWaits, as_collated, no_waits
-from numbered import numbered_stream
+from numbered import collate, numbered_stream
 from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,6 +35,7 @@ from hfssl.functional import keyed
 from hfssl.functional.keyed import Use
 from hfssl.losses import cross_entropy_sum
 from hfssl.modeling.base import load_plain_encoder
+from hfssl.modeling.corpus_targets import CorpusTargetsMixin
 from hfssl.modeling.image_processing import build_image_processor
 from hfssl.modeling.packing import packed_inputs
 
@@ -298,16 +301,27 @@ def resumed_it_is_the_same_run(method, device, precision, folder: Path):
         assert torch.equal(again.model.state_dict()[name], tensor), name
 
 
-def the_trainer_waits_for_nothing_between_two_logs(device, folder: Path):
-    """Text, whose batches come from the CPU, and images, whose views are made on the device; both accumulate."""
+def the_trainer_waits_for_nothing_between_two_logs(device, folder: Path, methods=()):
+    """Text, whose batches come from the CPU, images, whose views are made on the device, and runs of some methods on
+    batches of their contracts; all accumulate. Methods with targets of the whole corpus make these between steps."""
     changes = {"max_steps": 3, "logging_steps": 3, "save_strategy": "no", "gradient_accumulation_steps": 2}
     text = SSLTrainer(tiny.mlm(), arguments(device, folder / "text", **changes), tiny.stream(4))
     args = arguments(device, folder / "images", weight_decay_end=0.1, **changes)
     images = SSLTrainer(build("SimclrForPreTraining"), args, digit_stream(device, "simclr"))
-    for trainer in (text, images):
+    trainers = [text, images]
+    for method in methods:
+        model, stream = build(method), numbered_stream(method)
+        if not isinstance(model, CorpusTargetsMixin):
+            stream.collate = partial(_collated, model)
+            trainers.append(SSLTrainer(model, arguments(device, folder / method, **changes), stream))
+    for trainer in trainers:
         watch = WithoutWaits.of(trainer, device, after=1)
         trainer.train()
         assert watch.steps == 3
+
+
+def _collated(model, columns):
+    return as_collated(model, collate(columns))
 
 
 def digit_stream(device, method, batch_size=8):
@@ -366,6 +380,20 @@ def views_are_those_of_the_cpu(method, device, size):
     for name, values in expected.items():
         assert found[name].device.type == device
         torch.testing.assert_close(found[name].cpu(), values, rtol=1e-3, atol=2e-3)
+
+
+def batches_are_those_of_the_cpu(name, device):
+    """Of all that a run makes on the device, and nothing waits for it."""
+    rows, columns, left = made(name)
+    expected = rows.collator("cpu")(columns)
+    collate = rows.collator(device)
+    collate(columns)
+    with no_waits(device):
+        found = collate(columns)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key].device.type == ("cpu" if key in left else device)
+        torch.testing.assert_close(found[key].cpu(), values, rtol=1e-3, atol=2e-3)
 
 
 def packed_documents_equal_each_alone(config, device, attention, causal, auto_class, dtype=torch.float32):

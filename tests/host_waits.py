@@ -7,6 +7,7 @@ then the GPU stands still until it hears what comes next.
 - `no_waits()` refuses the operations that ask, whatever the device: also in backward passes and optimizers.
 - `on_fake_gpu(model, batch)` moves both to a GPU that there is not: shapes and devices are followed, nothing is
   computed. There also copies are seen, and tensors that were left behind on the CPU.
+- `collating_on_fake_gpu()` is the same for what makes batches, and knows which memory is pinned.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
 from hfssl.data.audio.collate import AudioCollator
+from hfssl.data.image import color_ops, column_makers
 from hfssl.data.text.rows import TextCollator
 
 
@@ -39,6 +41,10 @@ class HostWaits(AssertionError):
 
 
 class _NoWaits(TorchDispatchMode):
+    def __init__(self, pinned: list[torch.Tensor] | None = None):
+        super().__init__()
+        self.pinned = pinned
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func.overloadpacket
@@ -51,10 +57,12 @@ class _NoWaits(TorchDispatchMode):
             source, target = (args[1], args[0]) if packet is aten.copy_ else (args[0], None)
             device = target.device if target is not None else torch.device(kwargs.get("device") or source.device)
             to_host = device.type == "cpu"
-            if device.type != source.device.type and (to_host or not _may_run(packet, args, kwargs)):
+            waits = self.pinned is not None and not any(source is each for each in self.pinned)
+            if device.type != source.device.type and (to_host or waits or not _may_run(packet, args, kwargs)):
                 raise HostWaits(
                     f"{func} copies from {source.device} to {device}, and the CPU waits for it. What comes from the "
-                    "CPU is sent with `non_blocking=True`, numbers are made there with `torch.full`."
+                    "CPU is sent with `non_blocking=True`, a batch out of pinned memory (`hfssl.data.device.send`), "
+                    "numbers are made there with `torch.full`."
                 )
         return func(*args, **kwargs)
 
@@ -64,10 +72,14 @@ def _may_run(packet, args, kwargs) -> bool:
 
 
 @contextmanager
-def no_waits(device: str = "cpu") -> Iterator[None]:
-    """Within, what makes the CPU wait for a GPU raises. On `"cuda"` it is the driver that finds it."""
+def no_waits(device: str = "cpu", pinned: list[torch.Tensor] | None = None) -> Iterator[None]:
+    """Within, what makes the CPU wait for a GPU raises. On `"cuda"` it is the driver that finds it.
+
+    With `pinned` so does what is sent from other memory: the GPU fetches it when it has done what it is at, and a
+    large one keeps the CPU waiting until then.
+    """
     if device == "cpu":
-        with _NoWaits():
+        with _NoWaits(pinned):
             yield
         return
     torch.cuda.set_sync_debug_mode("error")
@@ -122,6 +134,34 @@ def on_fake_gpu(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Itera
                     module._buffers[name] = fake
         fakes = {name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in batch.items()}
         yield fakes
+
+
+@contextmanager
+def collating_on_fake_gpu() -> Iterator[list[torch.Tensor]]:
+    """Within, batches are made for a GPU that there is not. Yields what is in pinned memory, which grows."""
+    pinned: list[torch.Tensor] = []
+    from_numpy = torch.from_numpy
+
+    def pin_memory(tensor):
+        pinned.append(torch.empty_like(tensor))
+        return pinned[-1]
+
+    def forget():  # what is kept on the device from one batch to the next
+        color_ops._constant.cache_clear()
+        column_makers._finish.cache_clear()
+
+    forget()
+    with (
+        FakeTensorMode(),
+        mock.patch.object(torch, "from_numpy", lambda array: torch.empty_like(from_numpy(array), device="cpu")),
+        mock.patch.object(torch.Tensor, "pin_memory", pin_memory),
+        mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
+        mock.patch.object(torch.cuda, "Stream", mock.MagicMock()),
+        mock.patch.object(torch.cuda, "current_stream", mock.MagicMock()),
+        mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+    ):
+        yield pinned
+    forget()
 
 
 def _gru(inputs, state, weights, *args):

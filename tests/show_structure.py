@@ -19,8 +19,8 @@ PACKAGE = ROOT / "hfssl"
 
 # Rooms from the top floor down; those of one set stand side by side and do not know each other.
 FLOORS = (
-    {"recipes"}, {"benchmarks"}, {"cli"}, {"training"}, {"report"}, {"evaluation"}, {"data", "methods"}, {"modeling"},
-    {"losses", "functional"}, {"machine"}, {"errors"},
+    {"recipes", "__main__"}, {"benchmarks"}, {"cli"}, {"training"}, {"report"}, {"evaluation"}, {"data", "methods"}, {"modeling"},
+    {"losses", "functional"}, {"machine"}, {"errors"}, {"commands"},
 )  # fmt: skip
 FLOOR_OF = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}
 

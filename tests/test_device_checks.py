@@ -55,11 +55,13 @@ def test_resumed_and_measured_runs(tmp_path):
 
 
 def test_the_trainer_waits_for_nothing_between_two_logs(tmp_path):
-    device_checks.the_trainer_waits_for_nothing_between_two_logs("cpu", tmp_path)
+    methods = ["ClipForPreTraining", "Wav2vec2ForPreTraining"]
+    device_checks.the_trainer_waits_for_nothing_between_two_logs("cpu", tmp_path, methods)
 
 
 def test_data():
     device_checks.views_are_those_of_the_cpu("DinoForPreTraining", "cpu", 32)
+    device_checks.batches_are_those_of_the_cpu("image and text", "cpu")
     device_checks.packed_documents_equal_each_alone(tiny.bert_config(), "cpu", "sdpa", False, AutoModelForMaskedLM)
 
 

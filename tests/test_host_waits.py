@@ -1,12 +1,15 @@
 """No method makes the CPU wait for a GPU within a training step, as far as that can be seen without one."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from batch_makers import MAKERS, made
 from contract import METHODS, build, contract, variants_of
-from host_waits import HostWaits, as_collated, no_waits, on_fake_gpu
+from host_waits import HostWaits, as_collated, collating_on_fake_gpu, no_waits, on_fake_gpu
 
 from hfssl import SSLTrainingArguments
+from hfssl.data.device import send
 from hfssl.training.callbacks import BudgetClock, StopOnSignal
 
 
@@ -45,6 +48,26 @@ def test_nothing_is_left_on_the_cpu_and_nothing_is_copied(method, variant):
         if hasattr(model, "after_optimizer_step"):
             model.after_optimizer_step(0.5)
     assert loss.device.type == "cuda" and loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_batch_is_sent_while_the_cpu_goes_on(name):
+    rows, columns, left = made(name)
+    with collating_on_fake_gpu() as pinned:
+        collate = rows.collator("cuda")
+        collate(columns)  # what is made once is made here
+        with no_waits(pinned=pinned):
+            batch = collate(columns)
+    assert {key for key, tensor in batch.items() if tensor.device.type != "cuda"} == left
+    assert len(batch) > len(left)
+
+
+def test_what_is_sent_from_other_memory_is_found():
+    array = np.ones(3, np.float32)
+    with collating_on_fake_gpu() as pinned, no_waits(pinned=pinned):
+        assert send(array, torch.device("cuda")).device.type == "cuda"
+        with pytest.raises(HostWaits, match="out of pinned memory"):
+            torch.from_numpy(array).to("cuda", non_blocking=True)
 
 
 def test_what_processes_agree_on_travels_between_cpus(tmp_path, monkeypatch):

@@ -82,6 +82,7 @@ LOSSES = [
     "nearest_neighbours",
     "nnclr_loss",
     "nt_xent_loss",
+    "perplexity_of",
     "siglip_loss",
     "sigreg_loss",
     "simsiam_loss",

@@ -58,7 +58,7 @@ print("transformers.trainer" in heavy())
 
 # what `pip install hfssl` alone does not bring
 OPTIONAL = (
-    "av", "budoux", "flash_attn", "fugashi", "lightly", "liger_kernel", "pythainlp", "soundfile", "torchaudio",
+    "av", "budoux", "flash_attn", "fugashi", "lightly", "liger_kernel", "open_clip", "pythainlp", "soundfile", "torchaudio",
     "torchcodec", "torchvision", "unidic_lite",
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ Each contender trains in a process of its own, from its data to its optimizer st
 step to the last. After each block of steps it pauses and the next one goes on (A B C A B C …): no two ever run at the
 same time, and what disturbs the machine for a while disturbs them all. Medians over the blocks are compared.
 
-`mlm.py` and `vision.py` have the contenders, `recipes/benchmark.py` runs them.
+`mlm.py`, `vision.py` and their neighbours have the contenders, `recipes/benchmark.py` runs them.
 """
 
 import json
@@ -52,8 +52,10 @@ class Contender:
         settings (`dict[str, Any]`):
             Passed to `train`.
         unit (`str`, *optional*, defaults to `"tokens"`):
-            What is counted: tokens or seconds of sound, of which some positions of a batch have none (padding), or
-            images.
+            What is counted: tokens or seconds of sound, of which some positions of a batch have none (padding), images
+            or pairs.
+        steps_as_one (`int`, *optional*, defaults to 1):
+            Its steps for each one of the others, of a side whose batches are so many times smaller.
     """
 
     name: str
@@ -61,7 +63,8 @@ class Contender:
     precision: str
     train: Callable[["Pace", dict[str, Any]], float]
     settings: dict[str, Any] = field(default_factory=dict)
-    unit: Literal["tokens", "images", "seconds"] = "tokens"
+    unit: Literal["tokens", "images", "seconds", "pairs"] = "tokens"
+    steps_as_one: int = 1
 
 
 class Pace:
@@ -72,11 +75,15 @@ class Pace:
             To the process that measures.
         blocks, steps_per_block (`int`):
             What is measured, after the steps of the warm-up.
+        warm_up_steps (`int`, *optional*, defaults to 3):
+            Steps before the first block.
     """
 
-    def __init__(self, connection: Connection, blocks: int, steps_per_block: int):
-        self.connection, self.steps_per_block = connection, steps_per_block
-        self.num_steps = WARM_UP_STEPS + blocks * steps_per_block
+    def __init__(
+        self, connection: Connection, blocks: int, steps_per_block: int, warm_up_steps: int = WARM_UP_STEPS
+    ):  # fmt: skip
+        self.connection, self.steps_per_block, self.warm_up_steps = connection, steps_per_block, warm_up_steps
+        self.num_steps = warm_up_steps + blocks * steps_per_block
         self.step, self.first_step_s, self.start_mb = 0, 0.0, 0.0
         self.data_is_readable()
         self._reset()
@@ -113,7 +120,7 @@ class Pace:
         if self.step == 1:
             _synchronize()
             self.first_step_s = time.perf_counter() - self.began
-        if self.step >= WARM_UP_STEPS and (self.step - WARM_UP_STEPS) % self.steps_per_block == 0:
+        if self.step >= self.warm_up_steps and (self.step - self.warm_up_steps) % self.steps_per_block == 0:
             self._pause()
 
     def _pause(self) -> None:
@@ -141,7 +148,13 @@ class Pace:
 
 
 def measure(
-    contenders: list[Contender], *, blocks: int, steps_per_block: int, threads: int, device: str = "cpu"
+    contenders: list[Contender],
+    *,
+    blocks: int,
+    steps_per_block: int,
+    threads: int,
+    device: str = "cpu",
+    warm_up_steps: int = WARM_UP_STEPS,
 ) -> dict[str, dict[str, Any]]:
     """Train the contenders in turn and return the figures of each, by its name.
 
@@ -156,6 +169,8 @@ def measure(
             CPU threads of each contender.
         device (`str`, *optional*, defaults to `"cpu"`):
             Where the matrix product is measured that utilisation is a share of.
+        warm_up_steps (`int`, *optional*, defaults to 3):
+            Steps before the first block.
 
     Raises:
         UserError: if a contender stops with one, or its process is killed.
@@ -167,7 +182,8 @@ def measure(
     try:
         for contender in contenders:
             logger.info("%s: from the data to the first step …", contender.title)
-            workers[contender.name] = worker = _Worker(contender, blocks, steps_per_block, threads)
+            steps = steps_per_block * contender.steps_as_one
+            workers[contender.name] = worker = _Worker(contender, threads, blocks, steps, warm_up_steps)
             warm_up = worker.wait()
             logger.info("%s: first step after %.1f s", contender.title, warm_up["first_step_s"])
         for block in range(blocks):
@@ -226,20 +242,20 @@ def count_flops_of(loss: Callable[[], torch.Tensor]) -> float:
 
 
 def num_positions(batch: dict[str, torch.Tensor]) -> float:
-    """Tokens or seconds of sound of a batch, padding included, or its images."""
+    """Tokens or seconds of sound of a batch, padding included, or its images, alone or with texts."""
     if "input_values" in batch:
         return batch["input_values"].numel() / SAMPLING_RATE
-    return batch["input_ids"].numel() if "input_ids" in batch else len(batch["pixel_values"])
+    return len(batch["pixel_values"]) if "pixel_values" in batch else batch["input_ids"].numel()
 
 
 class _Worker:
     """A contender's process, seen from the one that measures."""
 
-    def __init__(self, contender: Contender, blocks: int, steps_per_block: int, threads: int):
+    def __init__(self, contender: Contender, threads: int, *steps: int):
         context = multiprocessing.get_context("spawn")  # a fork would inherit threads and memory
         self.title = contender.title
         self.connection, other = context.Pipe()
-        arguments = (other, contender.train, contender.settings, blocks, steps_per_block, threads)
+        arguments = (other, contender.train, contender.settings, threads, steps)
         self.process = context.Process(target=_work, args=arguments)
         self.process.start()
         other.close()
@@ -282,14 +298,14 @@ class _Worker:
             self.process.join()
 
 
-def _work(connection: Connection, train: Callable, settings: dict, blocks: int, steps_per_block: int, threads: int):
+def _work(connection: Connection, train: Callable, settings: dict, threads: int, steps: tuple[int, ...]):
     for name in [name for name in os.environ if name.startswith(_LAUNCHER)]:
         del os.environ[name]
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the output of the process that measures ends with its figures
     torch.set_num_threads(threads)
     _quiet()
     try:
-        connection.send(("end", train(Pace(connection, blocks, steps_per_block), settings)))
+        connection.send(("end", train(Pace(connection, *steps), settings)))
     except (EOFError, ConnectionError):  # the other process is gone
         return
     except UserError as error:
@@ -325,6 +341,7 @@ def _figures(contender: Contender, turns: list[dict[str, float]], flops: float, 
         "items_per_s": statistics.median(rates),
         "items_per_s_range": [min(rates), max(rates)],
         "items_per_s_blocks": rates,
+        "items_per_step": median(lambda turn: turn["tokens"] / turn["steps"]),
         "padding": 1 - sum(turn["tokens"] for turn in turns) / positions,
         "data_wait": median(lambda turn: turn["waited_s"] / turn["seconds"]),
         "data_wait_s": sum(turn["waited_s"] for turn in turns),
@@ -367,7 +384,10 @@ _WORDS = {
     "tokens": ("tokens/s (without padding)", "a position"),
     "images": ("images/s", "an image"),
     "seconds": ("seconds of sound/s (without padding)", "a second"),
+    "pairs": ("pairs/s", "a pair"),
 }
+# Units of which a batch may hold positions that are none of them.
+_PADDED = ("tokens", "seconds")
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
@@ -380,7 +400,8 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         ("precision", lambda f: f["precision"]),
         (speed, lambda f: f"{f['items_per_s']:,.{digits}f}"),
         ("  slowest to fastest block", lambda f: "–".join(f"{rate:,.{digits}f}" for rate in f["items_per_s_range"])),
-        *([("padding", lambda f: f"{f['padding']:.1%}")] if unit != "images" else []),
+        *([("  seconds of sound a step", lambda f: f"{f['items_per_step']:.1f}")] if unit == "seconds" else []),
+        *([("padding", lambda f: f"{f['padding']:.1%}")] if unit in _PADDED else []),
         ("waiting for data", lambda f: f"{f['data_wait_s']:.2f} s, {f['data_wait']:.1%}"),
         *(
             [("  the GPU, for data", lambda f: f"{f['gpu_wait']:.1%}")]

@@ -22,13 +22,14 @@ import torch
 import transformers
 
 from ..cli.image.data import ImageDataArguments
+from ..cli.multimodal.data import PairDataArguments
 from ..cli.text.data import TextDataArguments
 from ..data.text.tokenizer import load_tokenizer, train_bpe_tokenizer
 from ..errors import UserError
 from ..evaluation.results import commit
 from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
 from ..modeling.tokenizer import table_size
-from . import mlm, vision
+from . import mlm, pairs, vision
 from .base import Contender, Pace, disturbance, measure
 from .training import Timed
 
@@ -50,7 +51,8 @@ class GpuBenchmark:
 
     Args:
         rows (`list[str]`, *optional*):
-            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae. All when left out.
+            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, swav, dinov2, clip,
+            siglip. All when left out.
         against (`str`, *optional*, defaults to `"auto"`):
             auto: beside lightly and transformers' Trainer where they are installed and train the same. none: alone.
         precision (`str`, *optional*, defaults to `"auto"`):
@@ -102,7 +104,7 @@ class GpuBenchmark:
         if not self.tiny and not self.on_gpu:
             raise UserError(
                 "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, "
-                "or run `benchmark.py mlm` and the like, which are for CPUs too."
+                "or run `recipes/benchmark.py mlm` and the like, which are for CPUs too."
             )
 
     @property
@@ -124,6 +126,7 @@ class Row:
     batch_size: int
     length: int  # tokens a row, or pixels a side
     peer: str | None = None
+    text_encoder: str | None = None  # of pairs
 
     def sized(self, arguments: GpuBenchmark) -> "Row":
         if arguments.tiny:
@@ -132,7 +135,10 @@ class Row:
 
     def tiny(self) -> "Row":
         length = 32 if self.length == 224 else 64
-        return dataclasses.replace(self, encoder=self.tiny_encoder, batch_size=4, length=length)
+        text_encoder = self.text_encoder and self.text_encoder.replace("base", "mini")
+        return dataclasses.replace(
+            self, encoder=self.tiny_encoder, batch_size=4, length=length, text_encoder=text_encoder
+        )
 
 
 # `bert-base` and the like are presets; names with a dot are files that are written here.
@@ -144,7 +150,17 @@ ROWS = {
     "moco": Row("moco", "vit-small-patch16", "vit-mini-patch4", 256, 224),
     "dino": Row("dino", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
     "mae": Row("mae", "vit-base-patch16", "vit-mini-patch4", 256, 224, "transformers"),
+    "swav": Row("swav", "vit-small-patch16", "vit-mini-patch4", 128, 224, "lightly"),
+    "dinov2": Row("dinov2", "vit-small-patch16", "vit-mini-patch4", 64, 224, "lightly"),
+    "clip": Row(
+        "clip", "clip-image-base-patch32", "clip-image-mini-patch4", 512, 224, "transformers", "clip-text-base"
+    ),
+    "siglip": Row(
+        "siglip", "siglip-image-base-patch16", "siglip-image-mini-patch4", 128, 224, "transformers", "siglip-text-base"
+    ),
 }
+# What photos are of, in captions of as many words as those on the web.
+_WORDS = ("red", "green", "old", "small", "house", "river", "dog", "street", "two", "people", "under", "beside", "a")
 
 
 def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
@@ -178,9 +194,9 @@ def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
 
 def sides_of(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
     """Ours, and theirs where it is installed."""
-    makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides}
-    # the images of both peers are torchvision's
-    needed = [row.peer, *([] if row.method in makers else ["torchvision"])]
+    makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides, "clip": _pair_sides, "siglip": _pair_sides}
+    # the images of all peers are torchvision's
+    needed = [row.peer, *([] if row.method in ("mlm", "clm") else ["torchvision"])]
     is_compared = bool(arguments.against == "auto" and row.peer and all(map(importlib.util.find_spec, needed)))
     # what prepares the other side may need what is not installed
     row = row if is_compared else dataclasses.replace(row, peer=None)
@@ -319,18 +335,37 @@ def train_run_clm(pace: Pace, settings: dict[str, Any]) -> float:
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
-def _vision_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
+def _photos(row: Row, arguments: GpuBenchmark, folder: Path) -> Path:
+    """The photos of all rows."""
     photos = folder / "images"
     if not photos.exists():
         photos.mkdir()
         largest = max(each.sized(arguments).batch_size for each in [row, *ROWS.values()])
         number = 64 if arguments.tiny else max(NUM_PHOTOS, 2 * largest)
         write_photos(photos, number, (48, 64) if arguments.tiny else PHOTO)
+    return photos
+
+
+def _vision_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
     benchmark = vision.VisionBenchmark(
         against=row.peer or "none", encoder=row.encoder, image_size=row.length, batch_size=row.batch_size,
         precision=arguments.precision, seed=arguments.seed, use_cpu=arguments.use_cpu,
     )  # fmt: skip
-    return vision.contenders(row.method, benchmark, ImageDataArguments(dataset=str(photos)), folder)
+    photos = ImageDataArguments(dataset=str(_photos(row, arguments, folder)))
+    return vision.contenders(row.method, benchmark, photos, folder)
+
+
+def _pair_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
+    captioned, random = folder / row.method, np.random.default_rng(0)
+    captioned.mkdir()
+    photos = sorted(_photos(row, arguments, folder).iterdir())
+    captions = (" ".join(random.choice(_WORDS, random.integers(6, 20))) for _ in photos)
+    pairs.write_pairs((("jpeg", p.read_bytes(), c) for p, c in zip(photos, captions, strict=True)), captioned)
+    benchmark = pairs.PairsBenchmark(
+        against=row.peer or "none", image_encoder=row.encoder, text_encoder=row.text_encoder,
+        batch_size=row.batch_size, precision=arguments.precision, seed=arguments.seed, use_cpu=arguments.use_cpu,
+    )  # fmt: skip
+    return pairs.contenders(row.method, benchmark, PairDataArguments(), captioned)
 
 
 def write_photos(folder: Path, number: int, size: tuple[int, int]) -> None:

@@ -4,10 +4,12 @@
 - theirs, wav2vec 2.0: `Wav2Vec2ForPreTraining` in the loop of transformers' `run_wav2vec2_pretraining_no_trainer.py`,
   masks and negatives drawn by its collator for the whole batch, clips padded to the longest;
 - theirs, HuBERT: torchaudio's `hubert_pretrain_model` in the loop of its example, units of MFCC made beforehand, clips
-  cut to the shortest.
+  of like length together, as many as make the seconds of a batch, cut to the shortest.
 
-All read the same file and take the same encoder, heads, masking, optimizer, learning rate and precision. What is
-counted are seconds of sound without padding. Logging, evaluation and checkpoints are off on all sides.
+All take the same recordings, encoder, heads, masking, optimizer, learning rate and precision. What is counted are
+seconds of sound without padding. Logging, evaluation and checkpoints are off on all sides. What the others prepare
+before they train (decoded sound, units) is made before their processes start and is read from a file: it counts
+neither for their time nor for their memory.
 """
 
 import dataclasses
@@ -21,18 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from ..cli.audio.data import AudioDataArguments
 from ..cli.audio.encoders import AudioEncoderArguments, is_checkpoint
 from ..cli.audio.presets import AUDIO_PRESETS
 from ..cli.encoders import fresh_config
-from ..data.audio.decode import DamagedAudio, audio_header, decode_audio
-from ..data.audio.rows import normalized
+from ..data.audio.decode import DamagedAudio, decode_audio
+from ..data.audio.rows import AudioFormat, normalized
 from ..data.audio.streams import recordings
 from ..errors import UserError
 from ..machine import choose_precision, num_cores, use_all_cores
+from ..modeling import units
 from ..modeling.audio import num_frames
-from ..modeling.filter_banks import SAMPLING_RATE
+from ..modeling.filter_banks import SAMPLING_RATE, mfcc
 from .base import Contender, Pace, count_flops_of, disturbance, measure, num_positions, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed
 
@@ -45,6 +49,7 @@ TRAINING = {
 # Who has each method.
 AGAINST = {"wav2vec2": "transformers", "hubert": "torchaudio"}
 MOST_RECORDINGS = 2000
+RECORDINGS = "recordings.parquet"
 
 
 @dataclass
@@ -121,11 +126,12 @@ def run_speech_benchmark(
     precision = choose_precision(arguments.precision, arguments.use_cpu)
     on_gpu = torch.cuda.is_available() and not arguments.use_cpu
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
-        prepared = prepare(data, Path(folder))
         settings = {
             "method": method, "encoder": encoder, "arguments": arguments, "data": data, "folder": folder,
-            "precision": precision, "clips_a_step": max(round(data.batch_seconds / prepared["mean_seconds"]), 1),
+            "precision": precision,
         }  # fmt: skip
+        prepared = prepare(settings)
+        settings["clips_a_step"] = prepared["clips_a_step"]
         theirs = train_transformers if method == "wav2vec2" else train_torchaudio
         sides = [
             Contender("ours", "hfssl", precision, train_ours, settings, "seconds"),
@@ -138,35 +144,111 @@ def run_speech_benchmark(
     report = {"method": method, "against": AGAINST[method], "encoder": encoder, "precision": precision, **figures}
     peaks = [figures[side].get("peak_gpu_mb" if on_gpu else "peak_mb") for side in ("ours", "theirs")]
     report |= {"ratio": ratio(figures, "ours", "theirs"), "memory_ratio": round(peaks[0] / peaks[1], 4)}
-    report |= {"batch_seconds": data.batch_seconds, "clips_a_step": settings["clips_a_step"], "threads": threads}
+    report |= {"batch_seconds": data.batch_seconds, "threads": threads}
     report |= {"blocks": arguments.blocks, "steps_per_block": arguments.steps_per_block, **prepared}
     return _text(report, figures), report
 
 
-def prepare(data: AudioDataArguments, folder: Path) -> dict[str, Any]:
-    """Write the recordings as one file, for both sides: those that are neither damaged nor too short."""
+def prepare(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the recordings as one file, those that are neither damaged nor too short, and what the other side has made
+    of them before it trains: decoded sound (what is too long is cut off), and for HuBERT units."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ..data.sources import open_source
 
+    data, folder = settings["data"], Path(settings["folder"])
+    encoder, method = _configs(settings)
+    # refuses what our side would refuse later
+    AudioFormat(encoder, max_seconds=data.max_seconds, min_seconds=data.min_seconds)
+    if settings["method"] == "wav2vec2" and not (
+        encoder.feat_extract_norm == "layer" and encoder.do_stable_layer_norm
+    ):
+        raise UserError(
+            "transformers' script trains no wav2vec 2.0 but those with `feat_extract_norm=layer` and "
+            "`do_stable_layer_norm=true`: pass an `--encoder` that has them, such as wav2vec2-small."
+        )
     source = open_source(
         data.dataset, modality="audio", column=data.audio_column, config=data.dataset_config, split=data.split,
         streaming=data.streaming,
     )  # fmt: skip
-    kept, seconds = [], []
-    for _, sample in recordings(source, MOST_RECORDINGS):
-        try:
-            length = audio_header(sample).seconds
-        except DamagedAudio:
-            continue
-        if length >= data.min_seconds:
+    most = round(data.max_seconds * SAMPLING_RATE)
+    kept, lengths, frames, decoded = [], [], [], 0.0
+    with open(folder / Sounds.SAMPLES, "wb") as file:
+        for _, sample in recordings(source, MOST_RECORDINGS):
+            begin = time.perf_counter()
+            try:
+                sound = decode_audio(sample, SAMPLING_RATE)[:most]
+            except DamagedAudio:
+                continue
+            # as in our stream: of silence nothing is learned
+            if len(sound) < data.min_seconds * SAMPLING_RATE or sound.min() == sound.max():
+                continue
+            normalized(sound).tofile(file)
+            if settings["method"] == "hubert":
+                frames.append(mfcc(torch.from_numpy(sound)).numpy())
+            decoded += time.perf_counter() - begin
             kept.append(sample)
-            seconds.append(min(length, data.max_seconds))
+            lengths.append(len(sound))
     if not kept:
         raise UserError(f"No recording of {source.description} can be used. Pass other data.")
-    pq.write_table(pa.table({"audio": kept}), folder / "recordings.parquet", row_group_size=100)
-    return {"recordings": source.description, "num_recordings": len(kept), "mean_seconds": float(np.mean(seconds))}
+    pq.write_table(pa.table({"audio": kept}), folder / RECORDINGS, row_group_size=100)
+    np.save(folder / Sounds.LENGTHS, np.array(lengths))
+    if frames:
+        begin, seed = time.perf_counter(), settings["arguments"].seed
+        sample = units.sample_of_frames(frames, method.kmeans_frames, seed)
+        centroids = units.fit_units(sample, method.num_units, seed, method.kmeans_restarts)
+        # one for each frame of the encoder, of every other one of the MFCC
+        of_clips = [units.nearest_units(of_clip, centroids)[::2] for of_clip in frames]
+        np.savez(folder / Sounds.UNITS, *of_clips)
+        decoded += time.perf_counter() - begin
+    mean = float(np.mean(lengths)) / SAMPLING_RATE
+    return {
+        "recordings": source.description, "num_recordings": len(kept), "mean_seconds": mean,
+        "clips_a_step": max(round(data.batch_seconds / mean), 1), "prepared_s": round(decoded, 2),
+    }  # fmt: skip
+
+
+class Sounds(torch.utils.data.Dataset):
+    """Recordings that are decoded and normalised, each read from one file when it is asked for: so neither side holds
+    them in memory. With units, where these were made: `(sound, units)`."""
+
+    SAMPLES, LENGTHS, UNITS = "samples.f32", "lengths.npy", "units.npz"
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / self.SAMPLES
+        self.lengths = np.load(Path(folder) / self.LENGTHS)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.units: list[np.ndarray] = []
+        if (made := Path(folder) / self.UNITS).exists():
+            with np.load(made) as rows:
+                self.units = [rows[f"arr_{i}"] for i in range(len(self.lengths))]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        sound = np.fromfile(self.path, np.float32, int(self.lengths[row]), offset=4 * int(self.starts[row]))
+        return (sound, self.units[row]) if self.units else sound
+
+
+class LikeLength:
+    """Batches of clips of like length, as torchaudio's example draws them: in the order of their lengths, equal ones
+    in any, as many as have `most_samples` together; the batches in any order, other ones in each pass."""
+
+    def __init__(self, lengths: np.ndarray, most_samples: int, seed: int):
+        self.lengths, self.most_samples, self.rng = lengths, most_samples, np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: list[list[int]] = [[]]
+        total = 0
+        for row in np.lexsort((self.rng.random(len(self.lengths)), self.lengths)).tolist():
+            total += self.lengths[row]
+            if total > self.most_samples and batches[-1]:
+                batches.append([])
+                total = self.lengths[row]
+            batches[-1].append(row)
+        yield from (batches[i] for i in self.rng.permutation(len(batches)))
 
 
 def seconds_of(batch: dict[str, torch.Tensor]) -> torch.Tensor | float:
@@ -195,7 +277,7 @@ def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
         cpu_threads=torch.get_num_threads(), **TRAINING,
     )  # fmt: skip
     pace.data_is_readable()
-    path = str(Path(settings["folder"]) / "recordings.parquet")
+    path = str(Path(settings["folder"]) / RECORDINGS)
     here = {"dataset": path, "dataset_config": None, "split": "train", "eval_split": "auto", "audio_column": "audio"}
     data = AudioData(dataclasses.replace(settings["data"], **here, streaming=True))
     recipe = AudioEncoderArguments(settings["encoder"])
@@ -219,18 +301,15 @@ def train_transformers(pace: Pace, settings: dict[str, Any]) -> float:
         "num_negatives": method.num_negatives, "mask_time_prob": method.mask_ratio,
         "mask_time_length": method.mask_length, "layerdrop": 0.0,
     })  # fmt: skip
-    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=config.feat_extract_norm == "layer")
-    _begin(pace, settings)
-    clips = [
-        {"input_values": extractor(clip, sampling_rate=SAMPLING_RATE).input_values[0]} for clip in _clips(settings)
-    ]
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    sounds = _begin(pace, settings)
     model = Wav2Vec2ForPreTraining(config)
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate(clips: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        rows = [{"input_values": clip} for clip in clips]
         batch = dict(extractor.pad(rows, padding="longest", return_tensors="pt"))
-        length, sound = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[1])), None
-        if "attention_mask" in batch:
-            sound = model._get_feature_vector_attention_mask(length, batch["attention_mask"])
+        length = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[1]))
+        sound = model._get_feature_vector_attention_mask(length, batch["attention_mask"])
         shape = (len(rows), length)
         masks = _compute_mask_indices(shape, config.mask_time_prob, config.mask_time_length, attention_mask=sound)
         negatives = _sample_negative_indices(shape, config.num_negatives, mask_time_indices=masks)
@@ -241,27 +320,20 @@ def train_transformers(pace: Pace, settings: dict[str, Any]) -> float:
     def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return model(**batch).loss, batch["mask_time_indices"].sum()
 
-    return _train_loop(pace, settings, model, clips, collate, loss_of)
+    rows = settings["clips_a_step"]
+    loader = DataLoader(sounds, rows, shuffle=True, collate_fn=collate, drop_last=len(sounds) > rows)
+    return _train_loop(pace, settings, model, loader, loss_of)
 
 
 def train_torchaudio(pace: Pace, settings: dict[str, Any]) -> float:
-    """`examples/self_supervised_learning` of torchaudio: HuBERT on units of MFCC, clips cut to the shortest."""
+    """`examples/self_supervised_learning` of torchaudio: HuBERT on units of MFCC."""
     from torchaudio.models import hubert_pretrain_model
 
-    from ..modeling import units
-    from ..modeling.filter_banks import mfcc
+    from ..training.arguments import SSLTrainingArguments
 
     encoder, method = _configs(settings)
     convolutions = list(zip(encoder.conv_dim, encoder.conv_kernel, encoder.conv_stride, strict=True))
-    _begin(pace, settings)
-    sounds = list(_clips(settings))
-    frames = [mfcc(torch.from_numpy(sound)).numpy() for sound in sounds]
-    seed = settings["arguments"].seed
-    sample = units.sample_of_frames(frames, method.kmeans_frames, seed)
-    centroids = units.fit_units(sample, method.num_units, seed, method.kmeans_restarts)
-    # one for each frame of the encoder, of every other one of the MFCC
-    of_frames = (units.nearest_units(frame, centroids)[::2] for frame in frames)
-    clips = list(zip(map(normalized, sounds), of_frames, strict=True))
+    sounds = _begin(pace, settings)
     scale = method.feature_grad_mult if method.feature_grad_mult < 1.0 else None
     is_layer = encoder.feat_extract_norm == "layer"
     model = hubert_pretrain_model(
@@ -279,22 +351,39 @@ def train_torchaudio(pace: Pace, settings: dict[str, Any]) -> float:
         final_dim=method.projection_dim, feature_grad_mult=scale,
     )  # fmt: skip
 
-    def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+        masked, _, penalty = model(batch["input_values"], batch["labels"], batch["lengths"])
+        right = torch.zeros(len(masked), dtype=torch.long, device=masked.device)
+        return F.cross_entropy(masked.float(), right) + method.penalty_weight * penalty, None
+
+    arguments, data = settings["arguments"], settings["data"]
+    batches = LikeLength(sounds.lengths, round(data.batch_seconds * SAMPLING_RATE), arguments.seed)
+    # processes that prepare the batches, as the example has them, where ours have them too
+    ours = SSLTrainingArguments(
+        output_dir=settings["folder"], use_cpu=arguments.use_cpu, cpu_threads=torch.get_num_threads()
+    )
+    workers = ours.dataloader_num_workers
+    loader = DataLoader(
+        sounds, batch_sampler=batches, collate_fn=CutToShortest(encoder), num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    return _train_loop(pace, settings, model, loader, loss_of)
+
+
+class CutToShortest:
+    """Clips and their units to a batch without padding."""
+
+    def __init__(self, encoder: Any):
+        self.encoder = encoder
+
+    def __call__(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
         shortest = min(len(sound) for sound, _ in rows)
-        length = num_frames(encoder, shortest)
+        length = num_frames(self.encoder, shortest)
         labels = [torch.from_numpy(np.pad(of[:length], (0, max(length - len(of), 0)), mode="edge")) for _, of in rows]
         return {
             "input_values": torch.stack([torch.from_numpy(sound[:shortest]) for sound, _ in rows]),
             "labels": torch.stack(labels).long(), "lengths": torch.full((len(rows),), shortest),
         }  # fmt: skip
-
-    def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        masked, _, penalty = model(batch["input_values"], batch["labels"], batch["lengths"])
-        right = torch.zeros(len(masked), dtype=torch.long, device=masked.device)
-        loss = F.cross_entropy(masked.float(), right, reduction="sum")
-        return loss + method.penalty_weight * penalty * len(masked), len(masked)
-
-    return _train_loop(pace, settings, model, clips, collate, loss_of)
 
 
 def _configs(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -306,34 +395,23 @@ def _configs(settings: dict[str, Any]) -> tuple[Any, Any]:
     return encoder, method.config_class(encoder_config=encoder, **method.method.fields_for(encoder, set()))
 
 
-def _begin(pace: Pace, settings: dict[str, Any]) -> None:
+def _begin(pace: Pace, settings: dict[str, Any]) -> Sounds:
     pace.data_is_readable()
     torch.manual_seed(settings["arguments"].seed)
     # the functions of transformers draw from it
     np.random.seed(settings["arguments"].seed)
-
-
-def _clips(settings: dict[str, Any]) -> Iterator[np.ndarray]:
-    """All recordings, decoded before the first step, as the scripts do it; what is too long is cut off."""
-    import pyarrow.parquet as pq
-
-    most = round(settings["data"].max_seconds * SAMPLING_RATE)
-    for sample in pq.read_table(Path(settings["folder"]) / "recordings.parquet")["audio"].to_pylist():
-        try:
-            yield decode_audio(sample, SAMPLING_RATE)[:most]
-        except DamagedAudio:
-            continue
+    return Sounds(settings["folder"])
 
 
 def _train_loop(
     pace: Pace,
     settings: dict[str, Any],
     model: torch.nn.Module,
-    clips: list,
-    collate: Callable[[list], dict[str, torch.Tensor]],
+    loader: DataLoader,
     loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, Any]],
 ) -> float:
-    """The loop of both scripts: sums of losses, gradients divided by their number. Returns FLOPs a second."""
+    """The loop of both scripts: gradients are divided by the number that a loss comes with, where it is a sum. Returns
+    FLOPs a second."""
     from transformers import get_linear_schedule_with_warmup
 
     arguments = settings["arguments"]
@@ -346,8 +424,6 @@ def _train_loop(
         weight_decay=TRAINING["weight_decay"], fused=True,
     )  # fmt: skip
     schedule = get_linear_schedule_with_warmup(optimizer, TRAINING["warmup_steps"], pace.num_steps)
-    rows = settings["clips_a_step"]
-    loader = torch.utils.data.DataLoader(clips, rows, shuffle=True, collate_fn=collate, drop_last=len(clips) > rows)
     batches = iter(loader)
     for _ in range(pace.num_steps):
         begin, mark = time.perf_counter(), pace.mark()
@@ -360,24 +436,30 @@ def _train_loop(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
             loss, number = loss_of(batch)
         loss.backward()
-        for parameter in trained:
-            if parameter.grad is not None:
-                parameter.grad.data.mul_(1 / number)
+        if number is not None:
+            loss = loss / number
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter.grad.data.mul_(1 / number)
         torch.nn.utils.clip_grad_norm_(trained, TRAINING["max_grad_norm"])
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        pace.stepped(loss.detach() / number)
+        pace.stepped(loss.detach())
     return count_flops_of(lambda: loss_of(batch)[0]) / num_positions(batch)
 
 
 def _text(report: dict[str, Any], figures: dict[str, Any]) -> str:
     peer = report["against"]
+    takes, has_made = f"takes {report['clips_a_step']} of them a step, drawn evenly, and pads them", "decoded them"
+    if report["method"] == "hubert":
+        takes = "takes those of like length together, as many as make these seconds, and cuts them to the shortest"
+        has_made = "decoded them and made their units"
     lines = [
         f"{report['method']}: {report['encoder']}, about {report['batch_seconds']:g} s of sound a step, "
         f"{report['threads']} of {num_cores()} cores.",
         f"Recordings: {report['recordings']}; {report['num_recordings']:,}, of {report['mean_seconds']:.1f} s in the "
-        f"mean; {peer} takes {report['clips_a_step']} of them a step.",
+        f"mean; {peer} {takes}.",
         f"In turn, {report['blocks']} blocks of {report['steps_per_block']} steps each; medians over the blocks.",
         "",
         table(figures),
@@ -387,9 +469,14 @@ def _text(report: dict[str, Any], figures: dict[str, Any]) -> str:
         "",
         "Not comparable, or to be known:",
         "- Losses: other clips and other masks, and of hfssl all terms together are a mean.",
-        f"- {peer} decodes all recordings before the first step and holds them; hfssl decodes them as they come.",
+        f"- {peer}'s side has {has_made} before its process starts ({report['prepared_s']:.1f} s), and reads them "
+        "from a file; hfssl does it in its own: decoding is a part of its speed, and units of its time to the first "
+        "step and of its memory.",
         "- No layer is left out at random (LayerDrop) on either side.",
     ]
     if report["method"] == "hubert":
-        lines.append("- Units are made before the first step on both sides, and are no part of the speed.")
+        lines.append(
+            "- As its example has it, torchaudio's model is told the lengths of clips, which makes a mask for "
+            "attention, and compares frames that are not hidden with the units too, though their weight is 0."
+        )
     return "\n".join([*lines, *(f"- {note}" for note in disturbance(figures))])

@@ -1,7 +1,9 @@
 """How contenders of a benchmark train: a trainer that tells its pace, and the shortest loop that does the same."""
 
+import dataclasses
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +15,21 @@ from .base import Pace, count_flops, num_positions
 NOTHING_BESIDE = {
     "report_to": "none", "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True,
 }  # fmt: skip
+
+
+def plain_run(arguments: Any) -> Any:
+    """What a model of a benchmark (`seed`, `learning_rate`, `batch_size`) is built for, where nothing is trained."""
+    from ..training.arguments import SSLTrainingArguments
+
+    fields = dataclasses.fields(SSLTrainingArguments)
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    run = {
+        "seed": arguments.seed, "learning_rate": arguments.learning_rate, "optim": "adamw", "bf16": False,
+        "fp16": False, "per_device_train_batch_size": arguments.batch_size, "world_size": 1,
+        "global_batch_size": arguments.batch_size, "compared_at_once": arguments.batch_size,
+        "device": torch.device("cpu"), "continued_from": None,
+    }  # fmt: skip
+    return SimpleNamespace(**defaults | run)
 
 
 class Timed:

@@ -1,9 +1,10 @@
 """Methods for images, measured against `lightly` and `transformers`: contenders of [`~.base.measure`].
 
-- ours: what `recipes/{simclr,mae,byol,dino,swav}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
+- ours: what `recipes/{simclr,mae,byol,dino,dinov2,swav}.py` build, [`SSLTrainer`] on an [`ExactStream`] of [`Views`];
 - theirs: what lightly's examples build (`hfssl.benchmarks.lightly`), or for MAE `run_mae.py` of transformers:
   `Trainer` with `ViTMAEForPreTraining`;
 - ours in their configuration: the attention implementation that theirs has;
+- ours crop by crop (`hfssl.benchmarks.by_crop`): what joining crops and leaving out what is dropped is worth;
 - a bare loop around our model and stream, without any trainer.
 
 All read the same folder of image files, make views with the same parameters and train the same encoder with the same
@@ -34,9 +35,8 @@ from ..functional.keyed import Use
 from ..machine import choose_precision, num_cores, use_all_cores
 from ..methods import METHODS
 from ..modeling.vision import uses_attention
-from ..training.arguments import SSLTrainingArguments
 from .base import Contender, disturbance, measure, ratio, ratio_line, table
-from .training import NOTHING_BESIDE
+from .training import NOTHING_BESIDE, plain_run
 from .vision_training import build_benchmark_model, make_benchmark_views, train_bare, train_ours, train_run_mae
 
 
@@ -74,6 +74,9 @@ class VisionBenchmark:
             Each side at the precision that it has by default: ours auto, theirs fp32.
         bare (`bool`, *optional*, defaults to `False`):
             Also a bare loop around our model and stream: what the trainer costs.
+        by_crop (`bool`, *optional*, defaults to `False`):
+            Of DINO and DINOv2 also ours with one forward pass and one call of the head for each crop, and dropped
+            paths computed and multiplied by 0: what the step saves by doing otherwise.
         learning_rate (`float`, *optional*, defaults to `0.0005`):
             Peak learning rate of all sides.
         blocks (`int`, *optional*, defaults to `5`):
@@ -100,6 +103,7 @@ class VisionBenchmark:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     defaults: bool = False
     bare: bool = False
+    by_crop: bool = False
     learning_rate: float = 5e-4
     blocks: int = 5
     steps_per_block: int = 6
@@ -118,7 +122,7 @@ class VisionBenchmark:
                 f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
                 f"{', '.join(VISION_PRESETS)} or a config file that ends in .json."
             )
-        self.bare = self.bare or self.against == "none"
+        self.bare = self.bare or (self.against == "none" and not self.by_crop)
         if self.defaults and self.precision != "auto":
             raise UserError(
                 "`--defaults` compares each side at its own precision, `--precision` sets one for both: leave one of "
@@ -169,6 +173,8 @@ def run_vision_benchmark(
         report["memory_ratio"] = round(figures["ours"]["peak_mb"] / figures["theirs"]["peak_mb"], 4)
     if "ours_same_config" in figures:
         report["ratio_same_config"] = ratio(figures, "ours_same_config", "theirs")
+    if "by_crop" in figures:
+        report["ratio_by_crop"] = ratio(figures, "ours", "by_crop")
     if "bare" in figures:
         report["overhead"] = round(ratio(figures, "bare", "ours") - 1, 4)
     views, local = sides[0].settings["views"], sides[0].settings["local_view"]
@@ -241,7 +247,7 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
     ours |= {"image_column": None, "streaming": True}
     data = dataclasses.replace(data, **ours)
     views = make_benchmark_views(method, recipe, ImageData(data), arguments.image_size)
-    config = build_benchmark_model(method, recipe, views, _plain_run(arguments)).config
+    config = build_benchmark_model(method, recipe, views, plain_run(arguments)).config
     settings = {
         "method": method, "recipe": recipe, "data": dataclasses.asdict(data), "images": ours["dataset"],
         "folder": str(folder), "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
@@ -260,6 +266,10 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
         if uses_attention(SimpleNamespace(config=config.encoder_config)):
             same = recipe | {"attention": "sdpa"}
             sides.append(side("ours_same_config", "hfssl, sdpa", train_ours, precision, recipe=same))
+    if arguments.by_crop:
+        if not hasattr(config, "drop_path_rate"):
+            raise UserError(f"`--by_crop` is for DINO and DINOv2; {method} has another step. Leave it out.")
+        sides.append(side("by_crop", "hfssl, crop by crop", train_ours, precision, by_crop=True))
     if arguments.bare:
         sides.append(side("bare", "hfssl, bare loop", train_bare, precision))
     return sides
@@ -276,19 +286,6 @@ def _theirs(config: PreTrainedConfig, against: str) -> Callable:
     from .lightly import train
 
     return train
-
-
-def _plain_run(arguments: VisionBenchmark) -> Any:
-    """What a model is built for, where nothing is trained."""
-    fields = dataclasses.fields(SSLTrainingArguments)
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    run = {
-        "seed": arguments.seed, "learning_rate": arguments.learning_rate, "optim": "adamw", "bf16": False,
-        "fp16": False, "per_device_train_batch_size": arguments.batch_size, "world_size": 1,
-        "global_batch_size": arguments.batch_size, "compared_at_once": arguments.batch_size,
-        "device": torch.device("cpu"), "continued_from": None,
-    }  # fmt: skip
-    return SimpleNamespace(**defaults | run)
 
 
 def _plain_views(views: Views) -> dict[str, Any]:
@@ -322,6 +319,9 @@ def _text(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str,
     lines += ratio_line(
         report, figures, "ratio_same_config", "ours_same_config", "theirs", "the same attention implementation (sdpa)"
     )
+    lines += ratio_line(
+        report, figures, "ratio_by_crop", "ours", "by_crop", "beside one forward pass and one head call a crop"
+    )  # fmt: skip
     if "memory_ratio" in report:
         lines.append(
             f"memory_ratio: {report['memory_ratio']:.2f}: peak of the process, hfssl over {arguments.against}"

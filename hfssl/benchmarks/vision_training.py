@@ -17,6 +17,7 @@ from ..machine import use_one_gpu
 from ..methods import METHODS
 from ..modeling.vision import SSLVisionModel
 from .base import Pace
+from .by_crop import take_crop_by_crop
 from .training import Timed, train_bare_loop
 
 
@@ -39,7 +40,10 @@ def num_images(batch: dict[str, torch.Tensor]) -> int:
 
 
 def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
-    """`recipes/simclr.py`, `mae.py`, `byol.py`, `dino.py` or `swav.py` without its evaluation and its result."""
+    """`recipes/simclr.py`, `mae.py`, `byol.py`, `dino.py` and the like without its evaluation and its result.
+
+    With `by_crop` in the settings each crop goes through encoder and head by itself.
+    """
     from ..training.trainer import SSLTrainer
 
     class TimedTrainer(Timed, SSLTrainer):
@@ -48,6 +52,8 @@ def train_ours(pace: Pace, settings: dict[str, Any]) -> float:
     args = _our_arguments(pace, settings)
     pace.data_is_readable()
     data, views, model, stream = _our_parts(args, settings)
+    if settings.get("by_crop"):
+        take_crop_by_crop(model, settings["batch_size"], len(settings["views"]))
     trainer = TimedTrainer(pace, num_images, model, args, stream, settings=data.settings | views.settings)
     trainer.train()
     return trainer.flops()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -249,9 +250,10 @@ class DeclaredParser:
 
 
 def word_after(argv: Sequence[str], flag: str, default: str = "") -> str:
-    """The value of a flag that decides which others there are, before these are parsed."""
+    """The value of a flag that decides which others there are, before these are parsed: the last one, as they do."""
     words = [word for argument in argv for word in argument.split("=", 1)]
-    return words[words.index(flag) + 1] if flag in words[:-1] else default
+    values = [value for word, value in pairwise(words) if word == flag]
+    return values[-1] if values else default
 
 
 def function_word(argv: Sequence[str]) -> str:

@@ -1,14 +1,13 @@
 """What the end of every run has in common: the last measurement, the table, what lies where, what to try next."""
 
 import dataclasses
-import json
 import shlex
 import shutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..commands import as_typed, flag_words, recipe_words
 from ..data.modality import modality as find_modality
 from ..data.seen import SEEN, write_seen
 from ..evaluation.evaluator import Evaluator
@@ -79,7 +78,10 @@ def write_and_say(
     if trainer.stream is not None:
         write_seen(folder, trainer.stream.source, trainer.stream.exclude)
         _tell_best(Path(folder))
-    say = trainer.accelerator.print
+
+    def say(text: str) -> None:
+        trainer.accelerator.print(as_typed(text))
+
     for text in told:
         say(text)
     if "labelled" in facts and facts["labelled"] is None:
@@ -87,7 +89,7 @@ def write_and_say(
         probe = recipe_command("probe", encoder=folder, dataset=mine)
         say(
             f"\nHow good it is, labels say; some dozens of each class will do: {probe}\n"
-            "(class folders, a table beside the files, or a column). finetune.py makes a classifier of them."
+            "(class folders, a table beside the files, or a column). recipes/finetune.py makes a classifier of them."
         )
     is_stock = trainer.accelerator.unwrap_model(trainer.model).export_kind == "stock"
     loads = "loads with plain transformers" if is_stock else "its card has the lines that load it"
@@ -106,12 +108,7 @@ def _tell_best(folder: Path) -> None:
 
 def recipe_command(recipe: str, **flags: Any) -> str:
     """The command of a recipe, to be copied; flags that are `None` are left out."""
-    # beside the recipe that runs, from wherever it was called
-    words = ["accelerate", "launch", str(Path(sys.argv[0]).parent / f"{recipe}.py")]
-    for name, value in flags.items():
-        if value is not None:
-            words += [f"--{name}", *_words(value)]
-    return shlex.join(words)
+    return shlex.join([*recipe_words(recipe), *flag_words(flags)])
 
 
 def changed_flags(arguments: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -165,14 +162,6 @@ def next_folder(folder: Path) -> str:
     while folder.with_name(f"{folder.name}-{number}").exists():
         number += 1
     return str(folder.with_name(f"{folder.name}-{number}"))
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, (list, tuple)):
-        return [str(each) for each in value]
-    if isinstance(value, bool):
-        return [str(value).lower()]
-    return [json.dumps(value) if isinstance(value, Mapping) else str(value)]
 
 
 def before_and_after(results: list[Result], num_texts: int, items: str = "masked tokens") -> str:

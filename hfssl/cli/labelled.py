@@ -93,12 +93,16 @@ class LabelledDataArguments:
     def __post_init__(self):
         check_range(self.value_range)
 
-    def of_run(self, encoder: str, modality: str = "image") -> "LabelledDataArguments":
-        """With the labelled data that the folder of an encoder remembers, where none are named.
+    def of_run(self, encoder: str, modality: str = "image", masks: bool = False) -> "LabelledDataArguments":
+        """With the labelled data that the folder of an encoder remembers, where none are named; with `masks` the
+        embedded scenes, for no run remembers masks.
 
         Raises:
             UserError: where it remembers none, but that it was trained on other data than embedded ones with labels.
         """
+        if masks and self.dataset is None:
+            logger.info("All protocols: the embedded scenes of letters, which have masks; `--dataset` takes yours.")
+            return replace(self, dataset="scenes")
         kind, facts = find_modality(modality), read_facts(encoder)
         if self.dataset is not None or not facts and any(embedded.labelled for embedded in kind.embedded[:1]):
             return self

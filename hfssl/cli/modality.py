@@ -2,14 +2,13 @@
 
 import logging
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from ..commands import configs_of
 from ..data.modality import modality as find_modality
 from ..errors import UserError
 from ..machine import say_choice
@@ -104,8 +103,8 @@ def build_method(
     record, kind = method.method, find_modality(recipe.modality)
     if record.contrasts_batch and args.compared_at_once < 2:
         raise UserError(
-            f"{record.title} tells {kind.samples} apart by comparing those of a step, and a step has one here. Pass a "
-            "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+            f"{record.title} tells {kind.samples} apart by comparing those of a batch, and a batch has one here. Pass "
+            "a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
     model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
     kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
@@ -180,6 +179,5 @@ def _where_the_paper_s_are(method: type[SSLPreTrainedModel], modality: str) -> s
     if modality != method.method.modality:
         return ", by their flags"
     name = method.config_class.model_type.removeprefix("hfssl_")
-    there = sorted((Path(sys.argv[0]).parent / "configs").glob(f"{name}_*.yaml"))
-    large = [path for path in there if not path.stem.endswith("_tiny")]
+    large = [path for path in configs_of(name) if not path.endswith("_tiny.yaml")]
     return f": `--config {large[0]}`" if large else ", by their flags"

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from ..commands import as_typed, find_config, this_command
 from .declared import NOT_PLAIN, declared_parser, function_word
 from .flags import Flag, alias_of, flags_of, is_a
 
@@ -72,6 +73,7 @@ class RecipeParser(argparse.ArgumentParser):
         **kwargs,
     ):
         kwargs = {"usage": "%(prog)s [--config FILE] [--flag VALUE ...]", "formatter_class": _HelpFormatter} | kwargs
+        kwargs["description"] = as_typed(kwargs.get("description") or "")
         super().__init__(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS, **kwargs)
         self.classes = classes
         self.given: set[str] = set()
@@ -116,7 +118,7 @@ class RecipeParser(argparse.ArgumentParser):
             action = groups[flag.group].add_argument(
                 *flag.option_strings(taken=self._flags), dest=flag.name, action=_FlagAction, nargs="*"
             )
-            full_help = flag.help_text().replace("%", "%%") if flag.owner in own else argparse.SUPPRESS
+            full_help = as_typed(flag.help_text()).replace("%", "%%") if flag.owner in own else argparse.SUPPRESS
             action.metavar, action.full_help = flag.metavar, full_help
             action.help = argparse.SUPPRESS if flag.hidden else action.full_help
 
@@ -187,9 +189,9 @@ class RecipeParser(argparse.ArgumentParser):
 
     def command_line(self) -> str:
         """The command as typed, without secrets and without the launcher, e.g. `python recipes/mlm.py --seed 1`."""
-        script = Path(sys.argv[0])
-        if script.is_absolute() and script.is_relative_to(Path.cwd()):
-            script = script.relative_to(Path.cwd())
+        *command, script = this_command()
+        if Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd()):
+            script = str(Path(script).relative_to(Path.cwd()))
         words, hide_next = [], False
         for word in self._typed:
             name, equals, _ = _underscored(word).partition("=")
@@ -198,11 +200,11 @@ class RecipeParser(argparse.ArgumentParser):
                 word = "***"
             hide_next = is_flag and name.endswith(_SECRET_FLAGS)
             words.append(f"{name}=***" if hide_next and equals else _SECRETS.sub("***", word))
-        return shlex.join(["python", str(script), *words])
+        return shlex.join([*command, script, *words])
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence to stderr and exit with code 2."""
-        message = textwrap.shorten(message, 1500, placeholder=" …")
+        message = textwrap.shorten(as_typed(message), 1500, placeholder=" …")
         if not _is_main_process():
             # a launcher ends all processes when it sees one fail: leave the main process the time to speak
             time.sleep(10)
@@ -231,7 +233,7 @@ class RecipeParser(argparse.ArgumentParser):
     def _read_yaml(self, path: str) -> dict[str, Any]:
         """Values are taken as written, not as YAML types them: `1.10`, `6e-4`, `no` mean what they mean as flags."""
         try:
-            loader = _YamlLoader(Path(path).read_text(encoding="utf-8"))
+            loader = _YamlLoader(find_config(path).read_text(encoding="utf-8"))
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 self.error(f"--config expects a yaml of the form `flag: value`, but {path} holds no such pair.")

@@ -18,7 +18,7 @@ def recipe_of(argv: list[str], folder: Path, default: str = "simclr") -> tuple[t
         UserError: for a method that has no views.
     """
     name = word_after(argv, "--method", default)
-    shown = [name for name, method in METHODS.items() if _has_sheet(method)]
+    shown = [name for name, method in METHODS.items() if has_sheet(method)]
     if name not in shown:
         raise UserError(f"`--method` is one of {', '.join(shown)}, got {name!r}.")
     return METHODS[name], folder / f"{name}.py"
@@ -29,7 +29,8 @@ def sheet_of(modality: str) -> Callable[..., tuple[int, str]]:
     return import_module(f"{__package__}.{modality}.first_batch").draw_sheet
 
 
-def _has_sheet(method: type[SSLPreTrainedModel]) -> bool:
+def has_sheet(method: type[SSLPreTrainedModel]) -> bool:
+    """Whether there is something to see of what a method makes of its samples."""
     # images are not shown without views of them
     modality, views = method.method.modality, method.method.views
     there = find_spec(f"{__package__}.{modality}.first_batch") is not None

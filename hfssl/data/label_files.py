@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,15 +29,18 @@ _READERS: dict[str, Callable[[str], pd.DataFrame]] = {
 TABLES = tuple(_READERS)
 
 
-def tables_in(folder: str | os.PathLike | None) -> list[str]:
-    """Names of the tables in a folder, beside its files."""
+def tables_in(folder: str | os.PathLike | None, known: Collection[str] = ()) -> list[str]:
+    """Names of the tables in a folder, beside its files, without those that are `known`. A json file, which is a table
+    seldom, counts where there is no other."""
     names = os.listdir(folder) if folder is not None and os.path.isdir(folder) else []
-    return sorted(name for name in names if PurePosixPath(name.lower()).suffix in TABLES)
+    endings = {name: PurePosixPath(name.lower()).suffix for name in sorted(names) if name not in known}
+    found = [name for name, ending in endings.items() if ending in TABLES]
+    return [name for name in found if endings[name] != ".json"] or found
 
 
-def only_table(folder: str | os.PathLike | None) -> str | None:
-    """The table in a folder, where there is one, and only one, beside its files."""
-    found = tables_in(folder)
+def only_table(folder: str | os.PathLike | None, known: Collection[str] = ()) -> str | None:
+    """The table in a folder, where there is one, and only one, beside its files and those that are `known`."""
+    found = tables_in(folder, known)
     return os.path.join(folder, found[0]) if len(found) == 1 else None
 
 

@@ -16,9 +16,10 @@ from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
 from .image.value_range import RangeOfSet
+from .label_columns import FOLDERS, TRANSCRIPT_NAMES, find_label_column, say_which, transcript_column
 from .label_files import LabelFile, only_table, tables_in
-from .label_values import NoLabels, group_names, numbers, say_several, whole
 from .label_values import classes as classes_of
+from .label_values import group_names, numbers, say_several, whole
 from .mixtures import parse_mixture
 from .modality import modality as find_modality
 from .multi_label import columns_of_classes, has_several, item_of, lists_of, matrix_of_columns, matrix_of_lists
@@ -28,10 +29,6 @@ from .sources.columns import check_column, list_columns
 
 
 logger = logging.getLogger(__name__)
-
-# In the order in which they are looked for, where no column or several have the type of a label.
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
-TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
 
 
 class LazySamples(Sequence):
@@ -162,7 +159,8 @@ def open_labelled(
         split (`str`):
             Which split.
         column, label_column (`str`, *optional*):
-            Where samples and labels are; found by type and name if not given. Class folders are the column `label`.
+            Where samples and labels are; found by type and name if not given. Class folders are the column `label`;
+            a column of labels in a table beside the files goes before them.
             Labels may be `ClassLabel`, strings, whole numbers or booleans; of samples with several of them lists,
             words with ; or | between them, or columns of 0 and 1 (`"cat,dog"`).
         config (`str`, *optional*):
@@ -194,8 +192,10 @@ def open_labelled(
     embedded = kind.embedded_set(dataset)
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
     lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
-    is_found = labels_file is None and opened.unit == "file" and label_column not in opened.features and lacks_labels
-    labels_file = only_table(str(dataset)) if is_found else labels_file
+    asked = {part.strip() for each in (label_column, group_column) if each for part in each.split(",")}
+    lacks = not asked <= set(opened.features) or label_column is None and lacks_labels
+    is_found = labels_file is None and opened.unit == "file" and lacks
+    labels_file = only_table(str(dataset), opened.tables) if is_found else labels_file
     table = unfit = None
     if labels_file is not None:
         others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
@@ -210,23 +210,31 @@ def open_labelled(
             unfit = error  # of something else, then
         if is_found and table is not None:
             logger.info("What is known of the %s is read from %s, as with `--labels`.", kind.samples, labels_file)
-    features = opened.features if table is None else table.features
-    label_column = label_column or (_transcript_column(features, name) if transcripts else None)
-    several = columns_of_classes(label_column, features, name)
-    if not several:
-        try:
-            label_column = _label_column(features, label_column, name, opened.inputs[modality].column)
-        except DataError as error:
-            there = tables_in(dataset) if table is None and opened.unit == "file" else []
-            hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes labels from it." if there else ""
-            raise type(error)(f"{error}{hint if unfit is None else f' {unfit}'}") from error
-    wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
-    wanted |= {"group": group_column} if group_column is not None else {}
-    for each in wanted.values():
-        check_column(features, each, name)
-    if table is None:
-        # not required: a sample without a label is left out with a word, and damaged ones are not counted
-        inputs |= {each: Input(None, of, required=False) for each, of in wanted.items()}
+    of_table = {} if table is None else table.features
+    features = opened.features | of_table
+    of_folders = FOLDERS if opened.class_folders and FOLDERS not in of_table else None
+    is_chosen = label_column is None and not transcripts
+    try:
+        if transcripts and label_column is None:
+            label_column = transcript_column(features, name)
+        several = columns_of_classes(label_column, features, name)
+        if not several:
+            # a table that was named is there for its labels, if not for groups
+            by_folder = table is None or is_found or group_column in of_table
+            of_samples = opened.inputs[modality].column
+            label_column = find_label_column(features, label_column, name, of_samples, of_folders, by_folder)
+        wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
+        wanted |= {"group": group_column} if group_column is not None else {}
+        for each in wanted.values():
+            check_column(features, each, name)
+    except DataError as error:
+        there = tables_in(dataset, opened.tables) if table is None and opened.unit == "file" else []
+        hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes what it says." if there else ""
+        raise type(error)(f"{error}{hint if unfit is None else f' {unfit}'}") from error
+    if is_chosen and of_folders and len(features) > 2:
+        say_which(label_column, list_columns(features), name)
+    # not required: a sample without a label is left out with a word, and damaged ones are not counted
+    inputs |= {each: Input(None, of, required=False) for each, of in wanted.items() if of not in of_table}
     options["inputs"] = inputs
     source = open_source(dataset, split=split, **options)
     if kind.samples_are_small:
@@ -234,7 +242,7 @@ def open_labelled(
     else:
         columns, rows = {each: source.read_input(each) for each in inputs if each != modality}, range(source.num_rows)
     if table is not None:
-        said = {each: table.values(of) for each, of in wanted.items()}
+        said = {each: table.values(of) for each, of in wanted.items() if of in of_table}
         columns |= {each: [values[row] for row in rows] for each, values in said.items()}
     where = f"Column {label_column!r} of split {split!r} of {name}"
     feature = features.get(label_column)
@@ -247,9 +255,9 @@ def open_labelled(
         class_names, known = list(feature.names), range(feature.num_classes)
     else:
         others = [other for other in available_splits(dataset, modality=modality, config=config) if other != split]
-        of_others = [_labels_of_split(dataset, other, options) for other in others] if table is None else []
-        # a table has the classes of all splits
-        of_others += [table.all_values(label_column)] if table is not None else []
+        is_in_table = label_column in of_table  # which has the classes of all splits
+        of_others = [] if is_in_table else [_labels_of_split(dataset, other, options) for other in others]
+        of_others += [table.all_values(label_column)] if is_in_table else []
         everything = [columns["label"], *of_others]
         if item is not None or not transcripts and any(map(has_several, everything)):
             item = item or feature
@@ -315,15 +323,6 @@ def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
     if bad:
         logger.warning("%d damaged rows of %s are left out, such as %s.", len(bad), source.description, bad[0])
     return columns, rows
-
-
-def has_labels(source: Source) -> bool:
-    """Whether the samples of a source have a column of labels that is found without being named."""
-    try:
-        _label_column(source.features, None, "")
-    except DataError:
-        return False
-    return True
 
 
 def hold_out(data: LabelledData, share: float = 0.2, of_each_class: bool = True) -> tuple[LabelledData, LabelledData]:
@@ -441,48 +440,6 @@ def keep_groups_apart(train: LabelledData, test: LabelledData) -> LabelledData:
         shared.sum(), len(train), train.name, test.name,
     )  # fmt: skip
     return train.take(np.flatnonzero(~shared), f"{train.name} less groups of test")
-
-
-def _label_column(features: dict, asked: str | None, name: str, of_samples: str | None = None) -> str:
-    others = {column: feature for column, feature in features.items() if column != of_samples}
-    if asked is not None:
-        check_column(features, asked, name)
-        if not _is_label(features[asked]):
-            raise DataError(
-                f"Column {asked!r} of {name} holds no labels: ClassLabel, strings, integers or booleans are needed. "
-                f"The columns are: {list_columns(features)}. Choose one with `--label_column`."
-            )
-        return asked
-    typed = [column for column, feature in others.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(typed) == 1:
-        return typed[0]
-    candidates = typed or [column for column, feature in others.items() if _is_label(feature)]
-    by_lower_name = {column.lower(): column for column in reversed(candidates)}
-    for usual in LABEL_NAMES:
-        if usual in by_lower_name:
-            return by_lower_name[usual]
-    problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
-    raise NoLabels(
-        f"{name} has {problem}. Its columns are: {list_columns(features)}. Choose one with `--label_column`; the "
-        "files of a folder have labels where each class has a folder of its own, or in a table (`--labels`)."
-    )
-
-
-def _transcript_column(features: dict, name: str) -> str:
-    usual = [column for each in TRANSCRIPT_NAMES for column in features if column.lower() == each]
-    if not usual:
-        known = list_columns(features)
-        raise DataError(f"{name} has no transcripts. Its columns are: {known}. Choose one with `--label_column`.")
-    return usual[0]
-
-
-def _is_label(feature) -> bool:
-    item = item_of(feature)
-    if isinstance(item or feature, datasets.ClassLabel):
-        return True
-    # whole numbers of which some are missing are read as floats; a list of floats is something else, such as a feature
-    kinds = ("string", "large_string", "int", "uint", "bool", *(("float", "double") if item is None else ()))
-    return isinstance(item or feature, datasets.Value) and (item or feature).dtype.startswith(kinds)
 
 
 def _labels_of_split(dataset: str | os.PathLike, split: str, options: dict) -> list:

@@ -14,7 +14,6 @@ each lane again and skips the rows that were used: its cost does not grow with t
 With `batch_cost`, what the lanes hand out in turn is not a row but a whole batch of rows of about the same length.
 """
 
-import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
 from .blocks import Block, MadeBlock, Rows, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, digest_of
-from .workers import as_it_is, init_worker, signals_held_back
+from .workers import BlocksOf, as_it_is, init_worker, signals_held_back
 
 
 logger = logging.getLogger(__name__)
@@ -105,6 +104,10 @@ class ExactStream(torch.utils.data.IterableDataset):
         with_places (`bool`, *optional*, defaults to `False`):
             Whether batches have `places`, int64 of shape `(batch_size, 4)`, see [`Rows`]: for what is kept of each
             sample over passes, such as a memory bank.
+        rows_per_step (`int`, *optional*):
+            Rows of an optimizer step, over processes and accumulation steps. Then `collate` gets a `key_of_step` among
+            the columns: the key of what is drawn for a step and not for each of its samples, by seed and number of the
+            step. So it is the same in all processes, and after a resume.
         collate_whole (`WholeCollate`, *optional*):
             Instead of `collate` where one goes through the data once: turns any number of rows into batches of whole
             samples, each with the numbers of its rows. For a `collate` that cuts, and samples of different lengths.
@@ -134,6 +137,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         block_cost: float | None = None,
         piece_cost: float | None = None,
         with_places: bool = False,
+        rows_per_step: int | None = None,
         collate_whole: WholeCollate | None = None,
     ):
         if batch_size < 1:
@@ -144,6 +148,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.batch_size, self.batch_cost, self.seed = batch_size, batch_cost, seed
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.exclude, self.max_bad_fraction, self.with_places = exclude, max_bad_fraction, with_places
+        self.rows_per_step = rows_per_step
         self.stated_lanes = lanes
         self.turn = 0  # of the run: how many rows, or batches of `batch_cost`, all processes have handed out
         self.counts = dict.fromkeys(("batches", "rows", "units", "samples_read", "samples_bad", "samples_empty"), 0)
@@ -287,6 +292,8 @@ class ExactStream(torch.utils.data.IterableDataset):
             columns = {name: values[begin:end] for name, values in rows.columns.items()}
             size = end - begin
         places = columns.pop("places", None)
+        if self.rows_per_step is not None:
+            columns["key_of_step"] = keyed.key(Use.STEP, self.seed, self.turn // self.rows_per_step)
         batch = self.collate(columns)
         if places is not None:
             batch["places"] = torch.from_numpy(places)
@@ -329,7 +336,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         # while the blocks in use are read, the next one of each lane is made
         ahead = max(2, -(-len(lanes) // max(self.num_workers, 1)))
         return DataLoader(
-            _Blocks(self),
+            BlocksOf(self),
             sampler=_NextBlocks(self, lanes),
             batch_size=None,
             collate_fn=as_it_is,
@@ -462,20 +469,6 @@ _LAYOUT_WORDS = {
     "excluded": "what is held out or measured on differs. Use the same flags about held-out data and probes",
     "batch_cost": "the size of the batches differs. Use the same --batch_tokens",
 }
-
-
-class _Blocks(Dataset):
-    def __init__(self, stream: ExactStream):
-        self.stream = stream
-
-    def __getitem__(self, index: tuple[int, int, int]) -> tuple[tuple[int, int, int], MadeBlock]:
-        lane, pass_index, block = index
-        return index, self.stream.make(pass_index, lane + block * self.stream.lanes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        stream = copy.copy(self.stream)  # without what collates, which may hold tensors on a GPU
-        stream.collate = stream.collate_whole = None
-        return {"stream": stream}
 
 
 class _NextBlocks(Sampler):

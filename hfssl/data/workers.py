@@ -1,5 +1,6 @@
 """The worker processes of a stream: how they begin, and how they end."""
 
+import copy
 import multiprocessing
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 
 # Bytes of an array for which shared memory is worth a file descriptor.
@@ -20,6 +21,22 @@ _LARGE = 1 << 16
 _SHARED_MEMORY = "/dev/shm"
 # Blocks of a worker that may be on their way or in use.
 _IN_FLIGHT = 8
+
+
+class BlocksOf(Dataset):
+    """Blocks of an [`~hfssl.data.stream.ExactStream`] by `(lane, pass, block of the lane)`: what a worker makes."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def __getitem__(self, index: tuple[int, int, int]) -> tuple[tuple[int, int, int], Any]:
+        lane, pass_index, block = index
+        return index, self.stream.make(pass_index, lane + block * self.stream.lanes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        stream = copy.copy(self.stream)  # without what collates, which may hold tensors on a GPU
+        stream.collate = stream.collate_whole = None
+        return {"stream": stream}
 
 
 def as_it_is(item: Any) -> Any:

@@ -1,14 +1,15 @@
-"""What stands out among features: samples that are nearly the same to an encoder, and samples that are like no other.
+"""What there is among features: samples that are nearly the same to an encoder, those that are like no other, groups.
 
-Both go by the cosine of features that have their mean taken off, since else what all samples have in common would be
+All go by the cosine of features that have their mean taken off, since else what all samples have in common would be
 most of it. Duplicates are pairs above a cosine. An outlier is what is least like its nearest neighbours: its figure is
-the mean cosine to the ten nearest.
+the mean cosine to the ten nearest. Clusters are those of k-means, the largest first; how many there are is a choice,
+not a finding.
 """
 
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +27,27 @@ from .sample_features import SampleFeatures
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("duplicates", "outliers")
+KINDS = ("duplicates", "outliers", "clusters")
 # Cosine from which on two samples count as the same, and neighbours that say how usual a sample is.
 SAME, NEIGHBOURS = 0.98, 10
 # Most outliers that are listed.
 MOST_OUTLIERS = 100
 # Most duplicates of one sample that are found.
 MOST_COPIES = 50
+# Most clusters; of few samples there are as many as the root of half of them. And samples of each that are shown.
+MOST_CLUSTERS, SHOWN_OF_CLUSTER = 20, 8
 # Cosines that are held at once.
 _CHUNK = 1 << 26
 
 
 @dataclass
 class Report:
-    """What was found; `pairs` are rows and cosine of duplicates, `outliers` rows and mean cosine, the oddest first."""
+    """What was found; `pairs` are rows and cosine of duplicates, `outliers` rows and mean cosine, the oddest first,
+    `clusters` rows and cosine to the middle of those of each cluster, the nearest first."""
 
     pairs: list[tuple[int, int, float]]
     outliers: list[tuple[int, float]]
+    clusters: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 def parse_report(text: str | None) -> list[str]:
@@ -54,18 +59,20 @@ def parse_report(text: str | None) -> list[str]:
     names = [name.strip().lower() for name in (text or "").split(",") if name.strip()]
     for name in names:
         if name not in KINDS:
-            raise EvaluationError(f"`--report` takes {' and '.join(KINDS)}, got {name!r}.")
+            raise EvaluationError(f"`--report` takes {', '.join(KINDS)}, got {name!r}.")
     return names
 
 
-def report(features: np.ndarray, same: float = SAME) -> Report:
-    """Look for both in features of shape `(num_rows, dim)`.
+def report(features: np.ndarray, same: float = SAME, kinds: Sequence[str] = KINDS) -> Report:
+    """Look for all of it in features of shape `(num_rows, dim)`.
 
     Args:
         features (`np.ndarray`):
             A row a sample; may be mapped from a file.
         same (`float`, *optional*, defaults to 0.98):
             Cosine from which on two samples count as the same.
+        kinds (`Sequence[str]`, *optional*):
+            What is asked for: clusters are looked for only where they are.
     """
     device, number = compute_device(), len(features)
     rows = torch.from_numpy(np.array(features, dtype=np.float32))
@@ -86,12 +93,29 @@ def report(features: np.ndarray, same: float = SAME) -> Report:
                     pairs.append((first, second, float(top[row, column])))
             progress.update(len(similar))
     pairs.sort(key=lambda pair: (-pair[2], pair[:2]))
+    clusters = _clusters(rows.cpu().numpy()) if "clusters" in kinds else []
     order = np.argsort(usual, kind="stable")[: min(MOST_OUTLIERS, max(number // 10, 1))]
-    return Report(pairs, [(int(row), float(usual[row])) for row in order])
+    return Report(pairs, [(int(row), float(usual[row])) for row in order], clusters)
+
+
+def _clusters(rows: np.ndarray) -> list[list[tuple[int, float]]]:
+    """Clusters of features of length 1."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    number = min(MOST_CLUSTERS, max(round((len(rows) / 2) ** 0.5), 1))
+    means = MiniBatchKMeans(number, batch_size=4096, n_init=3, random_state=0).fit(rows)
+    middles = means.cluster_centers_ / np.maximum(np.linalg.norm(means.cluster_centers_, axis=1, keepdims=True), 1e-12)
+    near = np.einsum("nd,nd->n", rows, middles[means.labels_])
+    found = []
+    for cluster in range(number):
+        members = np.flatnonzero(means.labels_ == cluster)
+        members = members[np.argsort(-near[members], kind="stable")]
+        found.append([(int(row), float(near[row])) for row in members])
+    return sorted(filter(None, found), key=lambda members: (-len(members), members[0]))
 
 
 def write_report(found: Report, kinds: Sequence[str], samples: Sequence[str], folder: Path) -> list[str]:
-    """Write `duplicates.csv` and `outliers.csv`, and return what to say of them."""
+    """Write `duplicates.csv`, `outliers.csv` and `clusters.csv`, and return what to say of them."""
     said = []
     if "duplicates" in kinds:
         table = [(samples[a], samples[b], f"{cosine:.4f}") for a, b, cosine in found.pairs]
@@ -102,6 +126,18 @@ def write_report(found: Report, kinds: Sequence[str], samples: Sequence[str], fo
         table = [(samples[row], f"{cosine:.4f}") for row, cosine in found.outliers]
         _write(folder / "outliers.csv", ("sample", "cosine_to_neighbours"), table)
         said.append(f"Least like any other is {table[0][0]}; the {len(table)} oddest: {folder / 'outliers.csv'}")
+    if "clusters" in kinds:
+        table = [
+            (samples[row], number, f"{cosine:.4f}")
+            for number, members in enumerate(found.clusters)
+            for row, cosine in members
+        ]
+        _write(folder / "clusters.csv", ("sample", "cluster", "cosine_to_middle"), table)
+        sizes = [len(members) for members in found.clusters]
+        said.append(
+            f"{len(sizes)} clusters, of {sizes[-1]:,} to {sizes[0]:,} samples; the first of the largest is "
+            f"{samples[found.clusters[0][0][0]]}: {folder / 'clusters.csv'}"
+        )
     return said
 
 
@@ -121,7 +157,11 @@ def draw_report(
             Where the pictures go.
     """
     draw = evaluation_modality(embedder.modality).draw_report
-    rows = {"duplicates": [pair[:2] for pair in found.pairs], "outliers": [(row,) for row, _ in found.outliers]}
+    rows = {
+        "duplicates": [pair[:2] for pair in found.pairs],
+        "outliers": [(row,) for row, _ in found.outliers],
+        "clusters": _first_of_each(found.clusters),
+    }
     said = []
     for kind in kinds:
         if draw is not None and rows[kind]:
@@ -129,6 +169,12 @@ def draw_report(
             draw(embedder, _PlacedSamples(source, places), rows[kind], path)
             said.append(f"Some of the {kind}: {path}")
     return said
+
+
+def _first_of_each(clusters: list[list[tuple[int, float]]]) -> list[tuple[int, ...]]:
+    """As many samples of each cluster that has so many, those nearest to its middle."""
+    shown = min(SHOWN_OF_CLUSTER, len(clusters[0])) if clusters else 0
+    return [tuple(row for row, _ in members[:shown]) for members in clusters if len(members) >= shown]
 
 
 class _PlacedSamples(Sequence):

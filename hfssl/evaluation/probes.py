@@ -2,13 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..commands import as_typed
 from ..data.modality import modality as find_modality
 from ..data.seen import num_seen
 from ..machine import process_state
@@ -24,7 +25,8 @@ from .label_efficiency import LabelEfficiencyEvaluator
 from .layers import LayersEvaluator
 from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
-from .probe_features import BEFORE, ENCODER
+from .payoff import payoff_line
+from .probe_features import BEFORE, ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result, format_table, write_results
 from .usefulness import change_line, usefulness_line
 
@@ -94,6 +96,7 @@ def probe_table(
     name: str | None = None,
     command: str | None = None,
     before: str | Path | PreTrainedModel | None = None,
+    beside: Mapping[str, str | Path] | None = None,
     patch_image_size: int | None = None,
 ) -> list[Result]:
     r"""
@@ -128,6 +131,9 @@ def probe_table(
             The command to write beside the figures; that of this process when left out.
         before (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
             What the encoder was before it was trained further: probes of its frozen features stand beside.
+        beside (`Mapping[str, str | Path]`, *optional*):
+            Folders or Hub ids of other encoders of such samples, by the heads of their columns ([`columns_of`]): they
+            stand beside likewise, and by their patches.
         patch_image_size (`int`, *optional*):
             Height and width at which the protocol patches shows images to the encoder.
 
@@ -137,16 +143,17 @@ def probe_table(
     names = parse_protocols(protocols)
     state = process_state()
     if isinstance(encoder, (str, Path)) and state.is_main_process:
-        warn_of_seen(encoder, test)
+        warn_of_seen(encoder, test.samples, f"{find_modality(test.modality).samples} of {test.name}")
     output_dir = Path(output_dir) if output_dir is not None else None
     settings = settings or FinetuneSettings()
+    others = ({} if before is None else {BEFORE: before}) | dict(beside or {})
     made = {}
     # all of them at once: what is wrong shows before hours of work, not after
     for protocol in names:
         kind = PROTOCOLS[protocol]
         options = {
             "pooling": pooling, "batch_size": batch_size, "precision": precision, "settings": settings,
-            "image_size": patch_image_size,
+            "image_size": patch_image_size, "beside": others,
         }  # fmt: skip
         made[protocol] = kind(
             train, test, **{each.name: options[each.name] for each in fields(kind) if each.name in options}
@@ -159,10 +166,10 @@ def probe_table(
         }  # fmt: skip
         features = features_of(train)(encoder, processor, train, test, **options)
         features.model = name or features.model
-        if before is not None:
-            own = None if isinstance(before, (str, Path)) else processor
-            as_it_came = features_of(train)(before, own, train, test, **options)
-            features.train[BEFORE], features.test[BEFORE] = as_it_came.train[ENCODER], as_it_came.test[ENCODER]
+        for column, other in others.items():
+            own = None if isinstance(other, (str, Path)) else processor
+            of_other = features_of(train)(other, own, train, test, **options)
+            features.train[column], features.test[column] = of_other.train[ENCODER], of_other.test[ENCODER]
     results: list[Result] = []
     for evaluator in made.values():
         if isinstance(evaluator, FrozenEvaluator):
@@ -180,20 +187,29 @@ def probe_table(
     if pictures and draw_pictures and features is not None and output_dir is not None and state.is_main_process:
         draw_pictures(encoder, processor, train, test, features, output_dir / "assets")
     pooling = features.settings["pooling"] if features else None
-    state.print("\n" + probe_lines(results, pooling, find_modality(train.modality).samples))
+    state.print("\n" + as_typed(probe_lines(results, pooling, find_modality(train.modality).samples)))
     state.wait_for_everyone()
     return results
 
 
-def warn_of_seen(encoder: str | Path, test: "LabelledData") -> None:
-    """Say where an encoder was trained on samples that it is measured on."""
-    number = num_seen(encoder, test.samples)
+def columns_of(encoders: Sequence[str]) -> dict[str, str]:
+    """Encoders by the heads of their columns: the last part of a path, or the whole where two end alike."""
+    last = [Path(each).name for each in encoders]
+    taken = (ENCODER, RANDOM_INIT, RAW_INPUT, MAJORITY, STATISTICS, BEFORE)
+    return {
+        each if last.count(name) > 1 or name in taken else name: each
+        for name, each in zip(last, encoders, strict=True)
+    }
+
+
+def warn_of_seen(encoder: str | Path, samples: Sequence, what: str, flag: str = "--test_split") -> None:
+    """Say where an encoder was trained on samples that it is measured on; `what` they are, such as images of birds."""
+    number = num_seen(encoder, samples)
     if number:
-        samples = find_modality(test.modality).samples
         logger.warning(
-            "At least %s of the %s %s of %s are among those that this encoder was trained on, without their labels: "
-            "figures on them are better than on new ones. Measure on others (`--test_split`), or train without these.",
-            f"{number:,}", f"{len(test):,}", samples, test.name,
+            "At least %s of the %s %s are among those that this encoder was trained on: figures on them are better "
+            "than on new ones. Measure on others (`%s`), or train without these.",
+            f"{number:,}", f"{len(samples):,}", what, flag,
         )  # fmt: skip
 
 
@@ -204,7 +220,7 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     precision = results[0].hyperparameters.get("precision", "fp32")
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
-    said = filter(None, (usefulness_line(results), change_line(results)))
+    said = filter(None, (usefulness_line(results), change_line(results), payoff_line(results)))
     return "\n\n".join([head, format_table(rows), *said])
 
 

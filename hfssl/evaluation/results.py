@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..commands import this_command
 from ..errors import UserError
 from ..machine import fit_to_leave
 
@@ -58,7 +59,7 @@ def commit() -> str | None:
 
 def command_line() -> str:
     """The command of this process, without secrets and without the folders of this machine."""
-    return fit_to_leave(_SECRETS.sub("***", shlex.join(["python", *(sys.argv or [""])])))
+    return fit_to_leave(_SECRETS.sub("***", shlex.join([*this_command(), *sys.argv[1:]])))
 
 
 @dataclass

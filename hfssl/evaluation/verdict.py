@@ -10,6 +10,7 @@ directions only (*few directions*). What is looked at depends on what a method c
 | margin | two views of a sample against other samples | views equal, samples orthogonal | views say nothing |
 | recognition | how often a view is nearer to that of its own sample than to others | always | (1/2 is chance) |
 | target margin | by what share of chance the targets of other samples raise the loss | | targets say nothing |
+| targets in use | codes or units of held-out frames, as many as of equal frequency | all the same | |
 
 The first rule that holds decides:
 
@@ -32,6 +33,7 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 | few directions | rank below half of the most, and a third of the entropy of random directions | the same |
 | views apart | recognition no higher than by chance; or target margin below 1/500 | the same |
 | constant | `std` of embeddings below 1/3 of the most, and a held-out loss not 1 % below chance | that compare none |
+| one target | targets in use below 2: the loss falls, and there is nothing to learn | that predict codes or units |
 
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
@@ -58,6 +60,7 @@ from ..errors import UserError
 
 UNTRAINED, LEARNING, NARROWING, COLLAPSED, DIVERGED = "untrained", "learning", "narrowing", "collapsed", "diverged"
 CONSTANT, FEW_DIRECTIONS, VIEWS_APART, NO_NUMBERS = "constant", "few directions", "views apart", "no numbers"
+ONE_TARGET = "one target"
 
 
 # What is left of a figure, relative to the most that there was: half a decade and a decade.
@@ -81,6 +84,10 @@ FAIR_SHARE, FAIR_STEPS, IN_A_ROW = 1 / 3, 100, 2
 
 # Of the loss of chance.
 TARGETS_TOLD_APART = 1 / 500
+
+
+# Of the codes or units that frames have, as many as of equal frequency: one of them is nearly always right.
+FEWEST_TARGETS = 2
 
 
 # Of the loss of chance too: by what a loss is below it that is below it.
@@ -119,8 +126,8 @@ def judge(
 
     Returns:
         `tuple[str, str | None]`: `untrained`, `learning`, `narrowing`, `collapsed since step N` or `diverged`; and
-        what the embeddings have become (`constant`, `few directions`, `views apart` or `no numbers`), `None` while a
-        run learns. N is 0 for a run that never told samples apart.
+        what the embeddings have become (`constant`, `few directions`, `views apart` or `no numbers`), or the targets
+        (`one target`), `None` while a run learns. N is 0 for a run that never told samples apart.
     """
     if _diverged(figures, past):
         return DIVERGED, NO_NUMBERS
@@ -151,6 +158,8 @@ def _diverged(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> bool:
 
 def _state(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
     """What is left, as if it were never too early to say so."""
+    if figures.get("health_target_perplexity", FEWEST_TARGETS) < FEWEST_TARGETS:
+        return COLLAPSED, ONE_TARGET
     state, symptom = _compared(figures, past) if past else (LEARNING, None)
     if not _says_nothing(figures):
         return state, symptom
@@ -241,6 +250,8 @@ def describe(entry: dict[str, Any]) -> str:
         figures = (
             f"embeddings: effective rank {entry['health_effective_rank']:.1f}, std {entry['health_std']:.2g} of 1"
         )
+    if "health_target_perplexity" in entry:
+        figures += f"; targets in use {entry['health_target_perplexity']:.3g}"
     cause, taken_back = "", entry.get("health_taken_back", "")
     if "health_cause" in entry:
         certain = has_ended(entry["health_verdict"])
@@ -287,6 +298,7 @@ def health_rows(history: Iterable[dict[str, Any]]) -> tuple[list[str], list[list
         "health_margin": "margin of views",
         "health_recognition": "recognition of views",
         "health_target_margin": "margin of targets",
+        "health_target_perplexity": "targets in use",
         "health_alignment": "alignment",
         "health_uniformity": "uniformity",
         "health_effective_rank": "effective rank of embeddings",

@@ -22,7 +22,7 @@ class Use(IntEnum):
     A new use takes a new number. A number that changes, changes what is drawn: then no run can be continued exactly.
     """
 
-    # the stream: order, keys of samples and blocks
+    # the stream: order, keys of samples, blocks and steps
     ORDER_OF_PIECES = 1
     HANDFULS = 2
     SAMPLE = 3
@@ -30,6 +30,7 @@ class Use(IntEnum):
     ORDER_OF_ROWS = 5
     PHASE_OF_SOURCE = 6
     ORDER_OF_BATCHES = 7
+    STEP = 8
     # drawn from the key of a sample
     MASK = 10
     WORD_MASK = 11

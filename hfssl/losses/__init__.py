@@ -19,7 +19,15 @@ from .redundancy import (
     vicreg_loss,
     vicreg_terms,
 )
-from .speech import code_perplexity, cpc_loss, frame_contrast, hubert_loss, unit_logits, wav2vec2_loss
+from .speech import (
+    code_perplexity,
+    cpc_loss,
+    frame_contrast,
+    hubert_loss,
+    perplexity_of,
+    unit_logits,
+    wav2vec2_loss,
+)
 from .tokens import cross_entropy_sum
 
 
@@ -47,6 +55,7 @@ __all__ = [
     "nearest_neighbours",
     "nnclr_loss",
     "nt_xent_loss",
+    "perplexity_of",
     "siglip_loss",
     "sigreg_loss",
     "simsiam_loss",

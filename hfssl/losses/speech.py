@@ -215,5 +215,13 @@ def code_perplexity(
         return torch.exp(-torch.xlogy(mean, mean).sum(-1))
 
 
+def perplexity_of(numbers: torch.LongTensor, num_codes: int) -> torch.Tensor:
+    """[`code_perplexity`] of codes that are given by their numbers `(num_frames,)`: `()`."""
+    counts = torch.zeros(num_codes, device=numbers.device)
+    # unlike `bincount`, nothing that a GPU would be waited for
+    counts.index_add_(0, numbers, torch.ones_like(numbers, dtype=counts.dtype))
+    return code_perplexity(counts[None, None])[0]
+
+
 def _mean(losses: torch.Tensor, counts: torch.Tensor, num_items: torch.Tensor | float | None) -> torch.Tensor:
     return losses.sum() / (counts.sum().clamp(min=1) if num_items is None else num_items)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from ..losses import at_least_float32
@@ -84,6 +85,15 @@ class SSLAudioModel(SSLPreTrainedModel):
             raise UserError(f"{name_or_path} does not hold the weights of its own encoder: {(lost + unknown)[0]}.")
         return model
 
+    @property
+    def num_targets(self) -> tuple[int, int]:
+        """Codebooks, and codes of each, that targets are of; 0 of a method that has none."""
+        return 0, 0
+
+    def targets_of(self, outputs: ModelOutput) -> torch.LongTensor:
+        """The targets in an output in evaluation mode: `(num_frames, num_codebooks)`, numbers of codes."""
+        raise NotImplementedError
+
     def loss_items(self, batch: dict[str, Any]) -> torch.Tensor | dict[str, torch.Tensor] | None:
         return num_masked(batch)
 
@@ -110,6 +120,15 @@ class SSLAudioModel(SSLPreTrainedModel):
         with _hooks(self.encoder, seen, mask, feature_grad_mult):
             outputs = self.encoder(inputs, attention_mask=attention_mask)
         return Frames(outputs.last_hidden_state, seen.get("features"), seen.get("squares"))
+
+    def feature_penalty(
+        self, frames: Frames, attention_mask: torch.Tensor | None, num_clips: torch.Tensor | int
+    ) -> torch.Tensor:
+        """Mean square of the output of the convolutions: of each clip over its frames, over `num_clips` clips."""
+        sound = None
+        if attention_mask is not None:
+            sound = frames_of_sound(self.encoder.config, attention_mask, frames.squares.shape[1])
+        return mean_over_sound(frames.squares, sound).sum() / num_clips
 
 
 def build_audio_encoder(config: PreTrainedConfig, dropout: float | None = None) -> PreTrainedModel:

@@ -8,17 +8,20 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from .base import drop_pooler
-from .trial import image_model_options, num_channels_of
+from .trial import blank_copy, image_model_options, num_channels_of
 
 
 def with_num_channels(
-    encoder: PreTrainedModel, num_channels: int | None, colors: Sequence[int] | None = None
+    encoder: PreTrainedModel,
+    num_channels: int | None,
+    colors: Sequence[int] | None = None,
+    trained_colors: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """An encoder for images of `num_channels` channels.
 
     Each new channel has the mean of the weights of the old ones; those that are `colors` keep the weights of red,
     green and blue. All are scaled by old / new channels: so an image whose channels are all alike gives what it gave
-    before.
+    before. Where there are three as before, the weights of red, green and blue go where these are now.
 
     Args:
         encoder (`PreTrainedModel`):
@@ -27,13 +30,18 @@ def with_num_channels(
             Left out: as it is.
         colors (`Sequence[int]`, *optional*):
             Which of the new channels are red, green and blue, of an encoder that takes these three.
+        trained_colors (`Sequence[int]`, *optional*):
+            Which of its own three channels are; in this order when left out.
 
     Raises:
         UserError: if its configuration says no number of channels, or other weights depend on it.
     """
     config = encoder.config
     old = num_channels_of(config)
+    order = list(trained_colors or range(3))
     if num_channels is None or num_channels == old:
+        if old == 3 and colors and num_channels is not None and list(colors) != order:
+            _reorder(encoder, order, list(colors))
         return encoder
     fitted = with_channels(config, num_channels)
     if num_channels_of(fitted) != num_channels:
@@ -48,7 +56,7 @@ def with_num_channels(
     wanted, state = model.state_dict(), encoder.state_dict()
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:
-            state[name] = _adapted(tensor, wanted[name].shape, old, num_channels, colors)
+            state[name] = _adapted(tensor, wanted[name].shape, old, num_channels, colors, order)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -69,13 +77,22 @@ def with_channels(config: PreTrainedConfig, num_channels: int) -> PreTrainedConf
     return fitted
 
 
+@torch.no_grad()
+def _reorder(encoder: PreTrainedModel, order: list[int], colors: list[int]) -> None:
+    """Let an encoder of three channels find red, green and blue in other places."""
+    others = blank_copy(with_channels(encoder.config, 4)).state_dict()  # which weights depend on the channels
+    for name, weight in encoder.state_dict().items():
+        if name in others and weight.ndim == 4 and weight.shape[1] == 3 and others[name].shape[1] == 4:
+            weight[:, colors] = weight[:, order].clone()
+
+
 def _adapted(
-    weight: torch.Tensor, shape: torch.Size, old: int, new: int, colors: Sequence[int] | None
+    weight: torch.Tensor, shape: torch.Size, old: int, new: int, colors: Sequence[int] | None, order: list[int]
 ) -> torch.Tensor:
     """The weight `(out, old, height, width)` of a convolution for `new` channels; as it is where it is none."""
     if weight.ndim != 4 or weight.shape[1] != old or shape != (weight.shape[0], new, *weight.shape[2:]):
         return weight
     adapted = weight.mean(1, keepdim=True).repeat(1, new, 1, 1)
     if colors and old == 3:
-        adapted[:, list(colors)] = weight
+        adapted[:, list(colors)] = weight[:, order]
     return adapted * (old / new)

@@ -36,6 +36,8 @@ class DropPath(nn.Module):
     def __init__(self, drop_prob: float):
         super().__init__()
         self.drop_prob = drop_prob
+        # whether what is dropped is left out of the work, not multiplied by 0
+        self.skips = True
         # of the branch that is under way: which rows go through it, and of how many
         self._taken: tuple[torch.Tensor, int] | None = None
 
@@ -43,7 +45,7 @@ class DropPath(nn.Module):
         """Hook before the first module of a branch: it gets the rows that go through the branch, in any order."""
         hidden = args[0]
         number = len(hidden)
-        dropped = int(number * self.drop_prob) if self.training else 0
+        dropped = int(number * self.drop_prob) if self.training and self.skips else 0
         self._taken = None
         if dropped == 0:
             return None

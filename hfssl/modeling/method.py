@@ -113,15 +113,15 @@ class LossContext:
     """What the level of chance of a loss depends on, beside the method's config.
 
     Args:
-        num_samples (`int`):
-            Samples that are compared at once: the batch of all processes.
+        num_samples (`float`):
+            Samples that are compared at once: the batch of all processes; of several batches the geometric mean.
         target_entropy (`float`, *optional*):
             Entropy (nats) of the tokens that are predicted: the loss of who knows how frequent each is.
         target_variance (`float`, *optional*):
             Variance of what is reconstructed: the mean squared error of who knows its mean.
     """
 
-    num_samples: int
+    num_samples: float
     target_entropy: float | None = None
     target_variance: float | None = None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -21,11 +22,11 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from ..errors import UserError
 from ..losses import at_least_float32
-from .base import SSLPreTrainedModel
+from .base import EXTRAS, SSLPreTrainedModel
 from .contrast import ContrastMixin
 from .distributed import gather_with_grad, rank, world_size
 from .progress import StepsMixin
@@ -83,8 +84,6 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
     """
 
     figures = ("logit_scale",)
-    # the factor of the similarities stays below
-    max_scale = MAX_SCALE
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -163,7 +162,8 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
     def after_optimizer_step(self, progress: float) -> None:
         """Keep the scale in its bounds. [`~hfssl.training.callbacks.MethodCallback`] calls it."""
         super().after_optimizer_step(progress)
-        self.logit_scale.clamp_(0.0, math.log(self.max_scale))
+        # a stock pair may have learned a larger one: it is not torn down at the first step
+        self.logit_scale.clamp_(0.0, math.log(max(MAX_SCALE, self.config.logit_scale_init)))
 
     @classmethod
     def from_encoders(
@@ -210,6 +210,7 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
             )
         projection = getattr(stock, "visual_projection", None)
         config["projection_dim"] = None if projection is None else projection.out_features
+        config["logit_scale_init"] = max(stock.logit_scale.exp().item(), 1.0)
         sides = {
             "first": (stock.vision_model, projection),
             "second": (stock.text_model, getattr(stock, "text_projection", None)),
@@ -228,8 +229,9 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
                 getattr(model, side).projection.load_state_dict(head.state_dict())
         with torch.no_grad():
             model.logit_scale.copy_(stock.logit_scale.reshape(()))
-            if hasattr(model, "logit_bias") and hasattr(stock, "logit_bias"):
-                model.logit_bias.copy_(stock.logit_bias.reshape(()))
+            bias = _bias_of(stock, name_or_path)
+            if hasattr(model, "logit_bias") and bias is not None:
+                model.logit_bias.copy_(bias.reshape(()))
         return model
 
     # -- the loss ---------------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
 
     @property
     def export_kind(self) -> str:
-        return "stock" if self._stock_class() is not None else "stock + extras"
+        return "stock" if self.stock_class is not None else "stock + extras"
 
     @property
     def loader(self) -> str:
@@ -337,16 +339,21 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
         return _LOADER.format(classes=", ".join(sorted(set(kinds.values()))), loads=loads, lines=lines)
 
     def extras(self) -> dict[str, torch.Tensor]:
-        tensors = {"logit_scale": self.logit_scale}
-        for name, tower in self.towers.items():
-            if isinstance(tower.projection, nn.Linear):
-                tensors[f"{name}.projection"] = tower.projection.weight
-        if hasattr(self, "logit_bias"):
-            tensors["logit_bias"] = self.logit_bias
-        return tensors
+        of_loss = {name: getattr(self, name) for name in ("logit_scale", "logit_bias") if hasattr(self, name)}
+        if self.stock_class is not None:
+            # the dual encoder has no bias, by which no pair is ranked, but with which training goes on
+            without = self.stock_class is VisionTextDualEncoderModel
+            return {name: tensor for name, tensor in of_loss.items() if without and name == "logit_bias"}
+        projections = {
+            f"{name}.projection": tower.projection.weight
+            for name, tower in self.towers.items()
+            if isinstance(tower.projection, nn.Linear)
+        }
+        return of_loss | projections
 
-    def _stock_class(self) -> type[PreTrainedModel] | None:
-        """The class of transformers that holds both towers."""
+    @property
+    def stock_class(self) -> type[PreTrainedModel] | None:
+        """The class of transformers that holds both towers, `None` where there is none."""
         if self.names != ("image", "text"):
             return None
         kinds = tuple(tower.encoder_config.model_type for tower in self.towers.values())
@@ -368,7 +375,7 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
 
     def joint_model(self) -> PreTrainedModel | None:
         """Both towers as one stock model, `None` where transformers has no class for them."""
-        stock_class = self._stock_class()
+        stock_class = self.stock_class
         if stock_class is None:
             return None
         fields: dict[str, Any] = {
@@ -407,10 +414,10 @@ class PairModel(StepsMixin, ContrastMixin, SSLPreTrainedModel):
         for each in self.names:
             super().export_encoder(Path(folder) / each, each, state_dict, part_of(processor, each))
         joint = self.without_adapters().joint_model()
-        if joint is None:
-            self.write_extras(folder)
-        else:
+        if joint is not None:
             joint.save_pretrained(folder)
+        if self.extras():
+            self.write_extras(folder)
         if processor is not None:
             processor.save_pretrained(folder)
 
@@ -438,8 +445,8 @@ def check_pair(config: PreTrainedConfig) -> None:
         )
     if config.projection_dim is not None and config.projection_dim < 1:
         raise ValueError(f"`projection_dim` must be at least 1, got {config.projection_dim}.")
-    if not 1.0 <= config.logit_scale_init <= MAX_SCALE:
-        raise ValueError(f"`logit_scale_init` must be between 1 and {MAX_SCALE:g}, got {config.logit_scale_init}.")
+    if not 1.0 <= config.logit_scale_init < math.inf:
+        raise ValueError(f"`logit_scale_init` must be at least 1, got {config.logit_scale_init}.")
 
 
 def feature_sizes(config: PreTrainedConfig) -> tuple[int, int]:
@@ -449,6 +456,14 @@ def feature_sizes(config: PreTrainedConfig) -> tuple[int, int]:
         tower_layout(config.first_config, first, config.first_pooling).dim,
         tower_layout(config.second_config, second, config.second_pooling).dim,
     )
+
+
+def _bias_of(stock: PreTrainedModel, name_or_path: str) -> torch.Tensor | None:
+    """The logit bias of a stock pair, which lies beside it where its class has none."""
+    if hasattr(stock, "logit_bias"):
+        return stock.logit_bias
+    path = cached_file(name_or_path, EXTRAS, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else load_file(path).get("logit_bias")
 
 
 def part_of(processor: Any, name: str) -> Any:

@@ -109,6 +109,11 @@ class SelfDistillationMixin(TeacherMixin):
         total = torch.cat([total, counts.sum()[None]])
         self._logit_sums[center] = self._logit_sums[center] + total if center in self._logit_sums else total
 
+    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
+        views = batch["pixel_values"].unbind(1)[:2]
+        return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)
+
     @torch.no_grad()
     def after_optimizer_step(self, progress: float) -> None:
         super().after_optimizer_step(progress)

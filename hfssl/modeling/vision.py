@@ -79,6 +79,7 @@ class SSLVisionModel(SSLPreTrainedModel):
         image_size: int | None = None,
         num_channels: int | None = None,
         colors: Sequence[int] | None = None,
+        trained_colors: Sequence[int] | None = None,
         **config: Any,
     ) -> "SSLVisionModel":
         """Continue from a stock checkpoint.
@@ -88,14 +89,14 @@ class SSLVisionModel(SSLPreTrainedModel):
                 Folder or Hub id, see [`load_vision_encoder`].
             image_size (`int`, *optional*):
                 Height and width of the images; the checkpoint's own when left out.
-            num_channels (`int`, *optional*), colors (`Sequence[int]`, *optional*):
-                Channels of the images, and which of them are red, green and blue; see
+            num_channels (`int`, *optional*), colors, trained_colors (`Sequence[int]`, *optional*):
+                Channels of the images, and which of them are red, green and blue, here and to the checkpoint; see
                 [`~hfssl.modeling.channels.with_num_channels`].
             config (`dict`, *optional*):
                 Fields of the method's config beside `encoder_config`.
         """
         stock = load_vision_encoder(name_or_path, image_size, cls.takes_spectrograms)
-        stock = with_num_channels(stock, num_channels, colors)
+        stock = with_num_channels(stock, num_channels, colors, trained_colors)
         model = cls(cls.config_class(encoder_config=stock.config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         return model

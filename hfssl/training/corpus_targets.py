@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..data.mixtures import parts_of
 from ..data.sources import digest_of, identity
 from ..data.sources.base import Damage, Empty
 from ..data.stream import Block, ExactStream
+from ..errors import UserError, first_line
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.base import evaluating
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 # In the output folder while they are made, and in each checkpoint.
 FOLDER, FILE = "targets", "targets.npz"
+# Beside it while they are made: why one of the processes cannot.
+FAILURE = "failure.txt"
+# For a folder that another machine has made to be seen here, in seconds: disks in a network are late.
+SEEN_WITHIN = 60.0
 # Of the samples in a pass, which ones targets may be made of.
 _INCLUDED = "is_included"
 
@@ -108,20 +113,25 @@ class CorpusTargets(TrainerCallback):
             for other in self.folder.glob("*"):
                 if other != folder:
                     shutil.rmtree(other, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / FAILURE).unlink(missing_ok=True)
         is_made = broadcast_object_list([file.exists()])[0]
-        if not is_made:
-            seed = keyed.torch_seed(Use.TARGETS, self.args.seed, number)
-            corpus = self._corpus_pass(folder / "features", seed, digest)
-            missing = broadcast_object_list([corpus.missing() if is_main else None])[0]
-            with evaluating(self.model), self.autocast():
-                mine = deal(missing, self.args.process_index, self.args.world_size)
-                corpus.run(mine, title=title, show_progress=is_main and not self.args.disable_tqdm)
-            if is_main:
-                corpus.wait()
-                self._write(corpus.results(), file, seed)
-                shutil.rmtree(folder / "features")
-        while not file.exists():  # a barrier would give up at some time
-            time.sleep(0.1)
+        _check_shared(folder, self.args.process_index)
+        with _telling_others(folder, self.args.process_index):
+            if not is_made:
+                seed = keyed.torch_seed(Use.TARGETS, self.args.seed, number)
+                corpus = self._corpus_pass(folder / "features", seed, digest)
+                missing = broadcast_object_list([corpus.missing() if is_main else None])[0]
+                with evaluating(self.model), self.autocast():
+                    mine = deal(missing, self.args.process_index, self.args.world_size)
+                    corpus.run(mine, title=title, show_progress=is_main and not self.args.disable_tqdm)
+                if is_main:
+                    corpus.wait(lambda: _raise_failure(folder))
+                    self._write(corpus.results(), file, seed)
+                    shutil.rmtree(folder / "features")
+            while not file.exists():  # a barrier would give up at some time
+                _raise_failure(folder)
+                time.sleep(0.1)
         self.model.take_targets(self._read(file), number)
         logger.info("%s, of %s samples.", title, f"{len(self._keys):,}")
 
@@ -223,6 +233,36 @@ class CorpusTargets(TrainerCallback):
         """Go on with the targets of a checkpoint; what of the model belongs to them is among its weights."""
         if (checkpoint / FILE).exists():
             self._read(checkpoint / FILE)
+
+
+def _check_shared(folder: Path, process_index: int) -> None:
+    """Refuse an output folder that the first process has made and this one does not see."""
+    until = time.monotonic() + SEEN_WITHIN
+    while not folder.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"Process {process_index} does not see {folder}, which process 0 has made: all processes share the "
+                "work on the targets of this method by files. Pass an `--output_dir` on a disk that all machines see."
+            )
+        time.sleep(0.1)
+
+
+@contextmanager
+def _telling_others(folder: Path, process_index: int) -> Iterator[None]:
+    """Leave word of what is raised, for those that wait for this process."""
+    try:
+        yield
+    except BaseException as error:
+        # the first word is the reason of the others
+        with suppress(OSError), open(folder / FAILURE, "x", encoding="utf-8") as file:
+            file.write(f"process {process_index} has ended with {type(error).__name__}: {first_line(error)}")
+        raise
+
+
+def _raise_failure(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        failure = (folder / FAILURE).read_text(encoding="utf-8")
+        raise UserError(f"The targets cannot be made: {failure or 'another process has ended'}.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ time that of one more forward pass, and the gradient is that of the whole batch:
 dropout, is drawn from the seed of the micro-step both times.
 
 What makes the embedding of a sample depend on the others of its micro-batch is refused: batch norm in training mode.
+So is what is drawn at random where the model is compiled: it would be another draw in the second pass.
 """
 
 from collections.abc import Iterator
@@ -74,8 +75,17 @@ class GradientCache:
             for number, batch in enumerate(self.batches):
                 trainer.seed_micro_step(number)
                 inputs = trainer._prepare_inputs(batch)
+                watched = trainer.args.torch_compile and number == 0
+                before = _random_states(trainer.args.device) if watched else []
                 with trainer.accelerator.autocast():
                     parts.append(model.embed(**inputs))
+                if watched and not all(map(torch.equal, before, _random_states(trainer.args.device))):
+                    raise UserError(
+                        "With `--contrastive_batch_size` a batch is embedded twice with the same dropout, and what "
+                        "`--torch_compile` makes of the model would draw another one the second time. Leave it out, "
+                        "or set dropout and the like (`--patch_dropout`, and `hidden_dropout_prob` and its kin in the "
+                        "configuration of an encoder) to 0."
+                    )
         names = list(parts[0])
         whole = {name: torch.cat([part[name] for part in parts]) for name in names}
         sizes = {name: [len(part[name]) for part in parts] for name in names}
@@ -126,6 +136,12 @@ class GradientCache:
                 "as they are (those of a checkpoint; from scratch it norms nothing); or choose an encoder and a head "
                 "without it."
             )
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    """Of the generators that a forward pass on a device draws from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def _detached(value: Any) -> Any:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_SAMPLES = 256
 # Fewer cannot tell a lack of directions from a lack of samples.
 MIN_SAMPLES = 32
+TARGETS_IN_USE = "eval_target_perplexity"
 # Of whatever method: its projections are spread, but not by what is in the images.
 _VIEWS_APART_HINT = (
     "two views of an image are no nearer to each other than to other images: make them milder "
@@ -202,7 +203,7 @@ class HealthMonitor:
             progress (`float`, *optional*, defaults to `0.0`):
                 Share of the run that is done, in [0, 1].
             measured (`Mapping[str, float]`, *optional*):
-                What else was measured of the model as it is: `eval_loss` counts.
+                What else was measured of the model as it is: `eval_loss` counts, and `eval_target_perplexity`.
 
         Returns:
             `dict[str, float | str]`: the figures, `health_verdict`, `health_cause` unless it learns, and
@@ -215,6 +216,8 @@ class HealthMonitor:
         if gradients:
             figures["health_grad_norm"] = float(gradients[-1])
         past = [entry for entry in history if "health_verdict" in entry and entry["step"] < step]
+        if TARGETS_IN_USE in measured:
+            figures["health_target_perplexity"] = measured[TARGETS_IN_USE]
         verdict, symptom = judge({**measured, **figures}, past, step, progress)
         before = past[-1]["health_verdict"] if past else ""
         if before.startswith(COLLAPSED) and not has_ended(verdict):

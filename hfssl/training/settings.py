@@ -65,9 +65,14 @@ def set_length(args: SSLTrainingArguments, stream: ExactStream | None) -> None:
             f"`--epochs {args.epochs:g}` is for samples that come one by one; texts are joined to rows. Pass "
             "`--max_tokens` or `--max_steps`."
         )
-    samples = max(stream.source.num_rows - len(stream.exclude), 1)
-    args.max_steps = max(math.ceil(args.epochs * samples / args.global_batch_size), 1)
+    samples, args.max_steps = steps_of_passes(args, stream.source.num_rows, len(stream.exclude))
     logger.info("%g passes over %s samples: %s steps.", args.epochs, f"{samples:,}", f"{args.max_steps:,}")
+
+
+def steps_of_passes(args: SSLTrainingArguments, num_samples: int, num_held_out: int) -> tuple[int, int]:
+    """The samples of a pass, and the steps that `--epochs` are."""
+    samples = max(num_samples - num_held_out, 1)
+    return samples, max(math.ceil(args.epochs * samples / args.global_batch_size), 1)
 
 
 def is_longer(args: SSLTrainingArguments, checkpoint: Path) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import pickle
+import random
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from hfssl.benchmarks.base import count_flops
+from hfssl.benchmarks.by_crop import take_crop_by_crop
 from hfssl.benchmarks.vision import VisionBenchmark, contenders, prepare, run_vision_benchmark
 from hfssl.cli.image.data import ImageDataArguments
 from hfssl.errors import UserError
@@ -25,8 +27,10 @@ from hfssl.losses import (
     swav_loss,
     vicreg_loss,
 )
+from hfssl.methods.vision.dino import DinoForPreTraining, DinoPreTrainingConfig
+from hfssl.methods.vision.dinov2 import Dinov2ForPreTraining, Dinov2PreTrainingConfig
 from hfssl.methods.vision.mae import MaeForPreTraining, MaePreTrainingConfig
-from hfssl.modeling.vision import encode_visible
+from hfssl.modeling.vision import encode_visible, transformer_blocks
 
 
 NUMBER = 24
@@ -37,9 +41,9 @@ def files(tmp_path_factory):
     """Images of noise in two formats, one file that is none, and an encoder."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "images").mkdir()
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(NUMBER):
-        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{i}.{'png' if i % 2 else 'jpg'}")
     (folder / "images" / "damaged.png").write_bytes(b"no image")
     tiny_vision.vit().to_json_file(folder / "vit.json")
@@ -198,7 +202,7 @@ def flat(transforms):
 
 @pytest.mark.parametrize(
     "method",
-    ["simclr", "mae", "byol", "dino", "swav", "simsiam", "barlow_twins", "vicreg", "lejepa"],
+    ["simclr", "mae", "byol", "dino", "dinov2", "swav", "simsiam", "barlow_twins", "vicreg", "lejepa"],
 )
 def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
     side, settings = lightly_sides(method)
@@ -219,8 +223,8 @@ def test_lightly_trains_all_but_the_teacher(lightly_sides, method):
             assert not torch.equal(parameter, trained[name]), name
     assert any(parameter is own for own in side.backbone.parameters() for parameter in side.model.parameters())
     encoder_is_trained = next(side.backbone.parameters()).requires_grad
-    assert encoder_is_trained == (method != "dino")
-    assert bool(teachers) == (method in ("mae", "byol", "dino"))  # the positions of MAE are fixed
+    assert encoder_is_trained == (method not in ("dino", "dinov2"))
+    assert bool(teachers) == (method in ("mae", "byol", "dino", "dinov2"))  # the positions of MAE are fixed
 
 
 def test_byol_of_lightly_has_our_loss_and_teacher(lightly_sides):
@@ -233,12 +237,12 @@ def test_byol_of_lightly_has_our_loss_and_teacher(lightly_sides):
     check_teacher(side, model.projection_head, model.projection_head_momentum)
 
 
-def check_teacher(side, student, teacher):
+def check_teacher(side, student, teacher, momentum=0.9):
     with torch.no_grad():
         student.layers[0].weight.add_(1.0)
     before = teacher.layers[0].weight.clone()
     side.before_step(0.0)
-    expected = 0.9 * before + 0.1 * student.layers[0].weight
+    expected = momentum * before + (1 - momentum) * student.layers[0].weight
     torch.testing.assert_close(teacher.layers[0].weight, expected)
 
 
@@ -266,6 +270,90 @@ def test_dino_of_lightly_has_our_loss_schedules_and_teacher(lightly_sides):
         loss.backward()
         side.after_backward()
         assert (model.student_head.last_layer.weight_v.grad is None) == (progress < 0.1)
+
+
+@pytest.mark.parametrize("patch_head", ["shared", "separate"])
+def test_dinov2_of_lightly_has_our_loss_and_schedules(lightly_sides, patch_head):
+    """Whole models: of the same weights, crops and masks."""
+    utils = pytest.importorskip("lightly.models.utils")
+    sizes = {"projector_hidden_dim": 16, "projector_output_dim": 8, "num_prototypes": 32, "patch_head": patch_head}
+    settings = {"drop_path_rate": 0.0, "freeze_prototypes": 0.1, "pooling": None, **sizes}
+    side, found = lightly_sides("dinov2", **settings)
+    ours = Dinov2ForPreTraining(Dinov2PreTrainingConfig.from_dict(found["model"])).train()
+    theirs = side.model.train()
+    with torch.no_grad():
+        for part in ("student", "teacher"):
+            branch, backbone = getattr(ours, part), getattr(theirs, f"{part}_backbone")
+            branch.encoder.load_state_dict(backbone.vit.state_dict())
+            branch.mask_token.copy_(backbone.mask_token.normal_())
+            heads = getattr(theirs, f"{part}_head")
+            for own, head in ((branch.projector, heads["dino"]), (branch.patch_projector, heads["ibot"])):
+                if own is not None:
+                    layers = [layer for layer in head.layers if isinstance(layer, torch.nn.Linear)]
+                    linear = [layer for layer in own.layers if isinstance(layer, torch.nn.Linear)]
+                    for layer, other in zip(linear, layers, strict=True):
+                        layer.load_state_dict(other.state_dict())
+                    own.prototypes.weight.copy_(head.last_layer.weight)
+        for center, criterion in (
+            ("center", theirs.dino_criterion.center),
+            ("patch_center", theirs.ibot_criterion.center.value),
+        ):
+            getattr(ours, center).copy_(criterion.normal_(std=0.01).flatten())
+    crops = [torch.randn(4, 3, size, size) for size in [16] * 2 + [8] * 6]
+    random.seed(5)
+    mask = utils.random_block_mask((8, 4, 4), min_num_masks_per_block=1).flatten(1)
+    masked = torch.full((4, 32), -1)
+    for row, of_image in zip(masked, torch.cat(mask.chunk(2), dim=1), strict=True):
+        row[: of_image.sum()] = of_image.nonzero()[:, 0]
+    expected = ours(torch.stack(crops[:2], 1), torch.stack(crops[2:], 1), masked).loss
+    random.seed(5)
+    assert side.loss_of(crops).item() == pytest.approx(expected.item(), rel=1e-5)
+    check_teacher(side, theirs.student_head["dino"], theirs.teacher_head["dino"], found["model"]["momentum_start"])
+    for progress in (0.05, 0.1):
+        side.before_step(progress)
+        theirs.zero_grad()
+        side.loss_of(crops).backward()
+        side.after_backward()
+        for head in theirs.student_head.values():
+            assert (head.last_layer.weight_v.grad is None) == (progress < 0.1)
+
+
+def test_what_lightly_has_not_is_refused(lightly_sides, files, tmp_path):
+    with pytest.raises(UserError, match="have a centre.*`centering` is sinkhorn.*--against none"):
+        lightly_sides("dinov2", centering="sinkhorn")
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_crop_by_crop_the_loss_is_the_same(method):
+    kinds = {
+        "dino": (DinoForPreTraining, DinoPreTrainingConfig, tiny_vision.crops),
+        "dinov2": (Dinov2ForPreTraining, Dinov2PreTrainingConfig, tiny_vision.masked_crops),
+    }
+    model_class, config_class, make = kinds[method]
+    torch.manual_seed(0)
+    sizes = {"projector_hidden_dim": 16, "projector_output_dim": 8, "num_prototypes": 32}
+    config = config_class(encoder_config=tiny_vision.ENCODERS["dinov2"](), drop_path_rate=0.5, **sizes)
+    model, batch = model_class(config).eval(), make(4)
+    expected = model(**batch).loss
+    take_crop_by_crop(model, 4, 2)
+    calls = []
+    for part in (model.student.encoder, model.student.projector, model.teacher.encoder):
+        part.register_forward_hook(lambda module, args, output, part=part: calls.append((part, len(args[0]))))
+    torch.testing.assert_close(model(**batch).loss, expected)
+    rows = {part: [number for each, number in calls if each is part] for part, _ in calls}
+    assert rows[model.student.encoder] == [4] * 5 and rows[model.teacher.encoder] == [4] * 2
+    assert (
+        rows[model.student.projector][:5] == [4] * 5
+        and len(rows[model.student.projector]) == (5, 7)[method == "dinov2"]
+    )
+    # in training what is dropped is computed
+    model.train()
+    seen = []
+    transformer_blocks(model.student.encoder)[-1].mlp.register_forward_hook(
+        lambda module, args, output: seen.append(len(args[0]))
+    )
+    model(**batch)
+    assert seen == [4] * 5
 
 
 def test_swav_of_lightly_has_our_loss_and_prototypes(lightly_sides):
@@ -322,7 +410,7 @@ def measured(files, method, **changes):
         assert side["items_per_s"] > 0 and 0 <= side["data_wait"] < 1 and side["peak_mb"] > side["peak_above_start_mb"]
         assert side["utilisation"] > 0 and side["first_step_s"] > 0
     assert "Not comparable" in text and "images/s" in text and "padding" not in text
-    assert report.get("local_crops") == (6 if method in ("dino", "swav") else None)
+    assert report.get("local_crops") == (6 if method in ("dino", "dinov2", "swav") else None)
     assert (report["method"], report["num_images"], report["image_size"]) == (method, NUMBER, 16)
     return report
 
@@ -337,12 +425,22 @@ def test_dino_against_nobody(files):
 
 
 @pytest.mark.slow
+def test_dinov2_crop_by_crop(files):
+    report = measured(files, "dinov2", against="none", by_crop=True)
+    assert [name for name, value in report.items() if isinstance(value, dict)] == ["ours", "by_crop"]
+    assert report["ratio_by_crop"] == pytest.approx(
+        report["ours"]["items_per_s"] / report["by_crop"]["items_per_s"], rel=1e-3
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, ours_between, theirs_between",
     [
         ("simclr", (0.5, 8.0), (0.5, 8.0)),  # log(7) = 1.9 where all are equally similar, more with noise
         ("byol", (0.0, 4.0), (-1.0, 1.0)),
         ("dino", (6.0, 8.0), (6.0, 8.0)),  # log(1024) = 6.9 is chance
+        ("dinov2", (6.0, 16.0), (6.0, 16.0)),  # one and a half times as much, and KoLeo
         ("swav", (5.0, 6.5), (5.0, 6.5)),  # log(256) = 5.5
     ],
 )
@@ -352,7 +450,7 @@ def test_against_lightly(files, method, ours_between, theirs_between):
     ours, theirs, bare = report["ours"], report["theirs"], report["bare"]
     assert ours["flops_per_position"] == pytest.approx(theirs["flops_per_position"], rel=0.02)
     # other paths are dropped in DINO
-    assert bare["loss_last"] == pytest.approx(ours["loss_last"], rel=2e-3 if method == "dino" else 1e-4)
+    assert bare["loss_last"] == pytest.approx(ours["loss_last"], rel=2e-3 if method.startswith("dino") else 1e-4)
     for side, (least, most) in ((ours, ours_between), (theirs, theirs_between)):
         assert least < side["loss_last"] < most
     assert report["ratio"] == pytest.approx(ours["items_per_s"] / theirs["items_per_s"], rel=1e-3)

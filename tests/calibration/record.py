@@ -27,7 +27,7 @@ RUNS = HERE / "runs.jsonl"
 SOUND, COLLAPSED = "sound", "collapsed"
 
 # About a minute of one core.
-STEPS, MOST_STEPS = {"dino": 150, "mae": 300}, 200
+STEPS, MOST_STEPS = {"dino": 150, "dinov2": 150, "mae": 300}, 200
 BATCH = 64
 FLAGS = {
     "per_device_train_batch_size": BATCH, "encoder": "vit-mini-patch4", "image_size": 16, "eval_steps": 0.1,
@@ -38,12 +38,15 @@ FLAGS = {
 # Seconds of sound in a step, instead of a number of images.
 SOUND_FLAGS = {name: value for name, value in FLAGS.items() if name not in (
     "per_device_train_batch_size", "encoder", "image_size")} | {"batch_seconds": 16}  # fmt: skip
+# Of pairs, whose recipes have two encoders and no probes.
+PAIR_FLAGS = {name: value for name, value in FLAGS.items() if name not in (
+    "encoder", "image_size", "probe_max_samples")} | {"max_held_out": 256}  # fmt: skip
 # What is recorded where no other data are named, as whoever gives no flags has it.
-EMBEDDED = {"letters": "image", "speech": "audio"}
+EMBEDDED = {"letters": "image", "speech": "audio", "characters": "multimodal"}
 
 
 def methods_of(dataset: str) -> list[str]:
-    """By the names of their recipes; other data sets than the embedded speech are of images."""
+    """By the names of their recipes; other data sets than the embedded ones are of images."""
     from hfssl.methods import METHODS
 
     modality = EMBEDDED.get(dataset, "image")
@@ -57,6 +60,8 @@ def flags_of(dataset: str, method: str, data: dict[str, str], max_steps: int | N
     steps = max_steps or STEPS.get(method, MOST_STEPS)
     if EMBEDDED.get(dataset) == "audio":
         return SOUND_FLAGS | {"max_steps": steps}
+    if EMBEDDED.get(dataset) == "multimodal":
+        return PAIR_FLAGS | {"max_steps": steps}
     # recipes have theirs for 256 images, and a quarter of it for a quarter: a run of a minute would learn nothing
     rates = RECORDS[method].method.learning_rates
     rate = (rates.sgd or rates.narrow) * (BATCH / 256) ** 0.5

@@ -52,7 +52,7 @@ def test_every_collapse_is_seen_by_the_end():
 
 
 @pytest.mark.parametrize("dataset", sorted(record.EMBEDDED))
-def test_every_method_for_images_and_for_sound_can_be_made_to_collapse(dataset):
+def test_every_method_of_these_modalities_can_be_made_to_collapse(dataset):
     for name in record.methods_of(dataset):
         assert contract(METHODS[name].__name__).collapse is not None, f"`collapse=` in the CONTRACT of {name}"
 

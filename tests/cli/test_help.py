@@ -21,7 +21,7 @@ from hfssl.modeling.method import NARROW_HEAD_WIDTH, width_of
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # The recipe and the word of the command line that the flags of some depend on.
 COMMANDS = [
-    *((recipe, "") for recipe in RECIPES), ("benchmark", "mlm"), ("benchmark", "hubert"), ("benchmark", "views"), ("simclr", "audio"),
+    *((recipe, "") for recipe in RECIPES), ("benchmark", "mlm"), ("benchmark", "hubert"), ("benchmark", "views"), ("benchmark", "siglip"), ("simclr", "audio"),
 ]  # fmt: skip
 
 
@@ -166,10 +166,14 @@ def test_a_percent_is_one(recipe):
 
 def test_the_flags_are_those_of_the_command_that_is_named():
     declared = {
-        word: declared_parser(ROOT / "recipes" / "benchmark.py", word) for word in ("mlm", "hubert", "views", "dino")
+        word: declared_parser(ROOT / "recipes" / "benchmark.py", word)
+        for word in ("mlm", "hubert", "views", "clip", "dino")
     }
-    names = ["MlmBenchmark", "SpeechBenchmark", "ViewsBenchmark", "VisionBenchmark"]
+    names = ["MlmBenchmark", "SpeechBenchmark", "ViewsBenchmark", "PairsBenchmark", "VisionBenchmark"]
     assert [each.names[0] for each in declared.values()] == names
     assert function_word(["mlm", "--json"]) == "mlm" and function_word([]) == ""
-    for words in (["--modality", "audio", "--help"], ["--max_steps", "3", "--modality=audio"]):
+    for words in (
+        ["--modality", "audio", "--help"], ["--max_steps", "3", "--modality=audio"],
+        ["--modality", "image", "--modality", "audio"],
+    ):  # fmt: skip
         assert function_word(words) == "audio"

@@ -53,7 +53,7 @@ class Views:
 def arguments(rank=0, world_size=1, num_workers=0, batch_size=16):
     return SimpleNamespace(
         per_device_train_batch_size=batch_size, seed=0, lanes=None, process_index=rank, world_size=world_size,
-        dataloader_num_workers=num_workers, device="cpu",
+        dataloader_num_workers=num_workers, device="cpu", global_batch_size=batch_size * world_size,
     )  # fmt: skip
 
 

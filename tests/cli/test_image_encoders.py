@@ -16,6 +16,7 @@ from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.image.encoders import (
     MaeEncoderArguments,
     VisionEncoderArguments,
+    _checkpoint_mean_std,
     is_checkpoint,
     make_views,
     vision_encoder_config,
@@ -24,6 +25,7 @@ from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError
+from hfssl.evaluation.facts import write_facts
 from hfssl.methods import METHODS
 from hfssl.methods.vision.mae import MaeForPreTraining
 from hfssl.methods.vision.simclr import SimclrForPreTraining
@@ -57,13 +59,14 @@ def make(name, recipe, config, image_size, args, given=frozenset()):
 @pytest.mark.parametrize("name", VISION_PRESETS)
 def test_presets_have_a_classifier_and_take_their_images(name):
     config = vision_encoder_config(name)
-    assert config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    # transformers has no classifier for DINOv3's ViT
+    assert config.model_type in (*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, "dinov3_vit")
     with torch.device("meta"):
         build_vision_encoder(config)
 
 
 @pytest.mark.parametrize(
-    "name, millions", [("vit-tiny-patch4", 5.4), ("vit-base-patch16", 85.8), ("resnet-18", 11.2), ("resnet-50", 23.5),
+    "name, millions", [("vit-tiny-patch4", 5.4), ("vit-base-patch16", 85.8), ("dinov3-base-patch16", 85.7), ("resnet-18", 11.2), ("resnet-50", 23.5),
                        ("convnextv2-atto-patch2", 3.4), ("convnextv2-tiny-patch4", 27.9)]
 )  # fmt: skip
 def test_presets_have_the_size_of_their_name(name, millions):
@@ -363,7 +366,7 @@ def test_presets_are_known_by_their_letters(tmp_path, monkeypatch):
 def test_a_single_image_a_step_has_nothing_to_compare_with(args):
     args.per_device_train_batch_size = 1
     for name in ("simclr", "moco"):
-        with pytest.raises(UserError, match="a step has one here. Pass a larger `--per_device_train_batch_size`: 2"):
+        with pytest.raises(UserError, match="a batch has one here. Pass a larger `--per_device_train_batch_size`: 2"):
             make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
     make("mae", recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
 
@@ -372,7 +375,7 @@ def test_a_single_image_a_step_has_nothing_to_compare_with(args):
 def test_a_single_image_a_step_is_nothing_for_a_batch_norm(args, name):
     args.per_device_train_batch_size = 1
     with pytest.raises(
-        UserError, match="needs more than one image a step, as its batch norm does, and a step has one"
+        UserError, match="needs more than one image in a batch, as its batch norm does, and a batch has one"
     ):
         make(name, recipe("vit-mini-patch4"), {"encoder_config": TINY}, 32, args)
 
@@ -424,3 +427,16 @@ def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_pa
     stated = {"contrastive_temperature", *SimclrForPreTraining.method.narrow_heads, "learning_rate"}
     args.learning_rate = 1e-3
     assert said(stated, contrastive_temperature=0.2) == ""
+
+
+def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
+    build_image_processor(16, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    as_they_are = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    assert _checkpoint_mean_std(str(tmp_path), 3, None) == as_they_are
+    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == as_they_are
+    # red, the first of the checkpoint's, is now in channel 2
+    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == ([0.2, 0.3, 0.1], [0.5, 0.6, 0.4])
+    write_facts(tmp_path, colour_channels=[2, 0, 1])
+    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == as_they_are
+    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
+    assert _checkpoint_mean_std(str(tmp_path), 4, [2, 0, 1]) is None

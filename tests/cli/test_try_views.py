@@ -48,16 +48,19 @@ def test_of_a_kind_the_best_is_taken_if_it_is_better_for_certain():
 
 
 def test_short_runs_are_a_tenth_within_limits(tmp_path):
-    def steps(num_samples=3000, **length):
+    def steps(num_samples=3000, num_held_out=0, **length):
         args = SSLTrainingArguments(
             output_dir=str(tmp_path), per_device_train_batch_size=30, report_to="none", use_cpu=True, **length
         )
-        return _short(args, num_samples).max_steps
+        return _short(args, num_samples, num_held_out).max_steps
 
     assert [steps(max_steps=n) for n in (20, 400, 1000, 10_000)] == [20, 50, 100, 300]
     assert [steps(epochs=n) for n in (0.1, 10)] == [10, 100]  # passes of 100 steps
+    # as many as the run itself has: what is held out is no part of a pass
+    assert steps(epochs=10, num_held_out=300) == 90
     assert (
-        _short(SSLTrainingArguments(output_dir=str(tmp_path), budget_minutes=5, use_cpu=True), 9).budget_minutes == 0.5
+        _short(SSLTrainingArguments(output_dir=str(tmp_path), budget_minutes=5, use_cpu=True), 9, 0).budget_minutes
+        == 0.5
     )
 
 

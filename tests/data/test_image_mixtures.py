@@ -60,7 +60,7 @@ class Views:
 
 def stream(data, **arguments):
     settings = {"per_device_train_batch_size": 16, "seed": 0, "process_index": 0, "world_size": 1, "lanes": None}
-    settings |= {"dataloader_num_workers": 0, "device": "cpu"}
+    settings |= {"dataloader_num_workers": 0, "device": "cpu", "global_batch_size": 16}
     return data.stream(SimpleNamespace(**settings | arguments), Views())
 
 

@@ -283,7 +283,12 @@ def test_metadata_beside_the_images_of_a_folder(tmp_path, kind):
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     source = open_source(tmp_path / "a", modality="image")
-    assert sorted(images_of(source)) == sorted(IMAGES[:6]) and set(source.features) == {"image", "weight", "animal"}
+    assert sorted(images_of(source)) == sorted(IMAGES[:6]) and set(source.features) == {
+        "image",
+        "label",
+        "weight",
+        "animal",
+    }
     source = open_source(tmp_path / "a", modality="image", extra_columns=("animal",))
     assert sorted(images_of(source)) == sorted((IMAGES[i], CLASSES[LABELS[i]]) for i in range(6))
 

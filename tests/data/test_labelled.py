@@ -16,7 +16,7 @@ from PIL import Image
 from hfssl.data.image.decode import DamagedImage, decode_image
 from hfssl.data.image.digits import digits
 from hfssl.data.labelled import hold_out, keep_groups_apart, open_labelled
-from hfssl.data.sources import DataError
+from hfssl.data.sources import DataError, open_source
 
 
 def png(number):
@@ -407,6 +407,100 @@ def test_a_table_beside_texts(tmp_path):
     table.to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
     options = {"modality": "text", "labels_file": tmp_path / "labels.jsonl", "label_column": "verdict"}
     assert texts_of(open_labelled(tmp_path / "texts", "train", **options)) == TEXTS
+
+
+def test_texts_in_class_folders_beside_a_table(tmp_path):
+    for i, (text, label) in enumerate(TEXTS):
+        put(tmp_path / "texts" / label / f"{i}.txt", text.encode())
+    (tmp_path / "texts" / "no" / "9.txt").write_text(" ")
+    table = pd.DataFrame({"file": [f"{i}.txt" for i in (0, 1, 2, 3, 9)], "author": list("uvvux")})
+    table.to_csv(tmp_path / "authors.csv", index=False)
+    options = {"modality": "text", "labels_file": tmp_path / "authors.csv", "group_column": "author"}
+    labelled = open_labelled(tmp_path / "texts", "train", **options)
+    assert sorted(texts_of(labelled)) == sorted(TEXTS)
+    of_text = {text: "uvvu"[i] for i, (text, _) in enumerate(TEXTS)}
+    assert labelled.groups.tolist() == [of_text[text] for text in labelled.samples]
+
+
+@pytest.mark.parametrize("how", ["metadata", "named", "found", "of each split"])
+def test_class_folders_keep_their_labels_beside_a_table(tmp_path, how, caplog):
+    caplog.set_level("INFO", logger="hfssl")
+    folder, kinds, patients = tmp_path / "pictures", "abbaab", "ppqqrr"
+    names = [f"{'train' if i < 4 else 'test'}/{kinds[i]}/{i}.png" for i in range(6)]
+    for name, image in zip(names, IMAGES, strict=False):
+        put(folder / name, image)
+    table = pd.DataFrame({"file_name": names, "age": range(6), "patient": list(patients)})
+    options = {"group_column": "patient"}
+    if how == "of each split":
+        for split in ("train", "test"):
+            mine = table[table.file_name.str.startswith(split)]
+            mine.assign(file_name=mine.file_name.str.removeprefix(f"{split}/")).to_csv(folder / split / "metadata.csv")
+    elif how == "named":
+        table.to_csv(tmp_path / "patients.csv")
+        options["labels_file"] = tmp_path / "patients.csv"
+    else:
+        table.to_csv(folder / ("metadata.csv" if how == "metadata" else "patients.csv"), index=False)
+    for split, rows in (("train", range(4)), ("test", range(4, 6))):
+        labelled = open_labelled(folder, split, **options)
+        found = zip(labelled.images, names_of(labelled), labelled.groups.tolist(), strict=True)
+        assert set(found) == {(IMAGES[i], kinds[i], patients[i]) for i in rows}
+        assert labelled.class_names == ["a", "b"]
+    assert "are the names of its class folders; `--label_column` takes another of the columns" in caplog.text
+
+
+def test_a_column_of_labels_goes_before_class_folders(tmp_path, caplog):
+    caplog.set_level("INFO", logger="hfssl")
+    folder = tmp_path / "pictures"
+    for i in range(4):
+        put(folder / "ab"[i % 2] / f"{i}.png", IMAGES[i])
+    table = pd.DataFrame({"file_name": [f"{'ab'[i % 2]}/{i}.png" for i in range(4)], "age": [7, 8, 7, 8]})
+    of_image = {IMAGES[i]: ("xxyy"[i], "ab"[i % 2]) for i in range(4)}
+    for place, options in (
+        (folder / "metadata.csv", {}), (tmp_path / "other.csv", {"labels_file": tmp_path / "other.csv"})
+    ):  # fmt: skip
+        table.assign(category=list("xxyy")).to_csv(place, index=False)
+        for number, asked in enumerate(({}, {"label_column": "label"})):
+            labelled = open_labelled(folder, "train", **options, **asked)
+            assert names_of(labelled) == [of_image[image][number] for image in labelled.images]
+        place.unlink()
+    assert "Labels of " in caplog.text and "are column 'category'; `--label_column label` takes" in caplog.text
+    # one of that name is it
+    table.assign(label=list("xxyy")).to_csv(folder / "metadata.csv", index=False)
+    labelled = open_labelled(folder, "train", label_column="label")
+    assert names_of(labelled) == [of_image[image][0] for image in labelled.images]
+    (folder / "metadata.csv").unlink()
+    # a table that was named is there for its labels: folders are not taken for them in silence, but may be named
+    table.to_csv(tmp_path / "findings.csv", index=False)
+    options = {"labels_file": tmp_path / "findings.csv"}
+    with pytest.raises(DataError, match="no column of labels.*'age'.*`--label_column label` takes the class folders"):
+        open_labelled(folder, "train", **options)
+    assert set(names_of(open_labelled(folder, "train", label_column="label", **options))) == {"a", "b"}
+    assert set(names_of(open_labelled(folder, "train", label_column="age", **options))) == {"7", "8"}
+
+
+def test_metadata_that_do_not_say_the_file_are_passed_over_and_a_table_of_labels(tmp_path, caplog):
+    for i in range(6):
+        put(tmp_path / ("train" if i < 4 else "test") / f"{i}.png", IMAGES[i])
+    table = pd.DataFrame({"image_id": range(6), "finding": list("xyxyxy")})
+    table.to_csv(tmp_path / "metadata.csv", index=False)
+    assert set(open_source(tmp_path, modality="image").features) == {"image"}
+    assert "has no column `file_name`" in caplog.text and "Its columns are: image_id, finding." in caplog.text
+    labelled = open_labelled(tmp_path, "train", label_column="finding")
+    assert [list("xyxy")[IMAGES.index(image)] for image in labelled.images] == names_of(labelled)
+    with pytest.raises(DataError, match=r"no column of labels.*'finding' \(string\).*`--label_column`"):
+        open_labelled(tmp_path, "train")
+
+
+def test_a_json_file_beside_the_files_is_no_reason_to_pass_over_the_table(tmp_path):
+    for i in range(4):
+        put(tmp_path / f"{i}.png", IMAGES[i])
+    (tmp_path / "info.json").write_text('{"a": 1}')
+    pd.DataFrame({"file": range(4), "label": list("xyxy")}).to_csv(tmp_path / "findings.csv")
+    assert names_of(open_labelled(tmp_path, "train")) == list("xyxy")
+    (tmp_path / "info.json").unlink()
+    (tmp_path / "findings.csv").unlink()
+    pd.DataFrame({"file": range(4), "label": list("zwzw")}).to_json(tmp_path / "labels.json", orient="records")
+    assert names_of(open_labelled(tmp_path, "train")) == list("zwzw")
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------

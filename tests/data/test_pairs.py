@@ -19,7 +19,7 @@ from hfssl.data.caption.captions import CaptionRows, texts_of
 from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.mixtures import open_mixture
-from hfssl.data.multimodal.rows import PairRows, duplicate_mask, pair_inputs
+from hfssl.data.multimodal.rows import PairRows, pair_inputs
 from hfssl.data.sources import DataError, open_source
 from hfssl.data.stream import Block, ExactStream
 from hfssl.data.text.tokenizer import train_tokenizer
@@ -202,14 +202,39 @@ def test_a_batch_and_what_is_cut_and_padded(tokenizer):
     assert (batch["input_ids"][1, 3:] == tokenizer.pad_token_id).all()
     assert CaptionRows(tokenizer, 6).num_cut(["a drawing of the digit one", "a"]) == 1
     # the second and the third have the same caption
-    mask = duplicate_mask(batch["text_content"])
-    assert mask.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-    assert duplicate_mask(batch["image_content"]).equal(torch.eye(4, dtype=torch.bool))
+    same = {name: values[:, None] == values for name, values in batch.items() if name.endswith("_content")}
+    assert same["text_content"].int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert same["image_content"].equal(torch.eye(4, dtype=torch.bool))
     assert (collator.num_rows, collator.num_duplicates) == (4, 2)
     wide = CaptionRows(tokenizer, 20, pad_to_max=True).batch(["a"])
     assert wide["input_ids"].shape == (1, 20) and wide["attention_mask"].sum() == 3
     with pytest.raises(UserError, match="`--max_length 2` leaves no room .* 2 special .* at least 3"):
         CaptionRows(tokenizer, 2)
+
+
+def test_of_several_captions_the_one_that_is_taken_is_compared(tokenizer):
+    rows = PairRows({"image": views(), "text": CaptionRows(tokenizer)})
+    several = [["a", "the digit"], ["a drawing", "the digit"], ["of the", "a"]] * 4
+    equal = set()
+    for seed in range(3):
+        made = rows(block_of({"image": IMAGES[:12], "text": several}, seed))
+        content, tokens = made.columns["text_content"], [row.tolist() for row in made.columns["input_ids"]]
+        for i in range(12):
+            for k in range(i):
+                assert (content[i] == content[k]) == (tokens[i] == tokens[k])
+                equal.add((several[i] == several[k], bool(content[i] == content[k])))
+    assert equal == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_duplicates_are_counted_among_all_that_are_compared(tokenizer):
+    rows = PairRows({"image": views(), "text": CaptionRows(tokenizer)})
+    made = rows(block_of({"image": IMAGES[:4], "text": ["a", "of", "the", "a"]}))
+    halves = [{name: values[part] for name, values in made.columns.items()} for part in (slice(2), slice(2, 4))]
+    alone, together = rows.collator(), rows.collator(parts=2)
+    for half in halves:
+        alone(half), together(half)
+    assert (alone.num_rows, alone.num_duplicates) == (4, 0)
+    assert (together.num_rows, together.num_duplicates) == (4, 2)
 
 
 def test_what_one_side_loses_the_other_loses(tokenizer):

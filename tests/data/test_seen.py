@@ -35,8 +35,8 @@ def test_of_large_data_a_sample_is_kept(tmp_path, monkeypatch):
 
 def test_probes_say_it(tmp_path, caplog):
     folder, test = save_text_encoder(tmp_path), opinions(20)
-    warn_of_seen(folder, test)
+    warn_of_seen(folder, test.samples, "texts of opinions")
     assert caplog.text == ""
     write_seen(folder, MemorySource(list(test.samples[:7]), name="mine"))
-    warn_of_seen(folder, test)
+    warn_of_seen(folder, test.samples, "texts of opinions")
     assert "At least 7 of the 20 texts of opinions are among those that this encoder was trained on" in caplog.text

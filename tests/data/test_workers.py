@@ -9,7 +9,8 @@ import torch
 
 from hfssl.data import workers
 from hfssl.data.sources import MemorySource
-from hfssl.data.stream import ExactStream, Rows, _Blocks
+from hfssl.data.stream import ExactStream, Rows
+from hfssl.data.workers import BlocksOf
 
 
 def as_rows(block):
@@ -69,7 +70,7 @@ def test_a_worker_that_is_spawned_gets_no_collator():
     s.collate = lambda columns: columns
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(s)
-    copied = pickle.loads(pickle.dumps(_Blocks(s)))
+    copied = pickle.loads(pickle.dumps(BlocksOf(s)))
     assert copied.stream.collate is None and s.collate is not None
     index, made = copied[0, 0, 0]
     assert (

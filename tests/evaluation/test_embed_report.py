@@ -1,4 +1,4 @@
-"""Duplicates and outliers among features."""
+"""Duplicates, outliers and clusters among features."""
 
 import csv
 from types import SimpleNamespace
@@ -38,6 +38,22 @@ def test_what_stands_out(tmp_path, monkeypatch, chunk):
     assert len(list(csv.reader((tmp_path / "outliers.csv").open()))) == 5
 
 
+def test_clusters_are_those_that_there_are(tmp_path):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), [14, 10, 5, 3])  # of 32 samples there are to be 4
+    x = np.eye(16)[groups] * 5 + rng.normal(size=(32, 16)) * 0.1
+    found = report(x.astype(np.float32)).clusters
+    assert [{int(groups[row]) for row, _ in members} for members in found] == [{0}, {1}, {2}, {3}]
+    assert [len(members) for members in found] == [14, 10, 5, 3]
+    assert all(cosines == sorted(cosines, reverse=True) for cosines in ([c for _, c in each] for each in found))
+    names = [f"{number}.png" for number in range(32)]
+    [said] = write_report(Report([], [], found), ["clusters"], names, tmp_path)
+    assert said.startswith(f"4 clusters, of 3 to 14 samples; the first of the largest is {found[0][0][0]}.png: ")
+    rows = list(csv.reader((tmp_path / "clusters.csv").open()))
+    assert rows[0] == ["sample", "cluster", "cosine_to_middle"] and len(rows) == 33
+    assert {row[1] for row in rows[1:15]} == {"0"} and rows[-1][1] == "3"
+
+
 def test_a_single_sample_has_no_neighbours():
     assert report(features()[:1]).pairs == []
 
@@ -63,5 +79,5 @@ def test_pictures_show_the_samples_that_were_found(tmp_path, monkeypatch):
 
 def test_what_is_asked_for():
     assert parse_report(None) == [] and parse_report("Outliers, duplicates") == ["outliers", "duplicates"]
-    with pytest.raises(EvaluationError, match="takes duplicates and outliers, got 'outlier'"):
+    with pytest.raises(EvaluationError, match="takes duplicates, outliers, clusters, got 'outlier'"):
         parse_report("outlier")

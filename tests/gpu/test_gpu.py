@@ -12,6 +12,7 @@ import device_checks
 import pytest
 import tiny
 import torch
+from batch_makers import MAKERS
 from contract import METHODS
 from device_checks import DTYPES, one_of_each_family
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, LlamaConfig, ModernBertConfig
@@ -91,7 +92,7 @@ def test_nothing_waits_within_a_step(method):
 
 
 def test_the_trainer_waits_for_nothing_between_two_logs(tmp_path):
-    device_checks.the_trainer_waits_for_nothing_between_two_logs("cuda", tmp_path)
+    device_checks.the_trainer_waits_for_nothing_between_two_logs("cuda", tmp_path, one_of_each_family(METHODS))
 
 
 def test_what_waits_is_found():
@@ -110,6 +111,11 @@ def test_health_and_evaluators_run(tmp_path, precision):
 @pytest.mark.parametrize("method", IMAGE_METHODS)
 def test_views_are_those_of_the_cpu(method, size):
     device_checks.views_are_those_of_the_cpu(method, "cuda", size)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_batches_are_those_of_the_cpu(name):
+    device_checks.batches_are_those_of_the_cpu(name, "cuda")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "flash_attention_2"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfssl.losses import code_perplexity, cpc_loss, frame_contrast, hubert_loss, wav2vec2_loss
+from hfssl.losses import code_perplexity, cpc_loss, frame_contrast, hubert_loss, perplexity_of, wav2vec2_loss
 
 
 HIDDEN = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [2.0, 0.0, 1.0]])
@@ -110,3 +110,4 @@ def test_the_perplexity_counts_codes():
     one_hot = F.one_hot(torch.tensor([[0, 1], [0, 1], [2, 1], [2, 1]]), 4).float()
     torch.testing.assert_close(code_perplexity(one_hot), torch.tensor([2.0, 1.0]))
     torch.testing.assert_close(code_perplexity(torch.full((5, 2, 4), 0.25)), torch.tensor([4.0, 4.0]))
+    torch.testing.assert_close(perplexity_of(torch.tensor([2, 2, 5, 5]), 9), torch.tensor(2.0))

@@ -3,8 +3,10 @@
 import pytest
 import tiny_audio
 import torch
+from contract import contract
 from transformers import AutoModel, ViTConfig
 
+import hfssl
 from hfssl.errors import UserError
 from hfssl.modeling.audio import (
     SSLAudioModel,
@@ -88,6 +90,21 @@ def test_frames_are_counted_as_the_convolutions_make_them():
     mask[0, :1500], mask[1, :719] = 1, 1
     assert frames_of_sound(config, mask, 4).sum(1).tolist() == [4, 1]
     assert torch.equal(frames_of_sound(config, mask, 4), encoder._get_feature_vector_attention_mask(4, mask))
+
+
+@pytest.mark.parametrize("name", ["HubertForPreTraining", "Wav2vec2ForPreTraining", "BestRqForPreTraining"])
+def test_a_batch_of_which_nothing_is_hidden_has_a_loss(name):
+    """Where all clips of a batch are too short, with `min_masks=0`."""
+    model_class, of = getattr(hfssl, name), contract(name)
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(encoder_config=of.encoder(), **of.settings)).train()
+    batch = of.batch(3)
+    batch["mask_time_indices"] = torch.zeros_like(batch["mask_time_indices"])
+    batch["masked_positions"] = torch.zeros(0, dtype=torch.long)
+    out = model(**batch)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_an_encoder_without_hidden_frames_is_refused():

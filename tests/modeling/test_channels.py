@@ -57,6 +57,22 @@ def test_stated_colours_keep_their_weights_in_proportion():
     torch.testing.assert_close(after[:, 3], before.mean(1) * 3 / 4)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_three_channels_in_another_order_are_the_same_colours(kind):
+    encoder, pixels = encoder_of(kind), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = encoder(pixels).last_hidden_state
+        # red is in channel 2 now, green in 0, blue in 1
+        turned = with_num_channels(encoder, 3, (2, 0, 1))
+        found = turned(pixels[:, [1, 2, 0]]).last_hidden_state
+        torch.testing.assert_close(found, expected)
+        # of one that was trained so nothing changes, and back it finds them where they were
+        assert with_num_channels(turned, 3, (2, 0, 1), (2, 0, 1)) is turned
+        torch.testing.assert_close(turned(pixels[:, [1, 2, 0]]).last_hidden_state, expected)
+        back = with_num_channels(turned, 3, (0, 1, 2), (2, 0, 1))
+        torch.testing.assert_close(back(pixels).last_hidden_state, expected)
+
+
 def test_the_number_that_it_takes_changes_nothing():
     encoder = encoder_of("vit")
     assert with_num_channels(encoder, 3) is encoder and with_num_channels(encoder, None) is encoder

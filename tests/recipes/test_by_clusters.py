@@ -49,7 +49,7 @@ def test_a_checkpoint_is_continued(tmp_path):
 
 def test_mistakes_end_in_one_sentence(tmp_path):
     for method, settings, words in [
-        ("swav", {"per_device_train_batch_size": 1}, "and a step has one here. Pass a larger"),
+        ("swav", {"per_device_train_batch_size": 1}, "and a batch has one here. Pass a larger"),
         ("swav", {"num_prototypes": 1}, "`num_prototypes` must be at least 2, got 1"),
         ("deepcluster", {"num_prototypes": 500}, "images cannot be in 500 clusters. Pass `--num_prototypes"),
     ]:

@@ -1,10 +1,21 @@
 """`recipes/clip.py`, `siglip.py` and `zero_shot.py` as commands, on a folder of drawn pairs."""
 
 import json
+import shlex
 
 import pytest
+import torch
+from PIL import Image
 from recipe_process import recipe_server
-from transformers import AutoModel, AutoTokenizer, CLIPModel, SiglipModel, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    CLIPModel,
+    SiglipModel,
+    pipeline,
+)
 
 from hfssl.data.image.characters import characters
 
@@ -12,9 +23,12 @@ from hfssl.data.image.characters import characters
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder, drawn = tmp_path_factory.mktemp("pairs"), characters("test")
+    for split in ("train", "test"):
+        (folder / split).mkdir()
     for i in range(0, 600, 5):
-        (folder / f"{i:03}.png").write_bytes(drawn["image"][i])
-        (folder / f"{i:03}.txt").write_text(drawn["caption"][i])
+        path = folder / ("test" if i % 25 == 0 else "train") / f"{i:03}.png"
+        path.write_bytes(drawn["image"][i])
+        path.with_suffix(".txt").write_text(drawn["caption"][i])
     return folder
 
 
@@ -42,20 +56,43 @@ def test_a_run_ends_in_a_stock_pair_with_pictures(folder, tmp_path, method, kind
     assert "Next:" in done.stdout and "recipes/zero_shot.py" in done.stdout and f"recipes/{method}.py" in done.stdout
     assert AutoModel.from_pretrained(out / "image").main_input_name == "pixel_values"
     assert len(AutoTokenizer.from_pretrained(out / "text")) > 20
-    ask = pipeline("zero-shot-image-classification", str(out))
-    assert len(ask(str(next(folder.glob("*.png"))), candidate_labels=["red", "blue"])) == 2
-    # what the end of the run advises: retrieval on the same data
-    again = recipe_server().run(
-        tmp_path / "log2", "--model", out, "--pairs", folder, "--output_dir", tmp_path / "zero", "--max_samples", 40,
-        script="recipes/zero_shot.py",
-    )  # fmt: skip
+    check_the_pipeline(out, next(folder.glob("test/*.png")))
+    # what the end of the run advises: retrieval on what it was not trained on
+    line = shlex.split(next(line for line in done.stdout.splitlines() if "recipes/zero_shot.py" in line))
+    assert line[line.index("--split") + 1] == "test"
+    more = ["--output_dir", tmp_path / "zero", "--max_samples", 40]
+    again = recipe_server().run(tmp_path / "log2", *line[3:], *more, script="recipes/zero_shot.py")
     assert again.poll() == 0, again.stderr
     assert "text_to_image_r1" in again.stdout and (tmp_path / "zero" / "assets" / "similarity.png").is_file()
+    assert "was trained on" not in again.stderr
+    if method == "clip":
+        again = recipe_server().run(
+            tmp_path / "log3", *line[3:], *more, "--split", "train", script="recipes/zero_shot.py"
+        )
+        assert again.poll() == 0 and "are among those that this encoder was trained on" in again.stderr
+
+
+def check_the_pipeline(out, image):
+    """The zero-shot pipeline of transformers says what the method says."""
+    model = AutoModelForPreTraining.from_pretrained(out / "pretraining").eval()
+    tokenizer, labels = AutoTokenizer.from_pretrained(out), ["red", "small letter a"]
+    is_siglip = hasattr(model, "logit_bias")
+    tokens = tokenizer(labels, padding="max_length" if is_siglip else True, return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(out)(Image.open(image).convert("RGB"), return_tensors="pt")
+    with torch.no_grad():
+        found = model.embed(pixel_values=pixels["pixel_values"].expand(2, -1, -1, -1), **tokens)
+        logits = model.logit_scale.exp() * (found["image"] * found["text"]).sum(-1)
+        expected = torch.sigmoid(logits + model.logit_bias) if is_siglip else logits.softmax(0)
+    ask = pipeline("zero-shot-image-classification", str(out))
+    scores = {
+        each["label"]: each["score"] for each in ask(str(image), candidate_labels=labels, hypothesis_template="{}")
+    }
+    assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), rel=1e-3)
 
 
 def test_mistakes_end_in_one_sentence(folder, tmp_path):
     (tmp_path / "bare").mkdir()
-    for path in list(folder.glob("*.png"))[:4]:
+    for path in list(folder.glob("train/*.png"))[:4]:
         (tmp_path / "bare" / path.name).write_bytes(path.read_bytes())
     for data, flags, message in (
         (tmp_path / "bare", (), "in dog.txt beside it"),

@@ -41,12 +41,15 @@ def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
 
 
 def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path):
-    flags = ["--encoder", encoder, "--protocol", "patches,attentive", "--patch_image_size", 16, "--dataset", "scenes"]
-    flags += ["--max_train_samples", 30, "--max_test_samples", 20, "--output_dir", tmp_path]
+    other = save(vit(seed=5), tmp_path / "other")
+    flags = ["--encoder", encoder, "--protocol", "knn,patches,attentive", "--patch_image_size", 16, "--beside", other]
+    flags += ["--dataset", "scenes", "--max_train_samples", 30, "--max_test_samples", 20, "--output_dir", tmp_path]
     result = run(tmp_path / "log", *flags)
     assert result.poll() == 0, result.stderr
     assert "k-NN, k = 20 (patches)" in result.stdout and "attentive probe" in result.stdout
     records = json.loads((tmp_path / "results.json").read_text())
+    assert all("other" in record["baselines"] for record in records)
+    assert " other " in result.stdout.split("task", 1)[1].split("\n")[0]
     patches = [record for record in records if record["protocol"] == "patches"]
     assert {record["metric"] for record in patches} == {"miou", "pixel_accuracy", "correspondence"}
     assert patches[0]["hyperparameters"]["image_size"] == 16 and "ground" in patches[0]["details"]["iou"]

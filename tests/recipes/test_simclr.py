@@ -90,7 +90,7 @@ def test_mistakes_end_in_one_sentence(tmp_path):
     for settings, words in [
         (
             {"per_device_train_batch_size": 1},
-            "a step has one here. Pass a larger `--per_device_train_batch_size`: 2 at least",
+            "a batch has one here. Pass a larger `--per_device_train_batch_size`: 2 at least",
         ),
         ({"image_size": 18}, "`--image_size 18` is no multiple of the encoder's patches of 4 pixels"),
         ({"encoder": "vit-mini", "encoder_config": None}, "`--encoder vit-mini` is neither a preset (vit-mini-patch4"),

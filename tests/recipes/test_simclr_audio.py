@@ -90,7 +90,10 @@ def test_mistakes_end_in_one_sentence(tmp_path, recordings):
     (tmp_path / "run.yaml").write_text("modality: audio\n")
     for settings, said in [
         ({"per_device_train_batch_size": 1}, "SimCLR tells recordings apart by comparing those of a step"),
-        ({"encoder": "hubert-mini", "encoder_config": {}}, "A hubert is no encoder of images alone"),
+        (
+            {"encoder": "hubert-mini", "encoder_config": {}},
+            "a hubert takes none. Choose an encoder that does: an AST, ",
+        ),
         ({"modality": "image", "config": tmp_path / "run.yaml", "batch_seconds": 3}, "unknown flag --batch_seconds"),
         ({"batch_seconds": 3}, "--batch_seconds has no meaning in simclr.py"),
         ({"image_size": 32}, "unknown flag --image_size"),

@@ -61,7 +61,7 @@ def test_a_checkpoint_is_continued(tmp_path, method):
 @pytest.mark.parametrize(
     "method, settings, words",
     [
-        ("moco", {"per_device_train_batch_size": 1}, "a step has one here"),
+        ("moco", {"per_device_train_batch_size": 1}, "a batch has one here"),
         ("moco", {"queue_size": -1}, "`queue_size` is a number of keys"),
         ("byol", {"momentum_start": 2}, "The teacher momentum must rise within [0, 1]"),
         ("moco", {"local_crops": 2}, "--local_crops has no meaning in moco.py"),

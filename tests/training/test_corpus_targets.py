@@ -18,7 +18,9 @@ from hfssl import (
 )
 from hfssl.data.sources import MemorySource, identity
 from hfssl.data.stream import Rows
+from hfssl.errors import UserError
 from hfssl.modeling.corpus_targets import NO_TARGET
+from hfssl.training import corpus_targets
 from hfssl.training.checkpoints import list_checkpoints
 
 
@@ -205,6 +207,49 @@ def test_two_processes_share_the_pass_and_have_the_same_targets(pair, tmp_path):
         assert torch.equal(found["targets"], alone["targets"]) and torch.equal(
             found["prototypes"], alone["prototypes"]
         )
+
+
+def fails_alone(rank, world_size, folder, failing):
+    """What each process raises where one of them does."""
+    run = trainer(folder, rank=rank, world_size=world_size, times=1)
+    if rank == 0 and failing == "make_targets":
+        run.model.make_targets = fail
+    if rank == 1 and failing == "corpus_features":
+        run.model.corpus_features = fail
+    try:
+        run.train()
+    except (UserError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def fail(*_):
+    raise OSError("the disk is full")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("failing, rank", [("make_targets", 0), ("corpus_features", 1)])
+def test_nobody_waits_for_a_process_that_has_failed(pair, tmp_path, failing, rank):
+    raised = pair.ask(Path(__file__), "fails_alone", folder=tmp_path, failing=failing)
+    assert raised[rank] == "OSError: the disk is full"
+    told = f"The targets cannot be made: process {rank} has ended with OSError: the disk is full."
+    assert raised[1 - rank] == f"UserError: {told}"
+
+
+def test_a_failure_is_forgotten_when_the_run_goes_on(tmp_path):
+    assert fails_alone(0, 1, tmp_path, "make_targets") == "OSError: the disk is full"
+    assert len(list(tmp_path.glob("targets/*/failure.txt"))) == 1
+    run = trainer(tmp_path, times=1)
+    run.train()
+    assert not run.model.calls and len(run.model.made) == 1  # all features were there
+
+
+def test_an_output_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_targets, "SEEN_WITHIN", 0.0)
+    with pytest.raises(
+        UserError, match="Process 3 does not see .*elsewhere, which process 0 has made.*`--output_dir`"
+    ):
+        corpus_targets._check_shared(tmp_path / "elsewhere", 3)
+    corpus_targets._check_shared(tmp_path, 3)
 
 
 # -- sequences, and windows of long samples -----------------------------------------------------------------------------

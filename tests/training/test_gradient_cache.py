@@ -109,6 +109,19 @@ def test_methods_that_compare_nothing_are_refused(tmp_path):
         )
 
 
+def test_random_draws_of_a_compiled_model_are_refused(tmp_path):
+    sizes = {
+        "per_device_train_batch_size": 4,
+        "contrastive_batch_size": 8,
+        "torch_compile": True,
+        "learning_rate": 1e-3,
+    }
+    model = contract.build("ClipForPreTraining", patch_dropout=0.5)
+    trainer = SSLTrainer(model, arguments(tmp_path, **sizes), numbered_stream("ClipForPreTraining"))
+    with pytest.raises(UserError, match="`--torch_compile` makes of the model would draw another one"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_batch_norm_is_refused_or_keeps_its_statistics(tmp_path, is_frozen):
     model = contract.build("SimclrForPreTraining")

@@ -29,6 +29,7 @@ from hfssl.evaluation.verdict import (
     FAIR_STEPS,
     FEW_DIRECTIONS,
     NO_NUMBERS,
+    ONE_TARGET,
     VIEWS_APART,
     collapse_error,
     describe,
@@ -293,6 +294,20 @@ def test_masked_methods_are_judged_by_whether_inputs_are_told_apart_only():
         ("untrained", None), ("untrained", None), ("collapsed since step 0", CONSTANT),
     ]  # fmt: skip
     assert judged({0: same, 500: figures(None, 1.0 + 1e-2 * torch.randn(64, 32))})[-1] == ("learning", None)
+
+
+def test_a_loss_that_falls_because_all_targets_are_the_same_is_no_learning():
+    start = figures(None, torch.randn(64, 32), eval_loss=4.6, health_target_perplexity=60.0)
+
+    def end(in_use):
+        now = figures(None, torch.randn(64, 32), eval_loss=0.1, eval_chance_loss=4.6, health_target_perplexity=in_use)
+        return judged({0: start, 250: now, 500: now})[-1], now
+
+    verdict, now = end(1.3)
+    assert verdict == ("collapsed since step 250", ONE_TARGET)
+    assert end(2.5)[0] == ("learning", None)
+    assert "targets in use 1.3" in describe(now | {"health_verdict": "collapsed"})
+    assert "targets in use" in health_table([{**now, "health_verdict": "learning", "step": 5}])
 
 
 def test_one_answer_to_everything_is_seen_by_a_loss_at_chance_where_no_samples_are_compared():
@@ -649,6 +664,7 @@ def test_mae_is_judged_like_a_masked_method(tmp_path):
 def test_every_method_says_what_to_change():
     for name, model_class in hfssl.methods.METHODS.items():
         symptoms = {CONSTANT, FEW_DIRECTIONS} if hasattr(model_class, "compared_embeddings") else {CONSTANT}
+        symptoms |= {ONE_TARGET} if hasattr(model_class, "targets_of") else set()
         hints = model_class.method.collapse_hints(model_class.config_class())
         assert symptoms <= set(hints), name
         assert all("`" in hint and "{" not in hint for hint in hints.values())

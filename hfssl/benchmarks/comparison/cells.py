@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -261,6 +262,7 @@ def train_lightly(
         "local_view": dataclasses.asdict(views.local) if views.num_local else None,
     }  # fmt: skip
     torch.manual_seed(args.seed)
+    random.seed(args.seed)  # its masks
     theirs = lightly_side(method, settings)
     start = parts.model.encoder.state_dict()
     for module in theirs.model.modules():  # student and teacher

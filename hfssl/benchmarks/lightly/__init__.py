@@ -9,6 +9,7 @@ losses the sizes, temperatures and momenta of ours, and the optimizer is the sam
 This module and what it imports is all that lightly's process loads.
 """
 
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..base import Pace, count_flops_of
 from .base import LightlySide
+from .dinov2 import dinov2
 from .masked import mae
 from .multi_crop import dino, lejepa, swav
 from .two_views import barlow_twins, byol, simclr, simsiam, vicreg
@@ -26,7 +28,7 @@ from .two_views import barlow_twins, byol, simclr, simsiam, vicreg
 
 SIDES = {
     "simclr": simclr, "mae": mae, "byol": byol, "dino": dino, "simsiam": simsiam, "barlow_twins": barlow_twins,
-    "vicreg": vicreg, "swav": swav, "lejepa": lejepa,
+    "vicreg": vicreg, "swav": swav, "lejepa": lejepa, "dinov2": dinov2,
 }  # fmt: skip
 
 
@@ -46,6 +48,7 @@ def lightly_side(method: str, settings: dict[str, Any]) -> LightlySide:
 def train(pace: Pace, settings: dict[str, Any]) -> float:
     """The loop of lightly's examples, and the FLOPs of an image. `settings`: of `hfssl.benchmarks.vision`."""
     torch.manual_seed(settings["seed"])
+    random.seed(settings["seed"])  # its masks
     pace.data_is_readable()
     theirs = lightly_side(settings["method"], settings)
     device = torch.device(settings["device"])

@@ -10,6 +10,7 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from ...functional.schedules import linear
 from ...modeling.pooling import pool_features
 from ...modeling.vision import build_vision_encoder, side
 
@@ -79,6 +80,11 @@ def normalization(settings: dict[str, Any]) -> dict[str, list[float]]:
 
 def momentum_at(progress: float, config: dict[str, Any]) -> float:
     return cosine_schedule(round(progress * _TICKS), _TICKS + 1, config["momentum_start"], config["momentum_end"])
+
+
+def teacher_temperature_at(progress: float, config: dict[str, Any]) -> float:
+    start, end, warmup = (config[f"teacher_temperature_{name}"] for name in ("start", "end", "warmup"))
+    return linear(start, end, progress / warmup if warmup else 1.0)
 
 
 def build_encoder(settings: dict[str, Any]) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """lightly's MAE, as in its `examples/pytorch/mae.py`, around a `ViTModel` of transformers."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,21 +11,41 @@ from lightly.transforms import MAETransform
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...errors import UserError
 from .base import LightlySide, build_encoder, normalization
 
 
 class MaskedViT(MaskedVisionTransformer):
-    """A `ViTModel` behind lightly's interface."""
+    """A `ViTModel` behind lightly's interface, for images of any size.
 
-    def __init__(self, vit: PreTrainedModel):
+    Args:
+        vit (`PreTrainedModel`):
+            The encoder.
+        has_mask_token (`bool`, *optional*, defaults to `False`):
+            Whether there is a token to put in the place of others.
+
+    Raises:
+        UserError: if the encoder is another than a ViT.
+    """
+
+    def __init__(self, vit: PreTrainedModel, has_mask_token: bool = False):
         super().__init__()
+        if vit.config.model_type != "vit":
+            raise UserError(
+                f"lightly masks patches of a ViT, and the encoder is a {vit.config.model_type}. Pass one such as "
+                "`--encoder vit-mini-patch4`, or `--against none`."
+            )
         self.vit = vit
-        positions = vit.embeddings.position_embeddings
-        utils.initialize_positional_embedding(positions, strategy="sincos", num_prefix_tokens=1)
+        if has_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, vit.config.hidden_size))
 
     @property
     def sequence_length(self) -> int:
         return self.vit.embeddings.position_embeddings.shape[1]
+
+    @property
+    def patches_a_side(self) -> int:
+        return math.isqrt(self.sequence_length - 1)
 
     def forward(self, images, idx_mask=None, idx_keep=None, mask=None) -> torch.Tensor:
         return self.encode(images, idx_mask, idx_keep, mask)[:, 0]
@@ -45,7 +66,8 @@ class MaskedViT(MaskedVisionTransformer):
         return utils.prepend_class_token(x, self.vit.embeddings.cls_token)
 
     def add_pos_embed(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.vit.embeddings.position_embeddings
+        pixels = math.isqrt(x.shape[1] - 1) * self.vit.config.patch_size
+        return x + self.vit.embeddings.interpolate_pos_encoding(x, pixels, pixels)
 
 
 class MAE(nn.Module):
@@ -55,6 +77,8 @@ class MAE(nn.Module):
         super().__init__()
         self.mask_ratio, self.norm_pix_loss = config["mask_ratio"], config["norm_pix_loss"]
         self.patch_size = vit.config.patch_size
+        positions = vit.embeddings.position_embeddings
+        utils.initialize_positional_embedding(positions, strategy="sincos", num_prefix_tokens=1)
         self.backbone = MaskedViT(vit)
         self.sequence_length = self.backbone.sequence_length
         dim = config["decoder_hidden_size"]

@@ -13,10 +13,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import UserError
-from ...functional.schedules import linear
 from ...modeling.drop_path import build_with_drop_path
 from ...modeling.pooling import feature_size
-from .base import JITTERS, Backbone, LightlySide, build_encoder, color_settings, momentum_at, normalization
+from .base import (
+    JITTERS,
+    Backbone,
+    LightlySide,
+    build_encoder,
+    color_settings,
+    momentum_at,
+    normalization,
+    teacher_temperature_at,
+)
 
 
 class DINO(nn.Module):
@@ -91,6 +99,7 @@ class LeJEPA(nn.Module):
 
 def dino(settings: dict[str, Any]) -> LightlySide:
     config = settings["model"]
+    require_centres(config)
     model = DINO(build_encoder(settings), config)
     teacher_temperature, epoch = config["teacher_temperature_start"], 0
 
@@ -104,14 +113,13 @@ def dino(settings: dict[str, Any]) -> LightlySide:
         momentum = momentum_at(progress, config)
         utils.update_momentum(model.student_backbone, model.teacher_backbone, m=momentum)
         utils.update_momentum(model.student_head, model.teacher_head, m=momentum)
-        start, end, warmup = (config[f"teacher_temperature_{name}"] for name in ("start", "end", "warmup"))
-        teacher_temperature = linear(start, end, progress / warmup if warmup else 1.0)
+        teacher_temperature = teacher_temperature_at(progress, config)
         epoch = 0 if progress < config["freeze_prototypes"] else 1
 
     def after_backward() -> None:
         model.student_head.cancel_last_layer_gradients(current_epoch=epoch)
 
-    return LightlySide(model, model.teacher_backbone.encoder, _crops(settings), loss_of, before_step, after_backward)
+    return LightlySide(model, model.teacher_backbone.encoder, crops(settings), loss_of, before_step, after_backward)
 
 
 def swav(settings: dict[str, Any]) -> LightlySide:
@@ -150,10 +158,24 @@ def lejepa(settings: dict[str, Any]) -> LightlySide:
         projections = [model(view) for view in views]
         return criterion(global_proj=torch.stack(projections[:2]), local_proj=torch.stack(projections[2:]))
 
-    return LightlySide(model, model.backbone.encoder, _crops(settings), loss_of)
+    return LightlySide(model, model.backbone.encoder, crops(settings), loss_of)
 
 
-def _crops(settings: dict[str, Any]) -> DINOTransform:
+def require_centres(config: dict[str, Any]) -> None:
+    """Refuse what lightly's losses of teachers have not.
+
+    Raises:
+        UserError: if prototypes are to have equal shares.
+    """
+    if config["centering"] != "mean":
+        raise UserError(
+            f"lightly's losses have a centre (mean), and `centering` is {config['centering']}. Leave it out, or pass "
+            "`--against none`."
+        )
+
+
+def crops(settings: dict[str, Any]) -> DINOTransform:
+    """Its transform with our views."""
     first, second = settings["views"]
     local = settings["local_view"]
     # without small crops there is none to ask, and it is asked nothing

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoFeatureExtractor
+from transformers import AutoConfig, AutoFeatureExtractor
 
+from ...data.audio.views import check_takes_spectrograms
 from ...errors import UserError, first_line
 from ...modeling.base import SSLPreTrainedModel
 from ...modeling.feature_extractor import build_feature_extractor
@@ -90,7 +91,10 @@ def build(
     overrides = config.pop("encoder_config", None)
     fresh = encoders.fresh_config(recipe.encoder, AUDIO_PRESETS, overrides, such_as="hubert")
     config |= record.fields_for(fresh, given, data.embedded)
+    gets_views = record.modality != "audio"  # a method for images, of spectrograms here
     if fresh is not None:
+        if gets_views:
+            check_takes_spectrograms(fresh)
         try:
             model = method(method.config_class(encoder_config=fresh, **config))
         except (UserError, StrictDataclassError):
@@ -102,6 +106,8 @@ def build(
             ) from error
     else:
         try:
+            if gets_views:
+                check_takes_spectrograms(AutoConfig.from_pretrained(recipe.encoder))
             model = method.from_encoder(recipe.encoder, **config)
         except (UserError, StrictDataclassError):
             raise

@@ -11,7 +11,7 @@ from ...data.audio.contact_sheet import contact_sheet
 from ...data.audio.rows import AudioRows
 from ...data.audio.view_sheet import view_sheet
 from ...data.audio.views import AudioViews
-from ...data.labelled import has_labels
+from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...data.stream import Block
 from ...evaluation.audio.pictures import CAPTIONS

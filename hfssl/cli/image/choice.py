@@ -9,6 +9,18 @@ from ...machine import say_choice
 logger = logging.getLogger(__name__)
 
 CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
+# Image encoders of pairs, which are called as their recipes.
+CLIP, SIGLIP = "clip", "siglip"
+
+
+def _of_pairs(name: str, base: str) -> dict[int, tuple[str | None, str, str]]:
+    mini, small = f"{name}-mini-patch", f"{name}-small-patch"
+    return {
+        32: (f"{mini}4",) * 3, 64: (f"{mini}8",) * 3, 96: (None, f"{small}8", f"{small}8"),
+        224: (None, f"{small}16", f"{name}-{base}"),
+    }  # fmt: skip
+
+
 # Of each kind, by the size of the images: what a CPU trains in minutes (none where it would be hours), what a GPU
 # does, and what it does where images are many.
 _BY_SIZE: dict[str, dict[int, tuple[str | None, str, str]]] = {
@@ -24,9 +36,14 @@ _BY_SIZE: dict[str, dict[int, tuple[str | None, str, str]]] = {
         128: (None, "vit-tiny-patch16", "vit-small-patch16"),
         224: (None, "vit-tiny-patch16", "vit-small-patch16"),
     },
+    CLIP: _of_pairs("clip-image", "base-patch32"),
+    SIGLIP: _of_pairs("siglip-image", "base-patch16"),
 }
 # What comes with hfssl is trained with, on every machine.
-_EMBEDDED = {CONVOLUTIONAL: "resnet-mini", TRANSFORMER: "vit-mini-patch4"}
+_EMBEDDED = {
+    CONVOLUTIONAL: "resnet-mini", TRANSFORMER: "vit-mini-patch4", CLIP: "clip-image-mini-patch4",
+    SIGLIP: "siglip-image-mini-patch4",
+}  # fmt: skip
 # From so many images on a wider encoder has enough to learn from.
 _MANY = 100_000
 # Images are made larger by so much at most: there is nothing more to see in them.
@@ -52,7 +69,7 @@ def choose(kind: str, short_side: int, num_images: int, on_cpu: bool, image_size
 
     Args:
         kind (`str`):
-            `"convolutional"` or `"transformer"`.
+            `"convolutional"` or `"transformer"`, of pairs `"clip"` or `"siglip"`.
         short_side (`int`):
             Of a usual image, in pixels.
         num_images (`int`):
@@ -74,16 +91,16 @@ def choose(kind: str, short_side: int, num_images: int, on_cpu: bool, image_size
     return Choice(_encoder(table[size], num_images, on_cpu), size, better)
 
 
-def say(choice: Choice, short_side: int, num_images: int, on_cpu: bool) -> None:
+def say(choice: Choice, short_side: int, num_images: int, on_cpu: bool, flag: str = "encoder") -> None:
     """Write a choice to the log: what, why, and what would be slower and better."""
     text = (
-        f"--encoder {choice.encoder} --image_size {choice.image_size}, for {num_images:,} images of about "
+        f"--{flag} {choice.encoder} --image_size {choice.image_size}, for {num_images:,} images of about "
         f"{short_side} pixels on {'a CPU' if on_cpu else 'this accelerator'}"
     )
     if choice.better is not None:
         encoder, size = choice.better
         times = (size / choice.image_size) ** 2
-        text += f". Slower (at least {times:.0f} times) and better: --encoder {encoder} --image_size {size}"
+        text += f". Slower (at least {times:.0f} times) and better: --{flag} {encoder} --image_size {size}"
     say_choice(logger, f"Chosen: {text}.")
 
 

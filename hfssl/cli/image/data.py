@@ -271,6 +271,7 @@ class ImageData:
             max_bad_fraction=self.arguments.max_bad_fraction,
             block_cost=samples_a_block(args, "image", self.arguments.tiles_per_image if self.arguments.tile else 1),
             piece_cost=max(self.num_images, 1) / len(self.source),
+            rows_per_step=args.global_batch_size,
         )
 
     @property

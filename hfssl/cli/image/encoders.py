@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
+from ...evaluation.facts import read_facts
 from ...evaluation.image.encoder import size_arguments
 from ...machine import compute_device
 from ...modeling.attention import LEAN, takes_lean_attention
@@ -156,8 +157,9 @@ class Dinov2EncoderArguments(VisionEncoderArguments):
             auto (chosen for the size and the number of the images and for the machine); vit-mini-patch4 or
             vit-tiny-patch4 for images of 32 pixels or less; vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for
             those of 64 to 128; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, dinov2-small-patch14,
-            dinov2-base-patch14 or dinov2-large-patch14 for larger ones; a config file; or a Hub id or folder to
-            continue from: DINOv2, with and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or I-JEPA.
+            dinov2-base-patch14, dinov2-large-patch14, dinov3-small-patch16, dinov3-base-patch16 or
+            dinov3-large-patch16 for larger ones; a config file; or a Hub id or folder to continue from: DINOv2, with
+            and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or I-JEPA.
     """
 
     kind: ClassVar[str] = TRANSFORMER
@@ -231,7 +233,7 @@ def make_views(
     if arguments.normalization == "dataset":
         mean_std = data.channel_mean_std()
     elif is_checkpoint(recipe.encoder) and "normalization" not in given:
-        mean_std = _checkpoint_mean_std(recipe.encoder, data.num_channels)
+        mean_std = _checkpoint_mean_std(recipe.encoder, data.num_channels, arguments.colour_channels)
     if mean_std is None and arguments.normalization is None and data.num_channels != 3:
         mean_std = data.channel_mean_std()
     return Views(
@@ -273,14 +275,29 @@ def _of_run(checkpoint: Path, overrides: dict[str, Any] | None) -> tuple[dict[st
     return fields | (overrides or {}), views[0]["size"]
 
 
-def _checkpoint_mean_std(encoder: str, num_channels: int) -> tuple[list[float], list[float]] | None:
+def trained_colors(encoder: str) -> list[int] | None:
+    """Which channels of a checkpoint are red, green and blue, where its folder says that it is another order."""
+    return read_facts(encoder).get("colour_channels")
+
+
+def _checkpoint_mean_std(
+    encoder: str, num_channels: int, colors: list[int] | None
+) -> tuple[list[float], list[float]] | None:
     try:
         processor = without_timm(AutoImageProcessor.from_pretrained(encoder), encoder)
     except (OSError, ValueError):
         return None  # a checkpoint without one
     # of other channels than it was trained on it says nothing
-    known = processed_channels(processor) == num_channels
-    return (list(processor.image_mean), list(processor.image_std)) if known else None
+    if processed_channels(processor) != num_channels:
+        return None
+    mean_std = list(processor.image_mean), list(processor.image_std)
+    if num_channels == 3 and colors is not None:
+        order = trained_colors(encoder) or range(3)
+        for values in mean_std:
+            of_colors = [values[place] for place in order]
+            for place, value in zip(colors, of_colors, strict=True):
+                values[place] = value
+    return mean_std
 
 
 def build(
@@ -316,8 +333,9 @@ def build(
     else:
         try:
             model = method.from_encoder(
-                recipe.encoder, image_size=image_size, num_channels=views.num_channels, colors=views.colors, **config
-            )
+                recipe.encoder, image_size=image_size, num_channels=views.num_channels, colors=views.colors,
+                trained_colors=trained_colors(recipe.encoder), **config,
+            )  # fmt: skip
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways
@@ -352,9 +370,11 @@ def _train_continued(
     for name, value in chosen.items():
         setattr(args, name, value)
     frozen = getattr(model.config, "freeze_encoder", 0.0)
-    if frozen and args.max_steps > 0:
-        alone = math.ceil(round(frozen * args.max_steps, 6))
-        logger.info("In the first %d of %d steps only the heads learn.", alone, args.max_steps)
+    if frozen:
+        alone = f"{100 * frozen:g} % of the run"
+        if args.max_steps > 0:
+            alone = f"{math.ceil(round(frozen * args.max_steps, 6))} of {args.max_steps} steps"
+        logger.info("In the first %s only the heads learn.", alone)
 
 
 def _refuse_one_image(model: SSLVisionModel) -> None:
@@ -363,8 +383,8 @@ def _refuse_one_image(model: SSLVisionModel) -> None:
     norms = torch.nn.modules.batchnorm._BatchNorm
     if any(isinstance(part, norms) and part not in of_encoders for part in model.modules()):
         raise UserError(
-            f"{model.method.title} needs more than one image a step, as its batch norm does, and a step has one here. "
-            "Pass a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+            f"{model.method.title} needs more than one image in a batch, as its batch norm does, and a batch has one "
+            "here. Pass a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
 
 

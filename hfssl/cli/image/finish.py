@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...data.image.contact_sheet import contact_sheet, views_of
 from ...data.image.views import Views
-from ...data.labelled import has_labels
+from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
 from ...evaluation.held_out_loss import HeldOutLossEvaluator
 from ...evaluation.image.pictures import CAPTIONS
@@ -35,6 +35,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import ImageData
+from .encoders import trained_colors
 
 
 # Of a transformer whose stock class has one.
@@ -83,16 +84,17 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
             "image_size": views.image_size, "labelled": labelled,
+            **({"colour_channels": list(views.colors)} if views.colors not in ((), (0, 1, 2)) else {}),
         },
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
-        commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled),
+        commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled, base_model),
     )  # fmt: skip
 
 
 def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrainedModel:
     """The checkpoint that a run continued, as the method took it."""
     encoder = load_vision_encoder(base_model, views.image_size)
-    return with_num_channels(encoder, views.num_channels, views.colors).to(device)
+    return with_num_channels(encoder, views.num_channels, views.colors, trained_colors(base_model)).to(device)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
@@ -105,7 +107,13 @@ def _own_labels(data: ImageData) -> dict[str, Any] | None:
 
 
 def _commands(
-    trainer: SSLTrainer, folder: Path, data: ImageData, views: Views, pooling: str | None, labelled: dict | None
+    trainer: SSLTrainer,
+    folder: Path,
+    data: ImageData,
+    views: Views,
+    pooling: str | None,
+    labelled: dict | None,
+    base_model: str | None,
 ) -> Sequence[str]:
     """What to do with the result: each line runs as it stands, on the data of the run."""
     method, model = method_name(trainer), trainer.accelerator.unwrap_model(trainer.model)
@@ -118,7 +126,7 @@ def _commands(
         ]
     # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
     if data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
-        commands.append(recipe_command("probe", encoder=folder, protocol="patches"))
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     same_data = changed_flags(data.arguments)
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))

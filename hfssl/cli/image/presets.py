@@ -1,6 +1,6 @@
 """Encoders of images to train from scratch, by name."""
 
-from transformers import ConvNextV2Config, Dinov2Config, ResNetConfig, ViTConfig
+from transformers import ConvNextV2Config, Dinov2Config, DINOv3ViTConfig, ResNetConfig, ViTConfig
 
 
 def _vit(layers: int, width: int, heads: int, patch: int, image: int) -> ViTConfig:
@@ -16,6 +16,14 @@ def _dinov2(layers: int, width: int, heads: int) -> Dinov2Config:
     return Dinov2Config(
         num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, patch_size=14, image_size=224,
         layerscale_value=1e-5,
+    )  # fmt: skip
+
+
+def _dinov3(layers: int, width: int, heads: int) -> DINOv3ViTConfig:
+    # as DINOv3 trains its largest; places are rescaled in training by up to 2, the default of transformers too
+    return DINOv3ViTConfig(
+        num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width,
+        patch_size=16, image_size=224, num_register_tokens=4, layerscale_value=1e-5, pos_embed_rescale=2.0,
     )  # fmt: skip
 
 
@@ -45,6 +53,9 @@ VISION_PRESETS = {
     "dinov2-small-patch14": lambda: _dinov2(12, 384, 6),
     "dinov2-base-patch14": lambda: _dinov2(12, 768, 12),
     "dinov2-large-patch14": lambda: _dinov2(24, 1024, 16),
+    "dinov3-small-patch16": lambda: _dinov3(12, 384, 6),
+    "dinov3-base-patch16": lambda: _dinov3(12, 768, 12),
+    "dinov3-large-patch16": lambda: _dinov3(24, 1024, 16),
     # half of resnet-18's widths and blocks
     "resnet-mini": lambda: _resnet("basic", (1, 1, 1, 1), (32, 64, 128, 256), stem=32),
     # half of its widths, all of its blocks

@@ -33,6 +33,7 @@ from ...machine import say_choice
 from ...modeling.image_processing import build_image_processor
 from ...modeling.vision import SSLVisionModel
 from ...training.arguments import SSLTrainingArguments
+from ...training.settings import steps_of_passes
 from ...training.trainer import SSLTrainer
 from ..modality import build_method
 from .data import ImageData
@@ -199,12 +200,14 @@ def _try_all(
     recipe = copy.copy(recipe)  # an encoder that is left to choose is chosen once more for the run itself
     # not by what the run is measured on in the end
     learn, choose = hold_out(train)
+    to_choose_by = frozenset(map(identity, choose.images))
     usual = make_views(method, recipe, config, data, arguments, given)
     variants = variants_of(usual, given)
     processor = build_image_processor(usual.image_size, usual.mean, usual.std, usual.value_range)
     # the encoder that was chosen, for all of them
     arguments, given = replace(arguments, image_size=usual.image_size), given | {"image_size"}
-    short = _short(args, data.source.num_rows)
+    measured_on = frozenset(map(identity, test.images))
+    short = _short(args, data.source.num_rows, len(data.exclude | measured_on))
     logger.info(
         "`--views auto`: %d runs of %s each, to choose views.", len(variants) + 1,
         f"{short.budget_minutes:.2g} minutes" if short.budget_minutes else f"{short.max_steps} steps",
@@ -223,7 +226,7 @@ def _try_all(
             # all that is held out to choose by: differences are small
             knn[:] = knn or [OnlineKnn(learn, choose, processor, pooling=pooling, max_test_samples=len(choose))]
             stream = data.stream(here, views)
-            stream.leave_out(frozenset(map(identity, [*choose.images, *test.images])))
+            stream.leave_out(measured_on | to_choose_by)
             trainer = SSLTrainer(model, here, stream, processing_class=processor)
             untrained[:] = untrained or knn[0].measure(trainer.accelerator.unwrap_model(trainer.model)).values()
             trainer.train()
@@ -242,7 +245,7 @@ def _try_all(
     return chosen, figures
 
 
-def _short(args: SSLTrainingArguments, num_samples: int) -> SSLTrainingArguments:
+def _short(args: SSLTrainingArguments, num_samples: int, num_held_out: int) -> SSLTrainingArguments:
     """A run of a tenth of the length that leaves nothing behind."""
     short = copy.deepcopy(args)
     if short.budget_minutes is not None:
@@ -250,7 +253,7 @@ def _short(args: SSLTrainingArguments, num_samples: int) -> SSLTrainingArguments
     else:
         steps = args.max_steps
         if args.epochs is not None:
-            steps, short.epochs = max(math.ceil(args.epochs * num_samples / args.global_batch_size), 1), None
+            (_, steps), short.epochs = steps_of_passes(args, num_samples, num_held_out), None
         short.max_steps = min(max(int(SHARE * steps), LEAST), MOST, steps)
     short.eval_strategy, short.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     short.do_eval, short.report_to, short.push_to_hub = False, [], False

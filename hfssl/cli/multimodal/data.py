@@ -1,5 +1,6 @@
 """What the recipes of pairs share: the flags about data, and from them tokenizer, held-out pairs and stream."""
 
+import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,10 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ...data.caption.captions import texts_of
 from ...data.held_out import held_out_parts, pieces_all_over
+from ...data.image.decode import DamagedImage, image_header
+from ...data.image.value_range import ValueRange, judge_range
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.multimodal.rows import PairRows, pair_inputs, pair_names
@@ -22,6 +26,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...machine import say_choice
 from ...training.arguments import SSLTrainingArguments
+from ...training.checkpoints import read_settings
 from ..data import DataArguments
 
 
@@ -29,8 +34,10 @@ logger = logging.getLogger(__name__)
 
 # What comes with hfssl for these sides.
 EMBEDDED = {("image", "text"): "characters", ("text", "audio"): "speech", ("audio", "text"): "speech"}
-# Enough for the frequencies of the words of captions.
-TOKENIZER_SAMPLE = 20_000_000
+# Enough for the frequencies of the words of captions: letters, and bytes of what is read for them with its images.
+TOKENIZER_SAMPLE, _MOST_READ = 20_000_000, 4 << 30
+# Held-out images by which their size and their range of values are judged.
+_LOOKED_AT = 200
 
 
 @dataclass
@@ -61,11 +68,12 @@ class PairDataArguments(DataArguments):
             Entries of a tokenizer that is trained. Left out, they follow the size of the data.
         max_lost_fraction (`float`, *optional*, defaults to `0.05`):
             Share of the letters that the tokenizer may lose.
-        max_length (`int`, *optional*, defaults to `32`):
-            Most tokens of a caption. What is longer is cut.
+        max_length (`int`, *optional*):
+            Most tokens of a caption. What is longer is cut. Left out: 32, of SigLIP's text encoder 64, and of a text
+            encoder that is continued as many as it takes, up to CLIP's 77.
         mask_duplicates (`bool`, *optional*, defaults to `False`):
             Whether pairs of a batch that have the same image or the same caption are no negatives of each other. How
-            many there are is said at the end of a run.
+            many there are is said at the end of a run. Of several captions of an image the one counts that is taken.
     """
 
     image_column: str | None = None
@@ -74,7 +82,7 @@ class PairDataArguments(DataArguments):
     tokenizer: str | None = None
     vocab_size: int | None = None
     max_lost_fraction: float = 0.05
-    max_length: int = 32
+    max_length: int | None = None
     mask_duplicates: bool = False
 
     def __post_init__(self):
@@ -114,7 +122,7 @@ class PairData:
         text_encoder: str | None = None,
         checkpoint: Path | None = None,
     ):
-        self.arguments, self.names = arguments, pair_names(pair)
+        self.arguments, self.names, self.checkpoint = arguments, pair_names(pair), checkpoint
         if arguments.dataset is None:
             if self.names not in EMBEDDED:
                 raise UserError(f"No pairs of {pair} come with hfssl. Name your own data with `--dataset`.")
@@ -149,6 +157,36 @@ class PairData:
         return {name: [pair[name] for pair in self.held_out] for name in self.names}
 
     @cached_property
+    def short_side(self) -> int:
+        """The shorter side of a usual image, in pixels."""
+        sides = []
+        for image in self._some_images:
+            try:
+                header = image_header(image)
+            except DamagedImage:
+                continue
+            sides.append(min(header.height, header.width))
+        if not sides:
+            raise UserError(
+                f"No image of {self.source.description} can be decoded. Pass other data, or another `--image_column`."
+            )
+        return int(np.median(sides))
+
+    @cached_property
+    def value_range(self) -> ValueRange | None:
+        """What becomes black and white of images with more than 8 bits: as the run began, or judged."""
+        if "image" not in self.names:
+            return None
+        if self.checkpoint is not None:
+            stored = read_settings(self.checkpoint).get("value_range")
+            return stored and tuple(json.loads(stored))
+        return judge_range(self._some_images)
+
+    @property
+    def _some_images(self) -> list[bytes]:
+        return [pair["image"] for pair in self.held_out[:_LOOKED_AT]]
+
+    @cached_property
     def captions(self) -> list[str]:
         """Captions from all over the training data, in the shares of a mixture."""
         return [text for part in parts_of(self.source) for text in _captions(part, self.exclude)]
@@ -163,7 +201,7 @@ class PairData:
             logger.info(
                 "Training a tokenizer of %s entries on %s captions.", f"{planned:,}", f"{len(self.captions):,}"
             )
-            tokenizer = train_tokenizer(self.captions, a.vocab_size, model_max_length=max(512, a.max_length))
+            tokenizer = train_tokenizer(self.captions, a.vocab_size, model_max_length=max(512, a.max_length or 0))
         held_out = [text for pair in self.held_out for text in texts_of(pair["text"])]
         fit = tokenizer_fit(tokenizer, held_out, planned)
         say_choice(logger, f"Tokenizer: {fit}.")
@@ -192,7 +230,7 @@ class PairData:
         return stream_class(self.source)(
             self.source,
             rows,
-            rows.collator(args.device),
+            rows.collator(args.device, args.gradient_accumulation_steps if args.contrastive_batch_size else 1),
             args.per_device_train_batch_size,
             seed=args.seed,
             rank=args.process_index,
@@ -203,6 +241,7 @@ class PairData:
             max_bad_fraction=self.arguments.max_bad_fraction,
             block_cost=min(max(pairs, fewest), most),
             piece_cost=self.source.num_rows / len(self.source),
+            rows_per_step=args.global_batch_size,
         )
 
     @property
@@ -210,19 +249,18 @@ class PairData:
         """What of the data makes a run this run."""
         a = self.arguments
         columns = {f"{name}_column": wanted.column for name, wanted in self.source.inputs.items()}
+        ranges = {} if self.value_range is None else {"value_range": list(self.value_range)}
         return {
-            "dataset": a.dataset,
-            "split": a.split,
-            "max_length": a.max_length,
-            "tokenizer": a.tokenizer,
-            "mask_duplicates": a.mask_duplicates,
-            **columns,
-        }
+            "dataset": a.dataset, "dataset_config": a.dataset_config, "split": a.split, "max_length": a.max_length,
+            "tokenizer": a.tokenizer, "vocab_size": a.vocab_size, "mask_duplicates": a.mask_duplicates, **columns,
+            **ranges,
+        }  # fmt: skip
 
 
 def _captions(part: Any, exclude: frozenset) -> list[str]:
     """Captions of a source that are trained on, a limited number of them, from all over it."""
     source, found, most = part.source, [], max(int(part.share * TOKENIZER_SAMPLE), 1)
+    left = part.share * _MOST_READ
     for piece in islice(pieces_all_over(source, Use.TOKENIZER_SAMPLE).tolist(), 4096):
         read = source.read(piece)
         for i, caption in enumerate(read.columns["text"]):
@@ -230,6 +268,7 @@ def _captions(part: Any, exclude: frozenset) -> list[str]:
                 texts = texts_of(caption)
                 found += texts
                 most -= sum(map(len, texts))
-        if most <= 0:
+        left -= float(source.piece_bytes[piece])
+        if most <= 0 or left <= 0:
             break
     return found

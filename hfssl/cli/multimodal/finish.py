@@ -8,7 +8,9 @@ from typing import Any
 
 from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
 
+from ...data.held_out import VALIDATION_SPLITS
 from ...data.multimodal.rows import PairCollator, PairRows
+from ...data.sources import available_splits
 from ...evaluation.image.features import resized_images
 from ...evaluation.multimodal.embedders import TowerPair
 from ...evaluation.multimodal.pictures import draw_pairs
@@ -20,6 +22,7 @@ from ...training.checkpoints import STAGING
 from ...training.trainer import SSLTrainer
 from ..finish import changed_flags, method_name, next_folder, recipe_command, results_of, write_and_say
 from .data import PairData
+from .presets import SIGLIP_LENGTH
 
 
 # Of held-out pairs, those among which pictures look for neighbours.
@@ -54,7 +57,7 @@ def finish_pairs(trainer: SSLTrainer, data: PairData, rows: PairRows, base_model
     told = ["\n" + format_table(results), f"  before: {before}", *_duplicates(trainer)]
     if pictures:
         told.append(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}")
-    is_joint = model.joint_model() is not None
+    is_joint = model.stock_class is not None
     write_and_say(
         trainer, results=results, data=data.source.description, base_model=base_model,
         pipeline_tag="zero-shot-image-classification" if _in_pipeline(model) else "feature-extraction",
@@ -74,13 +77,16 @@ def _duplicates(trainer: SSLTrainer) -> list[str]:
         return []
     share = collator.num_duplicates / collator.num_rows
     taken = "were no negatives of it" if collator.with_duplicates else "were its negatives (`--mask_duplicates true`)"
-    return [f"  {share:.1%} of the pairs had the image or the caption of another pair of their batch, and {taken}"]
+    where = "their batch" if trainer.args.world_size == 1 else "the part of their batch that this process had"
+    return [f"  {share:.1%} of the pairs had the image or the caption of another pair of {where}, and {taken}"]
 
 
 def _in_pipeline(model: PairModel) -> bool:
     """Whether the pipelines of transformers know what both towers are exported as."""
-    joint = model.joint_model()
-    return joint is not None and type(joint.config) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+    known = getattr(model.stock_class, "config_class", None) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+    return known and not (
+        model.towers["text"].reads_last_token and model.config_of("text").max_position_embeddings != SIGLIP_LENGTH
+    )
 
 
 def _usage(model: PairModel, name: str) -> str:
@@ -120,8 +126,11 @@ def _commands(trainer: SSLTrainer, folder: Path, data: PairData, is_joint: bool)
             )
             # characters in a colour or a style that was never seen with them
             commands.append(recipe_command("zero_shot", **same, pairs="characters", split="composition"))
-        elif len(str(data.arguments.dataset).split(",")) == 1:
-            commands.append(recipe_command("zero_shot", **same, pairs=data.arguments.dataset))
+        elif (split := _new_split(data)) is not None:
+            columns = {
+                name: getattr(data.arguments, name) for name in ("dataset_config", "image_column", "caption_column")
+            }
+            commands.append(recipe_command("zero_shot", **same, pairs=data.arguments.dataset, split=split, **columns))
         code = (
             f"from transformers import AutoModel; print(AutoModel.from_pretrained({json.dumps(str(folder))})"
             ".logit_scale.exp())"
@@ -136,3 +145,12 @@ def _commands(trainer: SSLTrainer, folder: Path, data: PairData, is_joint: bool)
     if "image" in data.names and data.embedded is not None:
         commands.append(recipe_command("probe", encoder=folder / "image", dataset=data.arguments.dataset))
     return commands
+
+
+def _new_split(data: PairData) -> str | None:
+    """A split of the data that was not trained on, `None` where there is none, or several data sets."""
+    a = data.arguments
+    if len(str(a.dataset).split(",")) > 1:
+        return None
+    splits = set(available_splits(a.dataset, modality="image", config=a.dataset_config)) - {a.split}
+    return next((split for split in ("test", *VALIDATION_SPLITS) if split in splits), None)

@@ -8,6 +8,7 @@ import torch
 from ...data.image.views import ViewArguments
 from ...errors import UserError
 from ...evaluation.image.pictures import _grid, _save, _show
+from ...evaluation.multimodal.pictures import shown_text
 from ...modeling.pairs import PairModel
 from ...training.arguments import SSLTrainingArguments
 from .data import PairData, PairDataArguments
@@ -39,7 +40,7 @@ def draw_sheet(
     data = PairData(data_args, config["pair"], text_checkpoint(recipe, config["pair"]))
     if data.names != ("image", "text"):
         raise UserError(f"Pairs of image and text are shown, and `--pair` says {','.join(data.names)}. Leave it out.")
-    model = build_pair(method, recipe, config, data, args, given)
+    model = build_pair(method, recipe, config, data, view_args, args, given)
     rows, _ = pair_rows(model, recipe, data, view_args, given)
     batch = next(iter(data.stream(args, rows)))
     views = rows.sides["image"]
@@ -52,7 +53,9 @@ def draw_sheet(
     for row in range(number):
         _show(axes[row, 0], images[row])
         axes[row, 1].axis("off")
-        axes[row, 1].text(-0.6, 0.5, texts[row][:90], fontsize=7, va="center", transform=axes[row, 1].transAxes)
+        axes[row, 1].text(
+            -0.6, 0.5, shown_text(texts[row], 90), fontsize=7, va="center", transform=axes[row, 1].transAxes
+        )
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     _save(figure, Path(output))
     return number, f"{views.description}\ncaptions of at most {rows.sides['text'].max_length} tokens"

@@ -18,15 +18,22 @@ def _image(kind: type, layers: int, width: int, patch: int, size: int):
     return kind(**_shape(layers, width), patch_size=patch, image_size=size)
 
 
+# Tokens of SigLIP's texts: the paper's, to which the zero-shot pipeline of transformers pads those of every SigLIP.
+SIGLIP_LENGTH = 64
+
 # Base sizes are those of the papers, 2103.00020 and 2303.15343.
 PRESETS = {
     "image": {
         **VISION_PRESETS,
         "clip-image-mini-patch4": lambda: _image(CLIPVisionConfig, 4, 192, 4, 32),
+        "clip-image-mini-patch8": lambda: _image(CLIPVisionConfig, 4, 192, 8, 64),
         "clip-image-small-patch8": lambda: _image(CLIPVisionConfig, 8, 384, 8, 96),
+        "clip-image-small-patch16": lambda: _image(CLIPVisionConfig, 8, 384, 16, 224),
         "clip-image-base-patch32": lambda: _image(CLIPVisionConfig, 12, 768, 32, 224),
         "siglip-image-mini-patch4": lambda: _image(SiglipVisionConfig, 4, 192, 4, 32),
+        "siglip-image-mini-patch8": lambda: _image(SiglipVisionConfig, 4, 192, 8, 64),
         "siglip-image-small-patch8": lambda: _image(SiglipVisionConfig, 8, 384, 8, 96),
+        "siglip-image-small-patch16": lambda: _image(SiglipVisionConfig, 8, 384, 16, 224),
         "siglip-image-base-patch16": lambda: _image(SiglipVisionConfig, 12, 768, 16, 224),
     },
     "text": {

@@ -29,7 +29,8 @@ class PairProbeArguments:
         classes (`str`, *optional*):
             File with what the classes are called: a name a line in their order, or a JSON object from class to names.
         templates (`str`, *optional*):
-            File with sentences, one a line, {} where a name stands. Left out: a photo of a {}.
+            File with sentences, one a line, {} where a name stands. Left out: a photo of a {}, and of
+            the embedded characters the name alone.
         max_zero_shot (`int`, *optional*, defaults to `1000`):
             Most images to measure on.
     """
@@ -74,6 +75,6 @@ def pair_evaluators(
     splits = available_splits(dataset, modality="image")
     split = next((split for split in ("test", "validation", *splits) if split in splits), "train")
     labelled = open_labelled(dataset, split, label_column=label, max_samples=arguments.max_zero_shot)
-    prompts = read_prompts(labelled.class_names, arguments.classes, arguments.templates)
+    prompts = read_prompts(labelled.class_names, arguments.classes, arguments.templates, dataset)
     evaluators.append(ZeroShotEvaluator(labelled, prompts, processor.image_processor, rows.sides["text"], split=split))
     return evaluators

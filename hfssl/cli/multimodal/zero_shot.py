@@ -18,6 +18,7 @@ from ...evaluation.multimodal.embedders import StockPair
 from ...evaluation.multimodal.pictures import draw_pairs
 from ...evaluation.multimodal.retrieval import distinct
 from ...evaluation.multimodal.scores import CUTS, retrieval_scores
+from ...evaluation.probes import warn_of_seen
 from ...evaluation.results import Result
 
 
@@ -104,6 +105,7 @@ def measure_retrieval(
 ) -> list[Result]:
     """Retrieval by two encoders and by the same with new weights, as records; draws pictures into `assets`."""
     images, texts, rows = distinct(data.captioned())
+    warn_of_seen(pair.name, images, f"images of {data.pairs}", "--split")
     embeds = {each: (each.images(images), each.texts(texts)) for each in (pair, untrained)}
     scores, of_random = (retrieval_scores(*embeds[each], rows) for each in (pair, untrained))
     numbers, split = {"image": len(images), "text": len(texts)}, data.split_of(data.pairs)

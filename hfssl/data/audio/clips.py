@@ -10,7 +10,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ..stream import Block, Rows
 from .collate import AudioCollator, CutCollator
-from .decode import DamagedAudio, decode_audio
+from .decode import decode_all, is_heard
 from .rows import SAMPLING_RATE, AudioFormat
 
 
@@ -31,16 +31,12 @@ class ClipRows:
     def rows(self, block: Block) -> Rows:
         """A row of each sample that is neither damaged nor silent."""
         draws = keyed.uniform(keyed.key(Use.WINDOW, block.keys))
-        kept, sounds, bad = [], [], []
-        for i, data in enumerate(block.columns["audio"]):
-            try:
-                sound = decode_audio(data, SAMPLING_RATE)
-            except DamagedAudio as error:
-                bad.append((i, str(error)))
-                continue
+        kept, sounds = [], []
+        decoded, bad = decode_all(block.columns["audio"], SAMPLING_RATE)
+        for i, sound in decoded:
             start = int(draws[i] * max(len(sound) - self.format.max_samples + 1, 1))
             sound = sound[start : start + self.format.max_samples]
-            if len(sound) >= self.format.min_samples and sound.min() < sound.max():
+            if is_heard(sound, self.format.min_samples):
                 kept.append(i)
                 sounds.append(sound)
         keys = block.keys[kept]

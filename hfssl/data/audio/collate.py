@@ -8,8 +8,36 @@ import torch
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ...modeling.filter_banks import HOP
-from .rows import AudioFormat, filter_bank_stack
+from .rows import AudioFormat
+
+
+def batches_by_length(
+    lengths: np.ndarray, most: float, batch_size: int | None = None, only_equal: bool = False
+) -> list[np.ndarray]:
+    """Clips that go through an encoder together: about equally long ones, so that there is little padding.
+
+    Args:
+        lengths (`np.ndarray` of shape `(num_clips,)`):
+            Of the clips, in samples or seconds.
+        most (`float`):
+            Most of that in a batch, padding included, unless it is one clip.
+        batch_size (`int`, *optional*):
+            Most clips of a batch.
+        only_equal (`bool`, *optional*, defaults to `False`):
+            Whether all clips of a batch must be of one length.
+
+    Returns:
+        `list[np.ndarray]`: the numbers of the clips of each batch, the shortest clips first.
+    """
+    batches: list[list[int]] = []
+    for row in np.argsort(lengths, kind="stable").tolist():
+        last = batches[-1] if batches else []
+        fits = last and len(last) != batch_size and lengths[row] * (len(last) + 1) <= most
+        if fits and not (only_equal and lengths[last[0]] != lengths[row]):
+            last.append(row)
+        else:
+            batches.append([row])
+    return [np.array(batch) for batch in batches]
 
 
 class AudioCollator:
@@ -72,22 +100,12 @@ class WholeCollator(AudioCollator):
         self.format, self.batch_cost = format, batch_cost
 
     def __call__(self, columns: dict[str, Any]) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-        name = next(name for name in ("sounds", "input_values", "input_features") if name in columns)
-        lengths = np.array([len(row) for row in columns[name]])
-        costs = lengths * (1 if self.format.is_waveform else HOP * filter_bank_stack(self.format.encoder))
-        order = np.argsort(-lengths, kind="stable")
-        begin = 0
-        while begin < len(order):
-            end = begin + max(int(self.batch_cost // costs[order[begin]]), 1)
-            if self.format.is_cut:
-                end = min(end, begin + int((lengths[order[begin:]] == lengths[order[begin]]).sum()))
-            rows = order[begin:end]
-            inputs = [columns[name][i] for i in rows]
-            key = name
-            if name == "sounds":
-                key, inputs = "input_values", [self.format.inputs(sound) for sound in inputs]
-            yield rows, super().__call__({key: inputs})
-            begin = end
+        format = self.format
+        values = columns["sounds" if format.is_cut else format.main_input]
+        costs = np.array([len(row) for row in values]) * (1 if format.is_waveform else format.hop)
+        for rows in batches_by_length(costs, self.batch_cost, only_equal=format.is_cut):
+            inputs = [format.inputs(values[i]) if format.is_cut else values[i] for i in rows]
+            yield rows, super().__call__({format.main_input: inputs})
 
 
 def _padded(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,9 @@ import numpy as np
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ...modeling.audio import samples_per_frame
 from ...modeling.filter_banks import HOP, SAMPLING_RATE
 from ..stream import Block
-from .rows import AudioFormat, AudioRows, filter_bank_stack
+from .rows import AudioFormat, AudioRows
 
 
 _WINDOW = 400
@@ -72,11 +71,11 @@ def contact_sheet(
             mask = columns["mask_time_indices"][0]
             for axis in (wave, spectrum):
                 for begin, end in spans(mask):
-                    step = _hop(format) / SAMPLING_RATE
+                    step = format.hop / SAMPLING_RATE
                     axis.axvspan(begin * step, min(end * step, seconds), color="grey", alpha=0.5, linewidth=0)
             said.append(f"{mask.mean():.0%} of {len(mask)} frames hidden")
         if units is not None:
-            found = np.asarray(units(columns[_main(format)][0]))
+            found = np.asarray(units(columns[format.main_input][0]))
             strip = spectrum.inset_axes((0, 1.02, 1, 0.12))
             strip.imshow(found[None], aspect="auto", cmap="tab20", interpolation="nearest")
             strip.axis("off")
@@ -130,15 +129,6 @@ def _shown(recordings: Sequence[bytes], format: AudioFormat, number: int) -> lis
             key = keyed.key(Use.WINDOW, keys[index : index + 1], 0)
             found.append((index, sound, format.columns([sound], key, np.zeros(1, np.int64))))
     return found
-
-
-def _main(format: AudioFormat) -> str:
-    return "input_values" if format.is_waveform else "input_features"
-
-
-def _hop(format: AudioFormat) -> int:
-    """Samples from one frame to the next."""
-    return samples_per_frame(format.encoder) if format.is_waveform else HOP * filter_bank_stack(format.encoder)
 
 
 def write_page(picture: Path, rows: list[tuple[str, float, np.ndarray, list[str]]]) -> None:

@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -115,6 +116,25 @@ def decode_audio(data: bytes, sampling_rate: int) -> np.ndarray:
     if not math.isfinite(float(sound.sum(dtype=np.float64))):
         raise DamagedAudio("it holds values that are no numbers (NaN or infinity)")
     return resampled(sound, rate, sampling_rate)
+
+
+def decode_all(
+    samples: Iterable[bytes], sampling_rate: int
+) -> tuple[list[tuple[int, np.ndarray]], list[tuple[int, str]]]:
+    """The sound of several recordings: `(number, sound)` of those that can be decoded, `(number, reason)` of the
+    others."""
+    sounds, bad = [], []
+    for number, data in enumerate(samples):
+        try:
+            sounds.append((number, decode_audio(data, sampling_rate)))
+        except DamagedAudio as error:
+            bad.append((number, str(error)))
+    return sounds, bad
+
+
+def is_heard(sound: np.ndarray, min_samples: int) -> bool:
+    """Whether there is something to learn from a sound: it is long enough, and not digital silence."""
+    return len(sound) >= min_samples and sound.min() < sound.max()
 
 
 def resampled(sound: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:

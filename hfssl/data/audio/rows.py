@@ -22,10 +22,10 @@ from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...functional.spans import frame_masks
-from ...modeling.audio import num_frames, reads_waveforms
+from ...modeling.audio import num_frames, reads_waveforms, samples_per_frame
 from ...modeling.filter_banks import HOP, SAMPLING_RATE, WINDOW, log_mel
 from ..stream import Block, Rows
-from .decode import DamagedAudio, decode_audio
+from .decode import decode_all, is_heard
 
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,16 @@ class AudioFormat:
         """Whether rows are cut to equal length, because padding would change their features."""
         return self.is_waveform and self.encoder.feat_extract_norm == "group"
 
+    @property
+    def main_input(self) -> str:
+        """What the encoder calls what it takes."""
+        return "input_values" if self.is_waveform else "input_features"
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return samples_per_frame(self.encoder) if self.is_waveform else HOP * filter_bank_stack(self.encoder)
+
     def frames(self, num_samples: Any) -> Any:
         """Frames that the encoder makes of so many samples, which may be an array."""
         if self.is_waveform:
@@ -114,8 +124,7 @@ class AudioFormat:
 
     def columns(self, sounds: list[np.ndarray], keys: np.ndarray, starts: np.ndarray) -> dict[str, Any]:
         """The columns of some rows, each of its final length."""
-        name = "input_values" if self.is_waveform else "input_features"
-        columns: dict[str, Any] = {name: [self.inputs(sound) for sound in sounds]}
+        columns: dict[str, Any] = {self.main_input: [self.inputs(sound) for sound in sounds]}
         if self.masking:
             lengths = self.frames(np.array([len(sound) for sound in sounds], np.int64))
             columns |= frame_masks(lengths, keys, **self.masking)
@@ -162,14 +171,8 @@ class AudioRows:
 
     def decoded(self, block: Block) -> tuple[list[tuple[int, int, np.ndarray]], list[tuple[int, str]]]:
         """Of each window its sample, its number and its sound; and `(sample, reason)` of what is damaged."""
-        windows, bad = [], []
-        for sample, data in enumerate(block.columns["audio"]):
-            try:
-                found = self.windows(decode_audio(data, SAMPLING_RATE))
-            except DamagedAudio as error:
-                bad.append((sample, str(error)))
-                continue
-            windows += [(sample, number, sound) for number, sound in enumerate(found)]
+        sounds, bad = decode_all(block.columns["audio"], SAMPLING_RATE)
+        windows = [(sample, *window) for sample, sound in sounds for window in enumerate(self.windows(sound))]
         return windows, bad
 
     def windows(self, sound: np.ndarray) -> list[np.ndarray]:
@@ -177,7 +180,7 @@ class AudioRows:
         number = max(-(-len(sound) // self.format.max_samples), 1)
         edges = np.arange(number + 1) * len(sound) // number
         windows = [sound[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
-        return [window for window in windows if len(window) >= self.format.min_samples and window.min() < window.max()]
+        return [window for window in windows if is_heard(window, self.format.min_samples)]
 
 
 def normalized(sound: np.ndarray) -> np.ndarray:

@@ -21,12 +21,25 @@ from ...modeling.filter_banks import HOP, SAMPLING_RATE, WINDOW
 from ...modeling.frames import is_grid
 from ..device import Beside, send
 from ..stream import Block, Rows
-from .decode import DamagedAudio, decode_audio
+from .decode import decode_all, is_heard
 
 
 NUM_VIEWS = 2
 # What of a recording is shorter gives no spectrogram of a patch.
 MIN_SECONDS = 0.2
+
+
+def check_takes_spectrograms(encoder: PreTrainedConfig) -> None:
+    """Refuse an encoder that views of recordings are nothing for.
+
+    Raises:
+        UserError: if it takes no spectrograms.
+    """
+    if not is_grid(encoder):
+        raise UserError(
+            f"Views of recordings are spectrograms, and a {encoder.model_type} takes none. Choose an encoder that "
+            "does: an AST, such as ast-mini."
+        )
 
 
 @dataclass
@@ -104,11 +117,7 @@ class AudioViews:
         arguments: AudioViewArguments | None = None,
         extractor: ASTFeatureExtractor | None = None,
     ):
-        if not is_grid(encoder):
-            raise UserError(
-                f"Views of recordings are spectrograms, and a {encoder.model_type} takes none. Choose an encoder that "
-                "does, such as ast."
-            )
+        check_takes_spectrograms(encoder)
         self.arguments = arguments or AudioViewArguments()
         self.num_frames, self.num_mel_bins = encoder.max_length, encoder.num_mel_bins
         extractor = extractor or ASTFeatureExtractor()
@@ -118,18 +127,10 @@ class AudioViews:
 
     def rows(self, block: Block) -> Rows:
         """Views of a block, a pure function of it."""
-        sounds, kept, bad, num_empty = [], [], [], 0
-        for sample, data in enumerate(block.columns["audio"]):
-            try:
-                sound = decode_audio(data, SAMPLING_RATE)
-            except DamagedAudio as error:
-                bad.append((sample, str(error)))
-                continue
-            if len(sound) < MIN_SECONDS * SAMPLING_RATE or sound.min() == sound.max():
-                num_empty += 1
-                continue
-            sounds.append(sound)
-            kept.append(sample)
+        decoded, bad = decode_all(block.columns["audio"], SAMPLING_RATE)
+        heard = [(sample, sound) for sample, sound in decoded if is_heard(sound, round(MIN_SECONDS * SAMPLING_RATE))]
+        kept, sounds = [sample for sample, _ in heard], [sound for _, sound in heard]
+        num_empty = len(decoded) - len(heard)
         values = np.empty((len(kept), NUM_VIEWS, self.num_frames, self.num_mel_bins), np.float32)
         for row, sample in enumerate(kept):
             for view in range(NUM_VIEWS):

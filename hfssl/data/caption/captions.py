@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.tokenizer import working_copy
+from ..held_out import content_keys
 from ..sources.base import Damage, decode_utf8
 from ..stream import Block, Rows
 from ..text.readers import from_arrow as texts_from_arrow
@@ -96,7 +97,12 @@ class CaptionRows:
         nothing = [i for i, row in enumerate(tokens) if len(row) <= self.num_special]
         bad = [(i, "the tokenizer makes no token of this caption") for i in nothing]
         left = np.setdiff1d(np.arange(len(tokens)), nothing)
-        return Rows({"input_ids": [tokens[i] for i in left]}, np.ones(len(left), np.int64), bad, block.places[left])
+        columns = {
+            "input_ids": [tokens[i] for i in left],
+            # what is equal is the text that was drawn, not the list that it is from
+            f"{self.name}_content": content_keys([texts[i] for i in left]),
+        }
+        return Rows(columns, np.ones(len(left), np.int64), bad, block.places[left])
 
     def tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of some captions, cut to `max_length`."""

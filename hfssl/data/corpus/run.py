@@ -170,10 +170,16 @@ class CorpusPass:
                 missing.append(part)
         return missing
 
-    def wait(self) -> None:
-        """Wait until every part is there, however long other processes need: a barrier would give up at some time."""
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until every part is there, however long other processes need: a barrier would give up at some time.
+
+        Args:
+            meanwhile (`Callable`, *optional*):
+                Called again and again; what it raises ends the wait.
+        """
         for part in range(len(self.parts)):
             while not part_path(self.folder, part).exists():
+                meanwhile()
                 time.sleep(0.5)
 
     def results(self) -> CorpusResults:

@@ -177,28 +177,34 @@ def _numpy_archive(data: bytes, num_channels: int | None) -> ArrayFile:
 def _dicom(data: bytes) -> ArrayFile:
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut
+        from pydicom.pixels import apply_color_lut, apply_modality_lut
     except ImportError as error:
         raise DamagedImage("DICOM files are read with pydicom: `pip install pydicom`") from error
     dataset = pydicom.dcmread(io.BytesIO(data))
     if "PixelData" not in dataset:
         raise DamagedImage("it is a DICOM file without pixels")
     samples, frames = int(dataset.get("SamplesPerPixel", 1)), int(dataset.get("NumberOfFrames", None) or 1)
+    kind, depth, is_signed = dataset.get("PhotometricInterpretation"), int(dataset.BitsStored), False
+    if kind == "PALETTE COLOR":  # values are places in a table of colours
+        samples, depth = 3, int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    else:
+        is_signed = bool(dataset.get("PixelRepresentation", 0))
     # a slope and an offset, or a table: the values of the device become those of a scale, such as Hounsfield's
-    is_scaled = any(name in dataset for name in ("ModalityLUTSequence", "RescaleSlope"))
+    is_scaled = samples == 1 and any(name in dataset for name in ("ModalityLUTSequence", "RescaleSlope"))
 
     def read() -> np.ndarray:
         values = dataset.pixel_array
-        if dataset.get("PhotometricInterpretation") == "MONOCHROME1":  # the least is white
-            values = (1 << int(dataset.BitsStored)) - 1 - values.astype(np.int64)
-            values = values.astype(np.uint16 if dataset.BitsStored > 8 else np.uint8)
+        if kind == "PALETTE COLOR":
+            values = apply_color_lut(values, dataset)[..., :3]
+        if kind == "MONOCHROME1":  # the least is white
+            values = np.invert(values) if is_signed else values.dtype.type((1 << depth) - 1) - values
         if is_scaled:
             values = apply_modality_lut(values, dataset).astype(np.float32)
         if samples > 1:
             return np.moveaxis(values[0] if frames > 1 else values, -1, 0)
         return values.reshape(frames, *values.shape[-2:])
 
-    bits = 16 if is_scaled or int(dataset.BitsStored) > 8 else 8
+    bits = 16 if is_scaled or is_signed or depth > 8 else 8
     return ArrayFile(
         "DICOM", (samples if samples > 1 else frames, int(dataset.Rows), int(dataset.Columns)), bits, read
     )

@@ -58,10 +58,13 @@ class Finish:
         self.device, number = device, len(mean)
         self.scale = (1 / (WHITE * torch.tensor(std))).view(1, number, 1, 1).to(device)
         self.shift = -(torch.tensor(mean) / torch.tensor(std)).view(1, number, 1, 1).to(device)
-        colors = tuple(range(number)) if colors is None else colors
+        colors = list(range(number)) if colors is None else list(colors)
         others = [channel for channel in range(number) if channel not in colors]
-        # channels, and whether they are colours; of all of them no copy has to be made
-        self.parts = [(list(part), part is colors) for part in (colors, others) if len(part)]
+        # channels, by numbers that lie on the device, and whether they are colours
+        self.parts = [
+            (torch.tensor(part, device=device), part is colors) for part in (colors, others) if len(part)
+        ]  # fmt: skip
+        self.is_one_part = list(range(number)) in (colors, others)  # then no copy has to be made
 
     def __call__(self, crops: np.ndarray, draws: np.ndarray) -> torch.Tensor:
         """What the model gets.
@@ -102,7 +105,7 @@ class Finish:
 
     def _finish_(self, images: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
         for channels, are_colors in self.parts:
-            if len(self.parts) == 1 and channels == sorted(channels):
+            if self.is_one_part:
                 self._change_(images, draws, are_colors)
             else:
                 some = images[:, channels]

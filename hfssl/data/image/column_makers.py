@@ -144,10 +144,11 @@ class BlockMasks:
 
 
 class MixedSizes:
-    """Views of another size in each batch: they are cut out at the largest and reduced with the batch.
+    """Views of another size in each step: they are cut out at the largest and reduced with the batch.
 
-    The size of a batch is drawn from the key of its first sample. Local views are reduced in proportion. What depends
-    on the number of patches, such as masks, is made for each size, as `<name>_<size>`, and chosen then.
+    The size is drawn from the key of the step, so that no process waits for another with larger views; batches that
+    are of no step, such as held-out ones, have the largest. Local views are reduced in proportion. What depends on the
+    number of patches, such as masks, is made for each size, as `<name>_<size>`, and chosen then.
 
     Args:
         sizes (`Sequence[int]`):
@@ -159,15 +160,11 @@ class MixedSizes:
     def __init__(self, sizes: Sequence[int], unit: int):
         self.sizes, self.unit, self.largest = tuple(sizes), unit, max(sizes)
 
-    def rows(self, block: Block, kept: np.ndarray) -> dict[str, np.ndarray]:
-        return {"size": np.array(self.sizes)[keyed.key(Use.VIEW_SIZE, block.keys[kept]) % np.uint64(len(self.sizes))]}
-
-    def collate(self, columns: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        return {}
-
-    def resized(self, batch: dict[str, torch.Tensor], columns: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """A batch at the size that is drawn for it."""
-        size = int(columns["size"][0])
+    def resized(self, batch: dict[str, torch.Tensor], key_of_step: np.uint64 | None) -> dict[str, torch.Tensor]:
+        """A batch at the size of its step."""
+        size = self.largest
+        if key_of_step is not None:
+            size = self.sizes[int(keyed.key(Use.VIEW_SIZE, key_of_step)) % len(self.sizes)]
         chosen = {}
         for name, values in batch.items():
             base, _, number = name.rpartition("_")

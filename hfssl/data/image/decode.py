@@ -10,6 +10,12 @@ not applied. Plain JPEG files are decoded by torchvision, which takes less time 
 pixels, 1.3 times for 375×500); all else by Pillow: torchvision has no reduced scale, and its decoder of PNG, hardly
 faster, may crash the process on damaged files.
 
+No image is decoded on a GPU, though torchvision can decode a list of JPEG files there. What is damaged has to be known
+where the stream deals out its rows, before there is a batch, or a batch would be short and a run that goes on would
+have other ones. Crops would have to be cut there as well, out of images of as many sizes as there are images, at full
+size: a reduced scale, which saves most where images are large, is not to be had there. What helps instead are more
+cores (`--dataloader_num_workers`), one decode for all crops of an image, and files hardly larger than the views.
+
 What cannot be decoded raises [`DamagedImage`] with a short reason; nothing is decoded beyond a limit on pixels.
 """
 

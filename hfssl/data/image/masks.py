@@ -39,6 +39,8 @@ MASK_COLUMNS = (
     "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "semantic_mask", "label",
     "labels", "label_image", "gt",
 )  # fmt: skip
+# Different values of masks without names: of more, they are hardly classes.
+_MOST_CLASSES = 200
 # What may stand behind the name of an image in that of its mask.
 _ENDINGS = ("", "_mask", "-mask", "_label", "_labels", "_gt")
 _SHOWN = 3
@@ -114,6 +116,12 @@ def open_masked(
         if split not in folders:
             raise DataError(f"{str(dataset)!r} has no split {split!r}; there are {', '.join(map(repr, folders))}.")
         images, masks = (open_source(folder, inputs={"image": Input("image")}) for folder in folders[split])
+        for each, place in zip((images, masks), folders[split], strict=True):
+            if each.num_rows != len(each.files):
+                raise DataError(
+                    f"{place} holds {each.num_rows:,} images in {len(each.files):,} files, and an image finds its "
+                    "mask by the name of its file. Unpack archives, or keep images and masks as columns of one table."
+                )
         pairs = _pairs(images.files, masks.files, folders[split])
         listed = Path(os.fspath(dataset), "classes.txt")
         if listed.is_file():
@@ -136,7 +144,6 @@ def open_masked(
 def _classes_of_each(images: LazySamples, masks: LazySamples, names: list[str]) -> list[list[int]]:
     """The classes in each mask, which is checked."""
     found: list[list[int]] = []
-    ignores = False
     for row in range(len(masks)):
         where = f"The mask {masks.where(row)}"
         mask = read_mask(masks[row], where)
@@ -152,18 +159,20 @@ def _classes_of_each(images: LazySamples, masks: LazySamples, names: list[str]) 
                     "image, without smoothing (nearest neighbour)."
                 )
         values = np.unique(mask).tolist()
-        classes, ignores = [each for each in values if each != IGNORED], ignores or IGNORED in values
+        classes = [each for each in values if each != IGNORED]
         if names and classes and classes[-1] >= len(names):
             raise DataError(
                 f"{where} has pixels of class {classes[-1]}, and there are names for {len(names)} classes, 0 to "
                 f"{len(names) - 1}: add lines to classes.txt, or give pixels of no class the value {IGNORED}."
             )
         found.append(classes)
-    if {each for classes in found for each in classes} < {0, IGNORED}:
-        what = f"but {IGNORED}, which counts nowhere" if ignores else "else"
+    different = {each for classes in found for each in classes}
+    if not names and len(different) > _MOST_CLASSES:
         raise DataError(
-            f"The masks, such as {masks.where(0)}, have pixels of class 0 and nothing {what}: there is nothing to "
-            "tell apart. Of two classes the values are 0 and 1."
+            f"The masks, such as {masks.where(0)}, have {len(different):,} different values, up to "
+            f"{max(different):,}, each of which would be a class. Smoothed masks have that many (resize them by "
+            "nearest neighbour), and those that number single objects (give all of a kind one value). Where there are "
+            "so many classes, name them in a classes.txt beside images/ and masks/."
         )
     return found
 

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,14 +61,21 @@ class RangeOfSet:
     images: Sequence[bytes]
     stated: Sequence[float] | None = None
 
-    @cached_property
-    def judged(self) -> ValueRange | None:
-        looked_at = range(0, len(self.images), -(-len(self.images) // _JUDGED_IMAGES) or 1)
-        return judge_range(self.images[row] for row in looked_at)
+    def __post_init__(self):
+        self._judged: dict[int, ValueRange | None] = {}  # by the channels that are wanted
 
     def for_encoder(self, processor: Any) -> ValueRange | None:
-        """What is stated, else what the encoder was trained with, else what is judged."""
-        return (tuple(self.stated) if self.stated else None) or range_of(processor) or self.judged
+        """What is stated, else what the encoder was trained with, else what is judged in the channels it takes."""
+        from ...modeling.image_processing import processed_channels  # imports more than workers need
+
+        known = (tuple(self.stated) if self.stated else None) or range_of(processor)
+        return known or self._judge(processed_channels(processor))
+
+    def _judge(self, num_channels: int) -> ValueRange | None:
+        if num_channels not in self._judged:
+            looked_at = range(0, len(self.images), -(-len(self.images) // _JUDGED_IMAGES) or 1)
+            self._judged[num_channels] = judge_range((self.images[row] for row in looked_at), num_channels)
+        return self._judged[num_channels]
 
 
 def range_of(processor: Any) -> ValueRange | None:

@@ -65,9 +65,9 @@ class ViewArguments:
             Pixels a side of a view. Left out or auto: 32 for the embedded letters, else chosen with the encoder, or
             that of a given one (vit-mini-patch4: 32), or 224.
         mixed_sizes (`list[int]`, *optional*):
-            Several sizes of views, of which one is drawn for each batch, such as 224 336 448: for the last steps of a
+            Several sizes of views, of which one is drawn for each step, such as 224 336 448: for the last steps of a
             run, which adapt it to larger images (DINOv3). Local views change in proportion. The largest is
-            `image_size`.
+            `image_size`; held-out losses are of it.
         crop_scale (`tuple[float, float]`, *optional*):
             Smallest and largest share of the image's area that a view shows.
         crop_ratio (`tuple[float, float]`, *optional*):
@@ -272,7 +272,6 @@ class Views:
         if odd := [size for size in sizes if size % unit]:
             raise UserError(f"`--mixed_sizes` are multiples of the encoder's patches of {unit} pixels, got {odd[0]}.")
         self.sizes = MixedSizes(sizes, unit)
-        self.makers.append(self.sizes)
         if self.preset.mask_ratio is not None:
             self.makers += [
                 BlockMasks(len(self.views), size // unit, self.preset.mask_ratio, f"masked_patches_{size}")
@@ -345,7 +344,7 @@ class Views:
         if self.tiles is not None:
             lines.append(f"of tiles of {self.tiles.size} pixels, {self.tiles.most} an image at most")
         if self.sizes is not None:
-            lines.append(f"a size for each batch: {_words(self.sizes.sizes)} pixels")
+            lines.append(f"a size for each step: {_words(self.sizes.sizes)} pixels")
         return "\n".join(lines)
 
 
@@ -364,7 +363,7 @@ class ViewCollator:
         batch = {}
         for maker in self.makers:
             batch |= maker.collate(columns, self.device)
-        return batch if self.sizes is None else self.sizes.resized(batch, columns)
+        return batch if self.sizes is None else self.sizes.resized(batch, columns.get("key_of_step"))
 
 
 def _resolve(

@@ -8,6 +8,7 @@ import torch
 
 from ...errors import UserError
 from ..blocks import take_rows
+from ..device import Beside, send
 from ..held_out import content_keys
 from ..modality import Input
 from ..stream import Block, Rows
@@ -25,7 +26,8 @@ class Side(Protocol):
     has_mask: bool
 
     def rows(self, block: Block) -> Rows:
-        """One row of each sample of the block's column of that name, in their order, without those in `bad`."""
+        """One row of each sample of the block's column of that name, in their order, without those in `bad`. A column
+        `<name>_content` says what of a sample is compared, where that is not all of it."""
 
     def collator(self, device: torch.device | str) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
         """What turns columns of some rows into a batch on `device`."""
@@ -94,12 +96,13 @@ class PairRows:
             for column, values in rows.columns.items():
                 columns[column] = take_rows(values, chosen)
         for name in self.sides:
-            columns[f"{name}_content"] = content_keys([block.columns[name][i] for i in kept])
+            if f"{name}_content" not in columns:
+                columns[f"{name}_content"] = content_keys([block.columns[name][i] for i in kept])
         return Rows(columns, np.ones(len(kept), np.int64), bad, block.places[kept], num_empty=num_empty)
 
-    def collator(self, device: torch.device | str = "cpu") -> "PairCollator":
-        """What turns the columns of some rows into a batch on `device`."""
-        return PairCollator(self, device)
+    def collator(self, device: torch.device | str = "cpu", parts: int = 1) -> "PairCollator":
+        """What turns the columns of some rows into a batch on `device`, see [`PairCollator`]."""
+        return PairCollator(self, device, parts)
 
 
 def _index_of(places: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -114,19 +117,29 @@ class PairCollator:
     Where both sides have an `attention_mask`, they are `a_attention_mask` and `b_attention_mask`.
 
     With `with_duplicates`, `<name>_content` `(batch_size,)`, int64, is equal where pairs have the same content on that
-    side: see [`duplicate_mask`].
+    side: they are no negatives of each other.
+
+    Args:
+        rows ([`PairRows`]):
+            What makes the columns.
+        device (`torch.device` or `str`):
+            Where batches go.
+        parts (`int`, *optional*, defaults to 1):
+            Batches in a row whose pairs are compared with each other.
 
     Attributes:
         num_rows, num_duplicates (`int`):
-            Pairs so far, and those of which another pair of the batch of this process had the same content on a side.
+            Pairs so far, and those of which another pair of this process that it was compared with had the same
+            content on a side.
     """
 
-    def __init__(self, rows: PairRows, device: torch.device | str):
+    def __init__(self, rows: PairRows, device: torch.device | str, parts: int = 1):
         self.collators = [side.collator(device) for side in rows.sides.values()]
         both = all(side.has_mask for side in rows.sides.values())
         self.prefixes = ("a_", "b_") if both else ("", "")
-        self.device, self.with_duplicates = torch.device(device), rows.with_duplicates
+        self.beside, self.with_duplicates, self.parts = Beside(torch.device(device)), rows.with_duplicates, parts
         self.num_rows = self.num_duplicates = 0
+        self._waiting: list[dict[str, np.ndarray]] = []
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
@@ -142,28 +155,22 @@ class PairCollator:
                 )
             batch |= found
         content = {name: values for name, values in columns.items() if name.endswith("_content")}
-        is_double = np.zeros(len(next(iter(content.values()))), bool)
-        for keys in content.values():
-            _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-            is_double |= counts[inverse] > 1
-        self.num_rows, self.num_duplicates = self.num_rows + len(is_double), self.num_duplicates + int(is_double.sum())
+        self._count(content)
         if self.with_duplicates:
             # torch has few operations for integers without a sign: a key keeps its bits
             signed = {name: np.ascontiguousarray(values).view(np.int64) for name, values in content.items()}
-            batch |= {name: torch.from_numpy(values).to(self.device) for name, values in signed.items()}
+            batch |= self.beside(lambda: {name: send(values, self.beside.device) for name, values in signed.items()})
         return batch
 
-
-def duplicate_mask(content: torch.Tensor, all_content: torch.Tensor | None = None) -> torch.Tensor:
-    """Which pairs are no negatives of each other, since a side of theirs has the same content.
-
-    Args:
-        content (`torch.Tensor` of shape `(batch_size,)`):
-            A `<name>_content` of a batch.
-        all_content (`torch.Tensor` of shape `(global_batch_size,)`, *optional*):
-            That of the pairs of all processes.
-
-    Returns:
-        `torch.Tensor` of dtype `bool` and shape `(batch_size, global_batch_size)`: true where a pair meets itself too.
-    """
-    return content[:, None] == (content if all_content is None else all_content)[None]
+    def _count(self, content: dict[str, np.ndarray]) -> None:
+        """Look for pairs with a side in common, once all that are compared are there."""
+        self._waiting.append(content)
+        if len(self._waiting) < self.parts:
+            return
+        whole = [np.concatenate([part[name] for part in self._waiting]) for name in content]
+        is_double = np.zeros(len(whole[0]), bool)
+        for keys in whole:
+            _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+            is_double |= counts[inverse] > 1
+        self.num_rows, self.num_duplicates = self.num_rows + len(is_double), self.num_duplicates + int(is_double.sum())
+        self._waiting = []

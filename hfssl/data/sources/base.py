@@ -82,11 +82,17 @@ class Source:
             About how many bytes of samples are in each piece.
         files (`list[str]`):
             Names for messages, relative to the data set.
+        class_folders (`Sequence[str]`):
+            The folders that are the classes of the column `label`, where these are what it is made of.
+        tables (`Sequence[str]`):
+            Names of the files beside the samples whose columns are among `features`.
         hub (`dict[str, str]`):
             Of a data set of the Hub `id`, `split` and, where they are known, `config` and `revision`; else empty.
     """
 
     unit = "row"
+    class_folders: Sequence[str] = ()
+    tables: Sequence[str] = ()
     hub: dict[str, str] = {}
     groups_at_once = 1  # groups between which a process may go to and fro without reading one of them twice
 

@@ -1,11 +1,13 @@
 """Folders of files that are a sample each, such as images or recordings, and zip files of them."""
 
+import itertools
 import json
 import logging
 import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import datasets
@@ -43,7 +45,8 @@ def encoded_samples(column: pa.ChunkedArray) -> list:
 
 
 def read_folder(files: SplitFiles) -> Source:
-    """Files of the modality that is read, and zip files of them. Class folders become the column `label`."""
+    """Files of the modality that is read, and zip files of them. Class folders become the column `label`, and so do
+    columns of metadata, which go before it where they have one of that name."""
     options = {"inputs": files.inputs, "dataset": repr(files.dataset), "fingerprint": files.fingerprint}
     kind = modality(files.inputs[leading_input(files.inputs)].modality)
     found = sample_files(files.paths, files.names, files.sizes, kind)
@@ -52,17 +55,21 @@ def read_folder(files: SplitFiles) -> Source:
             f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
             f"Supported are {kind.supported}."
         )
-    metadata = list(filter(is_metadata, files.paths))
     sides, digest = _files_beside(files.inputs, found)
     if sides:
         options["fingerprint"] = new_digest(files.fingerprint, "beside", digest).hexdigest()
-    if metadata:
-        everywhere = [path for of_split in files.splits.values() for path in of_split]
-        features, columns = _columns_beside(metadata, found, everywhere)
-        return SampleFolderSource(found, others=features, beside=columns, sides=sides, **options)
     of_splits = [sample_files(paths, paths, [0] * len(paths), kind) for paths in files.splits.values()]
-    classes = class_names([[path for path, _, _ in of_split] for of_split in of_splits])
-    return SampleFolderSource(found, classes=classes, sides=sides, **options)
+    in_splits = [[path for path, _, _ in of_split] for of_split in of_splits]
+    read = {path: _read_metadata(path) for path in files.paths if is_metadata(path)}
+    for path, table in read.items():
+        if "file_name" not in table.column_names:
+            _say_is_passed_over(path, ", ".join(table.column_names), kind.samples)
+    tables = {path: table for path, table in read.items() if "file_name" in table.column_names}
+    everywhere = itertools.chain(*files.splits.values(), *in_splits)
+    features, columns = _columns_beside(tables, found, everywhere) if tables else ({}, {})
+    return SampleFolderSource(
+        found, classes=class_names(in_splits), others=features, beside=columns, sides=sides, tables=tables, **options
+    )
 
 
 def sample_files(
@@ -93,7 +100,7 @@ def is_metadata(path: str) -> bool:
 
 
 def _read_metadata(path: str) -> pa.Table:
-    """A file of metadata: a row for each file, by its path from there, in the column `file_name`."""
+    """A file of metadata: a row for each file, by its path from there, in the column `file_name` if it has one."""
 
     def read() -> pa.Table:
         with open_bytes(path) as file:
@@ -106,17 +113,21 @@ def _read_metadata(path: str) -> pa.Table:
             names = dict.fromkeys(name for record in records for name in record)
             return pa.table({name: [record.get(name) for record in records] for name in names})
 
-    table = third_party(read, f"{path!r} cannot be read")
-    if "file_name" not in table.column_names:
-        raise DataError(
-            f"{path!r} has no column `file_name`, which says the file of each row by its path from there. Its columns "
-            f"are: {', '.join(table.column_names)}. Rename one of them."
-        )
-    return table
+    return third_party(read, f"{path!r} cannot be read")
+
+
+@cache
+def _say_is_passed_over(path: str, columns: str, samples: str) -> None:
+    """Once, and not for each split that is opened."""
+    logger.warning(
+        "%r has no column `file_name`, which would say the file of each row by its path from there, and is not read "
+        "with the %s. Its columns are: %s. Rename the one that names the files; where labels are needed, `--labels "
+        "%s` takes the table as it is.", path, samples, columns, path,
+    )  # fmt: skip
 
 
 def _columns_beside(
-    metadata: Sequence[str], files: Sequence[tuple[str, str, int]], of_all_splits: Iterable[str]
+    tables: Mapping[str, pa.Table], files: Sequence[tuple[str, str, int]], of_all_splits: Iterable[str]
 ) -> tuple[dict, dict[str, list]]:
     """Features and values of the columns in files of metadata; `None` for a file that has no row."""
     there = set(map(os.path.normpath, of_all_splits))
@@ -124,8 +135,7 @@ def _columns_beside(
     features: dict[str, Any] = {}
     columns: dict[str, list] = {}
     matched, num_named, example = 0, 0, ""
-    for path in metadata:
-        table = _read_metadata(path)
+    for path, table in tables.items():
         names = table["file_name"].to_pylist()
         # a file in a zip has the name of the zip before its own
         named = [os.path.normpath(os.path.join(os.path.dirname(path), str(name))) for name in names]
@@ -142,15 +152,16 @@ def _columns_beside(
             for row, value in zip(rows, table[name].to_pylist(), strict=True):
                 if row is not None:
                     column[row] = value
+    first = next(iter(tables))
     if not matched:
         raise DataError(
-            f"No file that {metadata[0]!r} names in its column `file_name` is there. Paths start at the folder in "
-            f"which it lies, as in {os.path.relpath(files[0][0], os.path.dirname(metadata[0]))!r}."
+            f"No file that {first!r} names in its column `file_name` is there. Paths start at the folder in "
+            f"which it lies, as in {os.path.relpath(files[0][0], os.path.dirname(first))!r}."
         )
     if matched < num_named:
         logger.warning(
             "%s of the %s files that %s names are not there, such as %r: their rows are left out.",
-            f"{num_named - matched:,}", f"{num_named:,}", metadata[0], example,
+            f"{num_named - matched:,}", f"{num_named:,}", first, example,
         )  # fmt: skip
     return features, columns
 
@@ -166,12 +177,12 @@ def _files_beside(
     others = {wanted.modality for wanted in inputs.values()} - {None, leading}
     if not others or not paths:
         return {}, []
-    there: dict[str, int] = {}
+    there: dict[str, os.DirEntry | zipfile.ZipInfo] = {}
     for folder in dict.fromkeys(os.path.dirname(path) for path in paths if _INSIDE not in path):
-        there |= {entry.path: entry.stat().st_size for entry in os.scandir(folder or ".") if entry.is_file()}
+        there |= {entry.path: entry for entry in os.scandir(folder or ".") if entry.is_file()}
     for archive in dict.fromkeys(path.partition(_INSIDE)[0] for path in paths if _INSIDE in path):
         with zipfile.ZipFile(archive) as members:
-            there |= {f"{archive}{_INSIDE}{member.filename}": member.file_size for member in members.infolist()}
+            there |= {f"{archive}{_INSIDE}{member.filename}": member for member in members.infolist()}
     sides: dict[str, list[str | None]] = {}
     for name in sorted(others):
         kind = modality(name)
@@ -180,7 +191,12 @@ def _files_beside(
         beside = [next((stem + ending for ending in endings if stem + ending in there), None) for stem in stems]
         if any(beside):
             sides[name] = beside
-    return sides, [(name, [there.get(path) for path in beside]) for name, beside in sides.items()]
+
+    def size(path: str | None) -> int | None:  # of these only: a disk in a network is asked for each
+        found = None if path is None else there[path]
+        return found.stat().st_size if isinstance(found, os.DirEntry) else found and found.file_size
+
+    return sides, [(name, list(map(size, beside))) for name, beside in sides.items()]
 
 
 class SampleFolderSource(Source):
@@ -196,6 +212,8 @@ class SampleFolderSource(Source):
             Features and values of the columns that metadata have, one value for each file.
         sides (`dict[str, list[str | None]]`, *optional*):
             By the name of a modality, which is that of a column then, the file of it beside each file.
+        tables (`Iterable[str]`, *optional*):
+            Paths of the files of metadata from which `others` are.
     """
 
     unit = "file"
@@ -210,6 +228,7 @@ class SampleFolderSource(Source):
         others: dict | None = None,
         beside: dict[str, list] | None = None,
         sides: dict[str, list[str | None]] | None = None,
+        tables: Iterable[str] = (),
         fingerprint: str = "",
     ):
         paths, names, sizes = map(list, zip(*files, strict=True))
@@ -235,6 +254,8 @@ class SampleFolderSource(Source):
         self._beside = {name: values for name, values in (beside or {}).items() if name in wanted}
         self._sides = {name: of_files for name, of_files in (sides or {}).items() if name in wanted}
         self.num_rows = len(paths)
+        self.class_folders = () if "label" in (others or ()) else tuple(classes)
+        self.tables = tuple(map(os.path.basename, tables))
         folders = f" in {describe(len(classes), 'class folders')}" if classes else ""
         self.description = f"{describe(len(paths), f'{kind.name} files')}{folders}"
 

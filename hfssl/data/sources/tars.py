@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -66,18 +66,26 @@ _LABEL = "label"
 
 def read_tars(files: SplitFiles) -> Source:
     """Webdataset tars; remote ones are downloaded first."""
-    paths = files.paths
-    if is_remote(paths[0]):
-        paths = download_once(paths, files.dataset, files.sizes)
+
+    def of_others() -> list[list[str]]:
+        others = [of_split for of_split in files.splits.values() if of_split != files.paths]
+        if others and is_remote(files.paths[0]):
+            logger.info("%r: a class may be in another split only, so that these are looked through.", files.dataset)
+        return [_here(of_split, files.dataset, file_sizes(of_split)[0]) for of_split in others]
+
     return TarSource(
-        paths,
+        _here(files.paths, files.dataset, files.sizes),
         files.names,
         files.sizes,
         inputs=files.inputs,
         dataset=repr(files.dataset),
-        others=[of_split for of_split in files.splits.values() if of_split != files.paths],
+        others=of_others,
         fingerprint=files.fingerprint,
     )
+
+
+def _here(paths: list[str], dataset: str, sizes: Sequence[int]) -> list[str]:
+    return download_once(paths, dataset, sizes) if is_remote(paths[0]) else paths
 
 
 class TarSource(Source):
@@ -97,7 +105,7 @@ class TarSource(Source):
         *,
         dataset: str,
         inputs: dict[str, Input],
-        others: Sequence[list[str]] = (),
+        others: Callable[[], list[list[str]]] = list,
         fingerprint: str = "",
     ):
         self._paths, self._cache = paths, Cache()
@@ -140,7 +148,7 @@ class TarSource(Source):
         classes: list[str] = []
         if len(columns) == 1 and of_files.get(columns[0]) == leading.name:
             is_read = any(wanted.column == _LABEL for wanted in inputs.values())
-            folders = [_folders_of(of_split, leading.file_extensions) for of_split in others if is_read]
+            folders = [_folders_of(of_split, leading.file_extensions) for of_split in (others() if is_read else ())]
             classes = class_names([[name for tar in tars for name in tar.folders], *folders])
         self._json = next((field for field in fields if field in _JSON), None)
         if self._json:
@@ -362,8 +370,6 @@ def _in_folder(key: str) -> str:
 
 def _folders_of(paths: list[str], extensions: tuple[str, ...]) -> list[str]:
     """A name in each folder that holds files with one of some endings, in some tars."""
-    if is_remote(paths[0]):
-        paths = download_once(paths, paths[0], file_sizes(paths)[0])
     found = set()
     for path, size in zip(paths, file_sizes(paths)[0], strict=True):
         members = _read_members(path, os.path.basename(path), size)

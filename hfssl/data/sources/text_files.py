@@ -370,6 +370,10 @@ def _json_feature(values: list):
 class PlainTextSource(BytesSource):
     """Files that hold text only. What says their class is the folder that they lie in, where there are several."""
 
+    @property
+    def class_folders(self) -> list[str]:
+        return list(self.features["label"].names) if "label" in self.features else []
+
     def _with_class(self, texts: list, files: Iterable[int]) -> dict[str, list]:
         """The columns of some texts, of which each lies in one of `files`."""
         columns: dict[str, list] = {self.leading: texts}

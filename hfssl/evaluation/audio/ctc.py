@@ -31,6 +31,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
+from ...data.audio.collate import batches_by_length
 from ...machine import choose_precision, compute_device, process_state
 from ...modeling.base import evaluating
 from ...modeling.frames import frame_mask
@@ -42,7 +43,7 @@ from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
-from .encoder import MOST_SECONDS, batches_by_length, make_inputs
+from .encoder import MOST_SECONDS, make_inputs
 from .features import SECONDS_AT_ONCE
 from .finetuning import AudioFinetuning, TrainingClips
 
@@ -244,7 +245,7 @@ class _CtcRun:
         finetuning, state = self.finetuning, process_state()
         clips = finetuning.clips("test")
         most = SECONDS_AT_ONCE * finetuning.encoder.sampling_rate
-        batches = batches_by_length(clips.lengths, 32, most, only_equal=not finetuning.pads_exactly)
+        batches = batches_by_length(clips.lengths, most, 32, only_equal=not finetuning.pads_exactly)
         found: dict[int, str] = {}
         with evaluating(model):
             for rows in batches[state.process_index :: state.num_processes]:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ...data.audio.collate import batches_by_length
 from ..extraction import MAX_BAD_FRACTION
 from .clips import Clips
-from .encoder import LEAST_SECONDS, batches_by_length, encode_layers
+from .encoder import LEAST_SECONDS, encode_layers
 from .features import SECONDS_AT_ONCE
 
 
@@ -37,7 +38,7 @@ class AudioEmbedder:
         self.clips = Clips(samples, rate, **bounds, name="those to measure on", max_bad_fraction=borne)
         # feature extractors of encoders with group norm, of which padding is sound, say that they give no mask
         only_equal = not getattr(processor, "return_attention_mask", True)
-        self.rows = batches_by_length(self.clips.lengths, batch_size, SECONDS_AT_ONCE * rate, only_equal)
+        self.rows = batches_by_length(self.clips.lengths, SECONDS_AT_ONCE * rate, batch_size, only_equal)
 
     @property
     def num_batches(self) -> int:

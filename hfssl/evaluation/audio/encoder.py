@@ -138,29 +138,3 @@ def pads_exactly(model: PreTrainedModel, processor: Any) -> bool:
     with evaluating(model):
         alone, beside = encode_layers(model, processor, [short])[0], encode_layers(model, processor, [short, long])[0]
     return bool((alone - beside).abs().max() <= 1e-3 * alone.abs().max())
-
-
-def batches_by_length(
-    lengths: np.ndarray, batch_size: int, most_samples: int, only_equal: bool = False
-) -> list[np.ndarray]:
-    """Clips that go through an encoder together: about equally long ones, so that there is little padding.
-
-    Args:
-        lengths (`np.ndarray` of shape `(num_clips,)`):
-            In samples.
-        batch_size (`int`):
-            Most clips of a batch.
-        most_samples (`int`):
-            Most samples of a batch, padding included, unless it is one clip.
-        only_equal (`bool`, *optional*, defaults to `False`):
-            Whether all clips of a batch must be of one length.
-    """
-    batches: list[list[int]] = []
-    for row in np.argsort(lengths, kind="stable").tolist():
-        last = batches[-1] if batches else []
-        fits = last and len(last) < batch_size and lengths[row] * (len(last) + 1) <= most_samples
-        if fits and not (only_equal and lengths[last[0]] != lengths[row]):
-            last.append(row)
-        else:
-            batches.append([row])
-    return [np.array(batch) for batch in batches]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ...data.audio.collate import batches_by_length
 from ...machine import choose_precision, process_state
 from ...modeling.base import evaluating
 from ...modeling.filter_banks import SAMPLING_RATE, mfcc
@@ -24,7 +25,6 @@ from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeature
 from .encoder import (
     LEAST_SECONDS,
     AudioEncoder,
-    batches_by_length,
     clip_limits,
     encode_layers,
     lengthened,
@@ -93,7 +93,7 @@ class EncoderLayers:
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         most, made = SECONDS_AT_ONCE * self.processor.sampling_rate, {}
         with evaluating(self.model), autocast:
-            for rows in batches_by_length(lengths, self.batch_size, most, self.only_equal):
+            for rows in batches_by_length(lengths, most, self.batch_size, self.only_equal):
                 found = encode_layers(self.model, self.processor, [windows[row] for row in rows], self.pooling)
                 made |= dict(zip(rows.tolist(), found.cpu().numpy(), strict=True))
         features = np.stack([made[row] for row in range(len(windows))])

@@ -14,7 +14,7 @@ from ...functional.keyed import Use
 from ..finetune_rows import KeyedOrder, label_of
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
-from .clips import Clips
+from .clips import KEPT_BYTES, Clips
 from .encoder import AudioEncoder, clip_limits, make_inputs, pads_exactly
 
 
@@ -62,7 +62,10 @@ class AudioFinetuning:
         """The waveforms of a split."""
         if split not in self._clips:
             data = self.splits[split]
-            self._clips[split] = Clips(data.samples, self.encoder.sampling_rate, least=self.least, name=data.name)
+            self._clips[split] = Clips(
+                data.samples, self.encoder.sampling_rate, least=self.least, name=data.name,
+                most_bytes=KEPT_BYTES // len(self.splits),
+            )  # fmt: skip
         return self._clips[split]
 
 

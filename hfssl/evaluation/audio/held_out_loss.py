@@ -7,12 +7,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ...data.audio.collate import batches_by_length
 from ...data.held_out import content_keys
 from ...data.sources import identity
 from ...data.stream import Block, Rows
 from ...errors import UserError
 from ...functional import keyed
 from ...functional.keyed import Use
+from ...losses import code_perplexity
 from ...modeling.method import LossContext
 from ..held_out_loss import MOST_SAMPLES, HeldOutLossEvaluator
 from .clips import Kept
@@ -72,12 +74,7 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             )
         self.num_samples, self.collate, self.world_size = len(recordings), collate, world_size
         self.batch_seconds = batch_seconds
-        batches: list[list[int]] = []
-        for row in np.argsort(lengths, kind="stable").tolist():
-            if batches and lengths[row] * (len(batches[-1]) + 1) <= batch_seconds:
-                batches[-1].append(row)
-            else:
-                batches.append([row])
+        batches = batches_by_length(np.array(lengths), batch_seconds)
         self.batch_size = max(map(len, batches))
         self.batches = [[places[row] for row in batch] for batch in batches[rank::world_size]]
         self._columns = Kept(self._columns_of, _num_bytes)
@@ -102,9 +99,12 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
         return {name: _take(column, rows) for name, column in made.columns.items()}
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
-        """The loss of a pre-training model in evaluation mode, as it is."""
+        """The loss of a pre-training model in evaluation mode, as it is; of one that predicts codes or units also
+        `target_perplexity`, how many of them held-out frames have, as many as of equal frequency."""
         device = next(model.parameters()).device
         sums = torch.zeros(2, dtype=torch.float64, device=device)
+        shape = getattr(model, "num_targets", (0, 0))
+        counts = torch.zeros(shape, dtype=torch.float64, device=device)
         with torch.no_grad():
             for index in range(len(self.batches)):
                 batch = self.batch(device, index)
@@ -115,11 +115,18 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
                 if isinstance(items, dict):
                     items = None
                 count = float(len(next(iter(batch.values()))) if items is None else items)
+                if counts.numel():
+                    numbers = model.targets_of(outputs).T
+                    counts.scatter_add_(1, numbers, torch.ones_like(numbers, dtype=counts.dtype))
                 sums += torch.stack([loss.double() * count, sums.new_tensor(count)])
         if self.world_size > 1:
             dist.all_reduce(sums)
+            if counts.numel():
+                dist.all_reduce(counts)
         loss, count = sums.tolist()
-        return {"loss": loss / max(count, 1.0)}
+        # codes of several books are one target together
+        in_use = {"target_perplexity": code_perplexity(counts[None]).prod().item()} if counts.numel() else {}
+        return {"loss": loss / max(count, 1.0), **in_use}
 
     def loss_context(self, model: torch.nn.Module) -> LossContext:
         return LossContext(self.batch_size)

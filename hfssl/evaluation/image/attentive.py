@@ -9,32 +9,29 @@ epochs, at least 300 steps; nothing is chosen. Seeds 0, 1 and 2 draw weights and
 drawn by keys, the same for every encoder and baseline. Beside: random weights, and raw patches of the same grid.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ...machine import choose_precision, compute_device, process_state
-from ...modeling.base import evaluating
+from ...machine import compute_device
 from ...modeling.image_processing import processed_channels
-from ..evaluator import EvaluationError, Evaluator
+from ..evaluator import EvaluationError
 from ..extraction import check_damage
 from ..frozen import aligned_labels, classification_scores, make_results
-from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT
+from ..probe_features import ENCODER
 from ..processed_encoder import seeded
 from ..progress import Progress
-from ..results import Result, write_results
-from .encoder import VisionEncoder
+from ..results import Result
 from .features import ImageReader, processed_size, range_for, resized_images
-from .patch_features import PatchEncoder, raw_patches
+from .patch_evaluator import PatchEvaluator, PatchMaps
 
 
 if TYPE_CHECKING:
@@ -70,17 +67,17 @@ class AttentiveClassifier(nn.Module):
 
 
 @dataclass
-class AttentiveEvaluator(Evaluator):
+class AttentiveEvaluator(PatchEvaluator):
     r"""
     Classification by attention to frozen patch features. The protocol stands at the top of the module.
 
     Args:
         train, test ([`~hfssl.data.labelled.LabelledData`]):
             Labelled images to learn from and to measure on.
-        batch_size (`int`, *optional*, defaults to `256`):
-            Images a forward pass of the encoder.
-        precision (`str`, *optional*, defaults to `"fp32"`):
-            Autocast to bf16 or not; `auto` takes bf16 where the hardware computes in it.
+        batch_size (`int`, *optional*, defaults to `256`), precision (`str`, *optional*, defaults to `"fp32"`):
+            See [`~hfssl.evaluation.image.patch_evaluator.PatchEvaluator`].
+        beside (`dict[str, str | Path | PreTrainedModel]`, *optional*):
+            Likewise.
         seeds (`tuple[int, ...]`, *optional*, defaults to `(0, 1, 2)`):
             Of the weights and the order.
         max_images (`int`, *optional*, defaults to `5000`):
@@ -96,10 +93,6 @@ class AttentiveEvaluator(Evaluator):
     title: ClassVar[str] = "attentive probe"
     primary_metric = "accuracy"
 
-    train: "LabelledData"
-    test: "LabelledData"
-    batch_size: int = 256
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     seeds: tuple[int, ...] = (0, 1, 2)
     max_images: int = MAX_IMAGES
     epochs: int = EPOCHS
@@ -110,119 +103,95 @@ class AttentiveEvaluator(Evaluator):
             raise EvaluationError("The protocol attentive is for encoders of images: leave it out of `--protocol`.")
         self.labels = aligned_labels(self.train, self.test)
 
-    def __call__(
-        self,
-        encoder: str | Path | PreTrainedModel,
-        processor: Any = None,
-        *,
-        output_dir: str | Path | None = None,
-        command: str | None = None,
-        name: str | None = None,
+    def results(
+        self, encoders: PatchMaps, output_dir: str | Path | None, command: str | None, name: str | None
     ) -> list[Result]:
-        made = None
-        if process_state().is_main_process:
-            made = self._results(VisionEncoder(encoder, processor), command, name)
-            if output_dir is not None:
-                write_results(Path(output_dir) / "results.json", made)
-        return broadcast_object_list([made])[0]
-
-    def _results(self, vision: VisionEncoder, command: str | None, name: str | None) -> list[Result]:
-        precision = choose_precision(self.precision, use_cpu=process_state().device.type == "cpu")
-        trained, untrained = vision.load(), vision.random_init(seed=0)
-        # a model that was given as an object stays where it is
-        device = trained.device if vision.model is trained else process_state().device
-        encoders = {
-            kind: PatchEncoder(vision, model.to(device), precision)
-            for kind, model in ((ENCODER, trained), (RANDOM_INIT, untrained))
-        }
         train_y, test_y = self.labels
         rows = np.sort(keyed.permutation(len(train_y), Use.ATTENTIVE_PROBE)[: self.max_images])
-        with evaluating(trained), evaluating(untrained):
-            train_x = self._patches(vision, encoders, self.train, rows, "Patches of train")
-            test_x = self._patches(vision, encoders, self.test, np.arange(len(test_y)), "Patches of test")
-        scores: dict[str, dict[int, dict[str, float]]] = {}
         num_classes = train_y.shape[1] if train_y.ndim == 2 else len(self.train.class_names)
-        with Progress(len(train_x) * len(self.seeds), self.title, " fits") as bar:
-            for kind, x in train_x.items():
-                scores[kind] = {}
-                for seed in self.seeds:
-                    logits = attentive_logits(
-                        x, train_y[rows], test_x[kind], num_classes, seed, self.epochs, self.min_steps
-                    )
-                    scores[kind][seed] = classification_scores(logits.argmax(1), test_y, logits)
-                    bar.update()
+        parts: dict[str, list[torch.Tensor]] = {kind: [] for kind in encoders.kinds}
+        for patches in self._patches(encoders, self.train, rows, "Patches of train"):
+            for kind, each in patches.items():
+                parts[kind].append(each)
         settings = {
-            "image_size": processed_size(vision.processor), "patches": train_x[ENCODER].shape[1],
-            "dim": train_x[ENCODER].shape[2], "precision": precision, "epochs": self.epochs,
+            "image_size": processed_size(encoders.vision.processor), "patches": parts[ENCODER][0].shape[1],
+            "dim": parts[ENCODER][0].shape[2], "precision": encoders.precision, "epochs": self.epochs,
             "min_steps": self.min_steps,
         }  # fmt: skip
+        probes = {}
+        with Progress(len(parts) * len(self.seeds), self.title, " fits") as bar:
+            for kind in encoders.kinds:
+                x = torch.cat(parts.pop(kind))
+                for seed in self.seeds:
+                    probes[kind, seed] = fit_attentive(
+                        x, train_y[rows], num_classes, seed, self.epochs, self.min_steps
+                    )
+                    bar.update()
+        # of test no features are kept: they would be many times those of train
+        logits: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in probes}
+        for patches in self._patches(encoders, self.test, np.arange(len(test_y)), "Images of test"):
+            for (kind, seed), probe in probes.items():
+                logits[kind, seed].append(probe(patches[kind]))
+        scores: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in encoders.kinds}
+        for (kind, seed), each in logits.items():
+            of_test = np.concatenate(each)
+            scores[kind][seed] = classification_scores(of_test.argmax(1), test_y, of_test)
         return make_results(
-            self, scores, (train_y[rows], test_y), model=name or vision.name, num_train=len(rows),
+            self, scores, (train_y[rows], test_y), model=name or encoders.vision.name, num_train=len(rows),
             hyperparameters=settings, command=command,
         )  # fmt: skip
 
     def _patches(
-        self,
-        vision: VisionEncoder,
-        encoders: dict[str, PatchEncoder],
-        data: "LabelledData",
-        rows: np.ndarray,
-        title: str,
-    ) -> dict[str, torch.Tensor]:
-        """Features `(num_images, num_patches, dim)` in half precision, by what they are of."""
-        parts: dict[str, list[torch.Tensor]] = {kind: [] for kind in (*encoders, RAW_INPUT)}
-        bad: list[int] = []
+        self, encoders: PatchMaps, data: "LabelledData", rows: np.ndarray, title: str
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Features `(n, num_patches, dim)` in half precision of some images after the others, by what they are of."""
+        processor, bad = encoders.vision.processor, []
         with Progress(len(rows), title, " images") as bar:
             for start in range(0, len(rows), self.batch_size):
-                images = resized_images(vision.processor, data.images, rows[start : start + self.batch_size], bad=bad)
-                maps = {kind: encoder(images) for kind, encoder in encoders.items()}
-                maps[RAW_INPUT] = raw_patches(images, *maps[ENCODER].shape[1:3])
-                for kind, each in maps.items():
-                    patches = each.flatten(1, 2).half()
-                    if not patches.isfinite().all():
+                images = resized_images(processor, data.images, rows[start : start + self.batch_size], bad=bad)
+                patches = {kind: each.flatten(1, 2).half() for kind, each in encoders.maps(images).items()}
+                for kind, each in patches.items():
+                    if not each.isfinite().all():
                         raise EvaluationError(
-                            f"The features of {kind} hold values that are no numbers, or that 16 bits do not hold: if "
-                            "its training diverged, take an earlier checkpoint."
+                            f"The features of {kind} hold values above 65,504, which 16 bits do not hold: if its "
+                            "training diverged, take an earlier checkpoint."
                         )
-                    parts[kind].append(patches)
+                yield patches
                 bar.update(len(images))
-        reader = ImageReader(range_for(vision.processor, data.images), processed_channels(vision.processor))
+        reader = ImageReader(range_for(processor, data.images), processed_channels(processor))
         check_damage(data.images, bad, data.name, reader)
-        return {kind: torch.cat(each) for kind, each in parts.items()}
 
 
-def attentive_logits(
-    train_x: torch.Tensor,
-    train_y: np.ndarray,
-    test_x: torch.Tensor,
-    num_classes: int,
-    seed: int,
-    epochs: int = EPOCHS,
-    min_steps: int = MIN_STEPS,
-) -> np.ndarray:
-    """Logits `(num_test, num_classes)` of images by their patches `(num_images, num_patches, dim)`."""
+@torch.enable_grad()
+def fit_attentive(
+    x: torch.Tensor, y: np.ndarray, num_classes: int, seed: int, epochs: int = EPOCHS, min_steps: int = MIN_STEPS
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """Learn from patches `(num_images, num_patches, dim)` of images of classes `y`.
+
+    Returns:
+        `Callable`: from such patches to logits `(num_images, num_classes)`.
+    """
     device = compute_device()
-    flat = train_x.flatten(0, 1).float()
-    mean, scale = flat.mean(0).to(device), flat.std(0, correction=0).clamp(min=1e-6).to(device)
+    mean, scale = (each.to(device) for each in _mean_and_deviation(x))
 
     def standardised(x: torch.Tensor) -> torch.Tensor:
         return (x.to(device).float() - mean) / scale
 
     with seeded(seed):
-        model = AttentiveClassifier(train_x.shape[2], num_classes)
+        model = AttentiveClassifier(x.shape[2], num_classes)
     model.to(device)
-    target = torch.as_tensor(train_y, device=device)
-    batch = min(BATCH_SIZE, len(train_x))
-    a_pass = len(train_x) // batch
+    target = torch.as_tensor(y, device=device)
+    batch = min(BATCH_SIZE, len(x))
+    a_pass = len(x) // batch
     steps = max(min_steps, epochs * a_pass)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = np.zeros(0, np.int64)
     for step in range(steps):
         if step % a_pass == 0:
-            order = keyed.permutation(len(train_x), Use.ATTENTIVE_PROBE, seed, step // a_pass)
+            order = keyed.permutation(len(x), Use.ATTENTIVE_PROBE, seed, step // a_pass)
         rows = torch.from_numpy(order[step % a_pass * batch :][:batch])
-        logits = model(standardised(train_x[rows]))
+        logits = model(standardised(x[rows]))
         wanted = target[rows.to(device)]
         if wanted.ndim == 2:
             loss = F.binary_cross_entropy_with_logits(logits, wanted.float())
@@ -232,6 +201,21 @@ def attentive_logits(
         loss.backward()
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        parts = [model(standardised(test_x[i : i + BATCH_SIZE])).cpu() for i in range(0, len(test_x), BATCH_SIZE)]
-    return torch.cat(parts).double().numpy()
+
+    @torch.no_grad()
+    def logits_of(x: torch.Tensor) -> np.ndarray:
+        parts = [model(standardised(rows)).cpu() for rows in x.split(BATCH_SIZE)]
+        return torch.cat(parts).double().numpy()
+
+    return logits_of
+
+
+def _mean_and_deviation(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each number of the patches of some images; never of all of them in a higher precision at once."""
+    total = squares = torch.zeros(x.shape[2], dtype=torch.float64)
+    for rows in x.split(BATCH_SIZE):
+        total = total + rows.double().sum((0, 1))
+    mean = total / (len(x) * x.shape[1])
+    for rows in x.split(BATCH_SIZE):
+        squares = squares + (rows.double() - mean).square().sum((0, 1))
+    return mean.float(), (squares / (len(x) * x.shape[1])).sqrt().clamp(min=1e-6).float()

@@ -26,31 +26,28 @@ of the grid of the encoder, of at most 8 × 8 pixels each.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel
 
 from ...data.image.decode import DamagedImage, image_header
 from ...data.image.masks import IGNORED, read_mask
 from ...functional import keyed
 from ...functional.keyed import Use
-from ...machine import choose_precision, compute_device, process_state
-from ...modeling.base import evaluating
+from ...machine import compute_device
 from ...modeling.image_processing import processed_channels
-from ..evaluator import EvaluationError, Evaluator
+from ..evaluator import EvaluationError
 from ..extraction import check_damage
 from ..knn import knn_shares
 from ..linear_probe import STRENGTHS, LogisticRegression, choose_strength
-from ..probe_features import ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT
+from ..probe_features import ENCODER, MAJORITY, RAW_INPUT
 from ..progress import Progress
-from ..results import Result, command_line, versions, write_results
-from .encoder import VisionEncoder
-from .features import ImageReader, range_for
-from .patch_features import PatchEncoder, fitting_size, raw_patches, squares
+from ..results import Result, command_line, versions
+from .features import ImageReader, processed_size, range_for
+from .patch_evaluator import PatchEvaluator, PatchMaps
+from .patch_features import fitting_size, squares
 from .pictures import component_colours, plot_patches, plot_segmentation
 from .segmentation import Confusion, patch_counts, upsampled
 
@@ -68,19 +65,19 @@ PICTURES = 6
 
 
 @dataclass
-class PatchesEvaluator(Evaluator):
+class PatchesEvaluator(PatchEvaluator):
     r"""
     Segmentation and correspondence by frozen patch features. The protocol stands at the top of the module.
 
     Args:
         train, test ([`~hfssl.data.labelled.LabelledData`]):
             Images with masks to learn from and to measure on, from [`~hfssl.data.image.masks.open_masked`].
+        batch_size (`int`, *optional*, defaults to `256`), precision (`str`, *optional*, defaults to `"fp32"`):
+            See [`~hfssl.evaluation.image.patch_evaluator.PatchEvaluator`].
+        beside (`dict[str, str | Path | PreTrainedModel]`, *optional*):
+            Likewise.
         image_size (`int`, *optional*):
             Height and width at which images are shown to the encoder.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Images a forward pass.
-        precision (`str`, *optional*, defaults to `"fp32"`):
-            Autocast to bf16 or not; `auto` takes bf16 where the hardware computes in it.
         max_patches (`int`, *optional*, defaults to `20000`):
             Of train, so many patches at most.
     """
@@ -90,11 +87,7 @@ class PatchesEvaluator(Evaluator):
     title: ClassVar[str] = "patches"
     primary_metric = "miou"
 
-    train: "LabelledData"
-    test: "LabelledData"
     image_size: int | None = None
-    batch_size: int = 64
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     max_patches: int = MAX_PATCHES
     _size: int = field(default=0, init=False, repr=False)
 
@@ -105,50 +98,32 @@ class PatchesEvaluator(Evaluator):
                     f"The protocol patches needs masks, and {data.name} has none: name images with masks, such as "
                     "`--dataset scenes`."
                 )
+        if np.asarray(self.train.labels).any(0).sum() < 2:
+            raise EvaluationError(
+                f"The masks of {self.train.name} show one class or none: there is nothing to tell apart. Of two "
+                f"classes the values are 0 and 1; {IGNORED} counts nowhere."
+            )
         self.num_classes = max(len(self.train.class_names), len(self.test.class_names))
 
-    def __call__(
-        self,
-        encoder: str | Path | PreTrainedModel,
-        processor: Any = None,
-        *,
-        output_dir: str | Path | None = None,
-        command: str | None = None,
-        name: str | None = None,
+    def results(
+        self, encoders: PatchMaps, output_dir: str | Path | None, command: str | None, name: str | None
     ) -> list[Result]:
-        # one process: others would wait for the fits in any case
-        made = None
-        if process_state().is_main_process:
-            made = self._results(VisionEncoder(encoder, processor), output_dir, command, name)
-            if output_dir is not None:
-                write_results(Path(output_dir) / "results.json", made)
-        return broadcast_object_list([made])[0]
-
-    def _results(
-        self, vision: VisionEncoder, output_dir: str | Path | None, command: str | None, name: str | None
-    ) -> list[Result]:
-        precision = choose_precision(self.precision, use_cpu=process_state().device.type == "cpu")
-        trained, untrained = vision.load(), vision.random_init(seed=0)
-        # a model that was given as an object stays where it is
-        device = trained.device if vision.model is trained else process_state().device
-        encoders = {
-            kind: PatchEncoder(vision, model.to(device), precision)
-            for kind, model in ((ENCODER, trained), (RANDOM_INIT, untrained))
-        }
+        vision = encoders.vision
         channels = processed_channels(vision.processor)
         self._size = self.image_size or fitting_size(vision, _sides(self.train, channels))
+        own = max(processed_size(vision.processor).values(), default=self._size)
+        self._at_once = max(1, min(self.batch_size, self.batch_size * own**2 // self._size**2))
         self._reader = ImageReader(range_for(vision.processor, self.train.images), channels)
-        with evaluating(trained), evaluating(untrained):
-            probes, num_train = self._fitted(encoders)
-            confusions, shown = self._measured(encoders, probes)
-            corresponding = self._corresponding(encoders)
+        probes, num_train = self._fitted(encoders)
+        confusions, shown = self._measured(encoders, probes)
+        corresponding = self._corresponding(encoders)
         scores = {kind: {probe: each.scores() for probe, each in of.items()} for kind, of in confusions.items()}
         majority = Confusion(self.num_classes, IGNORED)
         majority.counts[:, int(self._frequencies.argmax())] = confusions[ENCODER][LINEAR].counts.sum(1)
         settings = {
             "train": self.train.name, "test": self.test.name,
             "fingerprints": [self.train.fingerprint, self.test.fingerprint], "classes": self.num_classes,
-            "image_size": self._size, "grid": list(self._grid), "precision": precision,
+            "image_size": self._size, "grid": list(self._grid), "precision": encoders.precision,
             "max_patches": self.max_patches,
         }  # fmt: skip
         of_all = {
@@ -164,7 +139,7 @@ class PatchesEvaluator(Evaluator):
             details |= {"strength": probes[ENCODER].strength} if probe == LINEAR else {}
             own = {"k": K, "temperature": TEMPERATURE} if probe == KNN else {}
             for metric in ("miou", "pixel_accuracy"):
-                baselines = {kind: scores[kind][probe][metric] for kind in (RANDOM_INIT, RAW_INPUT)}
+                baselines = {kind: scores[kind][probe][metric] for kind in encoders.kinds if kind != ENCODER}
                 baselines[MAJORITY] = majority.scores()[metric]
                 results.append(
                     Result.from_scores(
@@ -181,7 +156,7 @@ class PatchesEvaluator(Evaluator):
         shares, num_images, num_patches = corresponding
         if num_patches:
             own = {"probe": CORRESPONDENCE, "crop": list(CROP)}
-            baselines = {kind: shares[kind] for kind in (RANDOM_INIT, RAW_INPUT, CHANCE)}
+            baselines = {kind: share for kind, share in shares.items() if kind != ENCODER}
             results.append(
                 Result.from_scores(
                     {0: shares[ENCODER]},
@@ -212,9 +187,9 @@ class PatchesEvaluator(Evaluator):
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Rows of a split and their images as squares; what is damaged is said at the end of a whole pass."""
         number = min(len(data), most or len(data))
-        starts, bad = range(0, number, self.batch_size), []
+        starts, bad = range(0, number, self._at_once), []
         with Progress(number, title, " images") as bar:
-            batches = self._reader.batches(data.images, starts, self.batch_size)
+            batches = self._reader.batches(data.images, starts, self._at_once)
             for start, images in zip(starts, batches, strict=True):
                 rows = range(start, min(start + len(images), number))
                 bad += [row for row, each in zip(rows, images, strict=False) if each is None]
@@ -224,14 +199,14 @@ class PatchesEvaluator(Evaluator):
         if most is None:
             check_damage(data.images, bad, data.name, self._reader)
 
-    def _fitted(self, encoders: dict[str, PatchEncoder]) -> tuple[dict[str, "_Probe"], int]:
+    def _fitted(self, encoders: PatchMaps) -> tuple[dict[str, "_Probe"], int]:
         """What is learned from train, by what the features are of."""
-        features: dict[str, list[np.ndarray]] = {kind: [] for kind in (*encoders, RAW_INPUT)}
+        features: dict[str, list[np.ndarray]] = {kind: [] for kind in encoders.kinds}
         shares, image_of = [], []
         of_each = -(-self.max_patches // len(self.train))
         self._frequencies = np.zeros(self.num_classes, np.int64)
         for rows, images in self._batches(self.train, "Patches of train"):
-            maps = self._maps(encoders, images)
+            maps = encoders.maps(images)
             grid = maps[ENCODER].shape[1:3]
             for at, row in enumerate(rows):
                 mask = read_mask(self.train.masks[row])
@@ -262,18 +237,8 @@ class PatchesEvaluator(Evaluator):
                 bar.update()
         return probes, len(y)
 
-    def _maps(self, encoders: dict[str, PatchEncoder], images: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = {kind: encoder(images) for kind, encoder in encoders.items()}
-        for kind, each in maps.items():
-            if not each.isfinite().all():
-                raise EvaluationError(
-                    f"The features of {kind} hold values that are no numbers: its training diverged, so take an "
-                    "earlier checkpoint."
-                )
-        return maps | {RAW_INPUT: raw_patches(images, *maps[ENCODER].shape[1:3])}
-
     def _measured(
-        self, encoders: dict[str, PatchEncoder], probes: dict[str, "_Probe"]
+        self, encoders: PatchMaps, probes: dict[str, "_Probe"]
     ) -> tuple[dict[str, dict[str, Confusion]], tuple]:
         """How test is segmented, by what the features are of; and what is shown of it."""
         confusions = {
@@ -282,7 +247,7 @@ class PatchesEvaluator(Evaluator):
         images_shown, masks_shown, features_shown = [], [], []
         said: dict[str, list[np.ndarray]] = {LINEAR: [], KNN: []}
         for rows, images in self._batches(self.test, "Segmentation of test"):
-            maps = self._maps(encoders, images)
+            maps = encoders.maps(images)
             masks = [read_mask(self.test.masks[row]) for row in rows]
             for kind, features in maps.items():
                 for probe, scores in probes[kind](features).items():
@@ -297,9 +262,9 @@ class PatchesEvaluator(Evaluator):
             masks_shown += masks[:left]
         return confusions, (torch.cat(images_shown), masks_shown, said, torch.cat(features_shown))
 
-    def _corresponding(self, encoders: dict[str, PatchEncoder]) -> tuple[dict[str, float], int, int]:
+    def _corresponding(self, encoders: PatchMaps) -> tuple[dict[str, float], int, int]:
         """Shares of patches that are found again, the number of images and that of patches."""
-        hits = dict.fromkeys((*encoders, RAW_INPUT, CHANCE), 0.0)
+        hits = dict.fromkeys((*encoders.kinds, CHANCE), 0.0)
         num_images = num_patches = 0
         for rows, images in self._batches(self.test, "Correspondence", CORRESPONDING_IMAGES):
             draws = keyed.uniform(keyed.key(Use.SECOND_VIEW, np.array(rows)[:, None], np.arange(3)[None]))
@@ -308,7 +273,7 @@ class PatchesEvaluator(Evaluator):
             boxes = np.stack([left, top, sides], axis=1)
             crops = [image[:, y : y + side, x : x + side] for image, (x, y, side) in zip(images, boxes, strict=True)]
             second = squares(crops, self._size)
-            first_maps, second_maps = self._maps(encoders, images), self._maps(encoders, second)
+            first_maps, second_maps = encoders.maps(images), encoders.maps(second)
             grid = first_maps[ENCODER].shape[1:3]
             of_channels = second_maps[RAW_INPUT].unflatten(-1, (images.shape[1], -1))
             textured = of_channels.std(-1, correction=0).amax(-1) > FLAT

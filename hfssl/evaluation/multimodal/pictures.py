@@ -50,7 +50,7 @@ def draw_pairs(
         axes[row, 1].axis("off")
         for place, text in enumerate(found[row]):
             axes[row, 1].text(
-                -0.6, 0.8 - 0.32 * place, _short(texts[text], 72), fontsize=7, va="center",
+                -0.6, 0.8 - 0.32 * place, shown_text(texts[text], 72), fontsize=7, va="center",
                 transform=axes[row, 1].transAxes, color=RIGHT if (row, text) in belong else WRONG,
             )  # fmt: skip
     figure.suptitle("image, and the captions that are nearest (green: its own)", fontsize=8)
@@ -62,21 +62,22 @@ def draw_pairs(
     for row, text in enumerate(queries):
         for column, image in enumerate(found[row]):
             _show(axes[row, column], images[image], RIGHT if (image, text) in belong else WRONG)
-        axes[row, 0].set_title(_short(texts[text], 60), fontsize=7, loc="left")
+        axes[row, 0].set_title(shown_text(texts[text], 60), fontsize=7, loc="left")
     _save(figure, folder / "images.png")
 
     similar = image_embeds[:number] @ text_embeds[queries].T
     figure, axes = _grid(1, 1, size=6.0)
     drawn = axes[0, 0].imshow(similar.numpy())
     figure.colorbar(drawn, ax=axes[0, 0], shrink=0.6)
-    axes[0, 0].set_yticks(range(number), [_short(texts[text], 40) for text in queries], fontsize=6)
+    axes[0, 0].set_yticks(range(number), [shown_text(texts[text], 40) for text in queries], fontsize=6)
     axes[0, 0].set_ylabel("images (by their captions)", fontsize=7)
-    axes[0, 0].set_xticks(range(number), [_short(texts[text], 40) for text in queries], fontsize=6, rotation=90)
+    axes[0, 0].set_xticks(range(number), [shown_text(texts[text], 40) for text in queries], fontsize=6, rotation=90)
     axes[0, 0].set_title("cosine of image and caption", fontsize=8)
     _save(figure, folder / "similarity.png")
     return [(folder / name, caption) for name, caption in CAPTIONS.items()]
 
 
-def _short(text: str, width: int) -> str:
+def shown_text(text: str, width: int) -> str:
+    """A text of at most so many letters, for matplotlib."""
     # what stands between two dollars would be read as a formula, and may be none
     return (textwrap.shorten(text, width, placeholder=" …") or text[:width]).replace("$", r"\$")

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ...data.modality import modality
 from ...errors import first_line
 from ..evaluator import EvaluationError
 
 
 TEMPLATES = ("a photo of a {}.",)
+# Of what comes with hfssl: nothing that is drawn there is called a photo in its caption.
+_EMBEDDED_TEMPLATES = {"characters": ("{}",)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Prompts:
 
 
 def read_prompts(
-    class_names: Sequence[str], classes: str | Path | None = None, templates: str | Path | None = None
+    class_names: Sequence[str],
+    classes: str | Path | None = None,
+    templates: str | Path | None = None,
+    dataset: str | None = None,
 ) -> Prompts:
     """The prompts of a labelled data set.
 
@@ -53,6 +59,8 @@ def read_prompts(
             spaces for underscores.
         templates (`str` or `Path`, *optional*):
             A file with a sentence a line, with {} where the name stands. Left out: a photo of a {}.
+        dataset (`str`, *optional*):
+            What `--dataset` named. The name alone is the default for characters, which come with hfssl.
 
     Raises:
         EvaluationError: where a file cannot be read, or does not fit the classes.
@@ -60,7 +68,8 @@ def read_prompts(
     names = tuple((str(name).replace("_", " "),) for name in class_names)
     if classes is not None:
         names = _read_classes(Path(classes), [str(name) for name in class_names])
-    sentences = TEMPLATES
+    embedded = modality("image").embedded_set(dataset) if dataset is not None else None
+    sentences = TEMPLATES if embedded is None else _EMBEDDED_TEMPLATES.get(embedded.name, TEMPLATES)
     if templates is not None:
         sentences = tuple(_lines(Path(templates)))
         if not sentences:

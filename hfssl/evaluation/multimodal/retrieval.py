@@ -20,22 +20,7 @@ from ...modeling.base import evaluating
 from ...modeling.method import LossContext
 from ..evaluator import Evaluator
 from ..results import Result
-from .embedders import PairEmbedder
 from .scores import CUTS, retrieval_scores
-
-
-def retrieval(embedder: PairEmbedder, pairs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How well images find their texts and texts their images, by two encoders, see
-    [`~hfssl.evaluation.multimodal.scores.retrieval_scores`].
-
-    Args:
-        embedder ([`~hfssl.evaluation.multimodal.embedders.PairEmbedder`]):
-            The encoders.
-        pairs (`Sequence[dict[str, Any]]`):
-            Each with `image`, encoded, and `text`: a caption, or a list of several, which all count.
-    """
-    images, texts, rows = distinct(pairs)
-    return retrieval_scores(embedder.images(images), embedder.texts(texts), rows)
 
 
 def distinct(pairs: Sequence[dict[str, Any]]) -> tuple[list[bytes], list[str], np.ndarray]:
@@ -99,7 +84,8 @@ class RetrievalEvaluator(Evaluator):
             )
         self.num_samples = len(made)
         self.batch_size = min(batch_size, len(made))
-        cuts = np.array_split(np.arange(len(made)), -(-len(made) // batch_size))
+        # even ones, none of which is a pair alone: it would have nothing to be compared with
+        cuts = np.array_split(np.arange(len(made)), min(-(-len(made) // batch_size), len(made) // 2))
         self.batches = [{name: take_rows(column, cut) for name, column in made.columns.items()} for cut in cuts]
         self.rank, self.world_size = rank, world_size
         contents_of = [made.columns[f"{name}_content"] for name in self.names]
@@ -138,7 +124,9 @@ class RetrievalEvaluator(Evaluator):
         return float(np.average(losses, weights=[len(first) for first, _ in embeddings])), list(embeddings)
 
     def loss_context(self, model: torch.nn.Module) -> LossContext:
-        return LossContext(self.batch_size)
+        # the loss is a mean over pairs, and its chance a logarithm of what each is compared with
+        sizes = np.array([len(next(iter(batch.values()))) for batch in self.batches])
+        return LossContext(float(np.exp(np.average(np.log(sizes), weights=sizes))))
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The records of a pre-training model."""

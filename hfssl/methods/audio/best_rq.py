@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...losses import at_least_float32, code_perplexity, cross_entropy_sum, full_precision
+from ...losses import at_least_float32, cross_entropy_sum, full_precision, perplexity_of
 from ...modeling.audio import (
     SSLAudioModel,
     build_audio_encoder,
@@ -51,6 +51,8 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
         "constant": "it gives one answer to everything: lower `--learning_rate` or raise `--warmup_steps`, and look "
         f"at `code_perplexity` in the log: where few of the {config.num_codes} codes are targets, clips are too "
         "short or silent to be normalised",
+        "one target": f"nearly all frames have one of the {config.num_codes} codes: clips are silent, or too short to "
+        "be normalised over time. Raise `--min_seconds`, or pass other recordings",
         "few directions": f"few of the {config.num_codes} codes are told apart: train for longer, or pass fewer "
         f"`--num_codes` or a smaller `--mask_ratio` than {config.mask_ratio}",
     }
@@ -204,6 +206,13 @@ class BestRqForPreTraining(SSLAudioModel):
         super().initialize_weights()
         self.quantizer.reset_parameters()
 
+    @property
+    def num_targets(self) -> tuple[int, int]:
+        return 1, self.config.num_codes
+
+    def targets_of(self, outputs: BestRqOutput) -> torch.LongTensor:
+        return outputs.targets.unsqueeze(1)
+
     def forward(
         self,
         input_features: torch.FloatTensor | None = None,
@@ -267,10 +276,8 @@ class BestRqForPreTraining(SSLAudioModel):
 
     @torch.no_grad()
     def _figures(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        counts = torch.zeros(self.config.num_codes, device=targets.device)
-        counts.index_add_(0, targets, torch.ones_like(targets, dtype=counts.dtype))
         num_masked = max(len(targets), 1)
         return {
-            "code_perplexity": code_perplexity(counts[None, None])[0],
+            "code_perplexity": perplexity_of(targets, self.config.num_codes),
             "code_accuracy": (logits.argmax(-1) == targets).sum() / num_masked,
         }

@@ -34,7 +34,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from ...errors import UserError
-from ...losses import code_perplexity, hubert_loss, unit_logits
+from ...losses import hubert_loss, perplexity_of, unit_logits
 from ...modeling import units as unit_makers
 from ...modeling.audio import (
     SSLAudioModel,
@@ -42,7 +42,6 @@ from ...modeling.audio import (
     check_mask,
     frames_of_sound,
     masked_positions_of,
-    mean_over_sound,
     num_frames,
     reads_waveforms,
     samples_per_frame,
@@ -64,6 +63,9 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
     return {
         "constant": "it gives one answer to everything: lower `--learning_rate` or raise `--warmup_steps`, and look "
         "at the shares of the units in the log: where nearly all frames are in one, recordings are silent or alike",
+        "one target": f"nearly all frames are in one of {config.num_units} units: recordings are silent or alike "
+        "(`recipes/show_views.py --method hubert` plays some), or the frames are that units of an encoder are made of "
+        "(`--unit_layer`)",
         "few directions": f"`num_units={config.num_units}` hold few frames apart: pass more, or go on with a second "
         "iteration (`--iterations 2`)",
     }
@@ -253,6 +255,13 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
         init.uniform_(self.unit_embeddings)
         init.zeros_(self.unit_centroids)
 
+    @property
+    def num_targets(self) -> tuple[int, int]:
+        return 1, self.config.num_units
+
+    def targets_of(self, outputs: HubertOutput) -> torch.LongTensor:
+        return outputs.units[outputs.units != NO_TARGET].unsqueeze(1)
+
     def loss_items(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | None:
         masked = super().loss_items(batch)
         if masked is None:
@@ -329,15 +338,13 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
                 hidden, self.unit_embeddings, flat_units, seen, config.temperature, divisor
             )
         if "penalty" in self.loss_units:
-            sound = None if attention_mask is None else frames_of_sound(config.encoder_config, attention_mask, length)
-            terms["penalty"] = mean_over_sound(frames.squares, sound).sum() / items.get("penalty", batch_size)
+            terms["penalty"] = self.feature_penalty(frames, attention_mask, items.get("penalty", batch_size))
         with torch.no_grad():
             logits = unit_logits(at_masked, self.unit_embeddings, config.temperature)
-            likeliest = torch.zeros(config.num_units, device=logits.device)
-            likeliest.index_add_(0, logits.argmax(-1), torch.ones_like(right, dtype=likeliest.dtype))
+            likeliest = logits.argmax(-1)
             figures = {
-                "unit_accuracy": (logits.argmax(-1) == right).sum() / num_masked,
-                "unit_perplexity": code_perplexity(likeliest[None, None])[0],
+                "unit_accuracy": (likeliest == right).sum() / num_masked,
+                "unit_perplexity": perplexity_of(likeliest, config.num_units),
             }
         kept = {} if self.training else {"logits": logits, "units": units}
         return HubertOutput(**self.sum_terms(terms), figures=figures, **kept)

@@ -36,9 +36,7 @@ from ...modeling.audio import (
     SSLAudioModel,
     build_audio_encoder,
     check_mask,
-    frames_of_sound,
     masked_positions_of,
-    mean_over_sound,
     reads_waveforms,
 )
 from ...modeling.distributed import all_reduce_with_grad, world_size
@@ -47,10 +45,14 @@ from ...modeling.progress import ProgressMixin
 
 
 def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
+    few_codes = (
+        "few codes are in use (`code_perplexity` in the log), so that negatives are the same as what is to be found: "
+        f"raise `--diversity_weight` (it is {config.diversity_weight}), lower `--learning_rate` or raise "
+        "`--warmup_steps`"
+    )
     return {
-        "constant": "few codes are in use (`code_perplexity` in the log), so that negatives are the same as what "
-        f"is to be found: raise `--diversity_weight` (it is {config.diversity_weight}), lower `--learning_rate` or "
-        "raise `--warmup_steps`",
+        "constant": few_codes,
+        "one target": few_codes,
         "few directions": "the codes tell few frames apart: train for longer, raise `--num_negatives` "
         f"(it is {config.num_negatives}), or put more seconds of sound into a step",
     }
@@ -316,6 +318,13 @@ class Wav2vec2ForPreTraining(ProgressMixin, SSLAudioModel):
         share = min(progress / config.gumbel_share, 1.0)
         return {"gumbel_temperature": config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** share}
 
+    @property
+    def num_targets(self) -> tuple[int, int]:
+        return self.config.num_codebooks, self.config.num_codes
+
+    def targets_of(self, outputs: Wav2vec2Output) -> torch.LongTensor:
+        return outputs.codes
+
     def loss_items(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | None:
         masked = super().loss_items(batch)
         if masked is None:
@@ -391,8 +400,7 @@ class Wav2vec2ForPreTraining(ProgressMixin, SSLAudioModel):
             "diversity": (total - perplexity) / total * num_masked / items.get("diversity", num_masked),
         }
         if config.penalty_weight:
-            sound = None if attention_mask is None else frames_of_sound(config.encoder_config, attention_mask, length)
-            terms["penalty"] = mean_over_sound(frames.squares, sound).sum() / items.get("penalty", batch_size)
+            terms["penalty"] = self.feature_penalty(frames, attention_mask, items.get("penalty", batch_size))
         return Wav2vec2Output(
             **self.sum_terms(terms),
             figures={

@@ -72,7 +72,8 @@ class ClipPreTrainingConfig(PreTrainedConfig):
             Share of the patches of each image that a Vision Transformer does not see in training, which takes so much
             less time. 0.5 to 0.75 are usual, with a short end without.
         logit_scale_init (`float`, *optional*, defaults to `14.285714285714286`):
-            Factor of the cosine similarities at the first step, 1 / 0.07. It learns, up to 100.
+            Factor of the cosine similarities at the first step, 1 / 0.07. It learns, up to 100, or up to this
+            where it is more: a pair that is continued keeps its own.
     """
 
     model_type = "hfssl_clip"

@@ -64,7 +64,8 @@ class SiglipPreTrainingConfig(PreTrainedConfig):
         patch_dropout (`float`, *optional*, defaults to `0.0`):
             Share of the patches of each image that a Vision Transformer does not see in training.
         logit_scale_init (`float`, *optional*, defaults to `10.0`):
-            Factor of the cosine similarities at the first step (t). It learns, up to 100.
+            Factor of the cosine similarities at the first step (t). It learns, up to 100, or up to this
+            where it is more: a pair that is continued keeps its own.
         logit_bias_init (`float`, *optional*, defaults to `-10.0`):
             What is added to the scaled similarities at the first step (b): most pairs do not belong together.
     """

@@ -10,10 +10,10 @@ clusters these, once for each head. The centroids become the prototypes of the h
 every crop of an image, large or small, is to be nearest to the centroid of the image's cluster. What a run goes on
 with, the cluster of each image, lies in its checkpoints.
 
-All processes share the pass. Then one of them clusters, with a core for each head, and the others wait, for as long as
-it takes: one core makes 1,000 clusters of 40,000 images in 4 s (AVX-512), which would be 7 minutes for 3,000 of
-1.28 million. A run that is killed in the pass goes on in it; one that is killed in k-means finds all projections and
-begins k-means again.
+All processes share the pass, by files in the output folder, which all machines have to see. Then one of them clusters,
+with a core for each head, and the others wait, for as long as it takes, or until it fails: one core makes 1,000
+clusters of 40,000 images in 4 s (AVX-512), which would be 7 minutes for 3,000 of 1.28 million. A run that is killed in
+the pass goes on in it; one that is killed in k-means finds all projections and begins k-means again.
 
 The first version (`classifier="linear"`) has no projector: it clusters the whitened principal components of the
 encoder's features, and a linear layer on the features, drawn anew with each clustering, learns to tell the clusters.

@@ -273,11 +273,6 @@ class DinoForPreTraining(SelfDistillationMixin, SSLVisionModel):
             return dino_loss(student_logits, teacher_logits, self.center, temperature, sharpness)
         return cross_view_entropy(student_logits, self.equal_shares(teacher_logits), temperature)
 
-    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
-        views = batch["pixel_values"].unbind(1)[:2]
-        return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)
-
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """By how much the loss grows when the teacher is shown other images: `(batch_size,)`, the mean for each.
 

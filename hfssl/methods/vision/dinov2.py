@@ -16,9 +16,10 @@ more blocks fit, single patches are masked, so that it is as many as were drawn.
 step, each by the mean of all the logits of that step over all processes and accumulation steps. Without small crops
 the loss of crops is the mean over the pairs that there are. Sinkhorn's shares (of all processes), batch norm in the
 head (likewise) and KoLeo (of one process, as in the code) are those of one forward pass: with them accumulation steps
-are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it. Of
-DINOv3 there is Gram anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code
-cuts them out of the image again, which shows more.
+are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it.
+Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). Of DINOv3 there is Gram
+anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code cuts them out of the
+image again, which shows more.
 """
 
 import math
@@ -104,7 +105,10 @@ METHOD = Method(
             "drop_path_rate": 0.0,
         },
         short_training={"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0},
-        against=(),
+        notes={
+            "lightly": "lightly's heads of student and teacher begin with weights of their own, as in its example, "
+            "and their prototypes have a gain that learns. Its masks are drawn for the batch, not for each image."
+        },
     ),
 )  # fmt: skip
 
@@ -480,11 +484,6 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
                 "larger `--per_device_train_batch_size`, or `--koleo_weight 0`."
             )
         return features.sum() * 0.0
-
-    def compared_embeddings(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the student holds against its prototypes, of two large crops: `(batch_size, 2, dim)`."""
-        views = batch["pixel_values"].unbind(1)[:2]
-        return torch.stack([self.student.projector.layers(self.student.features(view)) for view in views], dim=1)
 
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """By how much the loss of crops grows when the teacher is shown other images: `(batch_size,)`, the mean for

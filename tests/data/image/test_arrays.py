@@ -272,8 +272,30 @@ def test_dicom_is_what_the_device_measured():
     assert np.array_equal(open_array(scaled).read(), 2.0 * values - 100)
     negative = dicom(values, PhotometricInterpretation="MONOCHROME1")
     assert np.array_equal(open_array(negative).read(), 65535 - values)
+    signed = values.astype(np.int16) - 100
+    assert np.array_equal(open_array(dicom(signed)).read(), signed)
+    # what was the least becomes the largest, of -32768 to 32767
+    negative = open_array(dicom(signed, PhotometricInterpretation="MONOCHROME1"))
+    assert np.array_equal(negative.read(), -1 - signed.astype(int)) and negative.bits == 16
+    assert open_array(dicom(values_of(1, kind="i1"))).bits == 16  # not the range of a byte
     frames = values_of(4)
     assert decode_image(dicom(frames), num_channels=4).numpy().tolist() == frames.tolist()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_dicom_with_a_palette_is_in_colour(depth):
+    values = values_of(1) % 4
+    colours = np.array([[0, 10, 200, 255], [255, 0, 7, 9], [3, 100, 50, 0]]) * (257 if depth == 16 else 1)
+    elements = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, entries in zip(("Red", "Green", "Blue"), colours.astype(f"u{depth // 8}"), strict=True):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, depth]
+        elements[f"{name}PaletteColorLookupTableData"] = entries.tobytes()
+    file = dicom(values, **elements)
+    found = open_array(file)
+    assert found.shape == (3, *values.shape[1:]) and found.bits == depth
+    assert np.array_equal(found.read(), colours[:, values[0]])
+    if depth == 8:
+        assert np.array_equal(decode_image(file).numpy(), colours[:, values[0]])
 
 
 def test_png_files_of_four_channels_have_four_where_four_are_wanted():

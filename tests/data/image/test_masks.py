@@ -1,6 +1,7 @@
 """Images with masks: folders, tables, and what is wrong with them."""
 
 import io
+import tarfile
 
 import datasets
 import numpy as np
@@ -113,8 +114,18 @@ def test_what_is_wrong_is_said(tmp_path):
     (root / "classes.txt").write_text("ground\ncat\n")
     with pytest.raises(DataError, match="pixels of class 7, and there are names for 2 classes, 0 to 1"):
         open_masked(root, "train")
-    with pytest.raises(DataError, match="class 0 and nothing but 255.* the values are 0 and 1"):
-        open_masked(folder(tmp_path / "two", [mask(255), mask(0, 255)]), "train")
+    several = [encoded((np.arange(48) * 5 + i).astype(np.uint8).reshape(6, 8)) for i in range(5)]
+    with pytest.raises(DataError, match="have 240 different values, up to 239, .* nearest neighbour"):
+        open_masked(folder(tmp_path / "smooth", several), "train")
+    (tmp_path / "smooth" / "classes.txt").write_text("\n".join(map(str, range(256))))
+    assert open_masked(tmp_path / "smooth", "train").labels.shape == (5, 256)
+    packed = folder(tmp_path / "packed", [mask(1), mask(1)])
+    with tarfile.open(packed / "masks" / "masks.tar", "w") as archive:
+        for row in range(2):
+            archive.add(packed / "masks" / f"{row}.png", f"{row}.png")
+            (packed / "masks" / f"{row}.png").unlink()
+    with pytest.raises(DataError, match="masks holds 2 images in 1 files.*by the name of its file"):
+        open_masked(packed, "train")
     (tmp_path / "missing").mkdir()
     root = folder(tmp_path / "missing", [mask(1), mask(1)])
     (root / "masks" / "1.png").rename(root / "masks" / "other.png")

@@ -111,7 +111,7 @@ def test_a_stream_of_tiles_goes_on_where_it_was_and_holds_out_whole_images(tmp_p
     options = {"dataset": str(tmp_path), "tile": 16, "tiles_per_image": 3}
     args = SimpleNamespace(
         per_device_train_batch_size=8, seed=0, lanes=None, process_index=0, world_size=1, dataloader_num_workers=0,
-        device="cpu", epochs=None,
+        device="cpu", epochs=None, global_batch_size=8,
     )  # fmt: skip
 
     def stream():

@@ -78,6 +78,17 @@ def test_stated_before_trained_before_judged():
     assert RangeOfSet([]).for_encoder(None) is None
 
 
+def test_the_range_is_judged_in_the_channels_that_an_encoder_takes():
+    """A TIFF of four pages is an image of four channels, or the picture on its first page."""
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).uniform(0, 1, (4, 32, 32)) * np.array([250, 1000, 4000, 9000])[:, None, None]
+    file = io.BytesIO()
+    tifffile.imwrite(file, values.astype(np.uint16), photometric="minisblack")
+    of_set = RangeOfSet([file.getvalue()])
+    four, one = (SimpleNamespace(image_mean=[0.5] * number) for number in (4, 1))
+    assert of_set.for_encoder(four) == (0, 255, 0, 1023, 0, 4095, 0, 16383) and of_set.for_encoder(one) == (0, 255)
+
+
 @pytest.mark.parametrize(
     "wrong", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (), (0.0, 1.0, 5.0), (0.0, 1.0, 3.0, 2.0)]
 )

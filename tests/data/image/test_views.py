@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import logging
 import pickle
 
@@ -376,19 +377,59 @@ def test_what_is_no_image_is_a_sentence(image, words):
         views(image, 0)
 
 
-def test_each_batch_has_one_of_several_sizes():
-    made = Views(
+def of_mixed_sizes():
+    return Views(
         preset_of("dinov2"), ViewArguments(mixed_sizes=[16, 24, 32], local_crops=2, local_size=16, normalization="half"),
         is_grey=False, patch_size=8,
     )  # fmt: skip
+
+
+def sized_stream(batch_size, rank=0, world_size=1):
+    """Batches of one of three sizes, in steps of 4 rows."""
+    source = MemorySource([image(i) for i in range(24)], name="images", modality="image")
+    made = of_mixed_sizes()
+    return ExactStream(
+        source, made.rows, made.collator(), batch_size, seed=3, rank=rank, world_size=world_size, lanes=2,
+        block_bytes=4_000, rows_per_step=4,
+    )  # fmt: skip
+
+
+def test_the_size_of_a_step_is_that_of_all_processes_and_of_all_its_parts():
+    whole = list(itertools.islice(sized_stream(4), 12))
+    assert {batch["pixel_values"].shape[-1] for batch in whole} == {16, 24, 32}
+    two = [itertools.islice(sized_stream(2, rank, 2), 12) for rank in range(2)]
+    for batch, *parts in zip(whole, *two, strict=True):
+        for name, values in batch.items():
+            for rank, part in enumerate(parts):
+                torch.testing.assert_close(part[name], values[rank::2])
+    accumulated = list(itertools.islice(sized_stream(1), 48))
+    for i, batch in enumerate(whole):
+        for name, values in batch.items():
+            torch.testing.assert_close(torch.cat([each[name] for each in accumulated[4 * i : 4 * i + 4]]), values)
+
+
+def test_the_sizes_of_a_run_that_goes_on_are_the_same():
+    first = sized_stream(2)
+    whole = [batch["pixel_values"] for batch in itertools.islice(first, 5)]
+    state = first.state_dict()
+    whole += [batch["pixel_values"] for batch in itertools.islice(iter(first), 12)]
+    again = sized_stream(2)
+    again.load_state_dict(state)
+    for batch, expected in zip(again, whole[5:], strict=False):
+        assert torch.equal(batch["pixel_values"], expected)
+
+
+def test_each_step_has_one_of_several_sizes():
+    made = of_mixed_sizes()
     assert made.image_size == 32 and made.settings["mixed_sizes"] == [16, 24, 32]
     images = [encoded_image(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)) for i in range(12)]
     keys = keyed.key(7, np.arange(12))
     columns = made.rows(Block({"image": images}, keys, 0)).columns
+    assert made.collator()(columns)["pixel_values"].shape[-1] == 32  # of no step, such as held-out ones
     seen = {}
     for i in range(12):
         part = {name: values[i:] for name, values in columns.items()}
-        batch = made.collator()(part)
+        batch = made.collator()(part | {"key_of_step": keyed.key(8, i)})
         assert set(batch) == {"pixel_values", "local_pixel_values", "masked_patches"}
         size = batch["pixel_values"].shape[-1]
         assert batch["local_pixel_values"].shape[-1] == {16: 8, 24: 16, 32: 16}[size]  # of 8 pixels, in proportion

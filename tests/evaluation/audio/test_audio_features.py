@@ -9,8 +9,9 @@ from labelled import save_bert
 from sounds import RATE, ast, feature_extractor, hubert, save, tone, tones, wav, wav2vec2_bert
 from transformers import AutoFeatureExtractor, AutoModel
 
+from hfssl.data.audio.collate import batches_by_length
 from hfssl.evaluation import EvaluationError
-from hfssl.evaluation.audio.encoder import AudioEncoder, batches_by_length, pads_exactly
+from hfssl.evaluation.audio.encoder import AudioEncoder, pads_exactly
 from hfssl.evaluation.audio.features import AudioReader, EncoderLayers, MfccStatistics, probe_features
 from hfssl.evaluation.audio.samples import AudioSampleFeatures
 from hfssl.evaluation.extraction import extract
@@ -76,10 +77,10 @@ def test_short_and_silent_recordings_have_features(tmp_path):
 
 def test_batches_hold_about_equally_long_recordings():
     lengths = np.array([5, 100, 5, 7, 90, 6])
-    assert [batch.tolist() for batch in batches_by_length(lengths, 3, 200)] == [[0, 2, 5], [3, 4], [1]]
-    assert [batch.tolist() for batch in batches_by_length(lengths, 3, 179)] == [[0, 2, 5], [3], [4], [1]]
-    assert batches_by_length(lengths, 9, 10)[-1].tolist() == [1]
-    equal = [batch.tolist() for batch in batches_by_length(lengths, 9, 1000, only_equal=True)]
+    assert [batch.tolist() for batch in batches_by_length(lengths, 200, 3)] == [[0, 2, 5], [3, 4], [1]]
+    assert [batch.tolist() for batch in batches_by_length(lengths, 179, 3)] == [[0, 2, 5], [3], [4], [1]]
+    assert batches_by_length(lengths, 10, 9)[-1].tolist() == [1]
+    equal = [batch.tolist() for batch in batches_by_length(lengths, 1000, only_equal=True)]
     assert equal == [[0, 2], [5], [3], [4], [1]]
 
 

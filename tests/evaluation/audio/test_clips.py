@@ -1,12 +1,18 @@
 """Recordings that are decoded again instead of being kept, and damaged ones that are counted."""
 
+import inspect
+
 import numpy as np
 import pytest
 import tiny_audio
 import torch
+from contract import contract
 from sounds import RATE, feature_extractor, hubert, tone, tones, wav
 
+import hfssl
 from hfssl import BestRqForPreTraining, BestRqPreTrainingConfig
+from hfssl.data.audio.collate import AudioCollator
+from hfssl.data.audio.decode import decode_audio
 from hfssl.data.audio.rows import AudioFormat, AudioRows
 from hfssl.data.audio.streams import audio_stream
 from hfssl.data.labelled import HeldSamples, LabelledData
@@ -18,6 +24,10 @@ from hfssl.evaluation.audio.embedder import AudioEmbedder
 from hfssl.evaluation.audio.finetuning import AudioFinetuning
 from hfssl.evaluation.audio.held_out_loss import AudioLossEvaluator
 from hfssl.evaluation.finetune_settings import FinetuneSettings
+from hfssl.modeling.feature_extractor import build_feature_extractor
+from hfssl.modeling.filter_banks import mfcc
+from hfssl.modeling.units import fit_units
+from hfssl.training.health import HealthMonitor
 
 
 def test_only_as_many_are_kept_as_there_is_room_for():
@@ -72,6 +82,32 @@ def test_the_held_out_loss_is_the_same_without_room(monkeypatch):
     assert len(set(losses)) == 1 and np.isfinite(losses[0])
     # all windows of all recordings, in the batches of their lengths
     assert sum(map(len, evaluator.batches)) == len(stream.transform.decoded(_block(sounds))[0])
+
+
+@pytest.mark.parametrize("name", ["HubertForPreTraining", "Wav2vec2ForPreTraining", "BestRqForPreTraining"])
+def test_targets_that_are_all_the_same_are_called_a_collapse(name, monkeypatch):
+    model_class, of = getattr(hfssl, name), contract(name)
+    torch.manual_seed(0)
+    kind = {"BestRqForPreTraining": {"feature_projection_input_dim": 160}}.get(name, {})
+    model = model_class(model_class.config_class(encoder_config=of.encoder(**kind), **of.settings)).eval()
+    sounds = [wav(tone(row, 0.5 + 0.3 * (row % 4))) for row in range(24)]
+    if name == "HubertForPreTraining":
+        frames = [mfcc(torch.from_numpy(decode_audio(sound, RATE))).numpy() for sound in sounds]
+        model.unit_centroids.copy_(torch.from_numpy(fit_units(np.concatenate(frames), 10, 0, 1)))
+    takes = frozenset(("sample_keys", "starts")) & set(inspect.signature(model.forward).parameters)
+    format = AudioFormat(model.encoder.config, model.config.masking, takes)
+    evaluator = AudioLossEvaluator(sounds, AudioRows(format), AudioCollator(), model)
+    assert evaluator.measure(model)["target_perplexity"] > 2.5
+    of.collapse(monkeypatch.setattr)
+    collapsed = evaluator.measure(model)
+    assert collapsed["target_perplexity"] == pytest.approx(1.0)
+    monitor = HealthMonitor(sounds, build_feature_extractor(model.encoder.config), "audio")
+    spread = {"health_std": 0.5, "health_effective_rank": 9.0}
+    monkeypatch.setattr(monitor, "measure", lambda model: dict(spread))
+    past = [{"step": 0, "health_verdict": "untrained", "health_target_perplexity": 5.0, **spread}]
+    found = monitor.check(model, 500, past, 1.0, {f"eval_{name}": value for name, value in collapsed.items()})
+    assert found["health_verdict"] == "collapsed since step 500" and found["health_target_perplexity"] == 1.0
+    assert found["health_cause"] == model.method.collapse_hints(model.config)["one target"]
 
 
 def _block(sounds):

@@ -1,16 +1,22 @@
 """The protocols that look at patches: segmentation, correspondence and the attentive probe."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from labelled import Labelled, digits, png, processor, resnet, vit
 from PIL import Image
 from tiny_vision import build
+from transformers import AutoModel, TimmWrapperConfig, ViTImageProcessor
 
+from hfssl.data.image.arrays import encoded_array
 from hfssl.data.image.masks import IGNORED
 from hfssl.data.labelled import HeldSamples, LabelledData
 from hfssl.evaluation.evaluator import EvaluationError
-from hfssl.evaluation.image.attentive import AttentiveEvaluator, attentive_logits
+from hfssl.evaluation.image.attentive import AttentiveEvaluator, _mean_and_deviation, fit_attentive
+from hfssl.evaluation.image.features import processed_size
+from hfssl.evaluation.image.patch_evaluator import PatchMaps
 from hfssl.evaluation.image.patch_features import patch_features, raw_patches
 from hfssl.evaluation.image.patches import PatchesEvaluator, true_patches
 from hfssl.evaluation.image.pictures import otsu_threshold
@@ -120,11 +126,87 @@ def test_textures_are_told_apart(model, tmp_path):
         assert Image.open(tmp_path / "assets" / name).size[0] > 300
 
 
+def in_channels(data, number):
+    """The same images with so many channels, all alike."""
+    arrays = [np.repeat(np.asarray(Image.open(io.BytesIO(image)))[None], number, axis=0) for image in data.images]
+    made = LabelledData(
+        HeldSamples([encoded_array(each) for each in arrays]), data.labels, data.class_names, "4", "four"
+    )
+    made.masks = getattr(data, "masks", None)
+    return made
+
+
+def four_channels():
+    return vit(num_channels=4), ViTImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=[0.5] * 4, image_std=[0.5] * 4
+    )
+
+
+def of_timm():
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    config = TimmWrapperConfig(architecture="test_vit", model_args={"img_size": 32, "patch_size": 8})
+    return AutoModel.from_config(config), processor(32)
+
+
+@pytest.mark.parametrize("make", [four_channels, of_timm])
+def test_patches_of_encoders_of_other_channels_and_of_timm(make):
+    encoder, own = make()
+    masked, (train, test) = (halves(12), halves(6, 1)), (each.take(np.arange(40)) for each in digits())
+    if make is four_channels:
+        masked, train, test = [in_channels(each, 4) for each in masked], in_channels(train, 4), in_channels(test, 4)
+    results = PatchesEvaluator(*masked, max_patches=100)(encoder, own)
+    results += AttentiveEvaluator(train, test, seeds=(0,), epochs=1, min_steps=2)(encoder, own)
+    assert {each.metric for each in results} >= {"miou", "correspondence", "accuracy"}
+    assert all(0.0 <= each.value <= 1.0 for each in results) and results[0].hyperparameters["grid"] == [4, 4]
+
+
+def test_another_encoder_stands_beside_by_its_own_figures(tmp_path):
+    encoder, other = vit(), vit(seed=3)
+    options = {"image_size": 16, "max_patches": 300}
+    data = halves(24), halves(8, 1)
+    alone = {model: PatchesEvaluator(*data, **options)(model, processor()) for model in (encoder, other)}
+    both = PatchesEvaluator(*data, beside={"dino": other}, **options)(encoder, processor())
+    assert len(both) == 5
+    for found, of_encoder, of_other in zip(both, alone[encoder], alone[other], strict=True):
+        assert found.value == of_encoder.value and found.baselines["dino"] == of_other.value
+        assert found.baselines | of_encoder.baselines == found.baselines
+    attentive = {"seeds": (0,), "epochs": 1, "min_steps": 20}
+    train, test = (each.take(np.arange(60)) for each in digits())
+    found = AttentiveEvaluator(train, test, beside={"dino": other}, **attentive)(encoder, processor())
+    expected = AttentiveEvaluator(train, test, **attentive)(other, processor())
+    assert [each.baselines["dino"] for each in found] == [each.value for each in expected]
+
+
+def test_what_stands_beside_has_the_same_grid_and_channels():
+    evaluator = PatchesEvaluator(halves(4), halves(4, 1), beside={"resnet": resnet()}, image_size=64)
+    with pytest.raises(EvaluationError, match="resnet has . × . patches, and the encoder 16 × 16: probe each by"):
+        evaluator(vit(), processor())
+
+
+def test_of_larger_images_fewer_are_seen_at_once(monkeypatch):
+    seen = []
+    maps = PatchMaps.maps
+    monkeypatch.setattr(PatchMaps, "maps", lambda self, images: seen.append(images.shape[0]) or maps(self, images))
+    size = processed_size(processor())["height"]
+    for pixels, number in ((size, 8), (2 * size, 2)):
+        seen.clear()
+        PatchesEvaluator(halves(24), halves(8, 1), image_size=pixels, batch_size=8, max_patches=300)(
+            vit(), processor()
+        )
+        assert max(seen) == number
+
+
 def test_masks_are_needed():
     train, test = digits()
     bare = LabelledData(HeldSamples(train.images), train.labels, train.class_names, "", "digits")
     with pytest.raises(EvaluationError, match="needs masks, and digits has none"):
         PatchesEvaluator(bare, bare)
+    one = halves(2)
+    one.labels = np.array([[1, 0], [1, 0]])
+    with pytest.raises(EvaluationError, match="one class or none.*values are 0 and 1; 255 counts nowhere"):
+        PatchesEvaluator(one, halves(2))
+    assert PatchesEvaluator(halves(2), one).num_classes == 2  # a few to measure on may show one
 
 
 def test_an_image_size_that_an_encoder_does_not_take_is_named():
@@ -143,8 +225,26 @@ def test_a_query_finds_the_patch_that_tells_the_class():
     x[np.arange(400), at, 1] = np.where(y == 1, 3.0, -3.0)
     x[:, :, 2:] *= 5
     patches = torch.from_numpy(x).half()
-    logits = attentive_logits(patches[:300], y[:300], patches[300:], 2, seed=0, epochs=1, min_steps=300)
+    logits = fit_attentive(patches[:300], y[:300], 2, seed=0, epochs=1, min_steps=300)(patches[300:])
     assert (logits.argmax(1) == y[300:]).mean() > 0.95
+
+
+def test_the_attentive_probe_keeps_no_features_of_test(monkeypatch):
+    """Its logits are those of all of test at once, whatever comes in a batch."""
+    seen = []
+    maps = PatchMaps.maps
+    monkeypatch.setattr(PatchMaps, "maps", lambda self, images: seen.append(len(images)) or maps(self, images))
+    train, test = (each.take(np.arange(60)) for each in digits())
+    options = {"seeds": (0,), "epochs": 1, "min_steps": 20}
+    found = [
+        AttentiveEvaluator(train, test, batch_size=size, **options)(vit(), processor())[0].value for size in (60, 7)
+    ]
+    assert found[0] == pytest.approx(found[1]) and max(seen) == 60 and seen.count(7) == 16
+    x = torch.randn(300, 5, 8).half() * 3 + 2
+    flat = x.flatten(0, 1).float()
+    mean, deviation = _mean_and_deviation(x)
+    torch.testing.assert_close(mean, flat.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(deviation, flat.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -24,7 +24,7 @@ from hfssl.evaluation.evaluator import EvaluationError
 from hfssl.evaluation.multimodal.embedders import StockPair
 from hfssl.evaluation.multimodal.pictures import draw_pairs
 from hfssl.evaluation.multimodal.prompts import Prompts, read_prompts
-from hfssl.evaluation.multimodal.retrieval import distinct, retrieval
+from hfssl.evaluation.multimodal.retrieval import distinct
 from hfssl.evaluation.multimodal.scores import class_embeddings, ranks_of_pairs, retrieval_scores, zero_shot_scores
 from hfssl.evaluation.multimodal.zero_shot import ZeroShotEvaluator, zero_shot
 from hfssl.modeling.image_processing import build_image_processor
@@ -97,6 +97,7 @@ def test_classes_are_the_mean_of_what_they_are_called():
 
 def test_files_of_prompts(tmp_path):
     assert read_prompts(["sea_gull", "ox"]).texts == ["a photo of a sea gull.", "a photo of a ox."]
+    assert read_prompts(["dark_red"], dataset="characters").texts == ["dark red"]
     (tmp_path / "names.txt").write_text("gull\n\nox\n")
     (tmp_path / "say.txt").write_text("\ufeff{}\nmany {}s\n", encoding="utf-8")
     prompts = read_prompts(["a", "b"], tmp_path / "names.txt", tmp_path / "say.txt")
@@ -179,7 +180,7 @@ def test_retrieval_and_its_pictures(folders, tmp_path):
     ]
     samples, texts, rows = distinct(pairs)
     assert len(samples) == 5 and len(texts) == len(set(labels)) + 1 and len(rows) == 10
-    scores = retrieval(pair, pairs)
+    scores = retrieval_scores(pair.images(samples), pair.texts(texts), rows)
     assert scores["image_to_text_r10"] >= scores["image_to_text_r1"] and scores["text_to_image_r5"] == 1.0
     from hfssl.evaluation.image.features import resized_images
 

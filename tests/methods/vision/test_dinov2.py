@@ -21,8 +21,8 @@ SEPARATE = {"patch_head": "separate", "patch_num_prototypes": 10, "patch_project
 
 
 def without_sharpening(change):
-    """All prototypes for all images."""
-    return {"teacher_temperature_start": 1.0, "teacher_temperature_end": 1.0}
+    """All prototypes for all images and patches, and nothing that keeps features apart."""
+    return {"teacher_temperature_start": 1.0, "teacher_temperature_end": 1.0, "koleo_weight": 0.0}
 
 
 def dinov3():
@@ -197,6 +197,21 @@ def test_only_the_student_does_not_see_what_is_masked(name):
     whole = model(**batch | {"masked_patches": None})
     assert whole.loss_terms["ibot"] == 0.0 and not torch.allclose(whole.student_logits, out.student_logits)
     assert model.student.mask_token is None or model.student._bool_masked_pos is None
+
+
+def test_rotary_positions_vary_for_the_student_in_training_only():
+    found = {}
+    for rescale in (None, 2.0):
+        model, batch = dinov2(DINOv3ViTConfig(**BLOCKS, **SIZE, pos_embed_rescale=rescale)).train(), masked_crops(2)
+        large = batch["pixel_values"].flatten(0, 1)
+        with torch.no_grad():
+            hidden = [
+                getattr(model, name).encode(large).last_hidden_state for name in ("student", "student", "teacher")
+            ]
+            found[rescale] = [torch.equal(hidden[0], hidden[1]), torch.equal(hidden[0], hidden[2])]
+            hidden = model.eval().student.encode(large).last_hidden_state
+        assert torch.equal(hidden, model.teacher.encode(large).last_hidden_state)
+    assert found == {None: [True, True], 2.0: [False, False]}
 
 
 def test_hidden_pixels_are_those_of_the_masked_patches():

@@ -1,0 +1,283 @@
+"""What `recipes/pretrain.py` does with data: the flags, the steps, and the sentence at the end."""
+
+import ast
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..commands import recipes
+from ..errors import UserError
+from ..evaluation.finetune_settings import FinetuneSettings
+from ..evaluation.modality import evaluation_modality
+from ..evaluation.payoff import payoff_line
+from ..evaluation.results import Result, read_json, read_results
+from ..evaluation.usefulness import usefulness_line
+from ..evaluation.verdict import describe
+from ..methods import METHODS
+from ..training.checkpoints import list_checkpoints
+from .domains import Choice, Domain, find_domain, leading_modality
+from .sheet import has_sheet
+from .steps import DONE, PLAN, Step
+
+
+logger = logging.getLogger(__name__)
+
+# Of the minutes, with labels and without; what is left is for probes, features and pictures.
+SHARES = {"pre-training": 0.6, "fine-tuning": 0.3}
+SHARES_WITHOUT_LABELS = {"pre-training": 0.9}
+# Of the labels, as the protocol of label efficiency takes them.
+_FRACTIONS = (1.0, 0.1, 0.01)
+# Fewer passes and steps tell nothing of what labels are worth.
+_FEWEST_EPOCHS, _FEWEST_STEPS = 1.0, 20
+
+
+@dataclass
+class PretrainArguments:
+    r"""
+    > Data
+
+    Args:
+        dataset (`str`, *optional*):
+            What is pre-trained on, all of it: a folder, file or glob, a Hub id, or several with commas between them.
+            Left out: letters, which come with hfssl, and their labels.
+        labelled (`str`, *optional*):
+            Labelled samples of the same kind, as `recipes/probe.py` takes them; may be the same data. What is measured
+            on is not trained on. Left out, the whole ends in features.
+        modality (`str`, *optional*):
+            image, text, audio, or multimodal (images with captions). Left out, opening the data tells.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub data set.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        label_column (`str`, *optional*):
+            Column of the labels; found by its type when left out.
+        labels (`str`, *optional*):
+            Table with the labels of a folder of files.
+        split_by (`str`, *optional*):
+            Column of what must not be on both sides, such as the patient.
+        budget_minutes (`float`, *optional*, defaults to `10.0`):
+            Minutes for the whole: 60 % for pre-training, 30 % for fine-tuning and training from scratch, which are
+            made shorter where they would take longer; without labels 90 % for pre-training. The rest is for the
+            other steps. With more of them the same command goes on with the pre-training.
+        method (`str`, *optional*):
+            Name of the recipe that pre-trains. Left out, it is chosen, and why is said.
+        encoder (`str`, *optional*):
+            Preset to train from scratch, or a checkpoint to continue. Left out, what the recipe takes.
+        training (`dict`, *optional*):
+            More flags of that recipe: '{"image_size": 96, "save_steps": 0.1}'.
+        finetuning (`dict`, *optional*):
+            More flags of `recipes/finetune.py`, which hold for training from scratch too: '{"epochs": 50}'.
+        num_processes (`int`, *optional*, defaults to 1):
+            Processes that share the pre-training, one for each GPU.
+        seed (`int`, *optional*, defaults to 42):
+            Of the pre-training.
+        output_dir (`str`, *optional*, defaults to `"outputs/pretrain"`):
+            Folder of the whole; each step has one in it.
+    """
+
+    dataset: str | None = None
+    labelled: str | None = None
+    modality: str | None = None
+    dataset_config: str | None = None
+    split: str = "train"
+    label_column: str | None = None
+    labels: str | None = None
+    split_by: str | None = None
+    budget_minutes: float = 10.0
+    method: str | None = None
+    encoder: str | None = None
+    training: dict | None = None
+    finetuning: dict | None = None
+    num_processes: int = 1
+    seed: int = 42
+    output_dir: str = "outputs/pretrain"
+
+    def __post_init__(self):
+        if not self.budget_minutes > 0:
+            raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
+        if self.num_processes < 1:
+            raise UserError(f"`--num_processes` must be at least 1, got {self.num_processes}.")
+        for name in ("label_column", "labels", "split_by"):
+            if self.labelled is None and getattr(self, name) is not None:
+                raise UserError(
+                    f"`--{name} {getattr(self, name)}` is about labelled samples: name them by `--labelled`."
+                )
+
+
+class Pretraining:
+    """The whole: what is chosen for some data, and its steps.
+
+    Attributes:
+        folder (`Path`):
+            Where everything goes.
+        about (`dict[str, Any]`):
+            What is chosen and why, for the record.
+    """
+
+    def __init__(self, asked: PretrainArguments):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
+                "there are as `--num_processes`."
+            )
+        self.asked, self.folder = asked, Path(asked.output_dir)
+        training = asked.training or {}
+        columns = {name: value for name, value in training.items() if name.endswith("_column")}
+        self.domain, source, how = find_domain(
+            asked.dataset, asked.modality, columns, split=asked.split, config=asked.dataset_config
+        )
+        self.labelled = asked.labelled
+        embedded = leading_modality(self.domain).embedded_set(asked.dataset)
+        if asked.dataset is None and asked.labelled is None and embedded is not None and embedded.labelled:
+            self.labelled = embedded.name
+        on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
+        chosen = self.domain.choose(source.num_rows, on_cpu)
+        self.choice = chosen if asked.method in (None, chosen.method) else _as_asked(asked.method, self.domain)
+        self.shares = SHARES if self.labelled else SHARES_WITHOUT_LABELS
+        self.about = {
+            "data": source.description, "labelled": self.labelled, "modality": self.domain.name, "found": how,
+            "method": self.choice.method, "why": self.choice.why, "budget_minutes": asked.budget_minutes,
+            "shares": self.shares,
+        }  # fmt: skip
+
+    @property
+    def encoder(self) -> Path:
+        """What pre-training leaves for the other steps."""
+        return self.folder / "encoder" / self.domain.encoder
+
+    def intro(self) -> str:
+        """What was found and chosen, in words."""
+        shares = ", ".join(f"{self.asked.budget_minutes * share:g} for {name}" for name, share in self.shares.items())
+        return (
+            f"Data: {self.about['data']}\nFound: {self.about['found']}\nChosen: {self.choice.why}\n"
+            f"Minutes: {self.asked.budget_minutes:g}, {shares}"
+        )
+
+    def steps(self) -> Iterator[Step]:
+        """The steps in their order. What has to be known of one before another begins is read when it is due."""
+        asked, method = self.asked, METHODS[self.choice.method]
+        data = {"dataset": asked.dataset, "dataset_config": asked.dataset_config}
+        data["split"] = None if asked.split == "train" else asked.split
+        of_recipe = {**data, "encoder": asked.encoder, **self.choice.flags, **(asked.training or {})}
+        if has_sheet(method):
+            output = self.folder / "views.png"
+            sheet = {"method": self.choice.method, **of_recipe, "seed": asked.seed, "output": output}
+            yield Step("views", "show_views", sheet)
+        labels = {name: getattr(asked, name) for name in ("label_column", "labels", "split_by")}
+        labels = {"dataset": self.labelled, **labels}
+        online = {self.domain.labels_flags[name]: value for name, value in labels.items() if self.domain.labels_flags}
+        training = {
+            **of_recipe, "seed": asked.seed,
+            "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
+            "output_dir": self.folder / "encoder",
+        }  # fmt: skip
+        if "max_steps" in (asked.training or {}):
+            training.pop("budget_minutes")
+        yield Step("pre-training", self.choice.method, training, asked.num_processes)
+        if self.labelled is None:
+            columns = {name: value for name, value in (asked.training or {}).items() if name.endswith("_column")}
+            known = {name: value for name, value in columns.items() if name == f"{self.domain.modality}_column"}
+            report = {"report": "duplicates,outliers,clusters", "output_dir": self.folder / "features"}
+            yield Step("features", "embed", {"encoder": self.encoder, **data, **known, **report})
+            return
+        yield Step("probes", "probe", {"encoder": self.encoder, **labels, "output_dir": self.folder / "probes"})
+        lengths = self._lengths() | (asked.finetuning or {})
+        # of all labels the trainings are the same, and are done once: they share a folder
+        folder = self.folder / "labels"
+        trained = {"encoder": self.encoder, **labels, **lengths, "precision": "auto", "output_dir": folder}
+        yield Step("fine-tuning", "finetune", trained)
+        yield Step("label efficiency", "probe", {**trained, "protocol": "label_efficiency"})
+        # a report of the whole is the step that follows here
+
+    def outcome(self) -> dict[str, str]:
+        """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
+        probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
+        found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
+        return {name: said for name, said in found.items() if said}
+
+    def _health(self) -> str:
+        measured = [each for each in self._state().get("log_history", []) if "health_verdict" in each]
+        return f"Pre-training: {describe(measured[-1])}." if measured else ""
+
+    def _state(self) -> dict[str, Any]:
+        """What the trainer knows at the newest checkpoint of pre-training."""
+        there = list_checkpoints(self.folder / "encoder")
+        return read_json(there[0] / "trainer_state.json", default={}) if there else {}
+
+    def _lengths(self) -> dict[str, Any]:
+        """Flags that make trainings on labels as short as their share of the minutes asks for; none where they fit.
+
+        How long they take is judged by how many samples a second pre-training saw: a view of one there is a sample
+        here, all else that pre-training did included.
+        """
+        steps = {each["name"]: each for each in read_json(self.folder / PLAN, default={}).get("steps", [])}
+        state, probed = self._state(), [each for each in results_in(self.folder / "probes") if each.num_train]
+        took = steps.get("pre-training", {})
+        if took.get("state") != DONE or not state.get("global_step") or not probed:
+            return {}
+        views = 1 if METHODS[self.choice.method].method.views is None else 2
+        seen = state["global_step"] * (state.get("train_batch_size") or 1) * views * self.asked.num_processes
+        settings = FinetuneSettings(**self._known_settings()).filled(
+            evaluation_modality(self.domain.modality).finetune_defaults
+        )
+        number = max(each.num_train for each in probed)
+        minutes = _samples(settings, number) * took["seconds"] / seen / 60
+        allowed = self.asked.budget_minutes * self.shares["fine-tuning"]
+        if minutes <= allowed:
+            return {}
+        share = allowed / minutes
+        # two digits: what it is worth, and the same again when it is reckoned again
+        epochs = max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}"))
+        least = max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}")))
+        logger.info(
+            "Trainings on labels would take about %.0f minutes, and %.0f are theirs: %g passes instead of %g, %d "
+            "steps at least instead of %d. `--budget_minutes` gives them more, `--finetuning` states them.",
+            minutes, allowed, epochs, settings.epochs, least, settings.min_steps,
+        )  # fmt: skip
+        return {"epochs": epochs, "min_steps": least}
+
+    def _known_settings(self) -> dict[str, Any]:
+        known = {each.name for each in fields(FinetuneSettings)}
+        return {name: value for name, value in (self.asked.finetuning or {}).items() if name in known}
+
+
+def results_in(folder: Path) -> list[Result]:
+    """The figures that lie in a folder, in the order in which they were written."""
+    names = [each.name for each in fields(Result)]
+    return [Result(**{name: record[name] for name in names}) for record in read_results(folder / "results.json")]
+
+
+def _samples(settings: FinetuneSettings, number: int) -> float:
+    """Samples that all trainings of label efficiency go through: those of all labels are those of fine-tuning."""
+    total = 0.0
+    for fraction in _FRACTIONS:
+        some = max(1.0, fraction * number)
+        total += max(settings.min_steps * min(settings.train_batch_size, some), settings.epochs * some)
+    return 2 * settings.seeds * total
+
+
+def _as_asked(method: str, domain: Domain) -> Choice:
+    """A method that was named.
+
+    Raises:
+        UserError: where it is none, or not for such data.
+    """
+    if method not in METHODS:
+        raise UserError(f"`--method` is one of {', '.join(METHODS)}, got {method!r}.")
+    own, why = METHODS[method].method.modality, f"{METHODS[method].method.title}, as asked"
+    if own == domain.name:
+        return Choice(method, why)
+    source = ast.parse(recipes()[method].read_text(encoding="utf-8"))
+    # a recipe for several modalities has a function for each
+    if any(isinstance(node, ast.FunctionDef) and node.name == domain.name for node in source.body):
+        return Choice(method, why, {"modality": domain.name})
+    fitting = [name for name, each in METHODS.items() if each.method.modality == domain.name]
+    raise UserError(
+        f"`--method {method}` is for {own}, and the data are {domain.samples}: pass one of {', '.join(fitting)}, or "
+        "`--modality` where they are something else."
+    )
