@@ -23,13 +23,15 @@ from .words import cost_in_words, in_words, number, plain, seen_in_words
 
 # Classes of which a matrix can still be read.
 MOST_IN_MATRIX = 30
+# Of what several steps came to, what is told here anyway.
+_SAID = ("health", "usefulness")
 # Protocols that have a drawing of their own, of many figures.
 _LAYERS = "layers"
 
 
 def summary(record: Record) -> Section | None:
     """What it came to, in a few lines."""
-    facts = []
+    facts = [(name, said) for name, said in record.plan.get("outcome", {}).items() if name not in _SAID]
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
     for said in (usefulness_line(record.results), change_line(record.results)):
@@ -48,7 +50,7 @@ def choices(record: Record) -> Section | None:
     run = record.run
     if "settings" not in run:
         return None
-    said = [Text(text) for text in run["choices"]]
+    said = [Text(text) for text in (record.plan.get("found"), record.plan.get("why"), *run["choices"]) if text]
     told = {name: value for kind in ("data", "run", "method") for name, value in run["settings"][kind].items()}
     changed = [(name, plain(told[name])) for name in run["changed"] if told.get(name) is not None]
     blocks = [
@@ -197,6 +199,10 @@ def again(record: Record) -> Section | None:
     if not command:
         return None
     versions = ", ".join(f"{package} {version}" for package, version in (record.first("versions") or {}).items())
+    steps = [
+        (each["name"], f"{each['seconds']:,.0f} s", each["state"], each["command"])
+        for each in record.plan.get("steps", [])
+    ]
     facts = [("Commit of hfssl", record.first("commit") or "unknown"), ("Versions", versions)]
     run = record.run
     if "settings" in run:
@@ -205,7 +211,10 @@ def again(record: Record) -> Section | None:
     if cost := cost_in_words(run):
         facts.append(("Cost", cost))
     commands = dict.fromkeys([command, *(each.command for each in record.results)])
-    return Section("Do it again", [*(Code(each) for each in commands), Facts([each for each in facts if each[1]])])
+    blocks: list[Any] = [Code(each) for each in commands]
+    if steps:
+        blocks = [Table("The steps", ("step", "time", "state", "command"), steps)]
+    return Section("Do it again", [*blocks, Facts([each for each in facts if each[1]])])
 
 
 def missing(record: Record) -> Section | None:

@@ -210,3 +210,23 @@ def test_pictures_without_a_caption_are_called_by_their_file(tmp_path):
         Image.new("L", (4, 4)).save(folder / "assets" / f"{name}.png")
     said = {path.name: caption for path, caption in read_record(folder).pictures}
     assert said["my_own.png"] == "My own." and "nearest features" in said["neighbours.png"]
+
+
+def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
+    a_probe(a_run(tmp_path / "encoder"))
+    (tmp_path / "probes").mkdir()
+    a_probe(tmp_path / "probes")  # the same once more
+    a_probe(tmp_path / "probes", protocol="knn", hyperparameters={"k": 20}, value=0.6875)
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "views.png")
+    step = {"name": "pre-training", "command": "python recipes/mae.py", "state": "done", "seconds": 61.4}
+    plan = {
+        "why": "MAE, since it is so", "outcome": {"payoff": "Up to 40 labels it pays.", "health": "-"},
+        "steps": [step, step | {"name": "fine-tuning", "state": "waiting"}],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    page = Page(write_report(tmp_path).read_text())
+    assert "Up to 40 labels it pays." in page.text and "MAE, since it is so" in page.text
+    assert page.text.count("linear probe on pets: accuracy") == 1 and "0.6875" in page.text
+    assert "pre-training 61 s done python recipes/mae.py" in page.text and "Not done yet: fine-tuning." in page.text
+    assert page.tags.count("img") == 2 and "Losses" in page.text

@@ -38,6 +38,8 @@ CAPTIONS = {
     "patch_components.png": "What the patches of an image tell apart: their leading principal components as colours.",
     "segmentation.png": "Images with their masks, and what probes of the patches say, a colour for each class.",
     "label_efficiency.png": "What labels are worth: accuracy over the share of them that was used.",
+    "duplicates.png": "Images that are nearly the same to the encoder.",
+    "outliers.png": "Images that are least like any other to the encoder.",
     "views.png": "Held-out images, and views of them as in training.",
 }
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
