@@ -110,7 +110,11 @@ def read_record(folder: str | Path) -> Record:
     if (folder / PLAN).is_file():
         return _together(record)
     try:
-        record.run = fit_to_leave(read_json(folder / RUN, default={}))
+        run = read_json(folder / RUN, default={})
+        if not isinstance(run, dict):
+            raise UserError(f"{folder / RUN} is no record of a run.")
+        history = run.pop("history", None)
+        record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
     try:

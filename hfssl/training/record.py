@@ -132,9 +132,9 @@ class RunRecord:
             "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
-            "pictures": [[path.name, caption] for path, caption in pictures], "history": thinned(self.history),
+            "pictures": [[path.name, caption] for path, caption in pictures],
         }  # fmt: skip
-        return fit_to_leave(told)
+        return fit_to_leave(told) | {"history": thinned(self.history)}  # which names no folder, and is long
 
 
 def record_of(trainer: "SSLTrainer") -> RunRecord:
