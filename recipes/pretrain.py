@@ -21,6 +21,7 @@ def main():
     from hfssl import RecipeParser
     from hfssl.cli.pretrain import PretrainArguments, Pretraining
     from hfssl.cli.steps import Steps
+    from hfssl.report.page import report_safely
 
     (asked,) = RecipeParser(PretrainArguments, description=__doc__).parse()
     whole = Pretraining(asked)
@@ -31,7 +32,10 @@ def main():
         steps.run(step)
     outcome = whole.outcome()
     steps.add(outcome=outcome)
+    page = report_safely(whole.folder)
     print("\n" + "\n".join(outcome.values()) + f"\n\nThe record of all steps: {steps.path}")
+    if page is not None:
+        print(f"The report of the whole: {page}")
 
 
 if __name__ == "__main__":

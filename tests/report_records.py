@@ -48,8 +48,10 @@ def a_run(folder, **changes):
 
 
 def a_probe(folder, classes=("cat", "dog"), value=0.875, protocol="linear", **fields):
-    told = [{"name": classes[0], "rows": 8, "right": 6, "taken_for": {classes[1]: 2}, "baselines": {"random_init": 3}}]
-    told += [{"name": classes[1], "rows": 8, "right": 8, "taken_for": {}, "baselines": {"random_init": 5}}]
+    told = [
+        {"name": classes[0], "rows": 8, "right": 6, "taken_for": {classes[1]: 2}, "baselines": {"random_init": 0.375}}
+    ]
+    told += [{"name": classes[1], "rows": 8, "right": 8, "taken_for": {}, "baselines": {"random_init": 0.625}}]
     known = {
         "version": 2, "model": "outputs/mae", "task": "pets", "split": "test", "metric": "accuracy", "num_train": 40,
         "num_eval": 16, "hyperparameters": {"pooling": "cls"}, "details": {"classes": told},

@@ -19,10 +19,11 @@ from ..evaluation.results import Result, read_json, read_results
 from ..evaluation.usefulness import usefulness_line
 from ..evaluation.verdict import describe
 from ..methods import METHODS
+from ..report.record import PLAN
 from ..training.checkpoints import list_checkpoints
 from .domains import Choice, Domain, find_domain, leading_modality
 from .sheet import has_sheet
-from .steps import DONE, PLAN, Step
+from .steps import DONE, Step
 
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from ..commands import flag_words, recipe_words, recipes, started_by_name
 from ..errors import UserError
 from ..evaluation.results import read_json, write_json
 from ..machine import threads_of_user
+from ..report.record import PLAN
 
 
 logger = logging.getLogger(__name__)
 
-PLAN = "plan.json"
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 _HANDED_ON = (signal.SIGINT, signal.SIGTERM)
 

@@ -53,16 +53,18 @@ class Cells:
         if broadcast_object_list([lost])[0]:
             del self.done[key]
 
-    def run(self, key: str, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def run(
+        self, key: str, train: Callable[[], dict[str, Any]], beside: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The cell of a `key`, trained where it is not done: `metrics` that `train` returned, and `seconds` it took.
 
-        The key has to change with everything that decides what comes out.
+        The key has to change with everything that decides what comes out. What `train` puts into `beside` is kept too.
         """
         if key not in self.done:
             start = time.monotonic()
             metrics = train()
             seconds = round(time.monotonic() - start, 1)
-            self.done[key] = {"metrics": metrics, "seconds": seconds, "encoder": self.encoder}
+            self.done[key] = {"metrics": metrics, "seconds": seconds, "encoder": self.encoder, **(beside or {})}
             if self.path and self.is_main_process:
                 # another run may have written to the same file meanwhile
                 write_json(self.path, read_json(self.path, default={}) | {key: self.done[key]})

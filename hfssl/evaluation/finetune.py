@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from ..machine import choose_precision, process_state
 from ..modeling.depth import depths, digest_of_depths
 from .cells import Cells, CellTrainer, training_arguments
+from .class_figures import class_figures, confusions
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
 from .evaluator import EvaluationError, Evaluator, encoder_source
 from .finetune_settings import FinetuneSettings
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 # of the output folder, where the classifier stays
 MODEL = "model"
+# of a training in the file of finished ones: what each class was taken for
+_CONFUSIONS = "confusions"
 
 
 @dataclass
@@ -99,6 +102,7 @@ class FinetuneEvaluator(Evaluator):
                 self, scores, run.labels, model=name, num_train=len(run.labels[0]),
                 hyperparameters=run.hyperparameters(), command=command,
             )  # fmt: skip
+            results[0].details = run.class_figures()
         if output_dir is not None and run.state.is_main_process:
             write_results(Path(output_dir) / "results.json", results)
             if run.model_dir is not None:
@@ -137,6 +141,7 @@ class FinetuneRun:
         self.finetuning = modality.finetuning(source, processor, self.train, self.test, self.settings)
         self.name = name or source
         self.cells = Cells(output_dir, self.name)
+        self.told: dict[tuple[str, int], dict[str, Any]] = {}
         self.steps_to_come: dict[str, int] = {}  # of trainings that are not done, by their key
 
     def plan(self, trainings: Sequence[tuple[str, int, np.ndarray | None]]) -> None:
@@ -162,7 +167,9 @@ class FinetuneRun:
         title = f"{kind.replace('_', ' ')}, {len(rows):,} labels, seed {seed}"
         key = self._key(kind, seed, rows)
         self.cells.forget_unless_saved(key, self._model_dir(kind, seed))
-        cell = self.cells.run(key, lambda: self._train(kind, seed, rows, title))
+        told: dict[str, Any] = {}
+        cell = self.cells.run(key, lambda: self._train(kind, seed, rows, title, told), beside=told)
+        self.told[kind, seed] = cell
         figures = ", ".join(f"{metric} {value:.3f}" for metric, value in cell["metrics"].items())
         logger.info("%s %s: %s · %.0f s", position, title, figures, cell["seconds"])
         return cell["metrics"]
@@ -182,7 +189,16 @@ class FinetuneRun:
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return f"finetune/{kind}/{len(rows)}-labels/seed-{seed}/{digest}"
 
-    def _train(self, kind: str, seed: int, rows: np.ndarray, title: str) -> dict[str, float]:
+    def class_figures(self) -> dict[str, Any]:
+        """How each class fares after the trainings whose scores were asked for, for the details of their figure."""
+        counts: dict[str, dict[int, Any]] = {}
+        for (kind, seed), cell in self.told.items():
+            if _CONFUSIONS not in cell:  # several labels a sample, or trained by an older version
+                return {}
+            counts.setdefault(kind, {})[seed] = cell[_CONFUSIONS]
+        return {"classes": class_figures(counts, self.train.class_names)}
+
+    def _train(self, kind: str, seed: int, rows: np.ndarray, title: str, told: dict[str, Any]) -> dict[str, float]:
         names = [str(name) for name in self.train.class_names] or [str(i) for i in range(self.train_y.max() + 1)]
         model = self.finetuning.classifier(names, seed, random_init=kind == RANDOM_INIT)
         if self.train_y.ndim == 2:
@@ -199,6 +215,8 @@ class FinetuneRun:
         folder = self._model_dir(kind, seed)
         if folder is not None and self.state.is_main_process:
             save_classifier(folder, model, self.finetuning.processor, self._key(kind, seed, rows))
+        if labels.ndim == 1:
+            told[_CONFUSIONS] = confusions(labels, logits.argmax(-1))
         return classification_scores(logits.argmax(-1), labels, logits)
 
 

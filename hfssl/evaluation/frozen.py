@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..data.modality import modality
 from ..machine import compute_device, process_state
 from . import metrics, several_labels
-from .class_figures import class_figures
+from .class_figures import class_figures, confusions
 from .evaluator import EvaluationError, Evaluator
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
@@ -167,8 +167,11 @@ class FrozenEvaluator(Evaluator):
                 hyperparameters=features.settings | of_encoder.variant, details=of_encoder.details, command=command,
             )  # fmt: skip
             if self.tells_classes and test_y.ndim == 1:
-                said = {kind: variant.predictions for kind, variant in by_kind.items()}
-                made[0].details = made[0].details | {"classes": class_figures(test_y, said, self.train.class_names)}
+                counts = {
+                    kind: {seed: confusions(test_y, rows) for seed, rows in variant.predictions.items()}
+                    for kind, variant in by_kind.items()
+                }
+                made[0].details = made[0].details | {"classes": class_figures(counts, self.train.class_names)}
             results += made
         return results
 

@@ -16,7 +16,7 @@ from ..evaluation.usefulness import change_line, usefulness_line
 from ..evaluation.verdict import health_table
 from ..machine import fit_to_leave
 from .record import RESULTS, Record, read_record
-from .words import cost_in_words, in_words, number, plain, seen_in_words
+from .words import cost_in_words, in_words, number, plain, seen_in_words, size_in_words
 
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def write_card(path: Path, record: Record) -> None:
         _template().render(
             run=run,
             name=name,
+            parameters=size_in_words(run["parameters"]),
             metadata=metadata(record),
             paper_url=paper_url(run["paper"]),
             loads="The lines below load it:" if run["loads"] == "plain" else "It loads in plain `transformers`:",

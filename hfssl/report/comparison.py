@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.probes import title_of
 from ..evaluation.results import Result
 from .blocks import Code, Drawing, Folded, Section, Table, Text
 from .curves import curves_figure
 from .page import page, write_page
 from .record import Record, read_record
-from .sections import last_verdict
+from .sections import last_verdict, named
 from .svg import inline_svg
-from .words import cost_in_words, number
+from .words import cost_in_words, number, size_in_words
 
 
 # What can be compared between runs of any method, by its name in the log.
@@ -53,7 +52,7 @@ def overview(records: dict[str, Record]) -> Section:
     rows = []
     for name, record in records.items():
         run, verdict = record.run, last_verdict(record)
-        parameters = f"{run['parameters'] / 1e6:.1f} M" if "parameters" in run else "–"
+        parameters = size_in_words(run["parameters"]) if "parameters" in run else "–"
         encoder = " and ".join(run.get("architecture", ["–"]))
         said = verdict["health_verdict"] if verdict else "–"
         steps = f"{run['step']:,}" if "step" in run else "–"
@@ -75,7 +74,7 @@ def figures(records: dict[str, Record]) -> Section | None:
     rows, others = [], []
     for found in by_figure.values():
         first = next(iter(found.values()))
-        title = f"{title_of(first)} on {first.task}: {first.metric}"
+        title = named(first, f" on {first.task}:")
         title += "" if first.greater_is_better else " (less is better)"
         # what was measured of one of them only says nothing of another
         table = rows if len(found) > 1 else others

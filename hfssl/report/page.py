@@ -13,6 +13,7 @@ from .blocks import Section
 from .card import paper_url
 from .record import Record, read_record
 from .sections import SECTIONS, last_verdict
+from .words import size_in_words
 
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _lead(record: Record) -> list[str]:
     run: dict[str, Any] = record.run
     if "title" in run:
         origin = f"further from {run['base_model']} " if run["base_model"] else ""
-        encoder = f"A {' and a '.join(run['architecture'])} ({run['parameters'] / 1e6:.1f} M parameters)"
+        encoder = f"A {' and a '.join(run['architecture'])} ({size_in_words(run['parameters'])} parameters)"
         return [
             f"{encoder}, pre-trained {origin}by {run['title']}: {run['paper']['title']} ({paper_url(run['paper'])})."
         ]

@@ -18,6 +18,8 @@ from .pictures import captions
 # What a run has recorded of itself, in its result folder.
 RUN = "run.json"
 RESULTS = "results.json"
+# What several steps have done together, each in a folder below: see `hfssl/cli/steps.py`.
+PLAN = "plan.json"
 # Entries of a log without evaluations that are kept: more cannot be told apart in a curve.
 MOST_ENTRIES = 1000
 # Drawn anew from the record.
@@ -41,6 +43,10 @@ class Record:
             See [`~hfssl.evaluation.facts.read_facts`].
         missing (`list[str]`, *optional*):
             Sentences on what the folder does not hold, and where that comes from.
+        plan (`dict[str, Any]`, *optional*):
+            Of a folder with several steps: what was chosen, the steps, and what came out.
+        parts (`list[Path]`, *optional*):
+            Their folders.
     """
 
     folder: Path
@@ -48,6 +54,8 @@ class Record:
     results: list[Result] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    parts: list[Path] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -68,6 +76,9 @@ class Record:
         told = dict(self.run.get("pictures", []))
         known = told | {name: said for name, said in captions().items() if name not in told}
         there = sorted((self.folder / "assets").glob("*.png"))
+        there += sorted(self.folder.glob("*.png")) if self.plan else []
+        for part in self.parts:
+            there += sorted((part / "assets").glob("*.png")) + sorted(part.glob("*.png"))
         order = list(known)
         there.sort(key=lambda path: order.index(path.name) if path.name in known else len(order))
         return [
@@ -79,7 +90,7 @@ class Record:
     @property
     def sounds(self) -> list[Path]:
         """Pages with players."""
-        return sorted((self.folder / "assets").glob("*.html"))
+        return [page for each in (self.folder, *self.parts) for page in sorted((each / "assets").glob("*.html"))]
 
     def first(self, name: str) -> Any:
         """A field of the run, or of the first thing that was measured in an evaluation."""
@@ -96,8 +107,14 @@ def read_record(folder: str | Path) -> Record:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: name the result folder of a run, of a probe or of fine-tuning.")
     record = Record(folder, facts=fit_to_leave(read_facts(folder)))
+    if (folder / PLAN).is_file():
+        return _together(record)
     try:
-        record.run = fit_to_leave(read_json(folder / RUN, default={}))
+        run = read_json(folder / RUN, default={})
+        if not isinstance(run, dict):
+            raise UserError(f"{folder / RUN} is no record of a run.")
+        history = run.pop("history", None)
+        record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
     try:
@@ -120,6 +137,36 @@ def read_record(folder: str | Path) -> Record:
     if record.run and not record.results:
         record.missing.append(f"{RESULTS}: nothing has been measured yet.")
     return record
+
+
+def _together(record: Record) -> Record:
+    """What the steps in a folder have left, as one record: the run, and all that was measured of it."""
+    try:
+        record.plan = fit_to_leave(read_json(record.folder / PLAN, default={}))
+    except UserError as error:
+        record.missing.append(f"{PLAN}: {fit_to_leave(str(error))}")
+    there = [part for part in record.folder.iterdir() if part.is_dir() and _holds_something(part)]
+    for part in sorted(there, key=lambda part: (not (part / RUN).is_file(), part.name)):
+        found = read_record(part)
+        record.run = record.run or found.run
+        record.results += found.results
+        record.missing += [f"{part.name}/{text}" for text in found.missing]
+        record.parts.append(part)
+    # the same probe at the end of the run and as a step of its own is one
+    record.results = list({_same(each): each for each in record.results}.values())
+    undone = [each["name"] for each in record.plan.get("steps", []) if each.get("state") != "done"]
+    if undone:
+        record.missing.append(f"Not done yet: {', '.join(undone)}. The command of the whole, once more, does it.")
+    return record
+
+
+def _holds_something(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (RUN, RESULTS)) or any(folder.glob("checkpoint-*"))
+
+
+def _same(result: Result) -> str:
+    own = ("protocol", "version", "task", "split", "metric", "num_train", "num_eval", "hyperparameters")
+    return json.dumps([getattr(result, name) for name in own], sort_keys=True)
 
 
 def _take_checkpoint(record: Record) -> None:

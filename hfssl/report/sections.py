@@ -23,13 +23,15 @@ from .words import cost_in_words, in_words, number, plain, seen_in_words
 
 # Classes of which a matrix can still be read.
 MOST_IN_MATRIX = 30
+# Of what several steps came to, what is told here anyway.
+_SAID = ("health", "usefulness")
 # Protocols that have a drawing of their own, of many figures.
 _LAYERS = "layers"
 
 
 def summary(record: Record) -> Section | None:
     """What it came to, in a few lines."""
-    facts = []
+    facts = [(name, said) for name, said in record.plan.get("outcome", {}).items() if name not in _SAID]
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
     for said in (usefulness_line(record.results), change_line(record.results)):
@@ -37,7 +39,7 @@ def summary(record: Record) -> Section | None:
             facts.append(("Use", said))
     for result in record.results:
         if result.metric == "loss" or result in main_results(record.results)[:3]:
-            facts.append((f"{title_of(result)}, {result.metric}", in_words(result)))
+            facts.append((named(result, ","), in_words(result)))
     if cost := cost_in_words(record.run):
         facts.append(("Cost", cost))
     return Section("Summary", [Facts(facts)]) if facts else None
@@ -48,14 +50,12 @@ def choices(record: Record) -> Section | None:
     run = record.run
     if "settings" not in run:
         return None
-    said = [Text(text) for text in run["choices"]]
+    said = [Text(text) for text in (record.plan.get("found"), record.plan.get("why"), *run["choices"]) if text]
     told = {name: value for kind in ("data", "run", "method") for name, value in run["settings"][kind].items()}
     changed = [(name, plain(told[name])) for name in run["changed"] if told.get(name) is not None]
-    data = [(name, plain(value)) for name, value in run["settings"]["data"].items()]
     blocks = [
         Facts([("Data", run["data"] or "not recorded"), ("Seen", seen_in_words(run) or "not recorded")]),
         *said,
-        Facts(data),
         Table("Settings that are not the defaults of hfssl", ("setting", "value"), changed),
         Folded(
             "All settings",
@@ -163,8 +163,8 @@ def classes(record: Record) -> Section | None:
     head = ("class", "test rows", "right", *(kind.replace("_", " ") for kind in kinds), "most often taken for")
     rows = [
         (
-            each["name"], f"{each['rows']:,}", _share(each["right"], each["rows"]),
-            *(_share(each["baselines"][kind], each["rows"]) if kind in each["baselines"] else "" for kind in kinds),
+            each["name"], f"{each['rows']:,}", _percent(each["right"] / max(each["rows"], 1)),
+            *(_percent(each["baselines"][kind]) if kind in each["baselines"] else "" for kind in kinds),
             ", ".join(f"{name} ({count:,})" for name, count in list(each["taken_for"].items())[:3]),
         )
         for each in found
@@ -199,6 +199,10 @@ def again(record: Record) -> Section | None:
     if not command:
         return None
     versions = ", ".join(f"{package} {version}" for package, version in (record.first("versions") or {}).items())
+    steps = [
+        (each["name"], f"{each['seconds']:,.0f} s", each["state"], each["command"])
+        for each in record.plan.get("steps", [])
+    ]
     facts = [("Commit of hfssl", record.first("commit") or "unknown"), ("Versions", versions)]
     run = record.run
     if "settings" in run:
@@ -207,7 +211,10 @@ def again(record: Record) -> Section | None:
     if cost := cost_in_words(run):
         facts.append(("Cost", cost))
     commands = dict.fromkeys([command, *(each.command for each in record.results)])
-    return Section("Do it again", [*(Code(each) for each in commands), Facts([each for each in facts if each[1]])])
+    blocks: list[Any] = [Code(each) for each in commands]
+    if steps:
+        blocks = [Table("The steps", ("step", "time", "state", "command"), steps)]
+    return Section("Do it again", [*blocks, Facts([each for each in facts if each[1]])])
 
 
 def missing(record: Record) -> Section | None:
@@ -236,6 +243,12 @@ def main_results(results: Sequence[Result]) -> list[Result]:
     return list(first.values())
 
 
+def named(result: Result, between: str) -> str:
+    """What a figure is called: its protocol, and its metric where that does not say it."""
+    title = title_of(result)
+    return f"{title}{between.rstrip(':,')}" if result.metric in title else f"{title}{between} {result.metric}"
+
+
 def bars(result: Result) -> Bars:
     """A figure beside its baselines, each with a bar where it is a share of 1 or less."""
     rows = {"this model": (result.value, result.std)} | {
@@ -248,7 +261,7 @@ def bars(result: Result) -> Bars:
     about += [f"{len(result.seeds)} seeds"] if len(result.seeds) > 1 else []
     about += [] if result.greater_is_better else ["less is better"]
     return Bars(
-        f"{title_of(result)} on {result.task}: {result.metric}",
+        named(result, f" on {result.task}:"),
         ", ".join(about),
         [(name, number(*value), _length(value[0], largest)) for name, value in rows.items()],
     )
@@ -271,5 +284,5 @@ def _length(value: float | None, largest: float) -> float | None:
     return None if value is None else min(max(value / (largest or 1.0), 0.0), 1.0)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.0f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

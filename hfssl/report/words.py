@@ -18,6 +18,11 @@ def in_words(result: Result) -> str:
     return f"{number(result.value, result.std)} ({', '.join(beside)})" if beside else number(result.value, result.std)
 
 
+def size_in_words(parameters: int) -> str:
+    """How large a model is."""
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e5 else f"{parameters:,}"
+
+
 def plain(value: Any) -> str:
     """A setting."""
     if isinstance(value, float):

@@ -20,12 +20,15 @@ class Cost(TrainerCallback):
     Args:
         now (`Callable[[], float]`, *optional*, defaults to `time.monotonic`):
             The clock on the wall.
-        energy (`Callable[[], float | None]`, *optional*, defaults to [`gpu_energy`]):
-            Joules that the GPU of this process has ever taken; `None` where nothing counts them.
+        energy (`Callable[[], float | None]`, *optional*):
+            Joules that the device of this process has ever taken, see [`gpu_energy`]; `None` where nothing counts
+            them.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic, energy: Callable[[], float | None] | None = None):
-        self.now, self.energy = now, energy or gpu_energy
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, energy: Callable[[], float | None] = lambda: None
+    ):  # fmt: skip
+        self.now, self.energy = now, energy
         self._before: dict[str, float] = {"seconds": 0.0}
         self._begin: dict[str, float] | None = None
 
@@ -61,25 +64,24 @@ class Cost(TrainerCallback):
         self._before, self._begin = self.so_far(), None
 
 
-def gpu_energy() -> float | None:
-    """Joules that the current GPU has taken since its driver was loaded, by NVML; `None` where that is not to be had:
-    no GPU of NVIDIA, none that counts them, or no `nvidia-ml-py`."""
-    if not torch.cuda.is_available():
+def gpu_energy(device: torch.device) -> float | None:
+    """Joules that a GPU has taken since its driver was loaded, by NVML; `None` where that is not to be had: no GPU of
+    NVIDIA, none that counts them, or no `nvidia-ml-py`."""
+    if device.type != "cuda":
         return None
     try:
         import pynvml
 
         pynvml.nvmlInit()
         # CUDA may number GPUs otherwise than NVML
-        gpu = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(gpu)) / 1000
     except Exception:  # whatever driver and package say, a run does not end of it
         return None
 
 
-def device_name() -> str:
-    """What the run computes on, in words that name no machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "CPU" if accelerator is None else accelerator.type
+def device_name(device: torch.device) -> str:
+    """What a run computes on, in words that name no machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "CPU" if device.type == "cpu" else device.type

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
 from ..data.mixtures import parts_of
 from ..evaluation.results import command_line, commit, versions
@@ -15,6 +15,7 @@ from ..modeling.base import SSLPreTrainedModel
 from ..report.record import thinned
 from .arguments import SSLTrainingArguments
 from .cost import device_name
+from .settings import IDENTITY
 
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class RunRecord:
                 Samples that are contrasted at once in training and of those held out, where a loss depends on it.
         """
         model, args = self.model, self.args
-        data_settings = {name: value if _can_be_read(value) else str(value) for name, value in self.settings.items()}
+        data_settings = {
+            name: _as_typed(value) if _can_be_read(value) else str(value) for name, value in self.settings.items()
+        }
         told = {
             "name": self.name, "method": model.config.model_type.removeprefix("hfssl_"),
             "title": model.method.title, "class": type(model).__name__, "paper": dict(model.paper),
@@ -129,9 +132,9 @@ class RunRecord:
             "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
-            "pictures": [[path.name, caption] for path, caption in pictures], "history": thinned(self.history),
+            "pictures": [[path.name, caption] for path, caption in pictures],
         }  # fmt: skip
-        return fit_to_leave(told)
+        return fit_to_leave(told) | {"history": thinned(self.history)}  # which names no folder, and is long
 
 
 def record_of(trainer: "SSLTrainer") -> RunRecord:
@@ -150,7 +153,7 @@ def record_of(trainer: "SSLTrainer") -> RunRecord:
         command=command_line(),
         settings=trainer.extra_settings,
         cost=trainer.cost.so_far(),
-        device=device_name(),
+        device=device_name(trainer.args.device),
         left_out=0 if stream is None else len(stream.exclude),
         hub_data=[part.source.hub for part in parts if part.source.hub],
     )
@@ -159,12 +162,14 @@ def record_of(trainer: "SSLTrainer") -> RunRecord:
 def _plain(settings: Any) -> dict[str, Any]:
     """The fields of arguments, or those that a method declares, so far as they can be read in a table."""
     is_config, found = isinstance(settings, PreTrainedConfig), {}
-    of_transformers = {each.name for each in fields(PreTrainedConfig)}
+    others = {each.name for each in fields(PreTrainedConfig if is_config else TrainingArguments)}
+    # of transformers' arguments those that `--help` shows and that make a run this run: the others are of the machine
+    others -= set() if is_config else {*settings._help_fields, *IDENTITY}
     for each in fields(settings):
         value = _value(getattr(settings, each.name, None))
-        is_told = each.name not in of_transformers if is_config else not _NOT_TOLD.match(each.name)
+        is_told = each.name not in others and value is not None and (is_config or not _NOT_TOLD.match(each.name))
         if is_told and not each.name.startswith("_") and _can_be_read(value):
-            found[each.name] = list(value) if isinstance(value, tuple) else value
+            found[each.name] = list(value) if isinstance(value, tuple) else _as_typed(value)
     return found
 
 
@@ -174,7 +179,9 @@ def _changed(settings: Any) -> list[str]:
     for each in fields(settings):
         default = each.default if each.default_factory is MISSING else each.default_factory()
         default = list(default) if isinstance(default, tuple) else _value(default)
-        if each.name in told and default is not MISSING and told[each.name] != default:
+        # one that was left out may have become a plain no
+        is_other = each.name in told and (told[each.name] or default) and told[each.name] != default
+        if is_other and default is not MISSING:
             found.append(each.name)
     return found
 
@@ -183,7 +190,14 @@ def _value(value: Any) -> Any:
     return getattr(value, "value", value)  # of an enumeration
 
 
+def _as_typed(value: Any) -> Any:
+    """A setting that may leave this machine: it may be a path, or several with commas between, with spaces in them."""
+    if not isinstance(value, str):
+        return value
+    return ",".join(fit_to_leave(f"'{part}'")[1:-1] for part in value.split(","))
+
+
 def _can_be_read(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(isinstance(each, str | int | float) for each in value)
-    return isinstance(value, str | int | float | None)
+    return value is None or isinstance(value, str | int | float)

@@ -17,7 +17,7 @@ from .arguments import SSLTrainingArguments
 logger = logging.getLogger(__name__)
 
 # Changed on a resume, the result would be neither the old run's nor the new one's. The length may grow.
-_IDENTITY = (
+IDENTITY = (
     "global_batch_size", "max_steps", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
@@ -28,7 +28,7 @@ def settings_of_run(
     args: SSLTrainingArguments, config: PreTrainedConfig, stream: ExactStream | None, **more: Any
 ) -> dict[str, Any]:
     """What is kept in each checkpoint and compared on a resume, in words and numbers that a message can use."""
-    arguments = {name: getattr(args, name) for name in _IDENTITY}
+    arguments = {name: getattr(args, name) for name in IDENTITY}
     if stream is None:  # whoever reads the data then may deal them out otherwise
         arguments["world_size"] = args.world_size
     elif stream.batch_cost is not None:

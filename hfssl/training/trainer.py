@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ from .callbacks import (
     non_finite_loss,
 )
 from .corpus_targets import CorpusTargets
-from .cost import Cost
+from .cost import Cost, gpu_energy
 from .evaluations import EvaluationPace, measure_all
 from .gradient_cache import GradientCache
 from .health import HealthMonitor
@@ -121,7 +122,7 @@ class SSLTrainer(Trainer):
         self.resumed_from: Path | None = None
         self.is_longer = False  # whether it is meant to be longer now than it was when it was stopped
         self.clock = BudgetClock(60 * args.budget_minutes) if args.budget_minutes else None
-        self.cost = Cost()
+        self.cost = Cost(energy=partial(gpu_energy, args.device))
         self._micro_step = (-1, 0)
         self._terms = LossTerms(getattr(model, "loss_units", ()), getattr(model, "figures", ()))
         self._saving_to: str | None = None

@@ -56,6 +56,8 @@ def test_learns_and_reports_beside_scratch_and_majority(encoder, tmp_path):
     assert result.hyperparameters["layer_decay"] == 0.75
     (record,) = read_results(tmp_path / "results.json")
     assert record["per_seed"] == result.per_seed
+    right, rows = (sum(each[name] for each in record["details"]["classes"]) for name in ("right", "rows"))
+    assert right / rows == pytest.approx(result.value) and rows == 40 * len(result.seeds)
 
 
 CLASSIFY = """

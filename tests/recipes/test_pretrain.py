@@ -218,6 +218,8 @@ def check_whole(out: Path, said: str) -> None:
     record = json.loads((out / "plan.json").read_text())
     assert {each["state"] for each in record["steps"]} == {"done"} and record["why"] and record["outcome"]["payoff"]
     assert record["outcome"]["payoff"] in said and "re-training" in record["outcome"]["payoff"]
+    page = (out / "report.html").read_text()
+    assert "The steps" in page and "What was measured</h2>" in page and "What is missing" not in page
     assert (out / "encoder" / "model.safetensors").is_file() and (out / "labels" / "model" / "config.json").is_file()
     efficiency = json.loads((out / "labels" / "results.json").read_text())
     assert {each["hyperparameters"].get("fraction") for each in efficiency} >= {0.01, 0.1, 1.0}

@@ -11,7 +11,7 @@ from PIL import Image
 from report_records import a_probe, a_run, history
 
 from hfssl.errors import UserError
-from hfssl.evaluation.class_figures import class_figures
+from hfssl.evaluation.class_figures import class_figures, confusions
 from hfssl.report import page as page_module
 from hfssl.report import pictures as pictures_module
 from hfssl.report.comparison import names_of, write_comparison
@@ -166,13 +166,15 @@ def test_what_is_heard_is_in_the_page(tmp_path):
 
 
 def test_classes_by_hand():
-    said = {"encoder": {0: np.array([0, 1, 1, 2]), 1: np.array([0, 0, 2, 2])}, "majority": {0: np.array([0, 0, 0, 0])}}
-    found = class_figures(np.array([0, 0, 1, 2]), said | {"random_init": said["encoder"]}, ["a", "b"])
-    assert found == [
-        {"name": "a", "rows": 4, "right": 3, "taken_for": {"b": 1}, "baselines": {"random_init": 3}},
-        {"name": "b", "rows": 2, "right": 1, "taken_for": {"2": 1}, "baselines": {"random_init": 1}},
-        {"name": "2", "rows": 2, "right": 2, "taken_for": {}, "baselines": {"random_init": 2}},
-    ]  # fmt: skip
+    labels = np.array([0, 0, 1, 2])
+    said = {"encoder": [[0, 1, 1, 2], [0, 0, 2, 2]], "random_init": [[2, 1, 1, 0]]}
+    counts = {kind: {i: confusions(labels, np.array(each)) for i, each in enumerate(of)} for kind, of in said.items()}
+    assert counts["encoder"][0] == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [2, 2, 1]]
+    assert class_figures(counts, ["a", "b"]) == [
+        {"name": "a", "rows": 4, "right": 3, "taken_for": {"b": 1}, "baselines": {"random_init": 0.0}},
+        {"name": "b", "rows": 2, "right": 1, "taken_for": {"2": 1}, "baselines": {"random_init": 1.0}},
+        {"name": "2", "rows": 2, "right": 2, "taken_for": {}, "baselines": {"random_init": 0.0}},
+    ]
 
 
 def test_a_long_log_is_thinned_but_for_what_was_measured():
@@ -208,3 +210,23 @@ def test_pictures_without_a_caption_are_called_by_their_file(tmp_path):
         Image.new("L", (4, 4)).save(folder / "assets" / f"{name}.png")
     said = {path.name: caption for path, caption in read_record(folder).pictures}
     assert said["my_own.png"] == "My own." and "nearest features" in said["neighbours.png"]
+
+
+def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
+    a_probe(a_run(tmp_path / "encoder"))
+    (tmp_path / "probes").mkdir()
+    a_probe(tmp_path / "probes")  # the same once more
+    a_probe(tmp_path / "probes", protocol="knn", hyperparameters={"k": 20}, value=0.6875)
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "views.png")
+    step = {"name": "pre-training", "command": "python recipes/mae.py", "state": "done", "seconds": 61.4}
+    plan = {
+        "why": "MAE, since it is so", "outcome": {"payoff": "Up to 40 labels it pays.", "health": "-"},
+        "steps": [step, step | {"name": "fine-tuning", "state": "waiting"}],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    page = Page(write_report(tmp_path).read_text())
+    assert "Up to 40 labels it pays." in page.text and "MAE, since it is so" in page.text
+    assert page.text.count("linear probe on pets: accuracy") == 1 and "0.6875" in page.text
+    assert "pre-training 61 s done python recipes/mae.py" in page.text and "Not done yet: fine-tuning." in page.text
+    assert page.tags.count("img") == 2 and "Losses" in page.text

@@ -61,7 +61,6 @@ def test_the_counter_is_that_of_the_gpu_of_this_process(monkeypatch, counts):
         nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid, nvmlDeviceGetTotalEnergyConsumption=energy
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
-    assert gpu_energy() == (5.0 if counts else None)
+    assert gpu_energy(torch.device("cuda", 0)) == (5.0 if counts else None)
+    assert gpu_energy(torch.device("cpu")) is None

@@ -15,6 +15,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import evaluating
 from ..frozen import aligned_labels
+from ..knn import knn_predict
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, ProbeFeatures
 from ..results import Result
 from .encoder import VisionEncoder
@@ -34,11 +35,14 @@ logger = logging.getLogger(__name__)
 CAPTIONS = {
     "reconstructions.png": "Held-out images, what the encoder saw of them, and the reconstruction.",
     "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
+    "mistakes.png": "Test images that k-NN takes for another class (class → what they are taken for).",
     "feature_map.png": "Features of the test samples in two dimensions (see the axes), a colour for each class.",
     "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
     "patch_components.png": "What the patches of an image tell apart: their leading principal components as colours.",
     "segmentation.png": "Images with their masks, and what probes of the patches say, a colour for each class.",
     "label_efficiency.png": "What labels are worth: accuracy over the share of them that was used.",
+    "duplicates.png": "Images that are nearly the same to the encoder.",
+    "outliers.png": "Images that are least like any other to the encoder.",
     "views.png": "Held-out images, and views of them as in training.",
 }
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
@@ -51,6 +55,8 @@ MOST_ACROSS, MOST_DOWN = 9, 6
 # Fonts with the letters of many languages, and how matplotlib says that it has none for a letter.
 _FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS", "Unifont")
 _NO_GLYPH = "missing from font"
+# Test images that are shown where they are taken for another class, and training images that vote.
+_MOST_MISTAKES, _VOTES = 24, 20
 # Below so many rows principal components are shown, not t-SNE.
 FEW_ROWS = 50
 
@@ -63,7 +69,8 @@ def draw_pictures(
     features: ProbeFeatures,
     folder: Path,
 ) -> list[Path]:
-    """Write `neighbours.png`, `feature_map.png` and `patches.png` into `folder`, and return their paths."""
+    """Write `neighbours.png`, `mistakes.png`, `feature_map.png` and `patches.png` into `folder`, so far as there is
+    something to see, and return their paths."""
     vision = VisionEncoder(encoder, processor)
     train_y, test_y = aligned_labels(train, test)
     names = [str(name) for name in train.class_names]
@@ -72,6 +79,13 @@ def draw_pictures(
     paths = [folder / "neighbours.png", folder / "feature_map.png"]
     plot_neighbours(vision.processor, train, test, (train_y, test_y), names, features, chosen[:8], paths[0])
     plot_feature_map(features.test, test_y, names, paths[1])
+    said = knn_predict(features.train[ENCODER], train_y, features.test[ENCODER], _VOTES)[_VOTES]
+    # in an order that shows some of each class
+    wrong = [row for row in chosen.tolist() if said[row] != test_y[row]][:_MOST_MISTAKES]
+    if wrong:
+        paths.append(folder / "mistakes.png")
+        images = resized_images(vision.processor, test.images, rows=np.array(wrong))
+        plot_mistakes(images, test_y[wrong], said[wrong], names, paths[-1])
     images = resized_images(vision.processor, test.images, rows=chosen[:8])
     maps = patch_maps(vision, images)
     if maps is None:
@@ -149,6 +163,21 @@ def plot_neighbours(
     axes[0, 0].set_title("test image", fontsize=8)
     if nearest.shape[1]:
         axes[0, 1].set_title("nearest in train →", fontsize=8, loc="left")
+    _save(figure, path)
+
+
+def plot_mistakes(
+    images: torch.Tensor, labels: np.ndarray, said: np.ndarray, names: Sequence[str], path: Path
+) -> None:  # fmt: skip
+    """Images with their class, and with the one that they are taken for."""
+    across = 8
+    figure, axes = _grid(-(-len(images) // across), across, size=1.15)
+    for axis in axes.ravel()[len(images) :]:
+        axis.set_axis_off()
+    for axis, image, label, other in zip(axes.ravel(), images, labels, said, strict=False):
+        _show(axis, image, _WRONG)
+        axis.set_xlabel(f"{_name(names, label)}\n→ {_name(names, other)}", fontsize=6, labelpad=2)
+    figure.suptitle(f"class → what the {_VOTES} nearest training images vote for", fontsize=8)
     _save(figure, path)
 
 

@@ -40,3 +40,13 @@ def test_a_map_of_patches_says_what_its_colours_are(drawn, tmp_path):
     [figure] = drawn
     assert "principal component" in figure.get_suptitle()
     assert "4 × 4 patches" in figure.axes[2].get_title(loc="left")
+
+
+def test_what_is_taken_for_another_class_says_for_which(drawn, tmp_path):
+    images = torch.zeros(9, 3, 8, 8, dtype=torch.uint8)
+    labels, said = np.arange(9) % 2, 1 + np.arange(9) % 2
+    pictures.plot_mistakes(images, labels, said, ["cat", "dog"], tmp_path / "mistakes.png")
+    [figure] = drawn
+    below = [axes.get_xlabel() for axes in figure.axes]
+    assert below[:2] == ["cat\n→ dog", "dog\n→ 2"] and below[9:] == [""] * 7
+    assert "20 nearest" in figure.get_suptitle()
