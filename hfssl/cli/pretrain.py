@@ -192,7 +192,8 @@ class Pretraining:
         trained = {"encoder": self.encoder, **labels, **lengths, "precision": "auto", "output_dir": folder}
         yield Step("fine-tuning", "finetune", trained)
         yield Step("label efficiency", "probe", {**trained, "protocol": "label_efficiency"})
-        # a report of the whole is the step that follows here
+        made = [self.folder / name for name in ("encoder", "probes", "labels")]
+        yield Step("report", "report", {"folders": made, "output_file": self.folder / "report.html"})
 
     def outcome(self) -> dict[str, str]:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""

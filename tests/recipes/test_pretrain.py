@@ -77,7 +77,7 @@ def check_flags(words: list[str]) -> None:
 def test_with_labels(whole, images):
     made = whole(dataset=str(images), labelled=str(images), budget_minutes=100, training={"image_size": 16})
     steps = commands(made)
-    assert list(steps) == ["views", "pre-training", "probes", "fine-tuning", "label efficiency"]
+    assert list(steps) == ["views", "pre-training", "probes", "fine-tuning", "label efficiency", "report"]
     for words in steps.values():
         check_flags(words)
     training = steps["pre-training"]
@@ -221,6 +221,7 @@ def check_whole(out: Path, said: str) -> None:
     assert (out / "encoder" / "model.safetensors").is_file() and (out / "labels" / "model" / "config.json").is_file()
     efficiency = json.loads((out / "labels" / "results.json").read_text())
     assert {each["hyperparameters"].get("fraction") for each in efficiency} >= {0.01, 0.1, 1.0}
+    assert (out / "report.html").is_file()
     # what fine-tuning trained on all labels is not trained again
     cells = json.loads((out / "labels" / "cells.json").read_text())
     numbers = [key.split("/")[2] for key in cells]
@@ -240,7 +241,7 @@ def test_the_whole_on_images(images, tmp_path):
     check_whole(tmp_path / "out", said)
     assert (tmp_path / "out" / "views.png").is_file()
     again = pretrain(tmp_path, *flags)
-    assert again.count("done already") == 5
+    assert again.count("done already") == 6
     # without labels the same pre-training leads to features
     bare = ["--dataset", images, *flags[4:]]
     said = pretrain(tmp_path, *bare[:-1], tmp_path / "bare")
