@@ -209,7 +209,7 @@ def test_the_outcome(whole, images):
 
 
 def pretrain(folder: Path, *flags) -> str:
-    done = recipe_server().run(folder / "log", *flags, script="recipes/pretrain.py", timeout=550)
+    done = recipe_server().run(folder / "log", *flags, script="recipes/pretrain.py", timeout=1500)
     assert done.poll() == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -232,6 +232,7 @@ FINETUNING = json.dumps({"seeds": 2, "epochs": 1, "min_steps": 2})
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_on_images(images, tmp_path):
     training = {"encoder_config": TINY, "image_size": 16, "max_steps": 4, "per_device_train_batch_size": 8,
                 "report_to": "none", "save_steps": 2}  # fmt: skip
@@ -249,6 +250,7 @@ def test_the_whole_on_images(images, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_on_texts(texts, tmp_path):
     config = {name: value for name, value in TINY_ENCODER.items() if name != "model_type"}
     training = {"encoder_config": config, "max_length": 32, "vocab_size": 300, "max_steps": 4,
