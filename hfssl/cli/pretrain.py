@@ -125,7 +125,7 @@ class Pretraining:
                 "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
                 "there are as `--num_processes`."
             )
-        self.asked, self.folder = asked, Path(asked.output_dir)
+        self.asked, self.folder, self.said = asked, Path(asked.output_dir), ""
         training = asked.training or {}
         columns = {name: value for name, value in training.items() if name.endswith("_column")}
         self.domain, source, how = find_domain(
@@ -235,11 +235,14 @@ class Pretraining:
         # two digits: what it is worth, and the same again when it is reckoned again
         epochs = max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}"))
         least = max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}")))
-        logger.info(
-            "Trainings on labels would take about %.0f minutes, and %.0f are theirs: %g passes instead of %g, %d "
-            "steps at least instead of %d. `--budget_minutes` gives them more, `--finetuning` states them.",
-            minutes, allowed, epochs, settings.epochs, least, settings.min_steps,
-        )  # fmt: skip
+        said = (
+            f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.2g} are theirs: {epochs:g} "
+            f"passes instead of {settings.epochs:g}, {least} steps at least instead of {settings.min_steps}. "
+            "`--budget_minutes` gives them more, `--finetuning` states them."
+        )
+        if said != self.said:
+            logger.info("%s", said)
+            self.said = said
         return {"epochs": epochs, "min_steps": least}
 
     def _known_settings(self) -> dict[str, Any]:
