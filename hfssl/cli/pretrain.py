@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..commands import recipes
+from ..commands import as_typed, recipes
 from ..errors import UserError
 from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.modality import evaluation_modality
@@ -153,7 +153,7 @@ class Pretraining:
     def intro(self) -> str:
         """What was found and chosen, in words."""
         shares = ", ".join(f"{self.asked.budget_minutes * share:g} for {name}" for name, share in self.shares.items())
-        return (
+        return as_typed(
             f"Data: {self.about['data']}\nFound: {self.about['found']}\nChosen: {self.choice.why}\n"
             f"Minutes: {self.asked.budget_minutes:g}, {shares}"
         )
@@ -199,7 +199,7 @@ class Pretraining:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
         probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
         found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
-        return {name: said for name, said in found.items() if said}
+        return {name: as_typed(said) for name, said in found.items() if said}
 
     def _health(self) -> str:
         measured = [each for each in self._state().get("log_history", []) if "health_verdict" in each]
