@@ -19,10 +19,11 @@ from ..evaluation.results import Result, read_json, read_results
 from ..evaluation.usefulness import usefulness_line
 from ..evaluation.verdict import describe
 from ..methods import METHODS
+from ..report.record import RUN
 from ..training.checkpoints import list_checkpoints
 from .domains import Choice, Domain, find_domain, leading_modality
 from .sheet import has_sheet
-from .steps import DONE, PLAN, Step
+from .steps import Step
 
 
 logger = logging.getLogger(__name__)
@@ -213,37 +214,38 @@ class Pretraining:
     def _lengths(self) -> dict[str, Any]:
         """Flags that make trainings on labels as short as their share of the minutes asks for; none where they fit.
 
-        How long they take is judged by how many samples a second pre-training saw: a view of one there is a sample
-        here, all else that pre-training did included.
+        How long they take is judged by how many samples a second pre-training saw, where each view of one counts.
         """
-        steps = {each["name"]: each for each in read_json(self.folder / PLAN, default={}).get("steps", [])}
-        state, probed = self._state(), [each for each in results_in(self.folder / "probes") if each.num_train]
-        took = steps.get("pre-training", {})
-        if took.get("state") != DONE or not state.get("global_step") or not probed:
+        run = read_json(self.folder / "encoder" / RUN, default={})
+        seconds, seen = run.get("cost", {}).get("seconds"), run.get("seen", {}).get("rows")
+        probed = results_in(self.folder / "probes")
+        if not (seconds and seen and probed):
             return {}
         views = 1 if METHODS[self.choice.method].method.views is None else 2
-        seen = state["global_step"] * (state.get("train_batch_size") or 1) * views * self.asked.num_processes
         settings = FinetuneSettings(**self._known_settings()).filled(
             evaluation_modality(self.domain.modality).finetune_defaults
         )
         number = max(each.num_train for each in probed)
-        minutes = _samples(settings, number) * took["seconds"] / seen / 60
+        minutes = _samples(settings, number) * seconds / (seen * views) / 60
         allowed = self.asked.budget_minutes * self.shares["fine-tuning"]
-        if minutes <= allowed:
-            return {}
-        share = allowed / minutes
-        # two digits: what it is worth, and the same again when it is reckoned again
-        epochs = max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}"))
-        least = max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}")))
-        said = (
-            f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.2g} are theirs: {epochs:g} "
-            f"passes instead of {settings.epochs:g}, {least} steps at least instead of {settings.min_steps}. "
-            "`--budget_minutes` gives them more, `--finetuning` states them."
-        )
-        if said != self.said:
-            logger.info("%s", said)
-            self.said = said
-        return {"epochs": epochs, "min_steps": least}
+        share = min(allowed / minutes, 1.0)
+        # two digits: more of them would say more than is known
+        shorter = {
+            "epochs": max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}")),
+            "min_steps": max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}"))),
+        }
+        stated = self.asked.finetuning or {}
+        shorter = {n: each for n, each in shorter.items() if each < getattr(settings, n) and n not in stated}
+        if shorter:
+            changes = ", ".join(f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items())
+            said = (
+                f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.3g} are theirs: "
+                f"{changes}. `--budget_minutes` gives them more, `--finetuning` states them."
+            )
+            if said != self.said:
+                logger.info("%s", said)
+                self.said = said
+        return shorter
 
     def _known_settings(self) -> dict[str, Any]:
         known = {each.name for each in fields(FinetuneSettings)}

@@ -171,13 +171,10 @@ def record_of(protocol: str, num_train: int, encoder: float, scratch: float, **h
 
 
 def pretend(whole: Pretraining, num_train: int) -> None:
-    """Leave what 120 seconds of pre-training, of 300 steps of 100 images in two views, leave."""
-    checkpoint = whole.folder / "encoder" / "checkpoint-300"
-    checkpoint.mkdir(parents=True)
-    state = {"global_step": 300, "train_batch_size": 100, "log_history": []}
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    steps = [{"name": "pre-training", "command": "x", "state": "done", "seconds": 120.0}]
-    (whole.folder / "plan.json").write_text(json.dumps({"steps": steps}))
+    """Leave what 120 seconds of pre-training leave in which 30,000 images were seen, each in two views."""
+    (whole.folder / "encoder").mkdir(parents=True)
+    run = {"cost": {"seconds": 120.0}, "seen": {"rows": 30_000}}
+    (whole.folder / "encoder" / "run.json").write_text(json.dumps(run))
     write_results(whole.folder / "probes" / "results.json", [record_of("linear", num_train, 0.8, 0.5)])
 
 
@@ -195,6 +192,9 @@ def test_trainings_on_labels_keep_to_their_share(whole, images):
         whole(dataset=str(images), labelled=str(images), budget_minutes=minutes, finetuning={"epochs": 9})
     )
     assert value_of(stated["fine-tuning"], "--epochs") == "9"
+    # what is asked for is not made longer than it is
+    few = whole(dataset=str(images), labelled=str(images), budget_minutes=0.1, finetuning={"min_steps": 2})
+    assert value_of(commands(few)["fine-tuning"], "--min_steps") == "2"
 
 
 def test_the_outcome(whole, images):
