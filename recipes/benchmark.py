@@ -27,59 +27,109 @@ time. What is compared, and what cannot be, stands below the table. Measured res
 
 import signal
 import sys
-from importlib import import_module
 
-from hfssl.cli.command import HELP, command
-
-
-# By the first word of the command line: flags, what measures, flags of the data. Others are methods for images.
-SPEECH = ("speech.SpeechBenchmark", "speech.run_speech_benchmark", "audio.data.AudioDataArguments")
-PAIRS = ("pairs.PairsBenchmark", "pairs.run_pairs_benchmark", "multimodal.data.PairDataArguments")
-MEASURES = {
-    "mlm": ("mlm.MlmBenchmark", "mlm.run_mlm_benchmark", "text.data.TextDataArguments"),
-    "wav2vec2": SPEECH,
-    "hubert": SPEECH,
-    "clip": PAIRS,
-    "siglip": PAIRS,
-    "views": ("views.ViewsBenchmark", "views.run_views_benchmark"),
-    "gpu": ("gpu.GpuBenchmark", "gpu.run_gpu_benchmark"),
-    "scale": ("scale.ScaleBenchmark", "scale.run_scale_benchmark"),
-}
-IMAGES = ("vision.VisionBenchmark", "vision.run_vision_benchmark", "image.data.ImageDataArguments")
-DEFAULTS = {"mlm": {"vocab_size": 30_528}}
-OF_A_METHOD = (SPEECH, PAIRS, IMAGES)  # these are told which
+from hfssl.cli.command import command
 
 
-def load(name):
-    module, _, attribute = name.rpartition(".")
-    return getattr(import_module(module), attribute)
+# These names are the first word of the command line; any other is that of a method for images.
+def vision(method, flags):
+    from hfssl import RecipeParser, methods
+    from hfssl.benchmarks.vision import VisionBenchmark, run_vision_benchmark
+    from hfssl.cli.command import HELP
+    from hfssl.cli.image.data import ImageDataArguments
+
+    usage = "%(prog)s METHOD [--flag VALUE ...]"
+    parser = RecipeParser(VisionBenchmark, ImageDataArguments, description=__doc__, usage=usage)
+    records = {name: model_class.method for name, model_class in methods.METHODS.items()}
+    measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
+    if method not in measured and not HELP & set(flags):
+        names = ", ".join(["mlm", "wav2vec2", "hubert", "views", "clip", "siglip", "gpu", "scale", *measured])
+        parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
+    settings, data = parser.parse(flags)
+    return settings.json, run_vision_benchmark(method, settings, data)
+
+
+def mlm(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.mlm import MlmBenchmark, run_mlm_benchmark
+    from hfssl.cli.text.data import TextDataArguments
+
+    usage = "%(prog)s mlm [--flag VALUE ...]"
+    defaults = {"vocab_size": 30_528}
+    parser = RecipeParser(MlmBenchmark, TextDataArguments, description=__doc__, usage=usage, defaults=defaults)
+    settings, data = parser.parse(flags)
+    return settings.json, run_mlm_benchmark(settings, data)
+
+
+def wav2vec2_or_hubert(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.speech import SpeechBenchmark, run_speech_benchmark
+    from hfssl.cli.audio.data import AudioDataArguments
+
+    usage = "%(prog)s wav2vec2|hubert [--flag VALUE ...]"
+    settings, data = RecipeParser(SpeechBenchmark, AudioDataArguments, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_speech_benchmark(method, settings, data)
+
+
+def clip_or_siglip(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.pairs import PairsBenchmark, run_pairs_benchmark
+    from hfssl.cli.multimodal.data import PairDataArguments
+
+    usage = "%(prog)s clip|siglip [--flag VALUE ...]"
+    settings, data = RecipeParser(PairsBenchmark, PairDataArguments, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_pairs_benchmark(method, settings, data)
+
+
+def views(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.views import ViewsBenchmark, run_views_benchmark
+
+    usage = "%(prog)s views [--flag VALUE ...]"
+    (settings,) = RecipeParser(ViewsBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_views_benchmark(settings)
+
+
+def gpu(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.gpu import GpuBenchmark, run_gpu_benchmark
+
+    usage = "%(prog)s gpu [--flag VALUE ...]"
+    (settings,) = RecipeParser(GpuBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_gpu_benchmark(settings)
+
+
+def scale(method, flags):
+    from hfssl import RecipeParser
+    from hfssl.benchmarks.scale import ScaleBenchmark, run_scale_benchmark
+
+    usage = "%(prog)s scale [--flag VALUE ...]"
+    (settings,) = RecipeParser(ScaleBenchmark, description=__doc__, usage=usage).parse(flags)
+    return settings.json, run_scale_benchmark(settings)
 
 
 @command
 def main():
-    from hfssl import RecipeParser, methods
     from hfssl.benchmarks.base import json_line
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the other processes and the temporary files go too
     method, *flags = sys.argv[1:] or [""]
     if method.startswith("-"):
         method, flags = "", sys.argv[1:]
-    kind = MEASURES.get(method, IMAGES)
-    of_flags, measure, *of_data = kind
-    parser = RecipeParser(
-        load(f"hfssl.benchmarks.{of_flags}"), *(load(f"hfssl.cli.{name}") for name in of_data), description=__doc__,
-        usage=f"%(prog)s {method or 'METHOD'} [--flag VALUE ...]", defaults=DEFAULTS.get(method),
-    )  # fmt: skip
-    records = {name: model_class.method for name, model_class in methods.METHODS.items()}
-    measured = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
-    if kind is IMAGES and method not in measured and not HELP & set(flags):
-        names = ", ".join([*MEASURES, *measured])
-        parser.error(f"say first which method to measure ({names}), got {method or 'none'!r}.")
-    settings, *data = parser.parse(flags)
-    told = [method] if kind in OF_A_METHOD else []
-    text, *reports = load(f"hfssl.benchmarks.{measure}")(*told, settings, *data)
+    others = {
+        "mlm": mlm,
+        "wav2vec2": wav2vec2_or_hubert,
+        "hubert": wav2vec2_or_hubert,
+        "clip": clip_or_siglip,
+        "siglip": clip_or_siglip,
+        "views": views,
+        "gpu": gpu,
+        "scale": scale,
+    }
+    measure = others.get(method, vision)
+    with_json, (text, *reports) = measure(method, flags)
     print(text)
-    if settings.json:
+    if with_json:
         for report in reports:
             print(json_line(report))
 

@@ -8,9 +8,10 @@ accelerate launch recipes/pretrain.py --dataset reviews.csv --labelled reviews.c
 
 It finds out what the data are (images, texts, recordings, images with captions), draws what a method sees of them,
 chooses a method and says why, pre-trains on everything, probes the encoder while it trains and after it, fine-tunes
-it, and trains the same architecture from scratch on 1, 10 and 100 % of the labels. The last line says up to how many
-labels pre-training pays. Each step is a command of another recipe, and is shown. The same command again goes on where
-it was stopped. What was chosen, the commands and how far they are stand in <output_dir>/plan.json.
+it, and trains the same architecture from scratch on 1, 10 and 100 % of the labels. A page for a browser puts it side
+by side, and a line says up to how many labels pre-training pays. Each step is a command of another recipe, and is
+shown. The same command again goes on where it was stopped. What was chosen, the commands and how far they are stand in
+<output_dir>/plan.json.
 """
 
 from hfssl.cli.command import command

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..commands import recipes
+from ..commands import as_typed, recipes
 from ..errors import UserError
 from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.modality import evaluation_modality
@@ -19,11 +19,11 @@ from ..evaluation.results import Result, read_json, read_results
 from ..evaluation.usefulness import usefulness_line
 from ..evaluation.verdict import describe
 from ..methods import METHODS
-from ..report.record import PLAN
+from ..report.record import RUN
 from ..training.checkpoints import list_checkpoints
 from .domains import Choice, Domain, find_domain, leading_modality
 from .sheet import has_sheet
-from .steps import DONE, Step
+from .steps import Step
 
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Pretraining:
                 "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
                 "there are as `--num_processes`."
             )
-        self.asked, self.folder = asked, Path(asked.output_dir)
+        self.asked, self.folder, self.said = asked, Path(asked.output_dir), ""
         training = asked.training or {}
         columns = {name: value for name, value in training.items() if name.endswith("_column")}
         self.domain, source, how = find_domain(
@@ -154,7 +154,7 @@ class Pretraining:
     def intro(self) -> str:
         """What was found and chosen, in words."""
         shares = ", ".join(f"{self.asked.budget_minutes * share:g} for {name}" for name, share in self.shares.items())
-        return (
+        return as_typed(
             f"Data: {self.about['data']}\nFound: {self.about['found']}\nChosen: {self.choice.why}\n"
             f"Minutes: {self.asked.budget_minutes:g}, {shares}"
         )
@@ -193,13 +193,14 @@ class Pretraining:
         trained = {"encoder": self.encoder, **labels, **lengths, "precision": "auto", "output_dir": folder}
         yield Step("fine-tuning", "finetune", trained)
         yield Step("label efficiency", "probe", {**trained, "protocol": "label_efficiency"})
-        # a report of the whole is the step that follows here
+        made = [self.folder / name for name in ("encoder", "probes", "labels")]
+        yield Step("report", "report", {"folders": made, "output_file": self.folder / "report.html"})
 
     def outcome(self) -> dict[str, str]:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
         probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
         found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
-        return {name: said for name, said in found.items() if said}
+        return {name: as_typed(said) for name, said in found.items() if said}
 
     def _health(self) -> str:
         measured = [each for each in self._state().get("log_history", []) if "health_verdict" in each]
@@ -213,34 +214,38 @@ class Pretraining:
     def _lengths(self) -> dict[str, Any]:
         """Flags that make trainings on labels as short as their share of the minutes asks for; none where they fit.
 
-        How long they take is judged by how many samples a second pre-training saw: a view of one there is a sample
-        here, all else that pre-training did included.
+        How long they take is judged by how many samples a second pre-training saw, where each view of one counts.
         """
-        steps = {each["name"]: each for each in read_json(self.folder / PLAN, default={}).get("steps", [])}
-        state, probed = self._state(), [each for each in results_in(self.folder / "probes") if each.num_train]
-        took = steps.get("pre-training", {})
-        if took.get("state") != DONE or not state.get("global_step") or not probed:
+        run = read_json(self.folder / "encoder" / RUN, default={})
+        seconds, seen = run.get("cost", {}).get("seconds"), run.get("seen", {}).get("rows")
+        probed = results_in(self.folder / "probes")
+        if not (seconds and seen and probed):
             return {}
         views = 1 if METHODS[self.choice.method].method.views is None else 2
-        seen = state["global_step"] * (state.get("train_batch_size") or 1) * views * self.asked.num_processes
         settings = FinetuneSettings(**self._known_settings()).filled(
             evaluation_modality(self.domain.modality).finetune_defaults
         )
         number = max(each.num_train for each in probed)
-        minutes = _samples(settings, number) * took["seconds"] / seen / 60
+        minutes = _samples(settings, number) * seconds / (seen * views) / 60
         allowed = self.asked.budget_minutes * self.shares["fine-tuning"]
-        if minutes <= allowed:
-            return {}
-        share = allowed / minutes
-        # two digits: what it is worth, and the same again when it is reckoned again
-        epochs = max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}"))
-        least = max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}")))
-        logger.info(
-            "Trainings on labels would take about %.0f minutes, and %.0f are theirs: %g passes instead of %g, %d "
-            "steps at least instead of %d. `--budget_minutes` gives them more, `--finetuning` states them.",
-            minutes, allowed, epochs, settings.epochs, least, settings.min_steps,
-        )  # fmt: skip
-        return {"epochs": epochs, "min_steps": least}
+        share = min(allowed / minutes, 1.0)
+        # two digits: more of them would say more than is known
+        shorter = {
+            "epochs": max(_FEWEST_EPOCHS, float(f"{settings.epochs * share:.2g}")),
+            "min_steps": max(_FEWEST_STEPS, int(float(f"{settings.min_steps * share:.2g}"))),
+        }
+        stated = self.asked.finetuning or {}
+        shorter = {n: each for n, each in shorter.items() if each < getattr(settings, n) and n not in stated}
+        if shorter:
+            changes = ", ".join(f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items())
+            said = (
+                f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.3g} are theirs: "
+                f"{changes}. `--budget_minutes` gives them more, `--finetuning` states them."
+            )
+            if said != self.said:
+                logger.info("%s", said)
+                self.said = said
+        return shorter
 
     def _known_settings(self) -> dict[str, Any]:
         known = {each.name for each in fields(FinetuneSettings)}

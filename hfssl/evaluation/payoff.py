@@ -78,7 +78,7 @@ def payoff_line(results: Sequence[Result]) -> str:
     if until == len(points):
         said = f"With {points[-1].num_labels:,} labels or fewer, pre-training pays; there were no more."
     elif not paying:
-        said = "Pre-training does not pay for these labels, however many of them are used."
+        said = "Pre-training is not shown to pay for these labels, however many of them are used."
     elif until == 0:
         numbers = " and ".join(f"{point.num_labels:,}" for point in paying)
         said = f"With {numbers} labels pre-training pays; with {points[0].num_labels:,} no difference is certain."
@@ -96,7 +96,7 @@ def _seeds(results: Sequence[Result]) -> str:
         len(each.seeds) for each in results if each.protocol == LabelEfficiencyEvaluator.protocol
         and each.hyperparameters["method"] == FINETUNE
     )  # fmt: skip
-    return f"{fewest} seeds" if fewest > 1 else "a single seed, which says little"
+    return {1: "a single seed, which says little", 2: "2 seeds, which say little"}.get(fewest, f"{fewest} seeds")
 
 
 def _certain(result: Result) -> float:

@@ -32,7 +32,7 @@ UNCLEAR = result(10, [0.1, 0.9, 0.5], [0.1, 0.2, 0.3])
         ([FEW, SOME], "With 100 labels or fewer, pre-training pays; there were no more."),
         ([FEW, WORSE], "With 10 labels or fewer, pre-training pays; with 1,000 it is not shown to."),
         ([UNCLEAR, SOME, MANY], "With 100 labels pre-training pays; with 10 no difference is certain."),
-        ([UNCLEAR, WORSE], "Pre-training does not pay for these labels, however many of them are used."),
+        ([UNCLEAR, WORSE], "Pre-training is not shown to pay for these labels, however many of them are used."),
     ],
 )
 def test_the_sentence(results, said):
@@ -66,4 +66,8 @@ def test_other_figures_do_not_count():
 def test_a_single_seed_says_so():
     line = payoff_line([result(10, [0.5], [0.4])])
     assert line.startswith("With 10 labels or fewer") and line.endswith("by a single seed, which says little.")
-    assert "does not pay" in payoff_line([result(10, [0.5], [0.4995])])
+    assert "is not shown to pay" in payoff_line([result(10, [0.5], [0.4995])])
+
+
+def test_two_seeds_say_so_too():
+    assert payoff_line([result(10, [0.5, 0.6], [0.4, 0.5])]).endswith("by 2 seeds, which say little.")
