@@ -100,14 +100,15 @@ class ScaleBenchmark:
 
 
 def all_rows() -> dict[str, Row]:
-    """Those of the benchmark of a GPU, and every other method for images at the same size."""
+    """Those of the benchmark of a GPU but pairs, whose two towers are not worked out, and all others for images."""
     known = {row.method for row in ROWS.values()}
+    single = {name: row for name, row in ROWS.items() if METHODS[row.method].method.modality in ("image", "text")}
     others = {
         name: replace(ROWS["simclr"], method=name, peer=None)
         for name, method in METHODS.items()
         if name not in known and method.method.modality == "image"
     }
-    return ROWS | others
+    return single | others
 
 
 # -- a step, without numbers ------------------------------------------------------------------------------------------
