@@ -97,7 +97,7 @@ def push(
             "The push to %s failed (%s: %s). The result is safe in %s. To push it later run the same command again, "
             "which then trains nothing, or: "
             'hf upload %s %s . --exclude "*checkpoint-*" --exclude "runs/*" --exclude ".*" --exclude "*hfssl.json" '
-            '--exclude "*seen.npy"',
+            '--exclude "*seen.npy" --exclude "report.html"',
             repo_id, type(error).__name__, str(error).split("\n")[0][:200], folder, repo_id,
             folder,
         )  # fmt: skip

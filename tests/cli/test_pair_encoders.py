@@ -130,7 +130,7 @@ def replace_fields(config, **fields):
 
 def test_one_pair_a_step_is_enough_where_several_are_compared(small, tmp_path):
     built(small, tmp_path, per_device_train_batch_size=1, contrastive_batch_size=4)
-    with pytest.raises(UserError, match="a step has one here"):
+    with pytest.raises(UserError, match="a batch has one here"):
         built(small, tmp_path, per_device_train_batch_size=1)
 
 

@@ -63,7 +63,6 @@ def test_what_is_done_is_not_repeated(log, tmp_path):
     records = run(tmp_path, a, b)
     assert [each["state"] for each in records] == ["done", "done"]
     assert records[0]["command"] == f"python recipes/one.py --log {log} --name a --do nothing"
-    assert [each["seconds"] > 0 for each in records] == [True, True]
     assert run(tmp_path, a, b) == records and len(log.read_text().splitlines()) == 2
     # what follows a step that changes is about something else
     run(tmp_path, step(log, "a", "more"), b)

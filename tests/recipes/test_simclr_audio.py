@@ -89,7 +89,7 @@ def test_views_are_shown(tmp_path, recordings):
 def test_mistakes_end_in_one_sentence(tmp_path, recordings):
     (tmp_path / "run.yaml").write_text("modality: audio\n")
     for settings, said in [
-        ({"per_device_train_batch_size": 1}, "SimCLR tells recordings apart by comparing those of a step"),
+        ({"per_device_train_batch_size": 1}, "SimCLR tells recordings apart by comparing those of a batch"),
         (
             {"encoder": "hubert-mini", "encoder_config": {}},
             "a hubert takes none. Choose an encoder that does: an AST, ",
