@@ -103,6 +103,13 @@ def test_a_run_that_goes_on_keeps_its_towers(small, tmp_path, monkeypatch):
     assert again.config.to_dict() | as_built == model.config.to_dict() | as_built
 
 
+def test_what_was_not_stated_is_no_setting_of_a_run(small, tmp_path):
+    """A run from before these were settings goes on."""
+    own = {"dataset_config", "vocab_size", "value_range"}
+    assert not own & set(built(small, tmp_path)[1].settings)
+    assert built(small, tmp_path, vocab_size=300)[1].settings["vocab_size"] == 300
+
+
 def test_how_long_texts_are(small, tmp_path, caplog):
     _, data, model = built(small, tmp_path)
     assert data.arguments.max_length == model.config_of("text").max_position_embeddings == 32
@@ -130,7 +137,7 @@ def replace_fields(config, **fields):
 
 def test_one_pair_a_step_is_enough_where_several_are_compared(small, tmp_path):
     built(small, tmp_path, per_device_train_batch_size=1, contrastive_batch_size=4)
-    with pytest.raises(UserError, match="a step has one here"):
+    with pytest.raises(UserError, match="a batch has one here"):
         built(small, tmp_path, per_device_train_batch_size=1)
 
 
