@@ -127,6 +127,11 @@ def test_how_long_texts_are(small, tmp_path, caplog):
         data.tokenizer.save_pretrained(folder)
         _, of_checkpoint, _ = built(small, tmp_path, text_encoder=str(folder))
         assert of_checkpoint.arguments.max_length == expected
+    # and of one from scratch that has few positions
+    few = tmp_path / "few.json"
+    replace_fields(PRESETS["text"]["bert-mini"](), max_position_embeddings=20).to_json_file(few)
+    _, of_few, _ = built(small, tmp_path, text_encoder=str(few))
+    assert of_few.arguments.max_length == 20
     with pytest.raises(UserError, match="--max_length 30` is more than the 20 positions"):
         built(small, tmp_path, text_encoder=str(tmp_path / "bert-20"), max_length=30, given={"max_length"})
 
