@@ -39,7 +39,8 @@ class Probe:
             Folder or Hub id of the encoder, with its image processor, feature extractor or tokenizer; or a checkpoint
             of a run.
         beside (`list[str]`, *optional*):
-            Other encoders of such samples, in a column each: folders, Hub ids, or checkpoints of runs.
+            Other encoders of such samples, in a column each: folders, Hub ids, or checkpoints of runs. Each has the
+            pooling that it was trained with, where `pooling` says nothing.
         protocol (`str`, *optional*, defaults to `"knn,linear,few_shot"`):
             Of knn, linear, few_shot, layers (a linear probe of each layer and of their weighted sum, of recordings),
             label_efficiency, finetune, attentive (of images: one query attends to all patches) and patches (of images
@@ -101,6 +102,7 @@ def main():
         batch_size=recipe.batch_size, precision=recipe.precision, settings=settings, name=recipe.encoder,
         command=parser.command_line(), patch_image_size=recipe.patch_image_size,
         beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
+        beside_pooling=recipe.pooling,
     )  # fmt: skip
     if (page := report_safely(output_dir)) is not None:
         print(f"\nReport: {page}")

@@ -14,6 +14,7 @@ from ..data.modality import modality as find_modality
 from ..data.seen import num_seen
 from ..machine import process_state
 from .audio.ctc import CtcEvaluator
+from .encoder_folder import trained_pooling
 from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
@@ -97,6 +98,7 @@ def probe_table(
     command: str | None = None,
     before: str | Path | PreTrainedModel | None = None,
     beside: Mapping[str, str | Path] | None = None,
+    beside_pooling: str | None = None,
     patch_image_size: int | None = None,
 ) -> list[Result]:
     r"""
@@ -134,6 +136,8 @@ def probe_table(
         beside (`Mapping[str, str | Path]`, *optional*):
             Folders or Hub ids of other encoders of such samples, by the heads of their columns ([`columns_of`]): they
             stand beside likewise, and by their patches.
+        beside_pooling (`str`, *optional*):
+            Pooling of all of these; that with which each was trained, or which fits it, when left out.
         patch_image_size (`int`, *optional*):
             Height and width at which the protocol patches shows images to the encoder.
 
@@ -167,8 +171,12 @@ def probe_table(
         features = features_of(train)(encoder, processor, train, test, **options)
         features.model = name or features.model
         for column, other in others.items():
-            own = None if isinstance(other, (str, Path)) else processor
-            of_other = features_of(train)(other, own, train, test, **options)
+            is_folder = isinstance(other, (str, Path))
+            if column in (beside or {}):  # `before` is compared by what it has become
+                options["pooling"] = beside_pooling or (trained_pooling(str(other)) if is_folder else None)
+            of_other = features_of(train)(other, None if is_folder else processor, train, test, **options)
+            if of_other.settings["pooling"] != features.settings["pooling"]:
+                logger.info("%s: pooling %s.", column, of_other.settings["pooling"])
             features.train[column], features.test[column] = of_other.train[ENCODER], of_other.test[ENCODER]
     results: list[Result] = []
     for evaluator in made.values():

@@ -438,5 +438,7 @@ def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
     assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == ([0.2, 0.3, 0.1], [0.5, 0.6, 0.4])
     write_facts(tmp_path, colour_channels=[2, 0, 1])
     assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == as_they_are
-    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
+    # where nothing is stated they are red, green and blue, as the weights are made to find them
+    for stated in ([0, 1, 2], None):
+        assert _checkpoint_mean_std(str(tmp_path), 3, stated) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
     assert _checkpoint_mean_std(str(tmp_path), 4, [2, 0, 1]) is None

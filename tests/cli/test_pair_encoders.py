@@ -103,6 +103,13 @@ def test_a_run_that_goes_on_keeps_its_towers(small, tmp_path, monkeypatch):
     assert again.config.to_dict() | as_built == model.config.to_dict() | as_built
 
 
+def test_what_was_not_stated_is_no_setting_of_a_run(small, tmp_path):
+    """A run from before these were settings goes on."""
+    own = {"dataset_config", "vocab_size", "value_range"}
+    assert not own & set(built(small, tmp_path)[1].settings)
+    assert built(small, tmp_path, vocab_size=300)[1].settings["vocab_size"] == 300
+
+
 def test_how_long_texts_are(small, tmp_path, caplog):
     _, data, model = built(small, tmp_path)
     assert data.arguments.max_length == model.config_of("text").max_position_embeddings == 32
@@ -120,6 +127,11 @@ def test_how_long_texts_are(small, tmp_path, caplog):
         data.tokenizer.save_pretrained(folder)
         _, of_checkpoint, _ = built(small, tmp_path, text_encoder=str(folder))
         assert of_checkpoint.arguments.max_length == expected
+    # and of one from scratch that has few positions
+    few = tmp_path / "few.json"
+    replace_fields(PRESETS["text"]["bert-mini"](), max_position_embeddings=20).to_json_file(few)
+    _, of_few, _ = built(small, tmp_path, text_encoder=str(few))
+    assert of_few.arguments.max_length == 20
     with pytest.raises(UserError, match="--max_length 30` is more than the 20 positions"):
         built(small, tmp_path, text_encoder=str(tmp_path / "bert-20"), max_length=30, given={"max_length"})
 

@@ -195,7 +195,7 @@ def test_a_batch_and_what_is_cut_and_padded(tokenizer):
     rows = PairRows({"image": views(), "text": CaptionRows(tokenizer, 6)}, with_duplicates=True)
     made = rows(block_of({"image": IMAGES[:4], "text": ["a drawing of the digit one", "a", "a", "of the"]}))
     collator = rows.collator()
-    batch = collator(made.columns)
+    batch = collator(made.columns | {"key_of_step": 0})
     assert batch["pixel_values"].shape == (4, 3, 16, 16) and batch["input_ids"].shape == (4, 6)
     assert batch["attention_mask"].sum(1).tolist() == [6, 3, 3, 4]
     assert batch["input_ids"][0, -1] == tokenizer.sep_token_id  # what is cut keeps its end
@@ -232,7 +232,9 @@ def test_duplicates_are_counted_among_all_that_are_compared(tokenizer):
     halves = [{name: values[part] for name, values in made.columns.items()} for part in (slice(2), slice(2, 4))]
     alone, together = rows.collator(), rows.collator(parts=2)
     for half in halves:
-        alone(half), together(half)
+        of_step = half | {"key_of_step": 0}
+        alone(of_step), together(of_step)
+        together(halves[0])  # as the verdict looks at pairs, between two batches
     assert (alone.num_rows, alone.num_duplicates) == (4, 0)
     assert (together.num_rows, together.num_duplicates) == (4, 2)
 

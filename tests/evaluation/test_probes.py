@@ -12,6 +12,7 @@ from hfssl import RecipeParser
 from hfssl.cli.labelled import load_splits
 from hfssl.cli.probes import ProbeArguments
 from hfssl.evaluation import EvaluationError, metrics, read_results
+from hfssl.evaluation.facts import write_facts
 from hfssl.evaluation.frozen import aligned_labels, classification_scores
 from hfssl.evaluation.image.encoder import VisionEncoder
 from hfssl.evaluation.image.features import PixelFeatures, extract, extract_features
@@ -50,6 +51,22 @@ def test_a_table_with_baselines_records_and_pictures(encoder, tmp_path, capsys):
     assert [result.value for result in again] == [result.value for result in results[:2]]
     assert len(read_results(tmp_path / "results.json")) == 6
     assert len(list((tmp_path / "features").iterdir())) == 8
+
+
+def test_encoders_side_by_side_have_each_its_own_pooling(tmp_path):
+    """A CLS token is nothing to an encoder that has none, and of another only half of what it learned."""
+    train, test = digits()
+    main, other = save(vit(), tmp_path / "main"), save(vit(seed=3), tmp_path / "other")
+    write_facts(other, pooling="mean")
+    folders = {"other": other, "resnet": save(resnet(), tmp_path / "resnet")}
+    options = {"pictures": False, "pooling": "cls"}
+    [found, _] = probe_table(main, None, train, test, "knn", beside=folders, **options)
+    for name, folder in folders.items():
+        alone = KnnEvaluator(train, test, precision="fp32", pooling="mean")(folder)[0]
+        assert found.baselines[name] == alone.value
+    assert found.value == KnnEvaluator(train, test, precision="fp32", pooling="cls")(main)[0].value
+    [stated, _] = probe_table(main, None, train, test, "knn", beside={"other": other}, beside_pooling="cls", **options)
+    assert stated.baselines["other"] == KnnEvaluator(train, test, precision="fp32", pooling="cls")(other)[0].value
 
 
 def test_baselines_are_what_their_names_say(encoder):

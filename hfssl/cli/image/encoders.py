@@ -291,11 +291,11 @@ def _checkpoint_mean_std(
     if processed_channels(processor) != num_channels:
         return None
     mean_std = list(processor.image_mean), list(processor.image_std)
-    if num_channels == 3 and colors is not None:
+    if num_channels == 3:
         order = trained_colors(encoder) or range(3)
         for values in mean_std:
             of_colors = [values[place] for place in order]
-            for place, value in zip(colors, of_colors, strict=True):
+            for place, value in zip(colors or range(3), of_colors, strict=True):
                 values[place] = value
     return mean_std
 

@@ -249,11 +249,13 @@ class PairData:
         """What of the data makes a run this run."""
         a = self.arguments
         columns = {f"{name}_column": wanted.column for name, wanted in self.source.inputs.items()}
-        ranges = {} if self.value_range is None else {"value_range": list(self.value_range)}
+        ranges = None if self.value_range is None else list(self.value_range)
+        # left out as in checkpoints from before they were settings
+        others = {"dataset_config": a.dataset_config, "vocab_size": a.vocab_size, "value_range": ranges}
         return {
-            "dataset": a.dataset, "dataset_config": a.dataset_config, "split": a.split, "max_length": a.max_length,
-            "tokenizer": a.tokenizer, "vocab_size": a.vocab_size, "mask_duplicates": a.mask_duplicates, **columns,
-            **ranges,
+            "dataset": a.dataset, "split": a.split, "max_length": a.max_length, "tokenizer": a.tokenizer,
+            "mask_duplicates": a.mask_duplicates, **columns,
+            **{name: value for name, value in others.items() if value is not None},
         }  # fmt: skip
 
 

@@ -219,12 +219,12 @@ def _tower(
         fresh.image_size = views.image_size
     if name == "text":
         fit_to_tokenizer(fresh, data.tokenizer)
-        if data.arguments.max_length is None:
-            is_siglip = fresh.model_type == "siglip_text_model"
-            data.arguments.max_length = SIGLIP_LENGTH if is_siglip else _MAX_LENGTH
         if fresh.model_type == "clip_text_model":
             fresh.eos_token_id = _end_token(data.tokenizer)
         if fresh.model_type in ("clip_text_model", "siglip_text_model"):
+            if data.arguments.max_length is None:
+                is_siglip = fresh.model_type == "siglip_text_model"
+                data.arguments.max_length = SIGLIP_LENGTH if is_siglip else _MAX_LENGTH
             # all positions that there are are trained
             fresh.max_position_embeddings = data.arguments.max_length
     return fresh
@@ -234,7 +234,8 @@ def _fit_texts(model: PairModel, data: PairData, from_scratch: bool) -> None:
     """Settle how long texts are, and refuse what does not fit the text encoder."""
     encoder = model.encoders["text"]
     if data.arguments.max_length is None:
-        data.arguments.max_length = min(position_limit(encoder) or _MOST_OF_CHECKPOINT, _MOST_OF_CHECKPOINT)
+        most = _MAX_LENGTH if from_scratch else _MOST_OF_CHECKPOINT
+        data.arguments.max_length = min(position_limit(encoder) or most, most)
     check_fit(encoder, data.tokenizer, data.arguments.max_length, from_scratch)
     length = getattr(encoder.config, "max_position_embeddings", None)
     if model.stock_class is SiglipModel and length != SIGLIP_LENGTH:

@@ -129,8 +129,8 @@ class PairCollator:
 
     Attributes:
         num_rows, num_duplicates (`int`):
-            Pairs so far, and those of which another pair of this process that it was compared with had the same
-            content on a side.
+            Pairs of steps so far, and those of which another pair of this process that it was compared with had the
+            same content on a side.
     """
 
     def __init__(self, rows: PairRows, device: torch.device | str, parts: int = 1):
@@ -155,7 +155,9 @@ class PairCollator:
                 )
             batch |= found
         content = {name: values for name, values in columns.items() if name.endswith("_content")}
-        self._count(content)
+        # what only the verdict looks at is of no step, and no batch of the run
+        if "key_of_step" in columns:
+            self._count(content)
         if self.with_duplicates:
             # torch has few operations for integers without a sign: a key keeps its bits
             signed = {name: np.ascontiguousarray(values).view(np.int64) for name, values in content.items()}

@@ -43,6 +43,7 @@ CAPTIONS = {
     "label_efficiency.png": "What labels are worth: accuracy over the share of them that was used.",
     "duplicates.png": "Images that are nearly the same to the encoder.",
     "outliers.png": "Images that are least like any other to the encoder.",
+    "clusters.png": "Images of each cluster that are nearest to its middle, side by side; the largest clusters first.",
     "views.png": "Held-out images, and views of them as in training.",
 }
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
@@ -110,7 +111,7 @@ def draw_report(
         images (`Sequence[bytes]`):
             Encoded images.
         groups (`Sequence[Sequence[int]]`):
-            Rows of the images: pairs of duplicates, or single outliers.
+            Rows of the images: pairs of duplicates, single outliers, or some of each cluster.
         path (`Path`):
             Of the picture.
     """
