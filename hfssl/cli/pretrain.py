@@ -33,6 +33,9 @@ SHARES = {"pre-training": 0.6, "fine-tuning": 0.3}
 SHARES_WITHOUT_LABELS = {"pre-training": 0.9}
 # Of the labels, as the protocol of label efficiency takes them.
 _FRACTIONS = (1.0, 0.1, 0.01)
+# Flags of a recipe that say how long it trains; and those that are flags of the whole.
+_OF_LENGTH = ("max_steps", "epochs", "max_tokens")
+_OWN = ("seed", "budget_minutes", "output_dir")
 # Fewer passes and steps tell nothing of what labels are worth.
 _FEWEST_EPOCHS, _FEWEST_STEPS = 1.0, 20
 
@@ -48,7 +51,8 @@ class PretrainArguments:
             Left out: letters, which come with hfssl, and their labels.
         labelled (`str`, *optional*):
             Labelled samples of the same kind, as `recipes/probe.py` takes them; may be the same data. What is measured
-            on is not trained on. Left out, the whole ends in features.
+            on is not trained on; of images with captions it is, and a warning says so. Left out, the whole ends in
+            features.
         modality (`str`, *optional*):
             image, text, audio, or multimodal (images with captions). Left out, opening the data tells.
         dataset_config (`str`, *optional*):
@@ -103,6 +107,9 @@ class PretrainArguments:
             raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
         if self.num_processes < 1:
             raise UserError(f"`--num_processes` must be at least 1, got {self.num_processes}.")
+        for name in _OWN:
+            if name in (self.training or {}):
+                raise UserError(f"`--training` names `{name}`, which is a flag here: pass it as `--{name}`.")
         for name in ("label_column", "labels", "split_by"):
             if self.labelled is None and getattr(self, name) is not None:
                 raise UserError(
@@ -172,12 +179,15 @@ class Pretraining:
         labels = {name: getattr(asked, name) for name in ("label_column", "labels", "split_by")}
         labels = {"dataset": self.labelled, **labels}
         online = {self.domain.labels_flags[name]: value for name, value in labels.items() if self.domain.labels_flags}
+        if self.labelled and online:
+            # by default it takes some of the labelled samples, of which it holds out others than the probes after it
+            of_recipe = {"probe_max_samples": "none", **of_recipe}
         training = {
             **of_recipe, "seed": asked.seed,
             "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
             "output_dir": self.folder / "encoder",
         }  # fmt: skip
-        if "max_steps" in (asked.training or {}):
+        if any(name in (asked.training or {}) for name in _OF_LENGTH):
             training.pop("budget_minutes")
         yield Step("pre-training", self.choice.method, training, asked.num_processes)
         if self.labelled is None:
@@ -226,7 +236,9 @@ class Pretraining:
             evaluation_modality(self.domain.modality).finetune_defaults
         )
         number = max(each.num_train for each in probed)
-        minutes = _samples(settings, number) * seconds / (seen * views) / 60
+        # one process trains on labels; those of a CPU have shared it
+        processes = 1 if run.get("device") == "CPU" else run.get("processes", 1)
+        minutes = _samples(settings, number) * processes * seconds / (seen * views) / 60
         allowed = self.asked.budget_minutes * self.shares["fine-tuning"]
         share = min(allowed / minutes, 1.0)
         # two digits: more of them would say more than is known
