@@ -51,21 +51,32 @@ class Point:
 
 def payoff(results: Sequence[Result]) -> list[Point]:
     """The comparison at each number of labels, the fewest first; empty where label efficiency was not measured."""
-    of_trainings = [
+    of_trainings = _of_trainings(results)
+    metric = next((metric for metric in _METRICS if any(each.metric == metric for each in of_trainings)), None)
+    points = {
+        each.num_train: Point(each.num_train, each.value, each.baselines[RANDOM_INIT], _certain(each))
+        for each in of_trainings
+        if each.metric == metric and None not in (each.value, each.baselines[RANDOM_INIT])
+    }
+    return [points[number] for number in sorted(points)]
+
+
+def _of_trainings(results: Sequence[Result]) -> list[Result]:
+    """The figures of the last measurement. A folder has several of other labels, or of trainings of another length."""
+    found = [
         each
         for each in results
         if each.protocol == LabelEfficiencyEvaluator.protocol
         and each.hyperparameters["method"] == FINETUNE
         and RANDOM_INIT in each.baselines
     ]
-    metric = next((metric for metric in _METRICS if any(each.metric == metric for each in of_trainings)), None)
-    # of several measurements the last one, as a folder of results has them
-    points = {
-        each.num_train: Point(each.num_train, each.value, each.baselines[RANDOM_INIT], _certain(each))
-        for each in of_trainings
-        if each.metric == metric
-    }
-    return [points[number] for number in sorted(points)]
+    return [each for each in found if _measurement(each) == _measurement(found[-1])]
+
+
+def _measurement(result: Result) -> tuple:
+    """What the figures of one measurement have in common, at whatever number of labels."""
+    settings = {name: value for name, value in result.hyperparameters.items() if name != "fraction"}
+    return (result.version, result.model, result.task, result.split, result.num_eval, len(result.seeds), settings)
 
 
 def payoff_line(results: Sequence[Result]) -> str:
@@ -92,10 +103,7 @@ def payoff_line(results: Sequence[Result]) -> str:
 
 
 def _seeds(results: Sequence[Result]) -> str:
-    fewest = min(
-        len(each.seeds) for each in results if each.protocol == LabelEfficiencyEvaluator.protocol
-        and each.hyperparameters["method"] == FINETUNE
-    )  # fmt: skip
+    fewest = min(len(each.seeds) for each in _of_trainings(results))
     return {1: "a single seed, which says little", 2: "2 seeds, which say little"}.get(fewest, f"{fewest} seeds")
 
 

@@ -1,5 +1,7 @@
 """Up to how many labels pre-training pays: by hand, and beside scipy's test."""
 
+from dataclasses import replace
+
 import pytest
 from scipy.stats import ttest_ind
 
@@ -9,11 +11,13 @@ from hfssl.evaluation.probe_features import RANDOM_INIT
 from hfssl.evaluation.results import Result
 
 
-def result(num_train, encoder, scratch, method=FINETUNE, metric="accuracy", protocol="label_efficiency"):
+def result(
+    num_train, encoder, scratch, method=FINETUNE, metric="accuracy", protocol="label_efficiency", task="t", **more
+):
     return Result.from_scores(
         dict(enumerate(encoder)), {RANDOM_INIT: dict(enumerate(scratch))}, protocol=protocol, version=1, model="m",
-        task="t", split="test", metric=metric, num_train=num_train, num_eval=1000,
-        hyperparameters={"method": method, "fraction": num_train / 1000},
+        task=task, split="test", metric=metric, num_train=num_train, num_eval=1000,
+        hyperparameters={"method": method, "fraction": num_train / 1000, **more},
     )  # fmt: skip
 
 
@@ -61,6 +65,18 @@ def test_other_figures_do_not_count():
     assert payoff_line([result(10, [1, 1], [0, 0], protocol="finetune")]) == ""
     assert len(payoff([FEW, result(10, [1, 1, 1], [0, 0, 0], metric="macro_f1")])) == 1
     assert len(payoff([result(10, [1, 1, 1], [0, 0, 0], metric="auroc")])) == 1
+
+
+@pytest.mark.parametrize("other", [{"task": "other labels"}, {"epochs": 2.0}])
+def test_of_several_measurements_the_last_one_counts(other):
+    before = result(5, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], **other)
+    assert payoff([before, FEW, SOME]) == payoff([FEW, SOME])
+    assert [point.num_labels for point in payoff([FEW, SOME, before])] == [5]
+
+
+def test_figures_that_are_no_numbers_do_not_count():
+    none = replace(result(10, [0.5], [0.4]), value=None)
+    assert payoff([none]) == [] and payoff_line([none]) == ""
 
 
 def test_a_single_seed_says_so():
