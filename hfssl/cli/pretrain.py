@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # Of the minutes, with labels and without; what is left is for probes, features and pictures.
 SHARES = {"pre-training": 0.6, "fine-tuning": 0.3}
 SHARES_WITHOUT_LABELS = {"pre-training": 0.9}
+# Folders of the steps.
+_PARTS = ("encoder", "features", "probes", "labels")
 # Of the labels, as the protocol of label efficiency takes them.
 _FRACTIONS = (1.0, 0.1, 0.01)
 # Flags of a recipe that say how long it trains; and those that are flags of the whole.
@@ -150,7 +152,7 @@ class Pretraining:
         self.about = {
             "data": source.description, "labelled": self.labelled, "modality": self.domain.name, "found": how,
             "method": self.choice.method, "why": self.choice.why, "budget_minutes": asked.budget_minutes,
-            "shares": self.shares,
+            "shares": self.shares, "parts": _PARTS,
         }  # fmt: skip
 
     @property
@@ -204,7 +206,7 @@ class Pretraining:
         yield Step("fine-tuning", "finetune", trained)
         yield Step("label efficiency", "probe", {**trained, "protocol": "label_efficiency"})
         made = [self.folder / name for name in ("encoder", "probes", "labels")]
-        yield Step("report", "report", {"folders": made, "output_file": self.folder / "report.html"})
+        yield Step("report", "report", {"folders": made, "output_file": self.folder / "side_by_side.html"})
 
     def outcome(self) -> dict[str, str]:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""

@@ -230,3 +230,13 @@ def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
     assert page.text.count("linear probe on pets: accuracy") == 1 and "0.6875" in page.text
     assert "pre-training 61 s done python recipes/mae.py" in page.text and "Not done yet: fine-tuning." in page.text
     assert page.tags.count("img") == 2 and "Losses" in page.text
+    # which folders are those of the steps is known; one may hold pictures only, and what lies beside them is not told
+    (tmp_path / "features").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "features" / "clusters.png")
+    a_probe(a_run(tmp_path / "another"), value=0.3125)
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"parts": ["encoder", "features", "probes", "labels"]}))
+    page = Page(write_report(tmp_path).read_text())
+    assert page.tags.count("img") == 3 and "Images of the same cluster" in page.text and "0.3125" not in page.text
+    # one that cannot be read costs itself only
+    (tmp_path / "labels" / "results.json").write_text("[]")
+    assert "labels: " in Page(write_report(tmp_path).read_text()).text

@@ -43,6 +43,7 @@ CAPTIONS = {
     "label_efficiency.png": "What labels are worth: accuracy over the share of them that was used.",
     "duplicates.png": "Images that are nearly the same to the encoder.",
     "outliers.png": "Images that are least like any other to the encoder.",
+    "clusters.png": "Images of the same cluster, those nearest to its middle.",
     "views.png": "Held-out images, and views of them as in training.",
 }
 _RIGHT, _WRONG = "#2e7d32", "#c62828"
