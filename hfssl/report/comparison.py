@@ -1,9 +1,11 @@
 """Several result folders side by side, on one page."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.results import Result
 from .blocks import Code, Drawing, Folded, Section, Table, Text
 from .curves import curves_figure
@@ -14,6 +16,7 @@ from .svg import inline_svg
 from .words import cost_in_words, number, size_in_words
 
 
+_OF_TRAININGS = tuple(each.name for each in fields(FinetuneSettings))
 # What can be compared between runs of any method, by its name in the log.
 _CURVES = {
     "eval_knn_accuracy": "k-NN accuracy while it trained",
@@ -138,6 +141,8 @@ def commands(records: dict[str, Record]) -> Section | None:
 def _figure(result: Result) -> tuple:
     """What makes figures of several models comparable: all of a record but the model and how it makes features."""
     own = ("layer", "k", "shots", "fraction", "method", "probe", "fingerprints")
+    # of trainings all that decides what comes out
+    own += _OF_TRAININGS if "min_steps" in result.hyperparameters else ()
     kept = {name: result.hyperparameters[name] for name in own if name in result.hyperparameters}
     same = (result.protocol, result.version, result.task, result.split, result.metric)
     return (*same, result.num_train, result.num_eval, str(kept))

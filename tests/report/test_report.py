@@ -198,6 +198,13 @@ def test_two_runs_side_by_side(tmp_path):
     assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
 
 
+def test_trainings_of_another_length_are_not_put_side_by_side(tmp_path):
+    for name, epochs in (("a", 6.0), ("b", 20.0)):
+        a_probe(a_run(tmp_path / name), protocol="finetune", hyperparameters={"min_steps": 200, "epochs": epochs})
+    page = Page(write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html").read_text())
+    assert "Measured of one of them only" in page.text and "Measured in the same way" not in page.text
+
+
 def test_losses_of_two_methods_are_not_compared(tmp_path):
     folders = [a_run(tmp_path / "a"), a_run(tmp_path / "b", method="simclr")]
     page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
