@@ -135,7 +135,7 @@ class Pretraining:
                 "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
                 "there are as `--num_processes`."
             )
-        self.asked, self.folder, self.said = asked, Path(asked.output_dir), ""
+        self.asked, self.folder, self.said, self.shortened = asked, Path(asked.output_dir), "", ""
         training = asked.training or {}
         columns = {name: value for name, value in training.items() if name.endswith("_column")}
         self.domain, source, how = find_domain(
@@ -212,6 +212,11 @@ class Pretraining:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
         probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
         found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
+        if found["payoff"] and self.shortened:
+            found["payoff"] += (
+                f" Both were trained for less than by default ({self.shortened}), of which a start from scratch "
+                "suffers more: with a larger `--budget_minutes` it may come nearer."
+            )
         return {name: as_typed(said) for name, said in found.items() if said}
 
     def _health(self) -> str:
@@ -228,6 +233,7 @@ class Pretraining:
 
         How long they take is judged by how many samples a second pre-training saw, where each view of one counts.
         """
+        self.shortened = ""
         run = read_json(self.folder / "encoder" / RUN, default={})
         seconds, seen = run.get("cost", {}).get("seconds"), run.get("seen", {}).get("rows")
         probed = results_in(self.folder / "probes")
@@ -251,7 +257,9 @@ class Pretraining:
         stated = self.asked.finetuning or {}
         shorter = {n: each for n, each in shorter.items() if each < getattr(settings, n) and n not in stated}
         if shorter:
-            changes = ", ".join(f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items())
+            self.shortened = changes = ", ".join(
+                f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items()
+            )
             said = (
                 f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.3g} are theirs: "
                 f"{changes}. `--budget_minutes` gives them more, `--finetuning` states them."

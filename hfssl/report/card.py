@@ -15,7 +15,7 @@ from ..evaluation.results import Result, versions, write_results
 from ..evaluation.usefulness import USEFUL, usefulness, usefulness_lines
 from ..evaluation.verdict import health_table
 from ..machine import fit_to_leave
-from .record import RESULTS, Record, read_record
+from .record import RESULTS, Record, read_record, write_whole
 from .words import cost_in_words, in_words, number, plain, seen_in_words, size_in_words
 
 
@@ -112,8 +112,7 @@ def add_to_card(folder: str | Path, results: Sequence[Result]) -> Path:
     card = ModelCard(text, ignore_metadata_errors=True)
     card.data.model_name = card.data.model_name or record.name
     card.data.eval_results = eval_results(record, card.data.pipeline_tag)
-    path.write_text(str(card), encoding="utf-8")
-    return path
+    return write_whole(path, str(card))
 
 
 def metadata(record: Record) -> str:

@@ -9,8 +9,8 @@ from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.results import Result
 from .blocks import Code, Drawing, Folded, Section, Table, Text
 from .curves import curves_figure
-from .page import page, write_page
-from .record import Record, read_record
+from .page import page
+from .record import Record, read_record, write_whole
 from .sections import last_verdict, named
 from .svg import inline_svg
 from .words import cost_in_words, number, size_in_words
@@ -37,7 +37,7 @@ def write_comparison(folders: Sequence[str | Path], path: Path) -> Path:
     sections = [each for each in made if each is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
     lead = ["Figures stand side by side where protocol, data and settings of the measurement are the same."]
-    return write_page(path, page(f"{len(records)} runs side by side", lead, sections))
+    return write_whole(path, page(f"{len(records)} runs side by side", lead, sections))
 
 
 def names_of(folders: Sequence[str | Path]) -> list[str]:

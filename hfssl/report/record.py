@@ -1,6 +1,7 @@
 """A result folder as its files tell it, for the card, the report and a comparison of several."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -194,6 +195,14 @@ def _take_checkpoint(record: Record) -> None:
             f"of the run, once more, {'writes it without training again' if has_ended else 'goes on and writes it'}."
         )
         return
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text in one step: an interruption leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
 
 
 def thinned(history: Sequence[dict[str, Any]], most: int = MOST_ENTRIES) -> list[dict[str, Any]]:
