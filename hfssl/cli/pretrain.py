@@ -16,7 +16,7 @@ from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.modality import evaluation_modality
 from ..evaluation.payoff import payoff_line
 from ..evaluation.results import Result, read_json, read_results
-from ..evaluation.usefulness import usefulness_line
+from ..evaluation.usefulness import usefulness_lines
 from ..evaluation.verdict import describe
 from ..methods import METHODS
 from ..report.record import RUN
@@ -181,9 +181,13 @@ class Pretraining:
         labels = {name: getattr(asked, name) for name in ("label_column", "labels", "split_by")}
         labels = {"dataset": self.labelled, **labels}
         online = {self.domain.labels_flags[name]: value for name, value in labels.items() if self.domain.labels_flags}
+        column = f"{self.domain.modality}_column"
+        known = {name: value for name, value in (asked.training or {}).items() if name == column}
+        is_same = asked.labelled is not None and asked.labelled == asked.dataset
+        labels |= known if is_same else {}
         if self.labelled and online:
             # by default it takes some of the labelled samples, of which it holds out others than the probes after it
-            of_recipe = {"probe_max_samples": "none", **of_recipe}
+            of_recipe = {"probe_max_samples": "none", "probe_column": labels.get(column), **of_recipe}
         training = {
             **of_recipe, "seed": asked.seed,
             "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
@@ -193,8 +197,6 @@ class Pretraining:
             training.pop("budget_minutes")
         yield Step("pre-training", self.choice.method, training, asked.num_processes)
         if self.labelled is None:
-            columns = {name: value for name, value in (asked.training or {}).items() if name.endswith("_column")}
-            known = {name: value for name, value in columns.items() if name == f"{self.domain.modality}_column"}
             report = {"report": "duplicates,outliers,clusters", "output_dir": self.folder / "features"}
             yield Step("features", "embed", {"encoder": self.encoder, **data, **known, **report})
             return
@@ -211,7 +213,8 @@ class Pretraining:
     def outcome(self) -> dict[str, str]:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
         probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
-        found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
+        useful = " ".join(usefulness_lines(probes))
+        found = {"health": self._health(), "usefulness": useful, "payoff": payoff_line(probes)}
         if found["payoff"] and self.shortened:
             found["payoff"] += (
                 f" Both were trained for less than by default ({self.shortened}), of which a start from scratch "

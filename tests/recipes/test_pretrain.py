@@ -111,6 +111,17 @@ def test_without_data(whole):
     assert "--dataset" not in steps["pre-training"]
 
 
+def test_a_column_that_is_named_is_that_of_the_labelled_samples_of_the_same_data(whole, texts):
+    asked = {"dataset": str(texts), "label_column": "stars", "training": {"text_column": "text"}}
+    steps = commands(whole(labelled=str(texts), **asked))
+    assert value_of(steps["pre-training"], "--text_column") == "text"
+    assert value_of(steps["pre-training"], "--probe_column") == "text"
+    for name in ("probes", "fine-tuning", "label efficiency"):
+        assert value_of(steps[name], "--text_column") == "text"
+    others = commands(whole(labelled="opinions.csv", **asked))
+    assert "--probe_column" not in others["pre-training"] and "--text_column" not in others["probes"]
+
+
 @pytest.mark.parametrize("length", ["max_steps", "epochs"])
 def test_a_length_of_its_own_takes_the_place_of_the_minutes(whole, images, length):
     steps = commands(whole(dataset=str(images), training={length: 3}))
