@@ -1,8 +1,8 @@
 """Up to how many labels pre-training pays: what label efficiency found, as a sentence.
 
 At each number of labels the fine-tuned encoder is compared with the same architecture from scratch, on the same draws
-of labels and with the same seeds. A difference counts where Welch's t-test tells both means apart at 95 %; of figures
-without a deviation, where it is more than one sample of the test split.
+of labels and with the same seeds. A difference counts where Welch's t-test tells both means apart at 95 %, and it is
+more than two standard errors of shares of so many test samples: the seeds say nothing of how few these are.
 """
 
 import math
@@ -14,6 +14,7 @@ from scipy.stats import t
 from .label_efficiency import FINETUNE, LabelEfficiencyEvaluator
 from .probe_features import RANDOM_INIT
 from .results import Result
+from .usefulness import standard_error
 
 
 # The figure that counts: where samples may have several labels the area, which needs no threshold.
@@ -109,10 +110,11 @@ def _seeds(results: Sequence[Result]) -> str:
 
 def _certain(result: Result) -> float:
     """The difference from which on both means are told apart."""
-    one_sample = 1 / result.num_eval
+    share = min(max((result.value + result.baselines[RANDOM_INIT]) / 2, 0.0), 1.0)
+    of_samples = 2 * standard_error(share, result.num_eval)
     number = len(result.seeds)
     of_each = [(deviation or 0.0) ** 2 / number for deviation in (result.std, result.baselines_std.get(RANDOM_INIT))]
     if number < 2 or sum(of_each) == 0:
-        return one_sample
+        return of_samples
     degrees = sum(of_each) ** 2 / sum(each**2 / (number - 1) for each in of_each)
-    return max(one_sample, float(t.ppf(_SURE, degrees)) * math.sqrt(sum(of_each)))
+    return max(of_samples, float(t.ppf(_SURE, degrees)) * math.sqrt(sum(of_each)))
