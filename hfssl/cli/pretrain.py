@@ -16,7 +16,7 @@ from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.modality import evaluation_modality
 from ..evaluation.payoff import payoff_line
 from ..evaluation.results import Result, read_json, read_results
-from ..evaluation.usefulness import usefulness_line
+from ..evaluation.usefulness import usefulness_lines
 from ..evaluation.verdict import describe
 from ..methods import METHODS
 from ..report.record import RUN
@@ -31,8 +31,13 @@ logger = logging.getLogger(__name__)
 # Of the minutes, with labels and without; what is left is for probes, features and pictures.
 SHARES = {"pre-training": 0.6, "fine-tuning": 0.3}
 SHARES_WITHOUT_LABELS = {"pre-training": 0.9}
+# Folders of the steps.
+_PARTS = ("encoder", "features", "probes", "labels")
 # Of the labels, as the protocol of label efficiency takes them.
 _FRACTIONS = (1.0, 0.1, 0.01)
+# Flags of a recipe that say how long it trains; and those that are flags of the whole.
+_OF_LENGTH = ("max_steps", "epochs", "max_tokens")
+_OWN = ("seed", "budget_minutes", "output_dir")
 # Fewer passes and steps tell nothing of what labels are worth.
 _FEWEST_EPOCHS, _FEWEST_STEPS = 1.0, 20
 
@@ -48,7 +53,8 @@ class PretrainArguments:
             Left out: letters, which come with hfssl, and their labels.
         labelled (`str`, *optional*):
             Labelled samples of the same kind, as `recipes/probe.py` takes them; may be the same data. What is measured
-            on is not trained on. Left out, the whole ends in features.
+            on is not trained on; of images with captions it is, and a warning says so. Left out, the whole ends in
+            features.
         modality (`str`, *optional*):
             image, text, audio, or multimodal (images with captions). Left out, opening the data tells.
         dataset_config (`str`, *optional*):
@@ -103,6 +109,9 @@ class PretrainArguments:
             raise UserError(f"`--budget_minutes` must be more than 0, got {self.budget_minutes:g}.")
         if self.num_processes < 1:
             raise UserError(f"`--num_processes` must be at least 1, got {self.num_processes}.")
+        for name in _OWN:
+            if name in (self.training or {}):
+                raise UserError(f"`--training` names `{name}`, which is a flag here: pass it as `--{name}`.")
         for name in ("label_column", "labels", "split_by"):
             if self.labelled is None and getattr(self, name) is not None:
                 raise UserError(
@@ -126,7 +135,7 @@ class Pretraining:
                 "This is one process, which starts those of its steps: start it with python, and pass as many GPUs as "
                 "there are as `--num_processes`."
             )
-        self.asked, self.folder, self.said = asked, Path(asked.output_dir), ""
+        self.asked, self.folder, self.said, self.shortened = asked, Path(asked.output_dir), "", ""
         training = asked.training or {}
         columns = {name: value for name, value in training.items() if name.endswith("_column")}
         self.domain, source, how = find_domain(
@@ -143,7 +152,7 @@ class Pretraining:
         self.about = {
             "data": source.description, "labelled": self.labelled, "modality": self.domain.name, "found": how,
             "method": self.choice.method, "why": self.choice.why, "budget_minutes": asked.budget_minutes,
-            "shares": self.shares,
+            "shares": self.shares, "parts": _PARTS,
         }  # fmt: skip
 
     @property
@@ -172,17 +181,22 @@ class Pretraining:
         labels = {name: getattr(asked, name) for name in ("label_column", "labels", "split_by")}
         labels = {"dataset": self.labelled, **labels}
         online = {self.domain.labels_flags[name]: value for name, value in labels.items() if self.domain.labels_flags}
+        column = f"{self.domain.modality}_column"
+        known = {name: value for name, value in (asked.training or {}).items() if name == column}
+        is_same = asked.labelled is not None and asked.labelled == asked.dataset
+        labels |= known if is_same else {}
+        if self.labelled and online:
+            # by default it takes some of the labelled samples, of which it holds out others than the probes after it
+            of_recipe = {"probe_max_samples": "none", "probe_column": labels.get(column), **of_recipe}
         training = {
             **of_recipe, "seed": asked.seed,
             "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
             "output_dir": self.folder / "encoder",
         }  # fmt: skip
-        if "max_steps" in (asked.training or {}):
+        if any(name in (asked.training or {}) for name in _OF_LENGTH):
             training.pop("budget_minutes")
         yield Step("pre-training", self.choice.method, training, asked.num_processes)
         if self.labelled is None:
-            columns = {name: value for name, value in (asked.training or {}).items() if name.endswith("_column")}
-            known = {name: value for name, value in columns.items() if name == f"{self.domain.modality}_column"}
             report = {"report": "duplicates,outliers,clusters", "output_dir": self.folder / "features"}
             yield Step("features", "embed", {"encoder": self.encoder, **data, **known, **report})
             return
@@ -194,12 +208,18 @@ class Pretraining:
         yield Step("fine-tuning", "finetune", trained)
         yield Step("label efficiency", "probe", {**trained, "protocol": "label_efficiency"})
         made = [self.folder / name for name in ("encoder", "probes", "labels")]
-        yield Step("report", "report", {"folders": made, "output_file": self.folder / "report.html"})
+        yield Step("report", "report", {"folders": made, "output_file": self.folder / "side_by_side.html"})
 
     def outcome(self) -> dict[str, str]:
         """What came out, in words: health of the pre-training, of what use it is, up to how many labels it pays."""
         probes = results_in(self.folder / "probes") + results_in(self.folder / "labels")
-        found = {"health": self._health(), "usefulness": usefulness_line(probes), "payoff": payoff_line(probes)}
+        useful = " ".join(usefulness_lines(probes))
+        found = {"health": self._health(), "usefulness": useful, "payoff": payoff_line(probes)}
+        if found["payoff"] and self.shortened:
+            found["payoff"] += (
+                f" Both were trained for less than by default ({self.shortened}), of which a start from scratch "
+                "suffers more: with a larger `--budget_minutes` it may come nearer."
+            )
         return {name: as_typed(said) for name, said in found.items() if said}
 
     def _health(self) -> str:
@@ -216,6 +236,7 @@ class Pretraining:
 
         How long they take is judged by how many samples a second pre-training saw, where each view of one counts.
         """
+        self.shortened = ""
         run = read_json(self.folder / "encoder" / RUN, default={})
         seconds, seen = run.get("cost", {}).get("seconds"), run.get("seen", {}).get("rows")
         probed = results_in(self.folder / "probes")
@@ -226,7 +247,9 @@ class Pretraining:
             evaluation_modality(self.domain.modality).finetune_defaults
         )
         number = max(each.num_train for each in probed)
-        minutes = _samples(settings, number) * seconds / (seen * views) / 60
+        # one process trains on labels; those of a CPU have shared it
+        processes = 1 if run.get("device") == "CPU" else run.get("processes", 1)
+        minutes = _samples(settings, number) * processes * seconds / (seen * views) / 60
         allowed = self.asked.budget_minutes * self.shares["fine-tuning"]
         share = min(allowed / minutes, 1.0)
         # two digits: more of them would say more than is known
@@ -237,7 +260,9 @@ class Pretraining:
         stated = self.asked.finetuning or {}
         shorter = {n: each for n, each in shorter.items() if each < getattr(settings, n) and n not in stated}
         if shorter:
-            changes = ", ".join(f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items())
+            self.shortened = changes = ", ".join(
+                f"--{n} {each:g} instead of {getattr(settings, n):g}" for n, each in shorter.items()
+            )
             said = (
                 f"Trainings on labels would take about {minutes:.0f} minutes, and {allowed:.3g} are theirs: "
                 f"{changes}. `--budget_minutes` gives them more, `--finetuning` states them."

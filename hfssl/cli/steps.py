@@ -19,7 +19,7 @@ from typing import Any
 
 from ..commands import flag_words, recipe_words, recipes, started_by_name
 from ..errors import UserError
-from ..evaluation.results import read_json, write_json
+from ..evaluation.results import read_json, without_secrets, write_json
 from ..machine import threads_of_user
 from ..report.record import PLAN
 
@@ -106,14 +106,16 @@ class Steps:
         record["state"] = RUNNING
         self._write()
         begun = time.monotonic()
-        status = _run(step.process())
+        status, handed_on = _run(step.process())
         # all that it took, where it goes on
         record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 1)
-        stopped = next((number for number in _HANDED_ON if status in (-number, 128 + number)), None)
-        record["state"] = STOPPED if stopped is not None else FAILED if status else DONE
+        # a launcher of several processes that was stopped ends with a status of its own
+        stopped = next((number for number in _HANDED_ON if status in (-number, 128 + number)), handed_on)
+        record["state"] = DONE if not status else FAILED if stopped is None else STOPPED
         self._write()
         if stopped is not None:
-            logger.warning("Stopped in the step %s. The same command goes on there.", step.name)
+            where = "after" if record["state"] == DONE else "in"
+            logger.warning("Stopped %s the step %s. The same command goes on there.", where, step.name)
             sys.exit(128 + stopped)
         if status:
             raise UserError(
@@ -132,28 +134,31 @@ class Steps:
 
 
 def _record(step: Step) -> dict[str, Any]:
-    return {"name": step.name, "command": shlex.join(step.words()), "state": WAITING, "seconds": 0.0}
+    command = without_secrets(shlex.join(step.words()))
+    return {"name": step.name, "command": command, "state": WAITING, "seconds": 0.0}
 
 
-def _run(command: list[str]) -> int:
-    """The exit status of a command, to which each signal that comes is handed on once."""
+def _run(command: list[str]) -> tuple[int, int | None]:
+    """The exit status of a command, to which each signal that comes is handed on once, and the first that was."""
     environment = dict(os.environ)
     if threads_of_user() is None:
         # a launcher's 1 is for several processes on this machine, and not what the user has set
         environment.pop("OMP_NUM_THREADS", None)
     received: list[int] = []
+    handed_on: list[int] = []
     handlers = {number: signal.signal(number, lambda n, _: received.append(n)) for number in _HANDED_ON}
     try:
         # a group of its own: else Ctrl-C in a terminal would come twice, and a second one ends it at once
         process = subprocess.Popen(command, env=environment, process_group=0)
         while True:
             try:
-                return process.wait(0.2)
+                status = process.wait(0.2)
             except subprocess.TimeoutExpired:
                 while received:
-                    os.kill(process.pid, received.pop(0))
+                    handed_on.append(received.pop(0))
+                    os.kill(process.pid, handed_on[-1])
+            else:
+                return status, next(iter([*handed_on, *received]), None)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received:  # it came when the step had ended
-            os.kill(os.getpid(), received[0])

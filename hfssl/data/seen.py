@@ -51,9 +51,13 @@ def write_seen(folder: str | Path, source: Source, exclude: frozenset[str | byte
 
 
 def num_seen(folder: str | Path, samples: Iterable) -> int:
-    """How many samples are known to be among those that the encoder in a folder was trained on."""
-    path = Path(folder) / SEEN
-    if not path.is_file():
+    """How many samples are known to be among those that the encoder in a folder was trained on.
+
+    One side of pairs lies in a folder of its own, below that which tells of both.
+    """
+    folder = Path(folder)
+    path = next((path for path in (folder / SEEN, folder.parent / SEEN) if path.is_file()), None)
+    if path is None or not folder.is_dir():
         return 0
     try:
         seen = np.load(path, allow_pickle=False)

@@ -1,8 +1,8 @@
 """Up to how many labels pre-training pays: what label efficiency found, as a sentence.
 
 At each number of labels the fine-tuned encoder is compared with the same architecture from scratch, on the same draws
-of labels and with the same seeds. A difference counts where Welch's t-test tells both means apart at 95 %; of figures
-without a deviation, where it is more than one sample of the test split.
+of labels and with the same seeds. A difference counts where Welch's t-test tells both means apart at 95 %, and it is
+more than two standard errors of shares of so many test samples: the seeds say nothing of how few these are.
 """
 
 import math
@@ -14,6 +14,7 @@ from scipy.stats import t
 from .label_efficiency import FINETUNE, LabelEfficiencyEvaluator
 from .probe_features import RANDOM_INIT
 from .results import Result
+from .usefulness import standard_error
 
 
 # The figure that counts: where samples may have several labels the area, which needs no threshold.
@@ -51,21 +52,32 @@ class Point:
 
 def payoff(results: Sequence[Result]) -> list[Point]:
     """The comparison at each number of labels, the fewest first; empty where label efficiency was not measured."""
-    of_trainings = [
+    of_trainings = _of_trainings(results)
+    metric = next((metric for metric in _METRICS if any(each.metric == metric for each in of_trainings)), None)
+    points = {
+        each.num_train: Point(each.num_train, each.value, each.baselines[RANDOM_INIT], _certain(each))
+        for each in of_trainings
+        if each.metric == metric and None not in (each.value, each.baselines[RANDOM_INIT])
+    }
+    return [points[number] for number in sorted(points)]
+
+
+def _of_trainings(results: Sequence[Result]) -> list[Result]:
+    """The figures of the last measurement. A folder has several of other labels, or of trainings of another length."""
+    found = [
         each
         for each in results
         if each.protocol == LabelEfficiencyEvaluator.protocol
         and each.hyperparameters["method"] == FINETUNE
         and RANDOM_INIT in each.baselines
     ]
-    metric = next((metric for metric in _METRICS if any(each.metric == metric for each in of_trainings)), None)
-    # of several measurements the last one, as a folder of results has them
-    points = {
-        each.num_train: Point(each.num_train, each.value, each.baselines[RANDOM_INIT], _certain(each))
-        for each in of_trainings
-        if each.metric == metric
-    }
-    return [points[number] for number in sorted(points)]
+    return [each for each in found if _measurement(each) == _measurement(found[-1])]
+
+
+def _measurement(result: Result) -> tuple:
+    """What the figures of one measurement have in common, at whatever number of labels."""
+    settings = {name: value for name, value in result.hyperparameters.items() if name != "fraction"}
+    return (result.version, result.model, result.task, result.split, result.num_eval, len(result.seeds), settings)
 
 
 def payoff_line(results: Sequence[Result]) -> str:
@@ -92,19 +104,17 @@ def payoff_line(results: Sequence[Result]) -> str:
 
 
 def _seeds(results: Sequence[Result]) -> str:
-    fewest = min(
-        len(each.seeds) for each in results if each.protocol == LabelEfficiencyEvaluator.protocol
-        and each.hyperparameters["method"] == FINETUNE
-    )  # fmt: skip
+    fewest = min(len(each.seeds) for each in _of_trainings(results))
     return {1: "a single seed, which says little", 2: "2 seeds, which say little"}.get(fewest, f"{fewest} seeds")
 
 
 def _certain(result: Result) -> float:
     """The difference from which on both means are told apart."""
-    one_sample = 1 / result.num_eval
+    share = min(max((result.value + result.baselines[RANDOM_INIT]) / 2, 0.0), 1.0)
+    of_samples = 2 * standard_error(share, result.num_eval)
     number = len(result.seeds)
     of_each = [(deviation or 0.0) ** 2 / number for deviation in (result.std, result.baselines_std.get(RANDOM_INIT))]
     if number < 2 or sum(of_each) == 0:
-        return one_sample
+        return of_samples
     degrees = sum(of_each) ** 2 / sum(each**2 / (number - 1) for each in of_each)
-    return max(one_sample, float(t.ppf(_SURE, degrees)) * math.sqrt(sum(of_each)))
+    return max(of_samples, float(t.ppf(_SURE, degrees)) * math.sqrt(sum(of_each)))

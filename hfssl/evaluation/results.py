@@ -59,7 +59,12 @@ def commit() -> str | None:
 
 def command_line() -> str:
     """The command of this process, without secrets and without the folders of this machine."""
-    return fit_to_leave(_SECRETS.sub("***", shlex.join([*this_command(), *sys.argv[1:]])))
+    return fit_to_leave(without_secrets(shlex.join([*this_command(), *sys.argv[1:]])))
+
+
+def without_secrets(text: str) -> str:
+    """A text without the tokens of the Hub that stand in it."""
+    return _SECRETS.sub("***", text)
 
 
 @dataclass

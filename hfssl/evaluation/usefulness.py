@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from .probe_features import BAG_OF_WORDS, BEFORE, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, STATISTICS
 from .results import Result
@@ -125,6 +126,21 @@ def change_line(results: Sequence[Result]) -> str:
 
 def _titles_of(probes: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys({"knn": "k-NN", "linear": "linear probe"}[each.protocol] for each in probes))
+
+
+def usefulness_lines(results: Sequence[Result]) -> list[str]:
+    """[`usefulness_line`] and [`change_line`] of results that may be of several tables: for each task its own."""
+    by_task: dict[Any, list[Result]] = {}
+    for each in results:
+        by_task.setdefault((each.task, each.split, each.num_eval), []).append(each)
+    said = [
+        (task, line)
+        for (task, *_), found in by_task.items()
+        for line in (usefulness_line(found), change_line(found))
+        if line
+    ]
+    are_several = len({task for task, _ in said}) > 1
+    return [f"{task}: {line}" if are_several else line for task, line in said]
 
 
 def usefulness_line(results: Sequence[Result]) -> str:

@@ -12,10 +12,10 @@ from ..errors import UserError
 from ..evaluation.modality import evaluation_modality
 from ..evaluation.probes import title_of
 from ..evaluation.results import Result, versions, write_results
-from ..evaluation.usefulness import change_line, usefulness_line
+from ..evaluation.usefulness import USEFUL, usefulness, usefulness_lines
 from ..evaluation.verdict import health_table
 from ..machine import fit_to_leave
-from .record import RESULTS, Record, read_record
+from .record import RESULTS, Record, read_record, write_whole
 from .words import cost_in_words, in_words, number, plain, seen_in_words, size_in_words
 
 
@@ -112,8 +112,7 @@ def add_to_card(folder: str | Path, results: Sequence[Result]) -> Path:
     card = ModelCard(text, ignore_metadata_errors=True)
     card.data.model_name = card.data.model_name or record.name
     card.data.eval_results = eval_results(record, card.data.pipeline_tag)
-    path.write_text(str(card), encoding="utf-8")
-    return path
+    return write_whole(path, str(card))
 
 
 def metadata(record: Record) -> str:
@@ -177,31 +176,30 @@ def measured(results: Sequence[Result]) -> str:
     """The section on what was measured; empty where nothing was."""
     if not results:
         return ""
-    said = [line for line in (usefulness_line(results), change_line(results)) if line]
     protocols = dict.fromkeys(f"`{each.protocol}` v{each.version}" for each in results)
     how = (
         f"Protocols: {', '.join(protocols)}; what they fix stands in hfssl, and settings, seeds, command and commit "
         "of each figure in `results.json`."
     )
+    said = [_cell(fit_to_leave(line)) for line in usefulness_lines(results)]
     return "\n\n".join([_MEASURED, _table(results), *said, how]) + "\n\n"
 
 
 def limits(record: Record) -> list[str]:
     """What the model is not known to be good for."""
     run, found = record.run, []
-    if not any(each.baselines.get("majority") is not None for each in record.results):
+    of_labels = [each for each in record.results if each.baselines.get("majority") is not None]
+    if not of_labels:
         found.append("Use for labels of any kind: not evaluated. `recipes/probe.py --update_card` does it.")
-    elif (said := usefulness_line(record.results)) and not said.startswith("For these labels: useful"):
-        found.append(f"For the labels that it was measured on it is no gain: {in_words(_main(record.results))}.")
+    for task in dict.fromkeys(each.task for each in of_labels):
+        probes = [each for each in of_labels if each.task == task]
+        if usefulness(probes)[0] not in ("", USEFUL):
+            found.append(f"For the labels of {_cell(fit_to_leave(task))} it is no gain: {in_words(probes[0])}.")
     if run["seen"].get("units") and max(run["passes"].values(), default=1.0) < 1.0:
         found.append("It has not seen all of its data once.")
     if run["license"] is None:
         found.append("Licence: not stated by who trained it. That of the data may bind what is made of them.")
     return [*found, *_NOT_EVALUATED]
-
-
-def _main(results: Sequence[Result]) -> Result:
-    return next(each for each in results if each.baselines.get("majority") is not None)
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:

@@ -1,19 +1,22 @@
 """Several result folders side by side, on one page."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.finetune_settings import FinetuneSettings
 from ..evaluation.results import Result
 from .blocks import Code, Drawing, Folded, Section, Table, Text
 from .curves import curves_figure
-from .page import page, write_page
-from .record import Record, read_record
+from .page import page
+from .record import Record, read_record, write_whole
 from .sections import last_verdict, named
 from .svg import inline_svg
 from .words import cost_in_words, number, size_in_words
 
 
+_OF_TRAININGS = tuple(each.name for each in fields(FinetuneSettings))
 # What can be compared between runs of any method, by its name in the log.
 _CURVES = {
     "eval_knn_accuracy": "k-NN accuracy while it trained",
@@ -34,7 +37,7 @@ def write_comparison(folders: Sequence[str | Path], path: Path) -> Path:
     sections = [each for each in made if each is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
     lead = ["Figures stand side by side where protocol, data and settings of the measurement are the same."]
-    return write_page(path, page(f"{len(records)} runs side by side", lead, sections))
+    return write_whole(path, page(f"{len(records)} runs side by side", lead, sections))
 
 
 def names_of(folders: Sequence[str | Path]) -> list[str]:
@@ -138,6 +141,8 @@ def commands(records: dict[str, Record]) -> Section | None:
 def _figure(result: Result) -> tuple:
     """What makes figures of several models comparable: all of a record but the model and how it makes features."""
     own = ("layer", "k", "shots", "fraction", "method", "probe", "fingerprints")
+    # of trainings all that decides what comes out
+    own += _OF_TRAININGS if "min_steps" in result.hyperparameters else ()
     kept = {name: result.hyperparameters[name] for name in own if name in result.hyperparameters}
     same = (result.protocol, result.version, result.task, result.split, result.metric)
     return (*same, result.num_train, result.num_eval, str(kept))

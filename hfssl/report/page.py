@@ -1,7 +1,6 @@
 """`report.html` of a result folder: one page, made from what lies in the folder."""
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from ..evaluation.verdict import LEARNING, has_ended
 from ..machine import process_state
 from .blocks import Section
 from .card import paper_url
-from .record import Record, read_record
+from .record import Record, read_record, write_whole
 from .sections import SECTIONS, last_verdict
 from .words import size_in_words
 
@@ -30,7 +29,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         UserError: for a folder that has nothing to report on.
     """
-    return write_page(Path(folder) / REPORT, render(read_record(folder)))
+    return write_whole(Path(folder) / REPORT, render(read_record(folder)))
 
 
 def report_safely(folder: str | Path) -> Path | None:
@@ -45,14 +44,6 @@ def report_safely(folder: str | Path) -> Path | None:
             folder, type(error).__name__, error, folder,
         )  # fmt: skip
         return None
-
-
-def write_page(path: Path, text: str) -> Path:
-    """Write a page in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 def render(record: Record) -> str:

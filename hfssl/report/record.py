@@ -1,6 +1,7 @@
 """A result folder as its files tell it, for the card, the report and a comparison of several."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -145,13 +146,22 @@ def _together(record: Record) -> Record:
         record.plan = fit_to_leave(read_json(record.folder / PLAN, default={}))
     except UserError as error:
         record.missing.append(f"{PLAN}: {fit_to_leave(str(error))}")
-    there = [part for part in record.folder.iterdir() if part.is_dir() and _holds_something(part)]
+    # others may lie beside those of the steps
+    named = record.plan.get("parts")
+    there = [part for part in record.folder.iterdir() if part.is_dir() and (named is None or part.name in named)]
     for part in sorted(there, key=lambda part: (not (part / RUN).is_file(), part.name)):
-        found = read_record(part)
+        if not _holds_something(part):
+            record.parts += [part] * (named is not None)  # it may hold pictures
+            continue
+        record.parts.append(part)
+        try:
+            found = read_record(part)
+        except UserError as error:
+            record.missing.append(f"{part.name}: {fit_to_leave(str(error))}")
+            continue
         record.run = record.run or found.run
         record.results += found.results
         record.missing += [f"{part.name}/{text}" for text in found.missing]
-        record.parts.append(part)
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())
     undone = [each["name"] for each in record.plan.get("steps", []) if each.get("state") != "done"]
@@ -185,6 +195,14 @@ def _take_checkpoint(record: Record) -> None:
             f"of the run, once more, {'writes it without training again' if has_ended else 'goes on and writes it'}."
         )
         return
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text in one step: an interruption leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
 
 
 def thinned(history: Sequence[dict[str, Any]], most: int = MOST_ENTRIES) -> list[dict[str, Any]]:

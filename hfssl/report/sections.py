@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation.layers import layers_figure
 from ..evaluation.probes import title_of
 from ..evaluation.results import Result
-from ..evaluation.usefulness import change_line, usefulness_line
+from ..evaluation.usefulness import usefulness_lines
 from ..evaluation.verdict import MEANING, describe, health_rows
 from .blocks import Bars, Code, Drawing, Facts, Folded, Listing, Matrix, Section, Table, Text
 from .card import example_lines
@@ -34,9 +34,7 @@ def summary(record: Record) -> Section | None:
     facts = [(name, said) for name, said in record.plan.get("outcome", {}).items() if name not in _SAID]
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
-    for said in (usefulness_line(record.results), change_line(record.results)):
-        if said:
-            facts.append(("Use", said))
+    facts += [("Use", said) for said in usefulness_lines(record.results)]
     for result in record.results:
         if result.metric == "loss" or result in main_results(record.results)[:3]:
             facts.append((named(result, ","), in_words(result)))

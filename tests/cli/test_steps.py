@@ -112,6 +112,21 @@ def test_a_signal_is_for_the_step(log, tmp_path):
     assert states(tmp_path) == ["stopped", "waiting"] and signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("status, state", [(1, "stopped"), (0, "done")])
+def test_a_signal_ends_the_whole_whatever_the_step_says_of_it(log, tmp_path, monkeypatch, status, state):
+    """torchrun ends with 1; a step that had its last moment ends well."""
+    monkeypatch.setattr(steps_module, "_run", lambda command: (status, signal.SIGINT))
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, step(log, "a"), step(log, "b"))
+    assert stopped.value.code == 130 and states(tmp_path) == [state, "waiting"]
+
+
+def test_no_token_is_kept(log, tmp_path):
+    token = "hf_" + "x" * 20
+    run(tmp_path, Step("a", "one", {"log": log, "hub_token": token}))
+    assert token in log.read_text() and token not in (tmp_path / "plan.json").read_text()
+
+
 def test_the_command_in_several_processes(log, monkeypatch):
     each = Step("a", "one", {"seed": 1}, processes=2)
     assert each.words() == ["torchrun", "--nproc_per_node", "2", "recipes/one.py", "--seed", "1"]

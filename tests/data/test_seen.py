@@ -22,6 +22,8 @@ def test_what_was_trained_on_is_known_again(tmp_path, samples, modality):
     other = "new" if modality == "text" else b"new"
     assert num_seen(tmp_path, [*samples[15:22], other]) == 2  # what was left out is new
     assert num_seen(tmp_path / "nowhere", samples) == 0
+    (tmp_path / "image").mkdir()
+    assert num_seen(tmp_path / "image", samples[20:30]) == 10  # one side of pairs
     (tmp_path / "seen.npy").write_bytes(b"damaged")
     assert num_seen(tmp_path, samples) == 0
 

@@ -1,5 +1,7 @@
 """Up to how many labels pre-training pays: by hand, and beside scipy's test."""
 
+from dataclasses import replace
+
 import pytest
 from scipy.stats import ttest_ind
 
@@ -9,11 +11,21 @@ from hfssl.evaluation.probe_features import RANDOM_INIT
 from hfssl.evaluation.results import Result
 
 
-def result(num_train, encoder, scratch, method=FINETUNE, metric="accuracy", protocol="label_efficiency"):
+def result(
+    num_train,
+    encoder,
+    scratch,
+    method=FINETUNE,
+    metric="accuracy",
+    protocol="label_efficiency",
+    task="t",
+    num_eval=1000,
+    **more,
+):
     return Result.from_scores(
         dict(enumerate(encoder)), {RANDOM_INIT: dict(enumerate(scratch))}, protocol=protocol, version=1, model="m",
-        task="t", split="test", metric=metric, num_train=num_train, num_eval=1000,
-        hyperparameters={"method": method, "fraction": num_train / 1000},
+        task=task, split="test", metric=metric, num_train=num_train, num_eval=num_eval,
+        hyperparameters={"method": method, "fraction": num_train / 1000, **more},
     )  # fmt: skip
 
 
@@ -47,7 +59,7 @@ def test_the_figures_stand_beside_it():
 @pytest.mark.parametrize("each", [FEW, SOME, MANY, UNCLEAR])
 def test_a_difference_counts_where_welch_s_test_says_so(each):
     """Of the deviations alone: the scores of from scratch are not kept by seed."""
-    [point] = payoff([each])
+    [point] = payoff([replace(each, num_eval=10**9)])
     scratch = {10: [0.30, 0.31, 0.29], 100: [0.60, 0.62, 0.61], 1000: [0.90, 0.93, 0.91]}[each.num_train]
     scratch = [0.1, 0.2, 0.3] if each is UNCLEAR else scratch
     test = ttest_ind(each.per_seed, scratch, equal_var=False)
@@ -63,10 +75,28 @@ def test_other_figures_do_not_count():
     assert len(payoff([result(10, [1, 1, 1], [0, 0, 0], metric="auroc")])) == 1
 
 
+@pytest.mark.parametrize("other", [{"task": "other labels"}, {"epochs": 2.0}])
+def test_of_several_measurements_the_last_one_counts(other):
+    before = result(5, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], **other)
+    assert payoff([before, FEW, SOME]) == payoff([FEW, SOME])
+    assert [point.num_labels for point in payoff([FEW, SOME, before])] == [5]
+
+
+def test_figures_that_are_no_numbers_do_not_count():
+    none = replace(result(10, [0.5], [0.4]), value=None)
+    assert payoff([none]) == [] and payoff_line([none]) == ""
+
+
 def test_a_single_seed_says_so():
     line = payoff_line([result(10, [0.5], [0.4])])
     assert line.startswith("With 10 labels or fewer") and line.endswith("by a single seed, which says little.")
     assert "is not shown to pay" in payoff_line([result(10, [0.5], [0.4995])])
+
+
+def test_of_few_test_samples_nothing_is_certain_however_alike_the_seeds_are():
+    alike = {"encoder": [0.75] * 3, "scratch": [0.625] * 3}
+    assert "is not shown to pay" in payoff_line([result(10, **alike, num_eval=16)])
+    assert payoff_line([result(10, **alike)]).startswith("With 10 labels or fewer, pre-training pays")
 
 
 def test_two_seeds_say_so_too():

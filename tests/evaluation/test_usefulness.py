@@ -21,7 +21,14 @@ from hfssl.evaluation.probe_features import (
     ProbeFeatures,
 )
 from hfssl.evaluation.results import Result
-from hfssl.evaluation.usefulness import _WHAT_TO_TRY, WHEN_WORSE, change_line, usefulness, usefulness_line
+from hfssl.evaluation.usefulness import (
+    _WHAT_TO_TRY,
+    WHEN_WORSE,
+    change_line,
+    usefulness,
+    usefulness_line,
+    usefulness_lines,
+)
 from hfssl.training.arguments import SSLTrainingArguments
 
 
@@ -47,6 +54,13 @@ def test_it_is_useful_where_it_beats_what_needs_no_training():
     # also where all of them, or none, are right
     assert usefulness([result(1.0, 8 / 9, 0.7, num_eval=9)])[0] == "no better than untrained"
     assert usefulness([result(1.0, 0.95, 0.99, num_eval=1000)]) == ("useful", "")
+
+
+def test_what_was_measured_on_other_labels_does_not_count():
+    good, bad = result(0.9, 0.5, 0.4), result(0.5, 0.8, 0.4, task="hard", metric="auroc")
+    assert usefulness_lines([good]) == ["For these labels: useful."]
+    said = usefulness_lines([good, bad])
+    assert said[0] == "t: For these labels: useful." and said[1].startswith("hard: For these labels: no better than")
 
 
 def test_two_probes_count_together_and_others_not_at_all():

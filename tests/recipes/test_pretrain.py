@@ -83,6 +83,8 @@ def test_with_labels(whole, images):
     training = steps["pre-training"]
     assert training[1] == "recipes/simclr.py" and value_of(training, "--budget_minutes") == "60.0"
     assert value_of(training, "--dataset") == value_of(training, "--probe_dataset") == str(images)
+    # all that is measured on afterwards is left out, also where there are more than probes on the way take
+    assert value_of(training, "--probe_max_samples") == "none" and "--probe_max_samples" not in steps["views"]
     assert value_of(training, "--per_device_train_batch_size") == "16" and value_of(training, "--image_size") == "16"
     folders = {value_of(steps[name], "--output_dir") for name in ("fine-tuning", "label efficiency")}
     assert len(folders) == 1  # so that what both train is trained once
@@ -98,7 +100,7 @@ def test_without_labels(whole, images):
     for words in steps.values():
         check_flags(words)
     assert value_of(steps["pre-training"], "--budget_minutes") == "90.0"
-    assert "--probe_dataset" not in steps["pre-training"]
+    assert "--probe_dataset" not in steps["pre-training"] and "--probe_max_samples" not in steps["pre-training"]
     assert value_of(steps["features"], "--report") == "duplicates,outliers,clusters"
 
 
@@ -107,6 +109,23 @@ def test_without_data(whole):
     steps = commands(whole())
     assert value_of(steps["pre-training"], "--probe_dataset") == "letters" == value_of(steps["probes"], "--dataset")
     assert "--dataset" not in steps["pre-training"]
+
+
+def test_a_column_that_is_named_is_that_of_the_labelled_samples_of_the_same_data(whole, texts):
+    asked = {"dataset": str(texts), "label_column": "stars", "training": {"text_column": "text"}}
+    steps = commands(whole(labelled=str(texts), **asked))
+    assert value_of(steps["pre-training"], "--text_column") == "text"
+    assert value_of(steps["pre-training"], "--probe_column") == "text"
+    for name in ("probes", "fine-tuning", "label efficiency"):
+        assert value_of(steps[name], "--text_column") == "text"
+    others = commands(whole(labelled="opinions.csv", **asked))
+    assert "--probe_column" not in others["pre-training"] and "--text_column" not in others["probes"]
+
+
+@pytest.mark.parametrize("length", ["max_steps", "epochs"])
+def test_a_length_of_its_own_takes_the_place_of_the_minutes(whole, images, length):
+    steps = commands(whole(dataset=str(images), training={length: 3}))
+    assert value_of(steps["pre-training"], f"--{length}") == "3" and "--budget_minutes" not in steps["pre-training"]
 
 
 def test_texts(whole, texts):
@@ -149,6 +168,7 @@ def test_recordings_need_the_flags_of_their_modality(whole, tmp_path):
         ({"method": "nope"}, "`--method` is one of .*, got 'nope'"),
         ({"dataset": "letters", "label_column": "x"}, "`--label_column x` is about labelled samples"),
         ({"budget_minutes": 0.0}, "`--budget_minutes` must be more than 0"),
+        ({"training": {"seed": 1}}, "`--training` names `seed`, which is a flag here: pass it as `--seed`."),
     ],
 )
 def test_what_cannot_be(whole, asked, said):
@@ -170,10 +190,10 @@ def record_of(protocol: str, num_train: int, encoder: float, scratch: float, **h
     )  # fmt: skip
 
 
-def pretend(whole: Pretraining, num_train: int) -> None:
+def pretend(whole: Pretraining, num_train: int, **more) -> None:
     """Leave what 120 seconds of pre-training leave in which 30,000 images were seen, each in two views."""
-    (whole.folder / "encoder").mkdir(parents=True)
-    run = {"cost": {"seconds": 120.0}, "seen": {"rows": 30_000}}
+    (whole.folder / "encoder").mkdir(parents=True, exist_ok=True)
+    run = {"cost": {"seconds": 120.0}, "seen": {"rows": 30_000}} | more
     (whole.folder / "encoder" / "run.json").write_text(json.dumps(run))
     write_results(whole.folder / "probes" / "results.json", [record_of("linear", num_train, 0.8, 0.5)])
 
@@ -192,6 +212,10 @@ def test_trainings_on_labels_keep_to_their_share(whole, images):
         whole(dataset=str(images), labelled=str(images), budget_minutes=minutes, finetuning={"epochs": 9})
     )
     assert value_of(stated["fine-tuning"], "--epochs") == "9"
+    # one of two GPUs is half as fast, one process on a CPU is not
+    for device, epochs in (("CPU", "6.0"), ("NVIDIA H200", "3.0")):
+        pretend(shorter, 1000, processes=2, device=device)
+        assert value_of(commands(shorter)["fine-tuning"], "--epochs") == epochs
     # what is asked for is not made longer than it is
     few = whole(dataset=str(images), labelled=str(images), budget_minutes=0.1, finetuning={"min_steps": 2})
     assert value_of(commands(few)["fine-tuning"], "--min_steps") == "2"
@@ -205,7 +229,12 @@ def test_the_outcome(whole, images):
     write_results(made.folder / "labels" / "results.json", [*some, all_of_them])
     outcome = made.outcome()
     assert outcome["payoff"].startswith("With 100 labels or fewer, pre-training pays; with 1,000 it is not shown to.")
-    assert outcome["usefulness"] == "For these labels: useful."
+    assert outcome["usefulness"] == "For these labels: useful." and "by default" not in outcome["payoff"]
+    # of 7 minutes 3 are theirs
+    commands(made)
+    assert (
+        "less than by default (--epochs 8.6 instead of 20, --min_steps 86 instead of 200)" in made.outcome()["payoff"]
+    )
 
 
 def pretrain(folder: Path, *flags) -> str:

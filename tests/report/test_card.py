@@ -56,6 +56,13 @@ def test_names_stay_in_their_place(tmp_path):
     assert card.data.eval_results[0].dataset_type == "x-y-z"
 
 
+def test_what_is_no_gain_for_some_labels_is_told_of_these(tmp_path):
+    folder = a_probe(a_probe(a_run(tmp_path / "run"), num_eval=1000), value=0.5, task="birds", num_eval=1000)
+    card = written(folder)
+    assert "For the labels of birds it is no gain: 0.5 (" in card.content and "labels of pets it" not in card.content
+    assert "pets: For these labels: useful." in card.content
+
+
 def later(value, **fields):
     known = {
         "protocol": "knn", "version": 1, "model": "run", "task": "pets", "split": "test", "metric": "accuracy",

@@ -198,6 +198,13 @@ def test_two_runs_side_by_side(tmp_path):
     assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
 
 
+def test_trainings_of_another_length_are_not_put_side_by_side(tmp_path):
+    for name, epochs in (("a", 6.0), ("b", 20.0)):
+        a_probe(a_run(tmp_path / name), protocol="finetune", hyperparameters={"min_steps": 200, "epochs": epochs})
+    page = Page(write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html").read_text())
+    assert "Measured of one of them only" in page.text and "Measured in the same way" not in page.text
+
+
 def test_losses_of_two_methods_are_not_compared(tmp_path):
     folders = [a_run(tmp_path / "a"), a_run(tmp_path / "b", method="simclr")]
     page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
@@ -230,3 +237,14 @@ def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
     assert page.text.count("linear probe on pets: accuracy") == 1 and "0.6875" in page.text
     assert "pre-training 61 s done python recipes/mae.py" in page.text and "Not done yet: fine-tuning." in page.text
     assert page.tags.count("img") == 2 and "Losses" in page.text
+    # which folders are those of the steps is known; one may hold pictures only, and what lies beside them is not told
+    (tmp_path / "features").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "features" / "clusters.png")
+    a_probe(a_run(tmp_path / "another"), value=0.3125)
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"parts": ["encoder", "features", "probes", "labels"]}))
+    page = Page(write_report(tmp_path).read_text())
+    assert page.tags.count("img") == 3 and "Images of the same cluster" in page.text and "0.3125" not in page.text
+    # one that cannot be read costs itself only
+    (tmp_path / "labels" / "results.json").write_text("[]")
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "labels holds nothing to report on" in text and "0.6875" in text
