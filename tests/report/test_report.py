@@ -243,7 +243,7 @@ def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
     a_probe(a_run(tmp_path / "another"), value=0.3125)
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"parts": ["encoder", "features", "probes", "labels"]}))
     page = Page(write_report(tmp_path).read_text())
-    assert page.tags.count("img") == 3 and "Images of the same cluster" in page.text and "0.3125" not in page.text
+    assert page.tags.count("img") == 3 and "Images of each cluster" in page.text and "0.3125" not in page.text
     # one that cannot be read costs itself only
     (tmp_path / "labels" / "results.json").write_text("[]")
     text = Page(write_report(tmp_path).read_text()).text
