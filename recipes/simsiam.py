@@ -32,9 +32,7 @@ def main():
     from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
-    slow_start = {
-        "warmup_steps": 0.2
-    }  # with less the predictor falls behind, and directions are lost
+    slow_start = {"warmup_steps": 0.2}  # with less the predictor falls behind, and directions are lost
     defaults = {
         "output_dir": "outputs/simsiam", "max_steps": 500, "per_device_train_batch_size": 256, **adam, **slow_start,
     }  # fmt: skip
