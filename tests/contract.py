@@ -156,3 +156,9 @@ if __name__ == "__main__":
     from contract import table_of_cuts  # of the module whose `Contract` the test files know
 
     print(table_of_cuts())
+
+
+def checkpoint_activations(model, settings=None):
+    """By the name that this transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(settings)

@@ -16,7 +16,7 @@ import tiny_vision
 import torch
 import torch.nn.functional as F
 from batch_makers import made
-from contract import build, contract, model_and_batch, split
+from contract import build, checkpoint_activations, contract, model_and_batch, split
 from host_waits import WithoutWaits, as_collated, no_waits
 from numbered import collate, numbered_stream
 from PIL import Image
@@ -123,9 +123,7 @@ def checkpointed_activations_have_the_same_gradients(method, device):
     for encoder in model.encoders.values():
         if not encoder.supports_gradient_checkpointing:  # of a ResNet
             pytest.skip(f"{type(encoder).__name__} keeps its activations")
-    # by the name that this transformers has for it
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     assert_near(loss_and_gradients(model, batch, device), expected, 1e-4)
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from contract import checkpoint_activations
 from host_waits import no_waits
 from tiny_vision import ENCODERS, crops, two_layers
 from torch import nn
@@ -123,8 +124,7 @@ def gradients(model, batch):
 def test_computed_again_in_the_backward_pass_it_drops_the_same_rows():
     model, batch = dino(), crops()
     expected = gradients(copy.deepcopy(model), batch)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     for ours, theirs in zip(gradients(model, batch), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
