@@ -9,7 +9,7 @@ from recipe_process import ROOT
 
 from hfssl import RecipeParser
 from hfssl.cli.declared import declared_parser
-from hfssl.evaluation.verdict import LEARNING, UNTRAINED, has_ended, judge
+from hfssl.evaluation.verdict import LEARNING, NARROWING, UNTRAINED, has_ended, judge
 from hfssl.methods import METHODS
 
 
@@ -17,6 +17,8 @@ record = load(Path(__file__).with_name("record.py"))
 
 # By (data set, method), with the reason why the rules are right all the same.
 FALSE_ALARMS: dict[tuple[str, str], str] = {}
+# Sound settings with which an encoder gets worse all the same, and is called narrowing at the end.
+NARROWED: dict[tuple[str, str], str] = {("emoji", "simsiam"): "k-NN falls from .444 to .399, rank 10 of 83 is left"}
 # Around a ResNet these collapse more slowly than in the 200 steps of a run, and are called narrowing at its end.
 MISSES: dict[tuple[str, str], str] = {
     ("letters", "byol"): "the std of projections has come to .70, of .99",
@@ -43,7 +45,8 @@ def test_no_run_that_learns_is_ever_called_collapsed():
     assert {name for name, verdicts in found.items() if any(map(has_ended, verdicts))} == set(FALSE_ALARMS)
     assert all(verdicts[0] == UNTRAINED for verdicts in found.values())
     ends = {name: verdicts[-1] for name, verdicts in found.items() if name not in FALSE_ALARMS}
-    assert set(ends.values()) <= {LEARNING}, ends
+    assert {name for name, end in ends.items() if end != LEARNING} == set(NARROWED), ends
+    assert {ends[name] for name in NARROWED} <= {NARROWING}
 
 
 def test_every_collapse_is_seen_by_the_end():
