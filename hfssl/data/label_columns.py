@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # In the order in which they are looked for, where no column or several have the type of a label.
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target", "cls", "y")
+# Of these, what beside class folders is as likely something else, such as the place of a box.
+VAGUE_NAMES = ("cls", "y")
 # The column of class folders.
 FOLDERS = "label"
 TRANSCRIPT_NAMES = ("text", "transcript", "transcription", "sentence", "normalized_text", "raw_text", "words")
@@ -64,10 +66,11 @@ def find_label_column(
         return typed[0]
     candidates = typed or [column for column, feature in others.items() if _is_label(feature)]
     by_lower_name = {column.lower(): column for column in reversed(candidates)}
+    has_folders = by_folder and of_folders is not None
     for usual in LABEL_NAMES:
-        if usual in by_lower_name:
+        if usual in by_lower_name and not (has_folders and usual in VAGUE_NAMES):
             return by_lower_name[usual]
-    if by_folder and of_folders is not None:
+    if has_folders:
         return of_folders
     problem = f"{len(typed)} columns of labels" if typed else "no column of labels"
     remedy = (

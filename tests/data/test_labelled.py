@@ -429,7 +429,8 @@ def test_class_folders_keep_their_labels_beside_a_table(tmp_path, how, caplog):
     names = [f"{'train' if i < 4 else 'test'}/{kinds[i]}/{i}.png" for i in range(6)]
     for name, image in zip(names, IMAGES, strict=False):
         put(folder / name, image)
-    table = pd.DataFrame({"file_name": names, "age": range(6), "patient": list(patients)})
+    # y may be the place of a box
+    table = pd.DataFrame({"file_name": names, "age": range(6), "y": range(6), "patient": list(patients)})
     options = {"group_column": "patient"}
     if how == "of each split":
         for split in ("train", "test"):
