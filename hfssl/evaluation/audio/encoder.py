@@ -10,6 +10,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from ...errors import first_line
 from ...modeling.base import evaluating
+from ...modeling.convolutions import channels_last_convolutions
 from ...modeling.frames import is_grid, layer_features
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
@@ -124,7 +125,8 @@ def encode_layers(
     """Pooled features of some waveforms by each layer, of shape `(num_clips, num_layers + 1, hidden_size)`."""
     inputs = {name: tensor.to(model.device) for name, tensor in make_inputs(model, processor, clips).items()}
     seconds = torch.tensor([len(clip) / processor.sampling_rate for clip in clips], device=model.device)
-    outputs = model(**inputs, output_hidden_states=True)
+    with channels_last_convolutions(model):
+        outputs = model(**inputs, output_hidden_states=True)
     return layer_features(model, outputs, inputs.get("attention_mask"), seconds, pooling)
 
 
