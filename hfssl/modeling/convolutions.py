@@ -60,13 +60,15 @@ def features_channels_last(extractor: nn.Module, input_values: torch.Tensor) -> 
     """
     hidden = input_values.unsqueeze(-1)
     for layer in extractor.conv_layers:
-        conv = layer.conv
-        if hidden.shape[-1] == 1:  # one channel has no layout: a matrix product of overlapping windows
-            windows = hidden.squeeze(-1).unfold(1, conv.kernel_size[0], conv.stride[0])
-            hidden = nn.functional.linear(windows, conv.weight.squeeze(1), conv.bias)
-        else:
-            as_image = hidden.unsqueeze(1).permute(0, 3, 1, 2)  # (batch_size, dim, 1, length)
-            weight, stride = conv.weight.unsqueeze(2), (1, conv.stride[0])
-            hidden = nn.functional.conv2d(as_image, weight, conv.bias, stride).permute(0, 2, 3, 1).squeeze(1)
-        hidden = layer.activation(layer.layer_norm(hidden))
+        hidden = layer.activation(layer.layer_norm(convolve(layer.conv, hidden)))
     return hidden.transpose(1, 2)
+
+
+def convolve(conv: nn.Conv1d, hidden: torch.Tensor) -> torch.Tensor:
+    """A convolution without padding, channels last: `(batch_size, length, in_channels)` to `(…, out_channels)`."""
+    (kernel,), (stride,) = conv.kernel_size, conv.stride
+    if conv.in_channels == 1:  # one channel has no layout: a matrix product of overlapping windows
+        return nn.functional.linear(hidden.squeeze(-1).unfold(1, kernel, stride), conv.weight.squeeze(1), conv.bias)
+    as_image = hidden.unsqueeze(1).permute(0, 3, 1, 2)  # (batch_size, in_channels, 1, length)
+    result = nn.functional.conv2d(as_image, conv.weight.unsqueeze(2), conv.bias, (1, stride))
+    return result.permute(0, 2, 3, 1).squeeze(1)
