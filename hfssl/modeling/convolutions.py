@@ -8,6 +8,7 @@ turned. `hubert-small` in bf16, the convolutions forward and backward on one CPU
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,15 +22,21 @@ def channels_last_convolutions(encoder: PreTrainedModel) -> Iterator[None]:
     The same parameters and numbers, up to rounding. Others (group norm, gradient checkpointing, parameters that are
     not whole in this process) run as they do in stock code.
     """
-    extractor = getattr(encoder, "feature_extractor", None)
-    if extractor is None or not has_layer_norms(extractor):
-        yield
-        return
-    extractor.forward = lambda input_values: features_channels_last(extractor, input_values)
+    changed = keep_channels_last(encoder)
     try:
         yield
     finally:
-        del extractor.forward  # that of the class is left
+        if changed:
+            del encoder.feature_extractor.forward  # that of the class is left
+
+
+def keep_channels_last(encoder: PreTrainedModel) -> bool:
+    """The same for good, of a model that is trained here; returns whether there was something to change."""
+    extractor = getattr(encoder, "feature_extractor", None)
+    if extractor is None or not has_layer_norms(extractor):
+        return False
+    extractor.forward = partial(features_channels_last, extractor)
+    return True
 
 
 def has_layer_norms(extractor: nn.Module) -> bool:
