@@ -639,7 +639,7 @@ def test_of_two_columns_of_classes_the_one_that_is_no_group_has_the_labels(tmp_p
     [
         ("label", "`--group_column label` is the column of the labels"),
         ("age", "`--group_column age` has 60 different values .* at most 50 groups"),
-        ("seks", "has no column 'seks'.* Did you mean 'sex'"),
+        ("sexx", "has no column 'sexx'.* Did you mean 'sex'"),
     ],
 )
 def test_groups_that_cannot_be_compared(tmp_path, column, message):

@@ -95,8 +95,8 @@ def test_with_labels(whole, images):
 
 
 def test_the_configuration_of_a_hub_data_set_reaches_all_steps(whole, images):
-    same, other = {"dataset_config": "small"}, {"labelled_config": "plain"}
-    for asked, of_labels in ((same, "small"), (same | other, "plain"), (other, "plain")):
+    same, other = {"dataset_config": "default"}, {"labelled_config": "plain"}
+    for asked, of_labels in ((same, "default"), (same | other, "plain"), (other, "plain")):
         steps = commands(whole(dataset=str(images), labelled=str(images), **asked))
         for words in steps.values():
             check_flags(words)
