@@ -87,6 +87,7 @@ class Use(IntEnum):
     PROBED_PATCHES = 75
     SECOND_VIEW = 76
     ATTENTIVE_PROBE = 77
+    EXPLAINED_SAMPLES = 78
     # benchmarks
     BENCHMARK_IMAGES = 80
     BENCHMARK_PIECES = 81
