@@ -19,6 +19,7 @@ from ..functional.explanations import attention_rollout, grad_cam
 from ..functional.keyed import Use
 from ..functional.similarity import FEWEST_SAMPLES
 from ..machine import compute_device
+from .encoder_folder import trained_pooling
 from .evaluator import EvaluationError
 from .frozen import aligned_labels
 from .inside import PAPERS, Finding, Group, Inside, Opened, Row, write_findings
@@ -80,6 +81,8 @@ def explain(
     modality = evaluation_modality(test.modality)
     if modality.inside is None:
         raise EvaluationError(f"Encoders of the modality {test.modality!r} cannot be looked into yet.")
+    if len(test.samples) == 0:
+        raise EvaluationError(f"{test.name} holds nothing to look at: name another split.")
     name, folder = name or encoder, Path(output_dir)
     assets = folder / "assets"
     assets.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def explain(
     rows = _some(test, max_samples, 0)
     layers = {name: inside.layers(test.samples, rows), RANDOM: fresh.layers(test.samples, rows)}
     for column, other in (beside or {}).items():
-        layers[column] = modality.inside(other, None, batch_size).layers(test.samples, rows)
+        layers[column] = modality.inside(other, trained_pooling(other), batch_size).layers(test.samples, rows)
     features = layers[name][-1]
     if dimensions is not None and not all(0 <= each < features.shape[1] for each in dimensions):
         raise EvaluationError(
@@ -217,7 +220,7 @@ def roll_out(inside: Inside, sample: Opened) -> tuple[np.ndarray, np.ndarray, fl
     attentions = inside.attentions(sample)
     if attentions is None:
         return None
-    read = inside.read_from(attentions[0].shape[-1]).to(attentions[0])
+    read = inside.read_from(attentions[0].shape[-1], sample).to(attentions[0])
     by_token = (read @ attention_rollout(attentions)[0], read @ attentions[-1][0].mean(0))
     flow, last = (inside.parts(each.cpu(), sample) for each in by_token)
     share = 1.0 - float(flow.sum())

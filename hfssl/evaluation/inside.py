@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..machine import fit_to_leave
 from ..modeling.trial import FAILURES
 from .results import read_json, write_json
 
@@ -119,8 +120,8 @@ class Inside(Protocol):
         """The attention of each layer `(1, num_heads, num_tokens, num_tokens)`; `None` where it has none that is over
         all of the sample."""
 
-    def read_from(self, num_tokens: int) -> torch.Tensor:
-        """The share `(num_tokens,)` that each token has in the feature."""
+    def read_from(self, num_tokens: int, sample: Opened) -> torch.Tensor:
+        """The share `(num_tokens,)` that each token has in the feature of a sample."""
 
     def parts(self, tokens: torch.Tensor, sample: Opened) -> np.ndarray:
         """Numbers `(num_tokens,)` of tokens as those of parts: without tokens that are of no part, such as CLS."""
@@ -164,7 +165,7 @@ class Finding:
 
 def write_findings(folder: Path, about: dict[str, Any], findings: Sequence[Finding]) -> None:
     """Keep what was found in a result folder."""
-    write_json(folder / FINDINGS, about | {"findings": [vars(each) for each in findings]})
+    write_json(folder / FINDINGS, fit_to_leave(about) | {"findings": [vars(each) for each in findings]})
 
 
 def read_findings(folder: Path) -> dict[str, Any]:

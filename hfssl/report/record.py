@@ -155,7 +155,7 @@ def read_record(folder: str | Path) -> Record:
         except TypeError:
             record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
     try:
-        record.findings = [(folder, fit_to_leave(each)) for each in read_findings(folder).get("findings", [])]
+        record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
     except UserError as error:
         record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
     if not record.run:

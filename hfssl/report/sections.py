@@ -194,7 +194,7 @@ def explained(record: Record) -> list[Section]:
     number = max(1, sum(len(finding["shows"]) for _, finding in record.findings))
     found = []
     for folder, finding in record.findings:
-        blocks: list[Any] = [Text(finding["method"]), *map(Text, finding["said"])]
+        blocks: list[Any] = [Text(finding["method"]), *map(Text, fit_to_leave(finding["said"]))]
         for shown in finding["shows"]:
             blocks += _shown(shown, folder / "assets", EXPLAINING // number)
         sources = [("Source", f"{paper} ({address})") for paper, address in finding["papers"].items()]
@@ -214,7 +214,7 @@ def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     if "words" in shown:
         blocks.append(Words(caption, [(title, list(maps.items())) for title, maps in shown["words"]]))
     if "listing" in shown:
-        blocks += [Text(caption), Listing(shown["listing"])]
+        blocks += [Text(caption), Listing(fit_to_leave(shown["listing"]))]
     if "table" in shown:
         blocks.append(Table(caption, shown["table"]["head"], shown["table"]["rows"]))
     return blocks

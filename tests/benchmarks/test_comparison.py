@@ -251,11 +251,7 @@ def test_the_table_compares_at_equal_steps_and_at_equal_time(arguments, tmp_path
     assert "equal to lightly at equal steps (-0.5 points, one standard deviation is 1.4)" in text
     assert "-0.5 points at its wall time; 1.50 × its speed" in text
     page = (tmp_path / "comparison.html").read_text()
-    assert (
-        "4 runs side by side" in page
-        and "SimCLR, lightly" in page
-        and "k-NN accuracy while it trained of" in page.lower().replace("k-nn", "k-NN")
-    )
+    assert "4 runs side by side" in page and "SimCLR, lightly" in page and "K-NN accuracy while it trained of" in page
     assert "linear probe on " in page and ">0.42<" in page and "side by side: " in text
     write(arguments, "simclr", "hfssl", 0, seconds=400.0, knn=0.30)
     write(arguments, "simclr", "hfssl", 1, seconds=400.0, knn=0.30)

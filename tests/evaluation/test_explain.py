@@ -162,7 +162,7 @@ def test_a_roll_out_is_over_patches_alone(tmp_path, name):
     # registers are of no place: what is left is in the order of the patches
     tokens = torch.arange(16 + num_own)
     assert inside.parts(tokens, sample).ravel().tolist() == list(range(num_own, 16 + num_own))
-    read = inside.read_from(16 + num_own)
+    read = inside.read_from(16 + num_own, sample)
     assert read.sum() == pytest.approx(1) and (read[0] == 1) == (inside.pooling == "cls")
 
 

@@ -9,6 +9,7 @@ from ...evaluation.knn import KnnEvaluator
 from ...evaluation.linear_probe import LinearProbeEvaluator
 from ...evaluation.probe_features import MAJORITY, RANDOM_INIT, RAW_INPUT
 from ...evaluation.results import Result
+from ...machine import fit_to_leave
 from ...report.comparison import write_records
 from ...report.record import Record
 from .plan import BASELINES, METHODS, OURS, Cell, Comparison, read_cell
@@ -64,7 +65,7 @@ def as_record(arguments: Comparison, name: str, cell: dict[str, Any], baselines:
                 protocol=protocol.protocol,
                 version=protocol.version,
                 model=name,
-                task=arguments.dataset or "letters",
+                task=fit_to_leave(arguments.dataset or "letters"),
                 split=arguments.test_split,
                 metric="accuracy",
                 num_train=arguments.max_train_samples,
@@ -92,7 +93,7 @@ def as_record(arguments: Comparison, name: str, cell: dict[str, Any], baselines:
             "data": {key: value for key, value in protocol.items() if key not in ("config", "training")},
         },
     }  # fmt: skip
-    return Record(Path(arguments.output_dir) / name, run, results)
+    return Record(Path(arguments.output_dir) / name, fit_to_leave(run), results)
 
 
 def at_time_of(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ...modeling.frames import own_tokens
+from ...modeling.frames import frame_mask, own_tokens
 from ...modeling.trial import is_grid
 from ..inside import Group, Opened, Row, attentions_of, telling_attention
 from .embedder import MAX_SECONDS
@@ -90,14 +90,16 @@ class AudioInside:
             made["attention_mask"] = sample.options["mask"]
         return attentions_of(self.model, **made)
 
-    def read_from(self, num_tokens: int) -> torch.Tensor:
+    def read_from(self, num_tokens: int, sample: Opened) -> torch.Tensor:
         own = own_tokens(self.model.config, num_tokens)
         read = torch.zeros(num_tokens)
         if self.pooling == "cls":
             read[0] = 1.0
-        else:
-            read[own:] = 1.0 / (num_tokens - own)
-        return read
+            return read
+        seconds = torch.tensor([sample.options["seconds"]], device=self.model.device)
+        there = frame_mask(self.model, num_tokens - own, sample.options["mask"], seconds)
+        read[own:] = 1.0 if there is None else there[0].cpu().float()
+        return read / read.sum()
 
     def parts(self, tokens: torch.Tensor, sample: Opened) -> np.ndarray:
         frames = tokens[own_tokens(self.model.config, len(tokens)) :]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "layers.png": "What a linear probe of each layer, and of their weighted sum, knows of the labels.",
     "feature_map.png": "Features of the test recordings in two dimensions, a colour for each class.",
-    "neighbours.png": "Test recordings, each above the training recordings with the nearest features.",
-    "mistakes.png": "Test recordings that k-NN takes for another class, with its share of the votes.",
-    "outliers.png": "Test recordings that are least like any training recording to the encoder.",
+    "heard_neighbours.png": "Test recordings, each above the training recordings with the nearest features.",
+    "heard_mistakes.png": "Test recordings that k-NN takes for another class, with its share of the votes.",
+    "heard_outliers.png": "Test recordings that are least like any training recording to the encoder.",
 }
 # Of a recording so much is heard; recordings of a kind, and neighbours of one.
 _SECONDS, _MOST, _QUERIES, _NEAREST = 4, 6, 3, 2
@@ -66,16 +66,16 @@ def draw_pictures(
         clip = reader.decode(data.samples[row])
         return Heard(name, (reader.blank if clip is None else clip)[: _SECONDS * rate])
 
-    rows = {"neighbours.png": [], "mistakes.png": [], "outliers.png": []}
+    rows = {"heard_neighbours.png": [], "heard_mistakes.png": [], "heard_outliers.png": []}
     for row, others in found.neighbours[:_QUERIES]:
-        rows["neighbours.png"].append(heard(test, row, f"test: {names[test_y[row]]}"))
+        rows["heard_neighbours.png"].append(heard(test, row, f"test: {names[test_y[row]]}"))
         for place, other in enumerate(others[:_NEAREST], start=1):
-            rows["neighbours.png"].append(heard(train, other, f"nearest {place}: {names[train_y[other]]}"))
+            rows["heard_neighbours.png"].append(heard(train, other, f"nearest {place}: {names[train_y[other]]}"))
     for row, other, share in found.mistakes[:_MOST]:
         name = f"{names[test_y[row]]}, taken for {names[other]} ({100 * share:.0f} %)"
-        rows["mistakes.png"].append(heard(test, row, name))
+        rows["heard_mistakes.png"].append(heard(test, row, name))
     for row, cosine in found.outliers[:_MOST]:
-        rows["outliers.png"].append(heard(test, row, f"{names[test_y[row]]}, cosine {cosine:.2f}"))
+        rows["heard_outliers.png"].append(heard(test, row, f"{names[test_y[row]]}, cosine {cosine:.2f}"))
     for name, some in rows.items():
         if some:
             paths.append(folder / name)

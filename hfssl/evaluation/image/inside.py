@@ -97,7 +97,7 @@ class ImageInside:
         num_patches = found[0].shape[-1] - num_own_tokens(self.model.config)
         return found if grid_of(self.model.config, num_patches, *sample.inputs.shape[-2:]) else None
 
-    def read_from(self, num_tokens: int) -> torch.Tensor:
+    def read_from(self, num_tokens: int, sample: Opened) -> torch.Tensor:
         own = num_own_tokens(self.model.config)
         cls, patches = torch.zeros(num_tokens), torch.zeros(num_tokens)
         cls[0], patches[own:] = 1.0, 1.0 / (num_tokens - own)

@@ -96,7 +96,7 @@ class TextInside:
         ids = sample.options["ids"]
         return attentions_of(self.model, input_ids=ids, attention_mask=torch.ones_like(ids))
 
-    def read_from(self, num_tokens: int) -> torch.Tensor:
+    def read_from(self, num_tokens: int, sample: Opened) -> torch.Tensor:
         if self.pooling == "mean":
             return torch.full((num_tokens,), 1.0 / num_tokens)
         read = torch.zeros(num_tokens)
