@@ -14,7 +14,7 @@ def linear_cka(batches: Iterable[tuple[Sequence[torch.Tensor], Sequence[torch.Te
 
     Kornblith et al., 2019 ([1905.00414](https://huggingface.co/papers/1905.00414)), Section 3; estimated as Nguyen et
     al., 2021 ([2010.15327](https://huggingface.co/papers/2010.15327)), Section 3.1, do: from minibatches, whose
-    unbiased HSIC (Song et al., 2012, eq. 5) are averaged, so that neither the size of a batch nor wide layers raise
+    unbiased HSIC (Song et al., 2012) are averaged, so that neither the size of a batch nor wide layers raise
     it. It is the same for features that are rotated, scaled as a whole or shifted.
 
     Args:

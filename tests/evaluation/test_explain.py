@@ -8,7 +8,6 @@ import pytest
 import scipy.stats
 import sounds
 import torch
-from safetensors.torch import load_file
 from text_encoder import opinions, save_text_encoder
 from tiny_vision import build
 
@@ -194,7 +193,7 @@ def test_grad_cam_of_a_mean_over_places_is_the_map_itself(tmp_path):
 # -- all of it --------------------------------------------------------------------------------------------------------
 
 
-def test_each_finding_names_its_method_and_its_limits(vit, tmp_path, caplog):
+def test_each_finding_names_its_method_and_its_limits(vit, tmp_path):
     train, test = labelled.digits()
     other = saved("vit", tmp_path / "other")
     found = explain(vit, train, test, output_dir=tmp_path, beside={"other": other}, max_samples=60, name="mine")
@@ -215,8 +214,6 @@ def test_each_finding_names_its_method_and_its_limits(vit, tmp_path, caplog):
             each["details"]["layers"][-1][-1], abs=1e-4
         )
         assert np.shape(each["details"]["layers"]) == (5, 5) and -0.1 < each["value"] <= 1.0001
-    # the same architecture and seed: the encoder is its own random initialisation, drawn from another seed
-    assert load_file(f"{vit}/model.safetensors").keys() == load_file(f"{other}/model.safetensors").keys()
 
 
 def test_texts_are_shown_word_by_word(tmp_path):
@@ -231,8 +228,8 @@ def test_texts_are_shown_word_by_word(tmp_path):
     strongest = [
         max(m["occlusion"], key=lambda piece: abs(piece[1]))[0].strip() for _, m in decisions.shows[0]["words"]
     ]
+    assert sum(word in ("good", "bad") for word in strongest) > len(strongest) / 2
     assert "listing" in found[1].shows[0] and len(found[1].shows[0]["listing"]) == 8
-    assert len(strongest) >= 3
     json.dumps(read_findings(tmp_path))
 
 

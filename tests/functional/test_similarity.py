@@ -37,13 +37,13 @@ def test_it_is_the_same_for_rotated_scaled_and_shifted_features():
 
 
 def test_many_samples_give_what_the_paper_writes():
-    """Kornblith et al., eq. 5 and 2 with linear kernels: biased, which many samples of few dimensions do not show."""
-    x = normal(3000, 4)
-    y = x @ normal(4, 5, seed=4) + normal(3000, 5, seed=5)
+    """The ratio of norms of Kornblith et al., Section 3: biased, which many samples of few dimensions do not show."""
+    x = normal(800, 4)
+    y = x @ normal(4, 5, seed=4) + normal(800, 5, seed=5)
     a, b = x - x.mean(0), y - y.mean(0)
     biased = (b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())
-    assert cka(x, y) == pytest.approx(float(biased), abs=5e-3)
-    assert cka(x, y, size=100) == pytest.approx(float(biased), abs=2e-2)
+    assert cka(x, y) == pytest.approx(float(biased), abs=1e-2)
+    assert cka(x, y, size=100) == pytest.approx(float(biased), abs=3e-2)
 
 
 def test_wide_layers_that_have_nothing_in_common_are_not_alike():
