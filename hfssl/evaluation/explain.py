@@ -161,8 +161,8 @@ def where_it_looks(
         ]
         if own > 0.005:
             said.insert(
-                0, f"{100 * own:.0f} % of the roll-out is on tokens of no {inside.part}, such as CLS, registers and "
-                "separators. The maps leave them out."
+                0, f"{100 * own:.0f} % of the roll-out is on tokens that stand for no part of a sample, such as CLS, "
+                "registers and separators. The maps leave them out."
             )  # fmt: skip
         return Finding(
             "Where it looks: attention",
@@ -294,7 +294,7 @@ def dimensions_of(
             f"{100 * np.mean(mine):.0f} % are of one class (mean over all dimensions); with random weights "
             f"{100 * np.mean(other):.0f} %."
         )
-    caption = "Samples with the largest values of a dimension of the feature, a row for each dimension."
+    caption = "Samples with the largest values of a dimension of the feature, one dimension after the other."
     shows = [inside.show_groups(test.samples, groups, folder, "dimensions", caption)]
     if table:
         head = ("dimension", "deviation", "most frequent class among those")

@@ -34,6 +34,8 @@ def similarity(layers: Mapping[str, Sequence[np.ndarray]], folder: Path) -> tupl
     if np.isfinite(kept):
         said.append(f"Layer by layer it is like its own random initialisation by {kept:.2f} on average.")
     caption = "Similarity of layers (CKA): rows are the layers of this encoder, 0 is what comes into the first block."
+    if any(np.isnan(matrix).any() for matrix in matrices.values()):
+        caption += " –: a layer that says the same of all samples, as a CLS token does before the first block."
     return (
         Finding(
             "How alike layers are",
@@ -73,14 +75,15 @@ def draw_similarity(matrices: Mapping[str, np.ndarray], name: str, path: Path) -
     figure = Figure(figsize=(2.6 * len(matrices) + 0.6, 2.9), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axis, (other, matrix) in zip(axes, matrices.items(), strict=True):
+        axis.set_facecolor("0.9")  # of what is no number
         drawn = axis.imshow(matrix, vmin=0, vmax=1, origin="lower", cmap="viridis")
         axis.set_title("itself" if other == name else other[-24:], fontsize=8)
         axis.set_xlabel("layer", fontsize=7)
         axis.tick_params(labelsize=6)
         if matrix.size <= 64:
             for (row, column), value in np.ndenumerate(matrix):
-                colour = "white" if value < 0.6 else "black"
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5, color=colour)
+                colour, said = "white" if value < 0.6 else "black", "–" if np.isnan(value) else f"{value:.2f}"
+                axis.text(column, row, said, ha="center", va="center", fontsize=5, color=colour)
     axes[0].set_ylabel("layer of this encoder", fontsize=7)
     figure.colorbar(drawn, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
     figure.savefig(path, dpi=120)

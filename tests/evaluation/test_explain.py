@@ -117,6 +117,7 @@ def test_features_of_texts_are_those_of_the_probes(tmp_path, pooling):
         feature, _ = inside.forward(sample.inputs, sample)
     np.testing.assert_allclose(feature[0], expected[4], rtol=1e-4, atol=1e-5)
     assert "".join(sample.shown) == data.samples[4]
+    assert inside.open(["good Unknown"], 0).shown == ["good", " Unknown"]
     # one token after the other becomes the mask token
     variants, grid = inside.occluded(sample)
     assert grid == (len(sample.shown),) and (variants != sample.inputs).any(-1).sum(1).tolist() == [1] * grid[0]

@@ -109,19 +109,20 @@ class ImageInside:
 
     def show_maps(self, rows: Sequence[Row], folder: Path, name: str, caption: str) -> dict[str, Any]:
         heads = list(rows[0].maps)
+        signed = {head: any((row.maps[head] < 0).any() for row in rows) for head in heads}
         figure, axes = _grid(len(rows), 1 + len(heads), size=1.5)
         for line, row in zip(axes, rows, strict=True):
             _show(line[0], row.sample.shown)
             line[0].set_xlabel(row.title, fontsize=6, labelpad=2)
             height, width = row.sample.shown.shape[-2:]
-            for axis, values in zip(line[1:], row.maps.values(), strict=True):
+            for axis, head in zip(line[1:], heads, strict=True):
                 axis.imshow(row.sample.shown.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
-                axis.imshow(values, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.6, **_colours(values))
+                colours, extent = _colours(row.maps[head], signed[head]), (-0.5, width - 0.5, height - 0.5, -0.5)
+                axis.imshow(row.maps[head], extent=extent, alpha=0.6, **colours)
         for axis, head in zip(axes[0], ("image", *heads), strict=True):
             axis.set_title(head, fontsize=8)
         _save(figure, folder / f"{name}.png")
-        signed = any((values < 0).any() for row in rows for values in row.maps.values())
-        said = " Red speaks for it, blue against." if signed else ""
+        said = " Red speaks for it, blue against." if any(signed.values()) else ""
         return {"picture": f"{name}.png", "caption": caption + said}
 
     def show_groups(
@@ -169,9 +170,9 @@ def pooled_layers(outputs: ModelOutput, config: PreTrainedConfig, pooling: str) 
     return [*found[:-1], pool_features(outputs, config, pooling)]
 
 
-def _colours(values: np.ndarray) -> dict[str, Any]:
-    """How a map is drawn: with two colours where some of it is against."""
+def _colours(values: np.ndarray, signed: bool) -> dict[str, Any]:
+    """How a map is drawn: with two colours where it may be against."""
     largest = float(np.abs(values).max()) or 1.0
-    if values.min() < 0:
+    if signed:
         return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
     return {"cmap": "inferno", "vmin": 0.0, "vmax": largest}

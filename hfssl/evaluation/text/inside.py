@@ -63,8 +63,10 @@ class TextInside:
     def open(self, samples: Sequence[str], row: int) -> Opened:
         text = self._readable(samples[row])
         ids = self._features.prepare(text)[0]
-        told = self.tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=len(ids))
-        special = self.tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+        told = self.tokenizer(
+            text, return_offsets_mapping=True, return_special_tokens_mask=True, truncation=True, max_length=len(ids)
+        )  # fmt: skip
+        special = told["special_tokens_mask"]  # those around it: an unknown word is a part of it
         pieces = pieces_of(text, told["offset_mapping"], special)
         numbers = torch.tensor([ids], device=self.model.device)
         with torch.no_grad():
