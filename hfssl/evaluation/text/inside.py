@@ -16,6 +16,9 @@ from .embedder import MAX_TOKENS
 from .pictures import shortened
 from .samples import TextSampleFeatures, pooled_tokens
 
+# Of a group of texts so many can be read.
+_OF_A_GROUP = 4
+
 
 class TextInside:
     """A [`~hfssl.evaluation.inside.Inside`] of texts; of a long one its beginning.
@@ -129,7 +132,8 @@ class TextInside:
         self, samples: Sequence[str], groups: Sequence[Group], folder: Path, name: str, caption: str
     ) -> dict[str, Any]:
         rows = [
-            [group.title, [f"{shortened(samples[row])} ({said})" for row, said in group.samples]] for group in groups
+            [group.title, [f"{shortened(samples[row])} ({said})" for row, said in group.samples[:_OF_A_GROUP]]]
+            for group in groups
         ]
         return {"listing": rows, "caption": caption}
 
