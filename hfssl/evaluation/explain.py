@@ -89,9 +89,11 @@ def explain(
     inside = modality.inside(encoder, pooling, batch_size)
     fresh = modality.inside(encoder, inside.pooling, batch_size, random_init=True)
     rows = _some(test, max_samples, 0)
-    layers = {name: inside.layers(test.samples, rows), RANDOM: fresh.layers(test.samples, rows)}
+    layers = {name: layers_of(inside, test, rows), RANDOM: layers_of(fresh, test, rows)}
     for column, other in (beside or {}).items():
-        layers[column] = modality.inside(other, trained_pooling(other), batch_size).layers(test.samples, rows)
+        # one that is called as this one is told apart by its place
+        column = other if column in layers else column
+        layers[column] = layers_of(modality.inside(other, trained_pooling(other), batch_size), test, rows)
     features = layers[name][-1]
     if dimensions is not None and not all(0 <= each < features.shape[1] for each in dimensions):
         raise EvaluationError(
@@ -116,7 +118,7 @@ def explain(
         results = [cka_result(column, matrix, inside.pooling, about) for column, matrix in matrices.items()]
     if test_labels is not None:
         some = _some(train, max_samples, 1)
-        x = inside.layers(train.samples, some)[-1]
+        x = layers_of(inside, train, some)[-1]
         if len(np.unique(train_y[some])) > 1:
             probe, _ = fit_linear_probe(x, train_y[some], device=compute_device())
             names = [_name(train.class_names, each) for each in range(int(train_y.max()) + 1)]
@@ -204,7 +206,7 @@ def _by_gradient(
         papers,
         "A gradient says what a small change would do, not what the sample would be without a part; a map of a few "
         "places is coarse, and what speaks against is cut off.",
-        [f"This {kind} has no attention over all of a sample, so there is no roll-out."],
+        [f"This {kind} tells of no attention over all of a sample, so there is no roll-out."],
         [inside.show_maps(shown, folder, "gradients", f"Samples, and {method}.")],
     )
 
@@ -405,6 +407,14 @@ def occlusion(
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
+
+
+def layers_of(inside: Inside, data: "LabelledData", rows: np.ndarray) -> list[np.ndarray]:
+    """Features of some samples by each layer, in the order of `rows`. They are read in that of the data: of a source
+    with large pieces each is read once."""
+    order = np.argsort(rows)
+    back = np.argsort(order)
+    return [each[back] for each in inside.layers(data.samples, rows[order])]
 
 
 def resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

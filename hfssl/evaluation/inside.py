@@ -185,7 +185,7 @@ def attentions_of(model: PreTrainedModel, **inputs: Any) -> Sequence[torch.Tenso
     try:
         with torch.no_grad():
             outputs = model(**inputs, output_attentions=True)
-    except TypeError:  # an encoder without attention knows no such word
+    except (TypeError, ValueError):  # it knows no such word, or tells no attention, such as those of timm
         return None
     found = outputs.get("attentions")
     if not found or any(each is None or each.ndim != 4 for each in found):
