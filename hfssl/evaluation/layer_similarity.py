@@ -12,6 +12,8 @@ from .inside import PAPERS, Finding
 from .results import Result
 
 
+# The protocol of its records.
+CKA = "cka"
 # Samples of a minibatch of CKA.
 CKA_BATCH = 128
 # What an encoder of the same architecture is called that learned nothing.
@@ -62,7 +64,7 @@ def cka_of(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> np.ndarray
 def cka_result(other: str, matrix: np.ndarray, pooling: str, about: dict[str, Any]) -> Result:
     """The record of the similarity to another encoder: that of the last layers; all are in its details."""
     return Result.from_scores(
-        {0: float(matrix[-1, -1])}, {}, protocol="cka", version=1, split="test", metric="linear_cka", num_train=0,
+        {0: float(matrix[-1, -1])}, {}, protocol=CKA, version=1, split="test", metric="linear_cka", num_train=0,
         hyperparameters={"beside": other, "pooling": pooling, "minibatch": CKA_BATCH},
         details={"layers": [[round(float(value), 4) for value in line] for line in matrix]}, **about,
     )  # fmt: skip

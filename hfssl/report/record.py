@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
 from ..evaluation.inside import FINDINGS, read_findings
+from ..evaluation.layer_similarity import CKA
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -79,6 +80,11 @@ class Record:
             for entry in self.run.get("history", [])
             if "step" in entry
         ]
+
+    @property
+    def figures(self) -> list[Result]:
+        """What was measured of what the encoder is good for: how alike layers are is no score."""
+        return [each for each in self.results if each.protocol != CKA]
 
     @property
     def pictures(self) -> list[tuple[Path, str]]:

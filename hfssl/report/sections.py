@@ -30,8 +30,8 @@ from .words import cost_in_words, in_words, number, plain, seen_in_words
 MOST_IN_MATRIX = 30
 # Of what several steps came to, what is told here anyway.
 _SAID = ("health", "usefulness")
-# Protocols that have a section of their own, of many figures.
-_LAYERS, _CKA = "layers", "cka"
+# A protocol that has a section of its own, of many figures.
+_LAYERS = "layers"
 
 
 def summary(record: Record) -> Section | None:
@@ -40,7 +40,7 @@ def summary(record: Record) -> Section | None:
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
     facts += [("Use", said) for said in usefulness_lines(record.results)]
-    results = [each for each in record.results if each.protocol != _CKA]
+    results = record.figures
     for result in results:
         if result.metric == "loss" or result in main_results(results)[:3]:
             facts.append((named(result, ","), in_words(result)))
@@ -114,7 +114,7 @@ def health(record: Record) -> Section | None:
 
 def measured(record: Record) -> Section | None:
     """Each figure beside its baselines."""
-    results = [each for each in record.results if each.protocol not in (_LAYERS, _CKA)]
+    results = [each for each in record.figures if each.protocol != _LAYERS]
     if not results:
         return None
     main = main_results(results)

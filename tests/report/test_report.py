@@ -198,6 +198,20 @@ def test_two_runs_side_by_side(tmp_path):
     assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
 
 
+def test_gaps_of_several_columns_have_rows_of_their_own_and_cka_none(tmp_path):
+    folders = [a_run(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        for column, value in (("sex", 0.25), ("age", 0.125)):
+            gap = {"metric": "error_gap", "hyperparameters": {"group_column": column}, "greater_is_better": False}
+            a_probe(folder, value=value, details={}, **gap)
+        # beside other encoders
+        a_probe(folder, protocol="cka", metric="linear_cka", hyperparameters={"beside": folder.name}, details={})
+    page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
+    for column, value in (("sex", 0.25), ("age", 0.125)):
+        assert f"linear probe by {column} on pets: error_gap (less is better) {value} {value}" in page.text
+    assert "linear_cka" not in page.text
+
+
 def test_trainings_of_another_length_are_not_put_side_by_side(tmp_path):
     for name, epochs in (("a", 6.0), ("b", 20.0)):
         a_probe(a_run(tmp_path / name), protocol="finetune", hyperparameters={"min_steps": 200, "epochs": epochs})
