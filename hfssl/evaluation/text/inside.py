@@ -16,6 +16,7 @@ from .embedder import MAX_TOKENS
 from .pictures import shortened
 from .samples import TextSampleFeatures, pooled_tokens
 
+
 # Of a group of texts so many can be read.
 _OF_A_GROUP = 4
 
