@@ -16,7 +16,8 @@ results.json and pictures in assets/. The methods stand in hfssl/evaluation/expl
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfssl.cli.command import command, typed_with
+from hfssl.cli.command import command
+from hfssl.commands import first_named
 
 
 @dataclass
@@ -63,7 +64,7 @@ def main():
     from hfssl.report.page import report_safely
 
     parser = RecipeParser(Explain, LabelledDataArguments, description=__doc__)
-    recipe, data = parser.parse(typed_with("--encoder"))
+    recipe, data = parser.parse(first_named("encoder"))
     use_all_cores()
     encoder = stock_folder(recipe.encoder)
     train, test = load_with_or_without_labels(data, encoder, modality_of_encoder(encoder).name)

@@ -11,7 +11,8 @@ of a run that has not ended. A page needs no network and no other file. What it 
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfssl.cli.command import command, typed_with
+from hfssl.cli.command import command
+from hfssl.commands import first_named
 
 
 @dataclass
@@ -36,7 +37,7 @@ def main():
     from hfssl.report.comparison import write_comparison
     from hfssl.report.page import write_report
 
-    (recipe,) = RecipeParser(Report, description=__doc__).parse(typed_with("--folders"))
+    (recipe,) = RecipeParser(Report, description=__doc__).parse(first_named("folders"))
     for folder in recipe.folders:
         print(write_report(folder))
     if len(recipe.folders) > 1:

@@ -33,12 +33,6 @@ def command(main: Callable) -> Callable:
     return run
 
 
-def typed_with(flag: str) -> list[str]:
-    """The words of the command line; before a first one that is no flag stands `flag`, which may be left out there."""
-    words = sys.argv[1:]
-    return words if not words or words[0].startswith("-") else [flag, *words]
-
-
 def answer_from_source(recipe: Path) -> None:
     """Print what `--help` or `--help-all` shows and exit; return where that takes running the recipe."""
     from .parser import RecipeParser

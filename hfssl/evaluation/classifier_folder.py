@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from ..machine import fit_to_leave
 from .encoder_folder import quiet
 from .facts import read_facts, write_facts
+from .model_index import index_entry
 from .results import Result, versions
 
 
@@ -28,11 +29,8 @@ _EXAMPLES = {
 
 _CARD = """\
 ---
-library_name: transformers
-pipeline_tag: {task}
-tags:
-- hfssl
-{base_model}---
+{metadata}
+---
 
 # {name}
 
@@ -128,12 +126,24 @@ def write_classifier_card(folder: Path, results: Sequence[Result], *, encoder: s
         "task": task, "verb": "classify" if is_classifier else "recognise",
         "name": folder.resolve().parent.name, "architecture": facts["architecture"],
         "parameters": facts["parameters"] / 1e6, "encoder": f"`{fit_to_leave(encoder)}`",
-        "base_model": "" if is_local else f"base_model: {encoder}\n", "purpose": purpose,
+        "metadata": _metadata(folder, results, task, None if is_local else encoder), "purpose": purpose,
         "folder": fit_to_leave(str(folder)), "example": _EXAMPLES[task], "table": "\n".join(rows), "which": which,
         "command": fit_to_leave(first.command),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }  # fmt: skip
     (folder / "README.md").write_text(_CARD.format(**said), encoding="utf-8")
+
+
+def _metadata(folder: Path, results: Sequence[Result], task: str, base_model: str | None) -> str:
+    """What the Hub reads of the card: the figures are those of the weights that lie there, not means over seeds."""
+    from huggingface_hub import ModelCardData
+
+    index = [index_entry(each, task, each.protocol.replace("_", " "), seed=KEPT_SEED) for each in results]
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag=task, tags=["hfssl"], base_model=base_model,
+        model_name=folder.resolve().parent.name, eval_results=index,
+    )  # fmt: skip
+    return data.to_yaml(line_break="\n")
 
 
 def _or_dash(value: float | None) -> str:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.bias import is_bias
 from ..evaluation.verdict import LEARNING, has_ended
 from ..machine import process_state
 from .blocks import Section
@@ -107,6 +108,7 @@ def _lead(record: Record) -> list[str]:
         ]
     if run:
         return ["A run of pre-training, as far as its folder tells of it."]
-    models = dict.fromkeys(each.model for each in record.results)
-    tasks = dict.fromkeys(each.task for each in record.results)
+    measured = [*record.results, *record.biases]
+    models = dict.fromkeys(each.model for each in measured)
+    tasks = dict.fromkeys(each.hyperparameters["data"] if is_bias(each) else each.task for each in measured)
     return [f"What was measured of {', '.join(models)} on {', '.join(tasks)}."] if models else []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
 from ..evaluation.inside import FINDINGS, read_findings
 from ..evaluation.results import Result, read_json, read_results
@@ -40,7 +41,9 @@ class Record:
         run (`dict[str, Any]`, *optional*):
             What a run of pre-training recorded; empty for an evaluation.
         results (`list[Result]`, *optional*):
-            What was measured.
+            What was measured, but for
+        biases (`list[Result]`, *optional*):
+            what tests of bias found: of them neither more nor less is better.
         facts (`dict[str, Any]`, *optional*):
             See [`~hfssl.evaluation.facts.read_facts`].
         missing (`list[str]`, *optional*):
@@ -57,6 +60,7 @@ class Record:
     folder: Path
     run: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
+    biases: list[Result] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +125,8 @@ class Record:
 
     def first(self, name: str) -> Any:
         """A field of the run, or of the first thing that was measured in an evaluation."""
-        return self.run.get(name) or (getattr(self.results[0], name, None) if self.results else None)
+        measured = [*self.results, *self.biases]
+        return self.run.get(name) or (getattr(measured[0], name, None) if measured else None)
 
 
 def read_record(folder: str | Path) -> Record:
@@ -151,23 +156,39 @@ def read_record(folder: str | Path) -> Record:
         records = []
     for each in records:
         try:
-            record.results.append(Result(**{name: value for name, value in each.items() if name in _FIELDS}))
+            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
+            (record.biases if is_bias(result) else record.results).append(result)
         except TypeError:
             record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
     try:
         record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
     except UserError as error:
         record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
+    _leave_out_others(record)
     if not record.run:
         _take_checkpoint(record)
-    if not (record.run or record.results or record.findings or record.missing):
+    if not (record.run or record.results or record.biases or record.findings or record.missing):
         raise UserError(
             f"{folder} holds nothing to report on: no {RUN}, no {RESULTS} and no checkpoint. Name the result folder "
             "of a run, of a probe or of fine-tuning."
         )
-    if record.run and not record.results:
+    if record.run and not (record.results or record.biases):
         record.missing.append(f"{RESULTS}: nothing has been measured yet.")
     return record
+
+
+def _leave_out_others(record: Record) -> None:
+    """Leave out figures of an encoder that lay in the folder before the one that lies there now."""
+    own = record.run.get("encoder")
+    for name in ("results", "biases"):
+        of_this = [each for each in getattr(record, name) if own is None or each.encoder in (None, own)]
+        if number := len(getattr(record, name)) - len(of_this):
+            setattr(record, name, of_this)
+            recipe = "probe" if name == "results" else "bias"
+            record.missing.append(
+                f"{RESULTS}: {number} of its figures are of an encoder that lay here before this one, and are left "
+                f"out. `recipes/{recipe}.py --update_card true` measures this one."
+            )
 
 
 def _together(record: Record) -> Record:
@@ -192,6 +213,7 @@ def _together(record: Record) -> Record:
         record.run = record.run or found.run
         record.results += found.results
         record.findings += found.findings
+        record.biases += found.biases
         record.missing += [f"{part.name}/{text}" for text in found.missing]
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.bias import bias_lines, bias_tables
+from ..evaluation.groups import group_lines, group_tables
 from ..evaluation.layers import layers_figure
 from ..evaluation.probes import title_of
 from ..evaluation.results import Result, read_json
@@ -176,6 +178,24 @@ def classes(record: Record) -> Section | None:
     return Section("Class by class", blocks)
 
 
+def groups(record: Record) -> Section | None:
+    """How groups of samples fare."""
+    tables = group_tables(record.results)
+    said = [Text(line) for line in group_lines(record.results)]
+    return Section("Group by group", [*said, *(Table(*each) for each in tables)]) if tables else None
+
+
+def bias(record: Record) -> Section | None:
+    """What tests of bias found, with what they do not show."""
+    if not record.biases:
+        return None
+    blocks: list[Any] = [Text(line) for line in bias_lines(record.biases)]
+    for title, head, rows in bias_tables(record.biases):
+        table = Table(title, head, rows)
+        blocks.append(table if len(rows) <= MOST_IN_MATRIX else Folded(f"All {len(rows):,} tests", [table]))
+    return Section("Bias", blocks)
+
+
 def pictures(record: Record) -> Section | None:
     """What there is to look at, to read and to listen to."""
     shown, others = embedded_pictures(record.pictures)
@@ -246,7 +266,7 @@ def again(record: Record) -> Section | None:
         facts.append(("Machine", f"{run['device']}, {run['processes']} process(es)"))
     if cost := cost_in_words(run):
         facts.append(("Cost", cost))
-    commands = dict.fromkeys([command, *(each.command for each in record.results)])
+    commands = dict.fromkeys([command, *(each.command for each in [*record.results, *record.biases])])
     blocks: list[Any] = [Code(each) for each in commands]
     if steps:
         blocks = [Table("The steps", ("step", "time", "state", "command"), steps)]
@@ -259,7 +279,8 @@ def missing(record: Record) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Record], Section | list[Section] | None]] = (
-    summary, choices, curves, health, measured, layers, classes, explained, pictures, words, again, missing,
+    summary, choices, curves, health, measured, layers, classes, groups, bias, explained, pictures, words, again,
+    missing,
 )  # fmt: skip
 
 

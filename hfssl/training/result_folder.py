@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.encoder_folder import weights_digest
 from ..evaluation.results import Result, write_json, write_results
 from ..evaluation.verdict import plot_health
 from ..report.card import write_card
@@ -42,7 +43,9 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
         for path in (picture, picture.with_suffix(".html")):  # a page with the sound of what it shows
             if path.is_file():
                 shutil.copyfile(path, staging / "assets" / path.name)
-    record = Record(staging, run.as_json(**told), list(results))
+    encoder = weights_digest(staging)
+    results = [replace(each, encoder=encoder) for each in results]
+    record = Record(staging, run.as_json(**told) | {"encoder": encoder}, results)
     write_json(staging / RUN, record.run)
     write_card(staging / "README.md", record)
     for entry in staging.iterdir():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from labelled import Labelled, png, processor, resnet, save, vit
 from recipe_process import printed_without_hfssl
 from transformers import AutoModelForImageClassification, ConvNextV2Config
@@ -82,6 +83,10 @@ def test_the_classifier_of_seed_0_stays_and_loads_where_there_is_no_hfssl(encode
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| accuracy (test) | {result.per_seed[0]:.3f} | {result.value:.3f} ± {result.std:.3f} | - |" in card
     assert "2 classes apart: dark, bright" in card and str(tmp_path) not in card
+    [entry] = ModelCard(card).data.eval_results
+    assert (entry.task_type, entry.metric_type, entry.dataset_split) == ("image-classification", "accuracy", "test")
+    # of the weights that lie there
+    assert entry.metric_value == result.per_seed[0] and entry.metric_args["seeds"] == [0]
 
 
 def test_a_lost_classifier_is_trained_for_again(encoder, tmp_path, monkeypatch):
