@@ -349,4 +349,4 @@ def _length(value: float | None, largest: float) -> float | None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"

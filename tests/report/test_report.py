@@ -285,6 +285,15 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
     (folder / "explain.json").write_text("{")
     assert "explain.json: " in Page(write_report(folder).read_text()).text
+    # that of another encoder is left out, and that of this one is kept beside it
+    run = json.loads((folder / "run.json").read_text()) | {"encoder": "a"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "explain.json").write_text(json.dumps({"weights": "b", "findings": [finding]}))
+    (folder / "explain").mkdir()
+    (folder / "explain" / "explain.json").write_text(json.dumps({"weights": "a", "findings": [other]}))
+    page = Page(write_report(folder).read_text())
+    assert "about an encoder that lay here before this one" in page.text
+    assert "What a decision rests on Attention roll-out." in page.text and "Where it looks" not in page.text
     # an evaluation of nothing else has a page too
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))

@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...errors import first_line
 from ...modeling.pooling import num_own_tokens
 from ..evaluator import EvaluationError
-from .encoder import VisionEncoder, size_arguments
+from .encoder import VisionEncoder
 from .features import normalized, processed_size
+from .sizes import size_arguments
 
 
 # Of raw patches: more pixels a side say no more, and make features of thousands of numbers.
