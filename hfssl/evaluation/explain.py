@@ -19,7 +19,7 @@ from ..functional.explanations import attention_rollout, grad_cam
 from ..functional.keyed import Use
 from ..functional.similarity import FEWEST_SAMPLES
 from ..machine import compute_device
-from .encoder_folder import trained_pooling
+from .encoder_folder import trained_pooling, weights_digest
 from .evaluator import EvaluationError
 from .frozen import aligned_labels
 from .inside import PAPERS, Finding, Group, Inside, Opened, Row, write_findings
@@ -125,8 +125,11 @@ def explain(
             findings.append(decisions(inside, test, rows, features, test_labels, probe, names, len(some), assets))
     else:
         logger.info("No labels, one a sample, to fit a probe to: what its decisions rest on is not asked.")
-    about = {"encoder": name, "data": test.name, "samples": len(rows), "pooling": inside.pooling}
-    write_findings(folder, about | {"command": command or command_line()}, findings)
+    about = {
+        "encoder": name, "weights": weights_digest(encoder), "data": test.name, "samples": len(rows),
+        "pooling": inside.pooling, "command": command or command_line(),
+    }  # fmt: skip
+    write_findings(folder, about, findings)
     write_results(folder / "results.json", results)
     return findings
 

@@ -5,6 +5,7 @@ an encoder and back: what the parts of a sample are (patches, tokens, stretches 
 number for each part is shown. What is done with them is the same for all.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from .results import read_json, write_json
 
 # What was found, in a result folder; the report tells it.
 FINDINGS = "explain.json"
+# The folder in that of an encoder where this is kept for its own report.
+KEPT = "explain"
 PAPERS = "https://huggingface.co/papers/"
 
 
@@ -171,6 +174,14 @@ def write_findings(folder: Path, about: dict[str, Any], findings: Sequence[Findi
 def read_findings(folder: Path) -> dict[str, Any]:
     """What was found; nothing where there is no such file."""
     return read_json(folder / FINDINGS, default={})
+
+
+def keep_findings(folder: str | Path, encoder: str | Path) -> None:
+    """Keep what was found, and what there is to see of it, in the folder of the encoder for its own report."""
+    kept = Path(encoder) / KEPT
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(Path(folder) / "assets", kept / "assets")
+    shutil.copyfile(Path(folder) / FINDINGS, kept / FINDINGS)
 
 
 def telling_attention(model: PreTrainedModel) -> PreTrainedModel:

@@ -199,8 +199,15 @@ def bias(record: Record) -> Section | None:
 def pictures(record: Record) -> Section | None:
     """What there is to look at, to read and to listen to."""
     shown, others = embedded_pictures(record.pictures)
-    players, more = embedded_sounds(record.sounds)
-    blocks: list[Any] = [*shown, *players]
+    # what is seen and heard is said once, and stands together
+    seen = {path.with_suffix(".html") for path in shown}
+    players, more = embedded_sounds([(page, "" if page in seen else said) for page, said in record.sounds])
+    blocks: list[Any] = []
+    for path, picture in shown.items():
+        blocks.append(picture)
+        if (page := path.with_suffix(".html")) in players:
+            blocks.append(players.pop(page))
+    blocks += players.values()
     for path, caption in record.listings:
         blocks += [Text(caption), Listing(fit_to_leave(read_json(path, default=[])))]
     if others or more:
@@ -227,10 +234,10 @@ def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     """What a finding shows as parts of a page; pictures and sounds take so many bytes at most."""
     caption, blocks = shown["caption"], []
     if "picture" in shown:
-        made, _ = embedded_pictures([(assets / shown["picture"], caption)], 2 * most)
-        blocks += made
+        blocks += embedded_pictures([(assets / shown["picture"], caption)], 2 * most)[0].values()
     if "sounds" in shown:
-        blocks += embedded_sounds([(assets / shown["sounds"], "" if "picture" in shown else caption)], most)[0]
+        said = "" if "picture" in shown else caption
+        blocks += embedded_sounds([(assets / shown["sounds"], said)], most)[0].values()
     if "words" in shown:
         blocks.append(Words(caption, [(title, list(maps.items())) for title, maps in shown["words"]]))
     if "listing" in shown:
@@ -342,4 +349,4 @@ def _length(value: float | None, largest: float) -> float | None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"

@@ -142,10 +142,10 @@ def test_large_pictures_make_no_large_page(tmp_path, monkeypatch):
     pictures = [(each, each.name) for each in sorted((folder / "assets").glob("*"))]
     monkeypatch.setattr(pictures_module, "PICTURES", 300_000)
     shown, others = embedded_pictures(pictures)
-    assert sum(len(each.source) for each in shown) <= 300_000 and not others
-    assert [each.caption for each in shown] == [path.name for path, _ in pictures]
+    assert sum(len(each.source) for each in shown.values()) <= 300_000 and not others
+    assert [each.caption for each in shown.values()] == [path.name for path, _ in pictures]
     # what is small stays as it is
-    assert [each.source[:15] for each in shown] == ["data:image/webp"] * 3 + ["data:image/png;"]
+    assert [each.source[:15] for each in shown.values()] == ["data:image/webp"] * 3 + ["data:image/png;"]
     monkeypatch.setattr(pictures_module, "PICTURES", 30_000)
     assert embedded_pictures(pictures)[1] == ["noise_0.png", "noise_1.png", "noise_2.png"]
     (folder / "assets" / "broken.png").write_bytes(b"no picture")
@@ -163,6 +163,13 @@ def test_what_is_heard_is_in_the_page(tmp_path):
     [source] = [value for tag, name, value in page.attributes if (tag, name) == ("audio", "src")]
     assert source.startswith("data:audio/mpeg") and len(base64.b64decode(source.partition(",")[2])) < 16000
     assert "a <b>" in page.text and "1.00 s; units 1 2" in page.text
+    # below the picture of which it is the sound, whose caption is not said twice
+    Image.new("L", (4, 4)).save(folder / "assets" / "recordings.png")
+    Image.new("L", (4, 4)).save(folder / "assets" / "zebra.png")
+    page = Page(write_report(folder).read_text())
+    order = [tag for tag in page.tags if tag in ("img", "audio")]
+    assert order in (["img", "img", "audio", "img"], ["img", "audio", "img", "img"])
+    assert page.text.count("Recordings.") == 1
 
 
 def test_classes_by_hand():
@@ -292,6 +299,15 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
     (folder / "explain.json").write_text("{")
     assert "explain.json: " in Page(write_report(folder).read_text()).text
+    # that of another encoder is left out, and that of this one is kept beside it
+    run = json.loads((folder / "run.json").read_text()) | {"encoder": "a"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "explain.json").write_text(json.dumps({"weights": "b", "findings": [finding]}))
+    (folder / "explain").mkdir()
+    (folder / "explain" / "explain.json").write_text(json.dumps({"weights": "a", "findings": [other]}))
+    page = Page(write_report(folder).read_text())
+    assert "about an encoder that lay here before this one" in page.text
+    assert "What a decision rests on Attention roll-out." in page.text and "Where it looks" not in page.text
     # an evaluation of nothing else has a page too
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))
@@ -307,8 +323,8 @@ def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):
         write_page(tmp_path / f"{name}.png", [(f"{name} {i}", 1.0, sound, []) for i in range(4)])
     pages = [(tmp_path / f"{name}.html", f"page {name}") for name in ("a", "b")]
     whole, others = embedded_sounds(pages)
-    assert [len(each.rows) for each in whole] == [4, 4] and not others
-    assert [each.caption for each in whole] == ["page a", "page b"]
-    size = len(whole[0].rows[0][1])
+    assert [len(each.rows) for each in whole.values()] == [4, 4] and not others
+    assert [each.caption for each in whole.values()] == ["page a", "page b"]
+    size = len(whole[pages[0][0]].rows[0][1])
     some, others = embedded_sounds(pages, 5 * size)
-    assert [len(each.rows) for each in some] == [2, 3] and others == ["a.html", "b.html"]
+    assert [len(each.rows) for each in some.values()] == [2, 3] and others == ["a.html", "b.html"]
