@@ -178,10 +178,12 @@ def read_findings(folder: Path) -> dict[str, Any]:
 
 def keep_findings(folder: str | Path, encoder: str | Path) -> None:
     """Keep what was found, and what there is to see of it, in the folder of the encoder for its own report."""
-    kept = Path(encoder) / KEPT
+    folder, kept = Path(folder).resolve(), Path(encoder).resolve() / KEPT
+    if folder in (kept, kept.parent):  # its report finds them there
+        return
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(Path(folder) / "assets", kept / "assets")
-    shutil.copyfile(Path(folder) / FINDINGS, kept / FINDINGS)
+    shutil.copytree(folder / "assets", kept / "assets")
+    shutil.copyfile(folder / FINDINGS, kept / FINDINGS)
 
 
 def telling_attention(model: PreTrainedModel) -> PreTrainedModel:

@@ -233,6 +233,10 @@ def explained(record: Record) -> list[Section]:
 def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     """What a finding shows as parts of a page; pictures and sounds take so many bytes at most."""
     caption, blocks = shown["caption"], []
+    named = [shown[kind] for kind in ("picture", "sounds") if kind in shown]
+    # the end of a run writes assets/ anew
+    if gone := [name for name in named if not (assets / name).is_file()]:
+        return [Text(f"{caption} Not there any more: {', '.join(gone)} in assets/.")]
     if "picture" in shown:
         blocks += embedded_pictures([(assets / shown["picture"], caption)], 2 * most)[0].values()
     if "sounds" in shown:

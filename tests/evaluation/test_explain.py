@@ -32,7 +32,7 @@ from hfssl.evaluation.explain import (
 )
 from hfssl.evaluation.image.features import extract_features
 from hfssl.evaluation.image.inside import ImageInside
-from hfssl.evaluation.inside import Opened, attentions_of, read_findings
+from hfssl.evaluation.inside import Opened, attentions_of, keep_findings, read_findings
 from hfssl.evaluation.linear_probe import LogisticRegression
 from hfssl.evaluation.results import read_results
 from hfssl.evaluation.sample_features import EmbedSettings
@@ -270,6 +270,17 @@ def test_recordings_are_heard(tmp_path):
     for show in shown:
         for kind in ("picture", "sounds"):
             assert kind not in show or (tmp_path / "assets" / show[kind]).is_file()
+
+
+@pytest.mark.parametrize("place", ["", "explain", "elsewhere"])
+def test_what_was_found_is_kept_wherever_it_was_written(tmp_path, place):
+    (tmp_path / place / "assets").mkdir(parents=True)
+    for name in ("explain.json", "assets/attention.png"):
+        (tmp_path / place / name).write_text("{}")
+    keep_findings(tmp_path / place, tmp_path)
+    kept = tmp_path / ("explain" if place else "")
+    for folder in (tmp_path / place, kept):
+        assert (folder / "explain.json").is_file() and (folder / "assets" / "attention.png").is_file()
 
 
 # -- what they share --------------------------------------------------------------------------------------------------

@@ -297,6 +297,9 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     assert page.text.count("Samples and maps.") == 1 and page.tags.count("img") == 2
     # how strong a word is stands in its style, and what speaks against is not told by its colour alone
     assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
+    (folder / "assets" / "attention.png").unlink()
+    text = Page(write_report(folder).read_text()).text
+    assert "Samples and maps. Not there any more: attention.png in assets/." in text and "dimension 3 a text" in text
     (folder / "explain.json").write_text("{")
     assert "explain.json: " in Page(write_report(folder).read_text()).text
     # that of another encoder is left out, and that of this one is kept beside it
