@@ -21,6 +21,7 @@ from ..functional.similarity import FEWEST_SAMPLES
 from ..machine import compute_device
 from .encoder_folder import trained_pooling, weights_digest
 from .evaluator import EvaluationError
+from .extraction import check_damage
 from .frozen import aligned_labels
 from .inside import PAPERS, Finding, Group, Inside, Opened, Row, write_findings
 from .layer_similarity import RANDOM, cka_result, similarity
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Samples in a picture; of decisions so many right ones and so many wrong ones.
 SHOWN, SHOWN_OF_EACH = 6, 3
+# Samples that are tried at once.
+_AT_ONCE = 16
 # Dimensions that are shown, and samples of each.
 DIMENSIONS, SAMPLES_OF_DIMENSION = 8, 8
 
@@ -89,6 +92,7 @@ def explain(
     inside = modality.inside(encoder, pooling, batch_size)
     fresh = modality.inside(encoder, inside.pooling, batch_size, random_init=True)
     rows = _some(test, max_samples, 0)
+    check_samples(inside, test, rows)
     layers = {name: layers_of(inside, test, rows), RANDOM: layers_of(fresh, test, rows)}
     for column, other in (beside or {}).items():
         # one that is called as this one is told apart by its place
@@ -410,6 +414,22 @@ def occlusion(
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
+
+
+def check_samples(inside: Inside, data: "LabelledData", rows: np.ndarray) -> None:
+    """Say which of the samples that are looked at are damaged, and so blank.
+
+    Raises:
+        EvaluationError: if too many are.
+    """
+    reader = inside.reader(data.samples)
+    if reader is None:
+        return
+    samples = data.take(np.sort(rows), name=data.name).samples
+    starts = range(0, len(samples), _AT_ONCE)
+    read = zip(starts, reader.batches(samples, starts, _AT_ONCE), strict=True)
+    bad = [start + i for start, batch in read for i, sample in enumerate(batch) if sample is None]
+    check_damage(samples, bad, data.name, reader)
 
 
 def layers_of(inside: Inside, data: "LabelledData", rows: np.ndarray) -> list[np.ndarray]:

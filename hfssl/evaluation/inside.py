@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from transformers import PreTrainedModel
 from ..machine import fit_to_leave
 from ..modeling.trial import FAILURES
 from .results import read_json, write_json
+
+
+if TYPE_CHECKING:
+    from .extraction import Reader
 
 
 # What was found, in a result folder; the report tells it.
@@ -102,6 +106,9 @@ class Inside(Protocol):
     part: str
     several_parts: str
     hidden: str
+
+    def reader(self, samples: Sequence) -> "Reader | None":
+        """What decodes some samples; `None` where there is nothing to decode."""
 
     def layers(self, samples: Sequence, rows: Sequence[int]) -> list[np.ndarray]:
         """Pooled features `(num_rows, dim)` of some samples by each layer; the last is the encoder's own feature."""

@@ -260,6 +260,18 @@ def test_without_labels_all_but_decisions_is_there(vit, tmp_path):
         explain(vit, None, test, output_dir=tmp_path, max_samples=8, dimensions=[3, 32])
 
 
+def test_damaged_samples_are_told_of(vit, tmp_path, caplog):
+    test = labelled.digits()[1].take(np.arange(20))
+    test.images[4] = b"no image"
+    explain(vit, None, test, output_dir=tmp_path)
+    assert "1 of the images of digits cannot be decoded, and are black to every encoder, such as image 4 (" in (
+        caplog.text
+    )
+    test.images[7] = b"nor this"
+    with pytest.raises(EvaluationError, match="2 of the 20 images of digits cannot be decoded, such as image 4"):
+        explain(vit, None, test, output_dir=tmp_path)
+
+
 def test_recordings_are_heard(tmp_path):
     train, test = sounds.tones()
     found = explain(str(sounds.save(sounds.hubert(), tmp_path / "encoder")), train, test, output_dir=tmp_path)
