@@ -19,7 +19,7 @@ from ..functional.explanations import attention_rollout, grad_cam
 from ..functional.keyed import Use
 from ..functional.similarity import FEWEST_SAMPLES
 from ..machine import compute_device
-from .encoder_folder import trained_pooling, weights_digest
+from .encoder_folder import trained_pooling
 from .evaluator import EvaluationError
 from .extraction import check_damage
 from .frozen import aligned_labels
@@ -56,6 +56,7 @@ def explain(
     batch_size: int = 64,
     name: str | None = None,
     command: str | None = None,
+    weights: str | None = None,
 ) -> list[Finding]:
     """Look into an encoder by all methods, and write what they say into a folder.
 
@@ -80,6 +81,8 @@ def explain(
             Samples a forward pass.
         name, command (`str`, *optional*):
             What encoder and command are called in the records.
+        weights (`str`, *optional*):
+            Digest of the weights, see [`~hfssl.evaluation.encoder_folder.weights_digest`].
     """
     modality = evaluation_modality(test.modality)
     if modality.inside is None:
@@ -130,7 +133,7 @@ def explain(
     else:
         logger.info("No labels, one a sample, to fit a probe to: what its decisions rest on is not asked.")
     about = {
-        "encoder": name, "weights": weights_digest(encoder), "data": test.name, "samples": len(rows),
+        "encoder": name, "weights": weights, "data": test.name, "samples": len(rows),
         "pooling": inside.pooling, "command": command or command_line(),
     }  # fmt: skip
     write_findings(folder, about, findings)
@@ -248,7 +251,8 @@ def gradients(
             From features `(n, dim)` to numbers `(n,)`.
     """
     inputs = sample.inputs.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    # cuDNN has no backward pass of a recurrent network that is not in training, such as CPC's
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         feature, places = inside.forward(inputs, sample)
         wanted = [inputs] if places is None else [inputs, places]
         found = torch.autograd.grad(score(feature.float()).sum(), wanted)
