@@ -93,6 +93,16 @@ def local_hub():
         yield hub
 
 
+@pytest.fixture
+def hub_here(monkeypatch):
+    """The Hub that this process asks, and each recipe that a test starts, as alice, who may write. Empty again after
+    the test; names in it are to be new ones all the same, since clients keep what they have downloaded."""
+    monkeypatch.setenv("HF_TOKEN", "hf_rw")
+    yield EMPTY_HUB
+    for kept in (EMPTY_HUB.repos, EMPTY_HUB.lfs_objects, EMPTY_HUB.requests, EMPTY_HUB.faults):
+        kept.clear()
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """Two processes of one run that wait for work, see `process_pair.py`."""

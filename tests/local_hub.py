@@ -9,6 +9,7 @@ that the client's calls are right, not that the real Hub would take them.
 >>> with LocalHub() as hub:
 ...     hub.create_repo("alice/rows", "datasets", files={"train.parquet": content})
 ...     hub.fail("POST", "/commit/", status=503)  # the next commit, once
+...     hub.cut("GET", "/resolve/")  # the connection, in the middle of the next file
 ...     run_a_client(HF_ENDPOINT=hub.url, HF_TOKEN="hf_rw")  # "hf_rw": alice, may write; "hf_ro": bob, may only read
 ...     hub.files("alice/rows", "datasets")
 ```
@@ -28,6 +29,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+CUT = 0  # in place of a status: half an answer
+ANY = "*"  # in place of a method
 LFS_SIZE = 10 * 1024 * 1024
 LFS_PATTERNS = ("*.arrow", "*.bin", "*.gz", "*.parquet", "*.png", "*.pt", "*.safetensors", "*.tar", "*.wav", "*.zip")
 REPO = r"(?P<repo_id>[\w.\-]+/[\w.\-]+)"
@@ -81,6 +84,7 @@ class Repo:
     kind: str
     repo_id: str
     private: bool
+    gated: bool = False
     branches: dict[str, Commit] = field(default_factory=dict)
 
     def commit(self, branch: str, tree: dict[str, File], title: str, author: str) -> Commit:
@@ -109,6 +113,7 @@ class Fault:
     path_pattern: str
     status: int
     times: int
+    after: int = 0
 
 
 class HubError(Exception):
@@ -153,10 +158,15 @@ class LocalHub:
         self.stop()
 
     def create_repo(
-        self, repo_id: str, kind: str = "models", private: bool = False, files: dict[str, bytes] | None = None
+        self,
+        repo_id: str,
+        kind: str = "models",
+        private: bool = False,
+        files: dict[str, bytes] | None = None,
+        gated: bool = False,
     ) -> Repo:
         """Create a repository without a client, and put `files` (path to content) into it."""
-        repo = self.repos[kind, repo_id] = Repo(kind, repo_id, private)
+        repo = self.repos[kind, repo_id] = Repo(kind, repo_id, private, gated)
         tree = {path: File(content, is_lfs(path, len(content))) for path, content in (files or {}).items()}
         self.lfs_objects |= {file.sha256: file.content for file in tree.values() if file.is_lfs}
         attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
@@ -172,9 +182,14 @@ class LocalHub:
         """Titles of a repository's commits, the newest first."""
         return [commit.title for commit in history(self.repos[kind, repo_id].resolve(revision))]
 
-    def fail(self, method: str, path_pattern: str, status: int = 503, times: int = 1) -> None:
-        """Answer the next `times` requests of `method` whose path matches `path_pattern` with `status`."""
-        self.faults.append(Fault(method, path_pattern, status, times))
+    def fail(self, method: str, path_pattern: str, status: int = 503, times: int = 1, after: int = 0) -> None:
+        """Answer the next `times` requests of `method` whose path matches `path_pattern` with `status`; those that come
+        first are let through, `after` in number."""
+        self.faults.append(Fault(method, path_pattern, status, times, after))
+
+    def cut(self, method: str, path_pattern: str, times: int = 1, after: int = 0) -> None:
+        """Send only half of the next `times` answers to such requests, and close the connection."""
+        self.faults.append(Fault(method, path_pattern, CUT, times, after))
 
 
 def is_lfs(path: str, size: int) -> bool:
@@ -207,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         # only writes are serialized: a slow reader of a large file must not block the others
         guard = contextlib.nullcontext() if method == "GET" else self.hub.lock
         try:
-            self.payload = self.read_body()
+            self.payload, self.is_cut = self.read_body(), False
             with guard:
                 self.meet_fault(url.path)
                 self.user = self.authenticate()
@@ -239,9 +254,15 @@ class Handler(BaseHTTPRequestHandler):
     def meet_fault(self, path: str) -> None:
         with self.hub.lock:
             for fault in self.hub.faults:
-                if fault.times > 0 and fault.method == self.command and re.search(fault.path_pattern, path):
+                meant = fault.method in (self.command, ANY) and re.search(fault.path_pattern, path)
+                if fault.times > 0 and meant:
+                    if fault.after > 0:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
-                    raise HubError(fault.status, "injected fault")
+                    if fault.status != CUT:
+                        raise HubError(fault.status, "injected fault")
+                    self.is_cut = self.close_connection = True
 
     def authenticate(self) -> User | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
@@ -260,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self.is_cut else body)
 
     def send_json(self, answer, status: int = 200, headers: dict | None = None):
         self.send(status, json.dumps(answer).encode(), headers=headers)
@@ -401,7 +422,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, kind, repo_id, revision="main"):
         repo = self.repo(kind, repo_id)
         commit = self.commit_at(repo, revision)
-        answer = {"_id": "0" * 24, "id": repo_id, "sha": commit.commit_id, "private": repo.private, "gated": False}
+        answer = {"_id": "0" * 24, "id": repo_id, "sha": commit.commit_id, "private": repo.private}
+        answer["gated"] = "auto" if repo.gated else False
         answer |= {"lastModified": commit.date, "createdAt": commit.date, "disabled": False, "tags": []}
         answer |= {"author": repo_id.split("/")[0], "downloads": 0, "likes": 0}
         self.send_json(answer | {"siblings": [{"rfilename": path} for path in sorted(commit.tree)]})
@@ -441,7 +463,10 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, repo_id, revision, path, kind="models"):
-        commit = self.commit_at(self.repo(kind, repo_id), revision)
+        repo = self.repo(kind, repo_id)
+        if repo.gated and not (self.user and self.user.owns(repo_id)):
+            raise HubError(403 if self.user else 401, f"Access to {repo_id} is restricted.", "GatedRepo")
+        commit = self.commit_at(repo, revision)
         headers = {"X-Repo-Commit": commit.commit_id}
         file = commit.tree.get(path)
         if file is None:

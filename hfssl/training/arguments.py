@@ -454,9 +454,7 @@ class SSLTrainingArguments(TrainingArguments):
         if self.process_index == 0:
             checkpoints.claim_output_dir(self.output_dir, self.resume)
             if self.push_to_hub:
-                check_push(
-                    self.hub_model_id, self.hub_token, self.hub_private_repo
-                )  # here, since tokenizer and model take their time
+                check_push(self)  # here, since tokenizer and model take their time
         if self.world_size > 1:
             dist.barrier()
         checkpoint = checkpoints.find_checkpoint(self.output_dir, self.resume)

@@ -67,7 +67,7 @@ from .cost import Cost, gpu_energy
 from .evaluations import EvaluationPace, measure_all
 from .gradient_cache import GradientCache
 from .health import HealthMonitor
-from .hub import check_push, push
+from .hub import check_push, push, repository_of
 from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import record_of
@@ -474,17 +474,14 @@ class SSLTrainer(Trainer):
                 choices(forget=True)
                 report_safely(output_dir)
             if self.args.push_to_hub:
-                push(
-                    output_dir, self.args.hub_model_id, title, token=self.args.hub_token,
-                    revision=self.args.hub_revision,
-                )  # fmt: skip
+                push(output_dir, repository_of(self.args), title)
         self.accelerator.wait_for_everyone()
         return output_dir
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Trainer's constructor calls this: a Hub that cannot take the result should be known before the training."""
         if self.args.process_index == 0:
-            check_push(self.args.hub_model_id, self.args.hub_token, self.args.hub_private_repo)
+            check_push(self.args)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> None:
         self.finish(title=commit_message)

@@ -69,6 +69,13 @@ def test_tensors_are_scrambled_as_arrays_are():
     assert np.array_equal(mixed.numpy().view(np.uint64), keyed.mix(values))
 
 
+def test_the_smallest_and_the_largest_number_give_finite_noise():
+    ends = torch.tensor([0, -1])  # no bit, and all 64
+    uniform = keyed_tensors.between_0_and_1(ends)
+    assert 0.0 < uniform[0] < 1e-6 and 1.0 - 1e-6 < uniform[1] < 1.0
+    assert torch.isfinite(-torch.log(-torch.log(uniform))).all()
+
+
 def test_gumbel_noise_is_that_and_goes_with_the_sample():
     keys = torch.from_numpy(keyed.key(Use.SAMPLE, np.arange(50)).view(np.int64)).repeat_interleave(40)
     rows = torch.arange(40).repeat(50)

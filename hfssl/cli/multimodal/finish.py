@@ -111,7 +111,7 @@ def _usage(model: PairModel, name: str) -> str:
 
 
 def _tower_usage(data: PairData, name: str) -> str:
-    lines = [f'{side} = AutoModel.from_pretrained("{name}/{side}")' for side in data.names]
+    lines = [f'{side} = AutoModel.from_pretrained("{name}", subfolder="{side}")' for side in data.names]
     return "from transformers import AutoModel\n\n" + "\n".join(lines) + "  # the projections: extras.safetensors"
 
 

@@ -23,7 +23,7 @@ from ...errors import DataError
 from .base import Source, new_digest, third_party
 from .copies import writable
 from .delimited import DAMAGE, convert_delimited
-from .files import SplitFiles, as_patterns, file_sizes, is_remote, open_bytes, relative_names
+from .files import SplitFiles, as_patterns, file_sizes, is_remote, open_bytes, relative_names, with_retries
 from .find import COMPRESSIONS, Found, quiet_cards
 from .tables import TableSource
 
@@ -58,8 +58,11 @@ def why_convert(found: Found, paths: list[str], sizes: Sequence[int]) -> str | N
 
 
 def _is_json_lines(path: str) -> bool:
-    with open_bytes(path) as file:
-        head = file.read(1 << 20)
+    def read() -> bytes:
+        with open_bytes(path) as file:
+            return file.read(1 << 20)
+
+    head = third_party(lambda: with_retries(read), f"{path!r} cannot be read")
     whole = len(head) < 1 << 20
     head = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if not head.startswith(b"{"):
@@ -155,7 +158,9 @@ def _make_once(path: Path, name: str, make: Callable[[Path], None]) -> None:
         if path.is_file():
             return
         temporary = Path(folder, path.name)
-        third_party(lambda: make(temporary), f"{name!r} cannot be converted to a copy in {path.parent}")
+        third_party(
+            lambda: with_retries(lambda: make(temporary)), f"{name!r} cannot be converted to a copy in {path.parent}"
+        )
         os.replace(temporary, path)
 
 

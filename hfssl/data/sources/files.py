@@ -75,14 +75,19 @@ def open_bytes(path: str):
     return open(path, "rb", buffering=0)
 
 
-def with_retries(read: Callable, again: Callable = lambda: None, waits: Sequence[float] = (1, 4, 16)):
-    """Call `read`, again when a remote file system fails for the moment."""
+def with_retries(
+    read: Callable,
+    again: Callable = lambda: None,
+    waits: Sequence[float] = (1, 4, 16),
+    final: tuple[type[Exception], ...] = (),
+):
+    """Call `read`, again when a remote file system fails for the moment; not after an error of the kinds `final`."""
     for wait in (*waits, None):
         try:
             return read()
         except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
             status = getattr(getattr(error, "response", None), "status_code", 500)
-            if wait is None or (status < 500 and status != 429):
+            if wait is None or isinstance(error, final) or (status < 500 and status != 429):
                 raise
             logger.warning(
                 "Reading failed (%s: %s), trying again in %d s.", type(error).__name__, first_line(error), wait
@@ -119,7 +124,8 @@ def download_once(paths: Sequence[str], dataset: str, sizes: Sequence[int]) -> l
         dataset, len(paths), sum(sizes) / 1e9,
     )  # fmt: skip
     return third_party(
-        lambda: list(datasets.DownloadManager().download(list(paths))), f"{dataset!r} cannot be downloaded"
+        lambda: with_retries(lambda: list(datasets.DownloadManager().download(list(paths)))),
+        f"{dataset!r} cannot be downloaded",
     )
 
 

@@ -32,7 +32,7 @@ from ...errors import DataError, first_line
 from ..modality import Modality, modalities, modality
 from .base import third_party
 from .copies import unpacked_zip
-from .files import as_patterns, is_remote
+from .files import as_patterns, is_remote, with_retries
 from .walk import each_once, files_below, splits_of
 
 
@@ -280,11 +280,16 @@ def _find_on_hub(dataset: str, config: str | None, revision: str | None, kind: M
     if constants.HF_HUB_OFFLINE:
         return _find_in_cache(dataset, config, revision, kind)
     here = f"There is no file or folder {dataset!r} here.{_nearest(dataset)} "
+    # without a connection that is said at once
+    final = (httpx.ConnectError, httpx.TimeoutException)
     try:
         # Asked first because it answers in seconds whether the data set can be had, and fixes the revision.
-        commit = HfApi().dataset_info(dataset, revision=revision, timeout=10).sha
+        info = with_retries(lambda: HfApi().dataset_info(dataset, revision=revision, timeout=10), final=final)
+        commit = info.sha
         with quiet_cards():
-            builder = datasets.load_dataset_builder(dataset, name=config, revision=commit)
+            builder = with_retries(
+                lambda: datasets.load_dataset_builder(dataset, name=config, revision=commit), final=final
+            )
     except Exception as error:
         raise _hub_error(error, dataset, revision, here, kind) from error
     load = {"path": dataset, "name": config, "revision": commit}

@@ -82,7 +82,7 @@ def sample_files(
             files.append((path, name, size))
         elif path.endswith(".zip"):
             with third_party(
-                lambda path=path: zipfile.ZipFile(open_bytes(path)), f"{name!r} is no whole zip"
+                lambda path=path: with_retries(lambda: zipfile.ZipFile(open_bytes(path))), f"{name!r} is no whole zip"
             ) as archive:
                 for member in sorted(archive.infolist(), key=lambda member: member.filename):
                     hidden = os.path.basename(member.filename).startswith((".", "__")) or "__MACOSX" in member.filename
@@ -113,7 +113,7 @@ def _read_metadata(path: str) -> pa.Table:
             names = dict.fromkeys(name for record in records for name in record)
             return pa.table({name: [record.get(name) for record in records] for name in names})
 
-    return third_party(read, f"{path!r} cannot be read")
+    return third_party(lambda: with_retries(read), f"{path!r} cannot be read")
 
 
 @cache
