@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from hfssl.cli.command import command
+from hfssl.commands import first_named
 
 
 @dataclass
@@ -47,9 +48,7 @@ def main():
     from hfssl import RecipeParser
     from hfssl.training.hub import push_result
 
-    words = sys.argv[1:]
-    named = words if not words or words[0].startswith("-") else ["--folder", *words]
-    (recipe,) = RecipeParser(Push, description=__doc__).parse(named)
+    (recipe,) = RecipeParser(Push, description=__doc__).parse(first_named("folder"))
     if sys.stderr.isatty():
         enable_progress_bars()  # gigabytes take their time
     pushed = push_result(recipe.folder, recipe.repo_id, private=recipe.private or None, overwrite=recipe.overwrite)

@@ -12,9 +12,9 @@ import numpy as np
 from ..data.image.masks import masked_splits, open_masked
 from ..data.image.value_range import check_range
 from ..data.label_values import NoLabels
-from ..data.labelled import LabelledData, hold_out, keep_groups_apart, open_labelled
+from ..data.labelled import LabelledData, LazySamples, hold_out, keep_groups_apart, open_labelled
 from ..data.modality import modality as find_modality
-from ..data.sources import available_splits
+from ..data.sources import available_splits, open_source
 from ..errors import UserError
 from ..evaluation.evaluator import EvaluationError
 from ..evaluation.facts import read_facts
@@ -151,6 +151,34 @@ class LabelledDataArguments:
             sample_by=self.sample_by, split_by=self.split_by, labels=self.labels, transcripts=transcripts,
             masks=masks, mask_column=self.mask_column, compared_by=compared_by,
         )  # fmt: skip
+
+
+def load_with_or_without_labels(
+    arguments: LabelledDataArguments, encoder: str, modality: str
+) -> tuple[LabelledData | None, LabelledData]:
+    """Both splits, those of the encoder's run where none are named; of data without labels nothing to learn from, and
+    samples of which none has a label (-1)."""
+    facts = read_facts(encoder)
+    try:
+        named = arguments.of_run(encoder, modality)
+    except UserError:
+        if arguments.dataset is not None or not facts.get("dataset"):
+            raise
+        named = replace(arguments, dataset=facts["dataset"])
+    try:
+        return named.load(modality)
+    except NoLabels as error:
+        logger.info("Without labels, since there are none: %s", error)
+    kind = find_modality(modality)
+    column = getattr(named, f"{modality}_column")
+    source = open_source(
+        named.dataset, modality=modality, column=column, config=named.dataset_config, split=named.split,
+        sample_by=named.sample_by,
+    )  # fmt: skip
+    samples = LazySamples(source, np.arange(source.num_rows))
+    labels = np.full(len(samples), -1, np.int64)
+    name = f"{kind.samples} of {named.dataset}"
+    return None, LabelledData(samples, labels, [], source.fingerprint, name, modality)
 
 
 def check_columns(columns: dict[str, str | None], modality: str) -> None:

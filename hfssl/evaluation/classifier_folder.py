@@ -38,11 +38,7 @@ A `{architecture}` ({parameters:.1f} M parameters), fine-tuned from {encoder} by
 {purpose}. It loads in plain `transformers`:
 
 ```python
-from transformers import pipeline
-
-{verb} = pipeline("{task}", "{folder}")
-{verb}("{example}")
-```
+{usage}```
 
 ## Figures
 
@@ -58,6 +54,14 @@ Versions: {versions}.
 """
 
 
+_PIPELINE = """\
+from transformers import pipeline
+
+{verb} = pipeline("{task}", "{folder}")
+{verb}("{example}")
+"""
+
+
 def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: str) -> None:
     """Write weights and processor, and which training they are of; that of another training is kept aside."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -67,7 +71,10 @@ def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: 
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_facts(temporary, cell=cell, architecture=type(model).__name__, parameters=parameters)
+    # a classifier of ours around a stock encoder says how to put it together again
+    own = {"usage": model.usage()} if hasattr(model, "usage") else {}
+    architecture = type(model.encoder if own else model).__name__
+    write_facts(temporary, cell=cell, architecture=architecture, parameters=parameters, **own)
     if folder.exists():
         if is_saved(folder, cell):
             shutil.rmtree(folder)
@@ -122,12 +129,16 @@ def write_classifier_card(folder: Path, results: Sequence[Result], *, encoder: s
         f"those of seed {KEPT_SEED}, whatever it scored: the best one would have been chosen by looking at "
         f"{first.split}."
     )
+    told = {
+        "task": task, "verb": "classify" if is_classifier else "recognise", "folder": fit_to_leave(str(folder)),
+        "example": _EXAMPLES[task],
+    }  # fmt: skip
     said = {
-        "task": task, "verb": "classify" if is_classifier else "recognise",
-        "name": folder.resolve().parent.name, "architecture": facts["architecture"],
+        "task": task, "usage": facts.get("usage", _PIPELINE).format(**told), "name": folder.resolve().parent.name,
+        "architecture": facts["architecture"],
         "parameters": facts["parameters"] / 1e6, "encoder": f"`{fit_to_leave(encoder)}`",
         "metadata": _metadata(folder, results, task, None if is_local else encoder), "purpose": purpose,
-        "folder": fit_to_leave(str(folder)), "example": _EXAMPLES[task], "table": "\n".join(rows), "which": which,
+        "table": "\n".join(rows), "which": which,
         "command": fit_to_leave(first.command),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }  # fmt: skip

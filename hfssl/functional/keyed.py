@@ -87,6 +87,7 @@ class Use(IntEnum):
     PROBED_PATCHES = 75
     SECOND_VIEW = 76
     ATTENTIVE_PROBE = 77
+    EXPLAINED_SAMPLES = 78
     # intervals and tests of figures
     BOOTSTRAP = 90
     PERMUTATION_TEST = 91

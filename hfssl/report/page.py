@@ -86,8 +86,7 @@ def sections_of(record: Record) -> list[Section]:
             logger.warning("The section %r of the report cannot be made.", make.__name__, exc_info=True)
             record.missing.append(f"The section on {make.__name__}: {type(error).__name__}.")
             continue
-        if section is not None:
-            found.append(section)
+        found += section if isinstance(section, list) else [] if section is None else [section]
     return found
 
 

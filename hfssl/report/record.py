@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
+from ..evaluation.inside import FINDINGS, read_findings
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -51,6 +52,9 @@ class Record:
             Of a folder with several steps: what was chosen, the steps, and what came out.
         parts (`list[Path]`, *optional*):
             Their folders.
+        findings (`list[tuple[Path, dict]]`, *optional*):
+            What was seen inside an encoder, with the folder that it lies in; see
+            [`~hfssl.evaluation.inside.Finding`].
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class Record:
     missing: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     parts: list[Path] = field(default_factory=list)
+    findings: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -78,24 +83,45 @@ class Record:
     @property
     def pictures(self) -> list[tuple[Path, str]]:
         """What there is to look at, with what it shows."""
-        told = dict(self.run.get("pictures", []))
-        known = told | {name: said for name, said in captions().items() if name not in told}
-        there = sorted((self.folder / "assets").glob("*.png"))
+        there = self._assets("*.png")
         there += sorted(self.folder.glob("*.png")) if self.plan else []
         for part in self.parts:
-            there += sorted((part / "assets").glob("*.png")) + sorted(part.glob("*.png"))
-        order = list(known)
-        there.sort(key=lambda path: order.index(path.name) if path.name in known else len(order))
-        return [
-            (path, known.get(path.name, path.stem.replace("_", " ").capitalize() + "."))
-            for path in there
-            if path.name not in _DRAWN
-        ]
+            there += sorted(part.glob("*.png"))
+        return [picture for picture in self._captioned(there) if picture[0].name not in _DRAWN]
 
     @property
-    def sounds(self) -> list[Path]:
-        """Pages with players."""
-        return [page for each in (self.folder, *self.parts) for page in sorted((each / "assets").glob("*.html"))]
+    def sounds(self) -> list[tuple[Path, str]]:
+        """Pages with players, with what is heard."""
+        return self._captioned(self._assets("*.html"))
+
+    @property
+    def listings(self) -> list[tuple[Path, str]]:
+        """Files of sentences, each with lines of its own, with what they are."""
+        return self._captioned(self._assets("*.json"))
+
+    def _assets(self, pattern: str) -> list[Path]:
+        """Files beside the records that no finding has in its own section."""
+        told = {
+            folder / "assets" / shown[kind]
+            for folder, finding in self.findings
+            for shown in finding["shows"]
+            for kind in ("picture", "sounds")
+            if kind in shown
+        }
+        there = [path for each in (self.folder, *self.parts) for path in sorted((each / "assets").glob(pattern))]
+        return [path for path in there if path not in told]
+
+    def _captioned(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
+        """Files with what they show, in the order of what is known; of a page with players that of its picture."""
+        told = dict(self.run.get("pictures", []))
+        known = told | {name: said for name, said in captions().items() if name not in told}
+        order = list(known)
+
+        def name_of(path: Path) -> str:
+            return path.with_suffix(".png").name if path.suffix == ".html" else path.name
+
+        ordered = sorted(paths, key=lambda path: order.index(name_of(path)) if name_of(path) in known else len(order))
+        return [(path, known.get(name_of(path), path.stem.replace("_", " ").capitalize() + ".")) for path in ordered]
 
     def first(self, name: str) -> Any:
         """A field of the run, or of the first thing that was measured in an evaluation."""
@@ -134,10 +160,14 @@ def read_record(folder: str | Path) -> Record:
             (record.biases if is_bias(result) else record.results).append(result)
         except TypeError:
             record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
+    try:
+        record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
+    except UserError as error:
+        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
     _leave_out_others(record)
     if not record.run:
         _take_checkpoint(record)
-    if not (record.run or record.results or record.biases or record.missing):
+    if not (record.run or record.results or record.biases or record.findings or record.missing):
         raise UserError(
             f"{folder} holds nothing to report on: no {RUN}, no {RESULTS} and no checkpoint. Name the result folder "
             "of a run, of a probe or of fine-tuning."
@@ -183,6 +213,7 @@ def _together(record: Record) -> Record:
         record.run = record.run or found.run
         record.results += found.results
         record.biases += found.biases
+        record.findings += found.findings
         record.missing += [f"{part.name}/{text}" for text in found.missing]
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())
@@ -193,7 +224,7 @@ def _together(record: Record) -> Record:
 
 
 def _holds_something(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RUN, RESULTS)) or any(folder.glob("checkpoint-*"))
+    return any((folder / name).exists() for name in (RUN, RESULTS, FINDINGS)) or any(folder.glob("checkpoint-*"))
 
 
 def _same(result: Result) -> str:

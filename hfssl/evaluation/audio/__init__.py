@@ -7,6 +7,7 @@ from .embedder import AudioEmbedder
 from .encoder import MAIN_INPUTS
 from .features import probe_features
 from .finetuning import AudioFinetuning
+from .inside import AudioInside
 from .pictures import draw_pictures
 from .samples import AudioSampleFeatures
 
@@ -18,5 +19,5 @@ MODALITY = EvaluationModality(
         {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3},
         unused=("shift", "flip", "max_length"),
     ),
-    {"classification": "finetune", "ctc": "ctc"}, has_layers=True,
+    {"classification": "finetune", "ctc": "ctc"}, has_layers=True, inside=AudioInside,
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """An audio encoder as probes and fine-tuning need it: its feature extractor, and models with old or new weights."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -126,6 +126,13 @@ def encode_layers(
     """Pooled features of some waveforms by each layer, of shape `(num_clips, num_layers + 1, hidden_size)`."""
     inputs = {name: tensor.to(model.device) for name, tensor in make_inputs(model, processor, clips).items()}
     seconds = torch.tensor([len(clip) / processor.sampling_rate for clip in clips], device=model.device)
+    return run_layers(model, inputs, seconds, pooling)
+
+
+def run_layers(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], seconds: torch.Tensor, pooling: str
+) -> torch.Tensor:
+    """The same of the inputs of a forward pass, of clips that are so many `seconds` long."""
     with channels_last_convolutions(model):
         outputs = model(**inputs, output_hidden_states=True)
     return layer_features(model, outputs, inputs.get("attention_mask"), seconds, pooling)

@@ -120,10 +120,25 @@ class TextSampleFeatures:
         with autocast:
             inputs = {"input_ids": torch.from_numpy(ids).to(self.device), "attention_mask": mask.long()}
             hidden = self.model(**inputs).last_hidden_state.float()
-        if self.pooling == "mean":
-            pooled = masked_mean(hidden, mask)
-        elif self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = hidden[torch.arange(len(windows), device=self.device), mask.sum(1) - 1]
-        return pooled.cpu().numpy()
+        return pooled_tokens(hidden, mask, self.pooling).cpu().numpy()
+
+
+def pooled_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a row.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch_size, num_tokens, dim)`):
+            Of a layer.
+        mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`):
+            Which are tokens; the others, at the end, are padding.
+        pooling (`str`):
+            One of [`POOLINGS`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`.
+    """
+    if pooling == "mean":
+        return masked_mean(hidden, mask)
+    if pooling == "cls":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
