@@ -1,4 +1,4 @@
-"""Send a finished result to the Hugging Face Hub: the model, its card and its figures, and nothing else.
+"""Send a finished result to the Hugging Face Hub: the model, its figures, its card with its pictures, nothing else.
 
     python recipes/push.py outputs/simclr                                         as <you>/simclr
     python recipes/push.py outputs/simclr --repo_id org/name --private true
@@ -6,6 +6,7 @@
 
 Log in once with `hf auth login`, with a token that may write. After pre-training the encoder lies at the root of the
 repository, where plain transformers finds it, and the whole method in pretraining/; after fine-tuning the classifier.
+Pictures and examples in the card show some of the held-out samples: `--private true` keeps them to you.
 What the Hub has already is not sent again: the same command goes on where an upload was cut, and sends what has
 changed since, such as figures of a later probe (`recipes/probe.py --update_card true`). What may leave this machine,
 and what stands in the way, is hfssl/training/hub.py.

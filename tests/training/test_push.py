@@ -13,7 +13,7 @@ import pytest
 from contract import build, contract
 from numbered import numbered_stream
 from recipe_process import ROOT, printed_without_hfssl
-from report_records import a_probe, a_run
+from report_records import a_probe, a_run, history
 from transformers import AutoModelForPreTraining
 
 from hfssl import SSLTrainer, SSLTrainingArguments
@@ -245,6 +245,41 @@ def test_something_else_is_not_replaced_unless_asked_to(hub_here, result, tmp_pa
     arrived = hub_here.files("alice/taken")
     assert "pytorch_model.bin" not in arrived and set(arrived) >= ALWAYS
     assert recipe(monkeypatch, capsys, result, "--repo_id", "alice/another")[0] == 0
+
+
+def test_pictures_that_the_card_does_not_show_stay_here(hub_here, tmp_path):
+    folder = a_run(tmp_path / "run")
+    (folder / "README.md").write_text("# my-run\n")
+    for name in ("model.safetensors", "assets/loss.png", "assets/mistakes.png"):
+        (folder / name).write_text(name)
+    push_result(folder, "alice/pictures")
+    assert {name for name in hub_here.files("alice/pictures") if "assets" in name} == {
+        "assets/loss.png", "assets/views.png",
+    }  # fmt: skip
+
+
+def test_another_run_of_the_same_seed_is_not_replaced(hub_here, tmp_path):
+    """Before the first step it is like this one, whatever its settings."""
+
+    def written(name, log):
+        folder = a_run(tmp_path / name, history=log)
+        (folder / "README.md").write_text("# my-run\n")
+        (folder / "model.safetensors").write_text(name)
+        return folder
+
+    slow, fast = history(), history()
+    for entry in fast[1:]:
+        entry |= {"learning_rate": 1e-2} if "loss" in entry else {}
+    assert slow[0] == fast[0] and slow != fast
+    push_result(written("slow", slow), "alice/sweep")
+    with pytest.raises(UserError, match="alice/sweep holds something else than this result"):
+        push_result(written("fast", fast), "alice/sweep")
+    assert hub_here.files("alice/sweep")["model.safetensors"] == b"slow"
+    # the same one, longer
+    assert push_result(written("longer", history(steps=8)), "alice/sweep").sent
+    # and one that has logged no loss yet
+    push_result(written("short", [entry for entry in slow if "loss" not in entry]), "alice/short")
+    assert push_result(written("slow", slow), "alice/short").sent
 
 
 def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
