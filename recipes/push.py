@@ -30,6 +30,8 @@ class Push:
         repo_id (`str`, *optional*):
             Repository of the Hub, such as org/name. Left out: the one that the run was to push to, else one of yours
             that is called like the folder.
+        revision (`str`, *optional*):
+            Branch of the repository to push to; its main one when left out.
         private (`bool`, *optional*, defaults to `False`):
             Make the repository private.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -38,6 +40,7 @@ class Push:
 
     folder: str
     repo_id: str | None = None
+    revision: str | None = None
     private: bool = False
     overwrite: bool = False
 
@@ -52,7 +55,10 @@ def main():
     (recipe,) = RecipeParser(Push, description=__doc__).parse(first_named("folder"))
     if sys.stderr.isatty():
         enable_progress_bars()  # gigabytes take their time
-    pushed = push_result(recipe.folder, recipe.repo_id, private=recipe.private or None, overwrite=recipe.overwrite)
+    pushed = push_result(
+        recipe.folder, recipe.repo_id, revision=recipe.revision, private=recipe.private or None,
+        overwrite=recipe.overwrite,
+    )  # fmt: skip
     print(f"{pushed.url}: {pushed.sent} files sent, {pushed.there} were there already.")
 
 

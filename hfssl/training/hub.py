@@ -297,7 +297,12 @@ def push(folder: Path, repository: Repository, message: str) -> str | None:
 
 
 def push_result(
-    folder: str | Path, repo_id: str | None = None, *, private: bool | None = None, overwrite: bool = False
+    folder: str | Path,
+    repo_id: str | None = None,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    overwrite: bool = False,
 ) -> Pushed:
     """Push what a result folder holds; what is there already is not sent again.
 
@@ -306,6 +311,8 @@ def push_result(
             Result folder of pre-training or fine-tuning.
         repo_id (`str`, *optional*):
             Where to; where the run was to push to when left out, else a repository that is called like the folder.
+        revision (`str`, *optional*):
+            Branch to push to.
         private (`bool`, *optional*):
             Whether it is to be private.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -315,7 +322,7 @@ def push_result(
         UserError: if it cannot be pushed.
     """
     model = model_folder(folder)
-    repository = Repository(repo_id or result_name(model), private=private)
+    repository = Repository(repo_id or result_name(model), private=private, revision=revision)
     repository.prepare()
 
     def named(name: str, path: Path) -> bytes | Path:

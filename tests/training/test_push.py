@@ -19,6 +19,7 @@ from transformers import AutoModelForPreTraining
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
 from hfssl.training.hub import check_push, push_result, renamed
+from hfssl.training.repository import Repository
 
 
 # by family: the method, what its root has, and what of it plain transformers finds
@@ -105,6 +106,17 @@ def test_a_push_that_fails_costs_nothing_and_is_made_up_for(hub_here, family, tm
             print(type(AutoModel.from_pretrained(sys.argv[1], subfolder=part)).__name__)
         """
     assert printed_without_hfssl(tmp_path, code, repo, *loads).split() == list(loads.values())
+
+
+def test_a_push_to_a_branch_is_made_up_for_there(hub_here, result, monkeypatch, capsys):
+    repo = hub_here.create_repo("alice/branches")
+    repo.branches["trial"] = repo.branches["main"]
+    command = Repository("alice/branches", revision="trial").command(result)
+    status, answer = recipe(monkeypatch, capsys, *shlex.split(command)[2:])
+    assert status == 0, answer
+    assert "model.safetensors" in repo.resolve("trial").tree and "model.safetensors" not in repo.resolve("main").tree
+    with pytest.raises(UserError, match="it has no branch 'gone'"):
+        push_result(result, "alice/branches", revision="gone")
 
 
 def test_a_run_is_pushed_as_what_it_is_called(hub_here, tmp_path):
