@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,9 +157,8 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted(untrained):
     tests.pairs += [SentencePair("a " * 70, "b " * 70), SentencePair("a", "b"), SentencePair("?? c", "!! c")]
     [found] = measure_bias(untrained, [tests], random_seeds=0)
     assert found.num_eval == 5 and found.details["left_out"] == 2 and found.details["ties"] == 1
-    assert (
-        "2 pairs could not be compared" in bias_lines([found])[0] and "1 pairs are the same" in bias_lines([found])[0]
-    )
+    [said] = bias_lines([found])
+    assert "2 more are left out" in said and "Of 1 it cannot tell the sentences apart" in said
     tests.pairs = tests.pairs[4:6]
     with pytest.raises(EvaluationError, match="None of the 2 pairs of pairs can be compared"):
         measure_bias(untrained, [tests], random_seeds=0)
@@ -175,6 +175,33 @@ def test_an_encoder_without_a_head_is_told_what_to_give(tmp_path):
     )
     [found] = measure_bias(encoder, [tests], random_seeds=1)  # which needs none
     assert found.metric == "effect_size" and found.hyperparameters["pooling"] == "mean"
+
+
+def change(folder, name, **values):
+    path = Path(folder) / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            {"name": "tokenizer_config.json", "mask_token": None},
+            "has no mask token, and sentences are compared by how",
+        ),
+        (
+            {"name": "config.json", "is_encoder_decoder": True},
+            "of an encoder and a decoder: pass a masked or a causal",
+        ),
+        ({"name": "config.json", "vocab_size": 9}, "gives token .*, but the encoder embeds 9 tokens only"),
+    ],
+)
+def test_models_that_cannot_be_asked(tmp_path, changed, message):
+    save_mlm(tmp_path)
+    change(tmp_path, **changed)
+    with pytest.raises(EvaluationError, match=message):
+        model = LanguageModel(TextEncoder(str(tmp_path), 64), random_seed=0)
+        model.pair_scores([("a c", "b c")])
 
 
 # -- associations -----------------------------------------------------------------------------------------------------
@@ -258,6 +285,25 @@ def test_a_planted_association_is_found(tmp_path):
 # -- files and intervals ----------------------------------------------------------------------------------------------
 
 
+def test_what_tests_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("crows").mkdir()
+    for path in ("test.csv", "crows/test.csv", "mine.csv"):
+        Path(path).write_text("sent_more,sent_less\na b,c b\n")
+    names = [open_bias_tests(path).name for path in ("test.csv", "crows/test.csv", "mine.csv", "crows/")]
+    assert names == ["test", "crows", "mine", "crows"]
+
+
+def test_a_configuration_of_several_is_named(tmp_path):
+    card = "configs:\n" + "".join(f"- config_name: {each}\n  data_files: {each}.csv\n" for each in "ab")
+    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
+    for each in "ab":
+        (tmp_path / f"{each}.csv").write_text(f"sent_more,sent_less\n{each} d,c d\n")
+    with pytest.raises(DataError, match="needs one of its configurations: .* Choose one with `--dataset_config`"):
+        open_bias_tests(tmp_path)
+    assert open_bias_tests(tmp_path, config="b").pairs == [SentencePair("b d", "c d")]
+
+
 def test_what_a_file_is_its_columns_say(tmp_path):
     (tmp_path / "p.csv").write_text("sent_more,sent_less,bias_type\na b,c b,age\nd b,e b,\n")
     found = open_bias_tests(tmp_path / "p.csv")
@@ -273,6 +319,9 @@ def test_what_a_file_is_its_columns_say(tmp_path):
     )
     with pytest.raises(DataError, match="test 't' of .* has 1 item.s. in column 'attr2_examples'"):
         open_bias_tests(tmp_path / "w.csv")
+    (tmp_path / "empty.csv").write_text("sent_more,sent_less\n,c b\n")
+    with pytest.raises(DataError, match="empty.csv' has no whole row in split 'train'"):
+        open_bias_tests(tmp_path / "empty.csv")
     (tmp_path / "other.csv").write_text("text,label\na,b\n")
     with pytest.raises(DataError, match="neither pairs of sentences .columns sent_more, sent_less. nor .*'text'"):
         open_bias_tests(tmp_path / "other.csv")
