@@ -210,8 +210,7 @@ def pictures(record: Record) -> Section | None:
     blocks += players.values()
     for path, caption in record.listings:
         blocks += [Text(caption), Listing(fit_to_leave(read_json(path, default=[])))]
-    if others or more:
-        blocks.append(Text(f"Too large for this page, and in assets/ of the folder: {', '.join([*others, *more])}."))
+    blocks += _too_large([*others, *more])
     return Section("What it looks like", blocks) if blocks else None
 
 
@@ -238,10 +237,12 @@ def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     if gone := [name for name in named if not (assets / name).is_file()]:
         return [Text(f"{caption} Not there any more: {', '.join(gone)} in assets/.")]
     if "picture" in shown:
-        blocks += embedded_pictures([(assets / shown["picture"], caption)], 2 * most)[0].values()
+        made, others = embedded_pictures([(assets / shown["picture"], caption)], 2 * most)
+        blocks += [*made.values(), *_too_large(others)]
     if "sounds" in shown:
         said = "" if "picture" in shown else caption
-        blocks += embedded_sounds([(assets / shown["sounds"], said)], most)[0].values()
+        players, others = embedded_sounds([(assets / shown["sounds"], said)], most)
+        blocks += [*players.values(), *_too_large(others)]
     if "words" in shown:
         blocks.append(Words(caption, [(title, list(maps.items())) for title, maps in shown["words"]]))
     if "listing" in shown:
@@ -249,6 +250,11 @@ def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     if "table" in shown:
         blocks.append(Table(caption, shown["table"]["head"], shown["table"]["rows"]))
     return blocks
+
+
+def _too_large(names: Sequence[str]) -> list[Text]:
+    """What of these files is not on the page, or not all of it."""
+    return [Text(f"Too large for this page, and in assets/ of the folder: {', '.join(names)}.")] if names else []
 
 
 def words(record: Record) -> Section | None:

@@ -14,6 +14,7 @@ from hfssl.errors import UserError
 from hfssl.evaluation.class_figures import class_figures, confusions
 from hfssl.report import page as page_module
 from hfssl.report import pictures as pictures_module
+from hfssl.report import sections as sections_module
 from hfssl.report.comparison import names_of, write_comparison
 from hfssl.report.page import report_safely, write_report
 from hfssl.report.pictures import embedded_pictures, embedded_sounds
@@ -315,6 +316,25 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))
     assert "Attention is no explanation." in write_report(tmp_path / "alone").read_text()
+
+
+def test_what_of_an_explanation_is_not_on_the_page_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("soundfile")
+    from hfssl.data.audio.contact_sheet import write_page
+
+    folder = a_run(tmp_path / "run")
+    write_page(folder / "assets" / "attention.png", [("a", 1.0, np.zeros(16000, np.float32), [])])
+    finding = {
+        "title": "Where it looks", "method": "", "papers": {}, "limits": "-", "said": [],
+        "shows": [{"sounds": "attention.html", "caption": "Recordings."}],
+    }  # fmt: skip
+    (folder / "explain.json").write_text(json.dumps({"findings": [finding]}))
+    monkeypatch.setattr(sections_module, "EXPLAINING", 100)
+    page = Page(write_report(folder).read_text())
+    assert "Too large for this page, and in assets/ of the folder: attention.html." in page.text
+    assert "audio" not in page.tags
+    monkeypatch.undo()
+    assert Page(write_report(folder).read_text()).tags.count("audio") == 1
 
 
 def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):
