@@ -259,6 +259,10 @@ def test_a_planted_association_is_found(tmp_path):
     assert len(planted.details["p_values"]["random_init"]) == 2 and planted.num_eval == 20
     [said] = bias_lines([planted, swapped, same])
     assert "1 of 3 association tests" in said and "planted d = " in said and "What it does not show" in said
+    assert "the interval reaches 0" not in said
+    planted.details["interval"] = (-0.1, 1.9)
+    [said] = bias_lines([planted])
+    assert "In 1 of them the interval reaches 0" in said
 
 
 # -- files and intervals ----------------------------------------------------------------------------------------------
