@@ -83,9 +83,9 @@ def _line_of_pairs(result: Result) -> str:
         points = f"{100 * change:+.1f} points, 95 %: {100 * low:+.1f} to {100 * high:+.1f}"
         said += f" Against {name.replace('_', ' ')}: {how} ({points})."
     if ties := result.details["ties"]:
-        said += f" {ties:,} pairs are the same to it (words that its tokenizer does not know) and count half."
+        said += f" Of {ties:,} it cannot tell the sentences apart (words that its tokenizer does not know): half each."
     if left_out := result.details["left_out"]:
-        said += f" {left_out:,} pairs could not be compared and are left out."
+        said += f" {left_out:,} more are left out: too long for it, or without a word in common."
     return said
 
 

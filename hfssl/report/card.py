@@ -62,7 +62,8 @@ def write_card(path: Path, record: Record) -> None:
     told = {kind: dict(found) for kind, found in run["settings"].items()}
     usage = run["usage"] or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
     lines = [example_lines(example) for example in run["examples"]]
-    path.write_text(
+    write_whole(
+        path,
         _template().render(
             run=run,
             name=name,
@@ -80,7 +81,6 @@ def write_card(path: Path, record: Record) -> None:
             versions=", ".join(f"{package} {version}" for package, version in run["versions"].items()),
             own_citation=_TOOLKIT.format(version=run["versions"].get("hfssl", versions().get("hfssl", ""))),
         ),
-        encoding="utf-8",
     )
 
 

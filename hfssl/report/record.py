@@ -149,17 +149,7 @@ def read_record(folder: str | Path) -> Record:
         record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
-    try:
-        records = read_results(folder / RESULTS)
-    except UserError as error:
-        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
-        records = []
-    for each in records:
-        try:
-            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
-            (record.biases if is_bias(result) else record.results).append(result)
-        except TypeError:
-            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
+    _read_results(record)
     try:
         record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
     except UserError as error:
@@ -175,6 +165,33 @@ def read_record(folder: str | Path) -> Record:
     if record.run and not (record.results or record.biases):
         record.missing.append(f"{RESULTS}: nothing has been measured yet.")
     return record
+
+
+def record_of_weights(folder: Path, run: dict[str, Any]) -> Record:
+    """A run that was written into a folder, with the figures there that are known to be of its weights."""
+    record = Record(folder, run)
+    _read_results(record)
+    own = run.get("encoder")
+    record.results, record.biases = (
+        [each for each in found if own is not None and each.encoder == own]
+        for found in (record.results, record.biases)
+    )
+    return record
+
+
+def _read_results(record: Record) -> None:
+    """The figures that lie in the folder."""
+    try:
+        records = read_results(record.folder / RESULTS)
+    except UserError as error:
+        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
+        records = []
+    for each in records:
+        try:
+            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
+            (record.biases if is_bias(result) else record.results).append(result)
+        except TypeError:
+            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
 
 
 def _leave_out_others(record: Record) -> None:

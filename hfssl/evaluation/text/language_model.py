@@ -184,6 +184,11 @@ def is_causal(text: TextEncoder) -> bool:
         EvaluationError: where it does neither.
     """
     kind = text.config.model_type
+    if text.config.is_encoder_decoder:
+        raise EvaluationError(
+            f'{text.source} is a "{kind}" model of an encoder and a decoder: pass a masked or a causal language '
+            "model, such as a BERT or a GPT-2."
+        )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text.config, "is_decoder", False):
         if text.tokenizer.mask_token_id is None:
             raise EvaluationError(
