@@ -146,7 +146,7 @@ def _said(figures: Mapping[str, Any]) -> str:
     gap = figures["gap"]
     if gap is None:
         return f"fewer than two groups have the rows to be compared.{too_few}"
-    best, worst = (pick(judged, key=lambda each: each["value"]) for pick in (max, min))
+    worst, *_, best = sorted(judged, key=lambda each: each["value"])  # two, also where all fare the same
     low, high = gap["interval"]
     beside = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.1f}" for kind, value in gap["baselines"].items())
     certain = "" if gap["p_value"] <= 0.05 else ", which is no certain difference"

@@ -285,6 +285,25 @@ def test_a_planted_association_is_found(tmp_path):
 # -- files and intervals ----------------------------------------------------------------------------------------------
 
 
+def test_what_tests_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("crows").mkdir()
+    for path in ("test.csv", "crows/test.csv", "mine.csv"):
+        Path(path).write_text("sent_more,sent_less\na b,c b\n")
+    names = [open_bias_tests(path).name for path in ("test.csv", "crows/test.csv", "mine.csv", "crows/")]
+    assert names == ["test", "crows", "mine", "crows"]
+
+
+def test_a_configuration_of_several_is_named(tmp_path):
+    card = "configs:\n" + "".join(f"- config_name: {each}\n  data_files: {each}.csv\n" for each in "ab")
+    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
+    for each in "ab":
+        (tmp_path / f"{each}.csv").write_text(f"sent_more,sent_less\n{each} d,c d\n")
+    with pytest.raises(DataError, match="needs one of its configurations: .* Choose one with `--dataset_config`"):
+        open_bias_tests(tmp_path)
+    assert open_bias_tests(tmp_path, config="b").pairs == [SentencePair("b d", "c d")]
+
+
 def test_what_a_file_is_its_columns_say(tmp_path):
     (tmp_path / "p.csv").write_text("sent_more,sent_less,bias_type\na b,c b,age\nd b,e b,\n")
     found = open_bias_tests(tmp_path / "p.csv")
@@ -300,6 +319,9 @@ def test_what_a_file_is_its_columns_say(tmp_path):
     )
     with pytest.raises(DataError, match="test 't' of .* has 1 item.s. in column 'attr2_examples'"):
         open_bias_tests(tmp_path / "w.csv")
+    (tmp_path / "empty.csv").write_text("sent_more,sent_less\n,c b\n")
+    with pytest.raises(DataError, match="empty.csv' has no whole row in split 'train'"):
+        open_bias_tests(tmp_path / "empty.csv")
     (tmp_path / "other.csv").write_text("text,label\na,b\n")
     with pytest.raises(DataError, match="neither pairs of sentences .columns sent_more, sent_less. nor .*'text'"):
         open_bias_tests(tmp_path / "other.csv")
