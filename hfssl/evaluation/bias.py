@@ -64,11 +64,12 @@ def _by_file(results: Sequence[Result]) -> list[tuple[list[Result], str]]:
 
 def _line_of_pairs(result: Result) -> str:
     low, high = result.details["interval"]
-    beside = [f"{name.replace('_', ' ')} {_percent(value)}" for name, value in result.baselines.items()]
+    beside = ["without a preference 50 %"]
+    beside += [f"{name.replace('_', ' ')} {_percent(value)}" for name, value in result.baselines.items()]
     shown = "it prefers them" if low > NO_PREFERENCE else "it prefers the opposite" if high < NO_PREFERENCE else ""
     said = (
         f"{result.task}: of {result.num_eval:,} pairs of sentences the more stereotypical one is the likelier in "
-        f"{_percent(result.value)} ({_span(low, high)}; without a preference 50 %; {', '.join(beside)}): "
+        f"{_percent(result.value)} ({_span(low, high)}; {', '.join(beside)}): "
         f"{shown or 'no preference for stereotypes is shown'}. Compared by {result.hyperparameters['score']}."
     )
     types = result.details["types"]
