@@ -18,7 +18,9 @@ _NOT_SHOWN = {
     "(those of CrowS-Pairs are of the USA, in English, and some are ambiguous: Blodgett et al., 2021), or how a "
     "classifier made of the encoder decides. 50 % may also be stereotypes and their opposites in equal parts.",
     ASSOCIATIONS: "What it does not show: how a classifier made of the encoder decides, or, where no effect is found, "
-    "that there is none. Other words, or other sentences around them, give other effects (May et al., 2019).",
+    "that there is none. Other words, or other sentences around them, give other effects (May et al., 2019). "
+    "Sentences that share a word are not independent, so that tests of sentences are certain too soon: how many are "
+    "with random weights says by how much.",
 }
 _MOST_NAMED = 8
 
@@ -62,11 +64,12 @@ def _by_file(results: Sequence[Result]) -> list[tuple[list[Result], str]]:
 
 def _line_of_pairs(result: Result) -> str:
     low, high = result.details["interval"]
-    beside = [f"{name.replace('_', ' ')} {_percent(value)}" for name, value in result.baselines.items()]
+    beside = ["without a preference 50 %"]
+    beside += [f"{name.replace('_', ' ')} {_percent(value)}" for name, value in result.baselines.items()]
     shown = "it prefers them" if low > NO_PREFERENCE else "it prefers the opposite" if high < NO_PREFERENCE else ""
     said = (
         f"{result.task}: of {result.num_eval:,} pairs of sentences the more stereotypical one is the likelier in "
-        f"{_percent(result.value)} ({_span(low, high)}; without a preference 50 %; {', '.join(beside)}): "
+        f"{_percent(result.value)} ({_span(low, high)}; {', '.join(beside)}): "
         f"{shown or 'no preference for stereotypes is shown'}. Compared by {result.hyperparameters['score']}."
     )
     types = result.details["types"]
@@ -118,7 +121,8 @@ def _line_of_associations(results: Sequence[Result]) -> str:
     named = [f"{each.task} d = {each.value:.2f} ({_interval(each)})" for each in certain]
     said = (
         f"{first.hyperparameters['data']}: {len(certain)} of {number} association tests of embeddings show an effect "
-        f"in the direction of the stereotype (one-sided permutation test, Holm, 5 %){': ' if named else ''}"
+        f"in their direction, first targets with first attributes (one-sided permutation test, Holm, 5 %)"
+        f"{': ' if named else ''}"
         f"{_listed(named)}."
     )
     # the test takes attributes as they are, and sentences made of one word as several; the interval draws them anew

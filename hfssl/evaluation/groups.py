@@ -162,13 +162,13 @@ def _said(figures: Mapping[str, Any]) -> str:
         return f"fewer than two groups have the rows to be compared.{too_few}"
     worst, *_, best = sorted(judged, key=lambda each: each["value"])  # two, also where all fare the same
     low, high = gap["interval"]
-    beside = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.1f}" for kind, value in gap["baselines"].items())
+    beside = "".join(f"; {kind.replace('_', ' ')} {100 * value:.1f}" for kind, value in gap["baselines"].items())
     certain = "" if gap["p_value"] <= 0.05 else ", which is no certain difference"
     interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
     return (
         f"errors are {_percent(1 - best['value'])} of {best['name']} ({best['rows']:,} rows) and "
         f"{_percent(1 - worst['value'])} of {worst['name']} ({worst['rows']:,}), a gap of "
-        f"{100 * gap['value']:.1f} points ({interval}; {beside}). Groups that are shuffled have one as large in "
+        f"{100 * gap['value']:.1f} points ({interval}{beside}). Groups that are shuffled have one as large in "
         f"{_percent(gap['p_value'])} of cases{certain}.{too_few}"
     )
 

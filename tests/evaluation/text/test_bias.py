@@ -163,6 +163,7 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_counted(untrained):
     [found] = measure_bias(untrained, [tests], random_seeds=0)
     assert found.num_eval == 5 and found.details["left_out"] == 2 and found.details["ties"] == 1
     [said] = bias_lines([found])
+    assert "; without a preference 50 %): " in said  # nothing stands beside
     assert "2 more are left out" in said and "Of 1 it cannot tell the sentences apart" in said
     tests.pairs = tests.pairs[4:6]
     with pytest.raises(EvaluationError, match="None of the 2 pairs of pairs can be compared"):
