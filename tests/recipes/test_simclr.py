@@ -43,7 +43,7 @@ def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
     ):
         assert f"{section}</h2>" in report, section
     assert "What is missing" not in report and str(tmp_path) not in report
-    assert f"{protocols['knn']['value']:.4g}" in report and report.count('<img src="data:image/') == 5
+    assert f"{protocols['knn']['value']:.4g}" in report and report.count('<img src="data:image/') == 6
     assert len(report) < 3_000_000
     metadata = ModelCard.load(tmp_path / "out" / "README.md").data
     assert len(metadata.eval_results) == len(records) and metadata.eval_results[1].task_type == "image-classification"
