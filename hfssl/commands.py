@@ -56,6 +56,12 @@ def recipe_words(name: str, *starter: str) -> list[str]:
     return [*(starter or ("accelerate", "launch")), str(Path(_argv0()).parent / f"{name}.py")]
 
 
+def first_named(flag: str) -> list[str]:
+    """The flags of this process, of which the values of `flag` may stand first, without its name."""
+    words = sys.argv[1:]
+    return words if not words or words[0].startswith("-") else [f"--{flag}", *words]
+
+
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
     """Flags as they are typed; those that are `None` are left out."""
     return [word for name, value in flags.items() if value is not None for word in (f"--{name}", *_words(value))]

@@ -10,8 +10,8 @@ A cell is one training (method, side, seed) in a process of its own. It is measu
 and written when it has finished; the same command goes on with those that are missing, and --methods may name more.
 Several cells can run at once, on cores of their own (--cell, --cpu_threads). Labels are for the probes only.
 <output_dir>/<method>-<side>-<seed>/ is a stock encoder for recipes/probe.py and recipes/finetune.py; comparison.md and
-comparison.png are the table and the curves. What is equal and what is not: hfssl/benchmarks/comparison/plan.py.
-Measured results: recipes/README.md.
+comparison.png are the table and the curves, comparison.html puts cells side by side as recipes/report.py does runs.
+What is equal and what is not: hfssl/benchmarks/comparison/plan.py. Measured results: recipes/README.md.
 """
 
 import signal

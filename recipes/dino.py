@@ -32,7 +32,6 @@ def main():
     from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
-    from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
@@ -52,7 +51,7 @@ def main():
     view_args = fit_views(DinoForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(DinoForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(DinoForPreTraining, recipe, config, views, args, parser.given)
-    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
+    processor = views.image_processor()
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,

@@ -26,7 +26,7 @@ def main():
     from hfssl.cli.modality import build_method
 
     adam = {"weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "linear"}
-    defaults = {"output_dir": "outputs/hubert", "encoder": "hubert-mini", "max_steps": 300, **adam}
+    defaults = {"output_dir": "outputs/hubert", "encoder": "hubert-mini", "max_steps": 250, **adam}
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, IterationArguments, HubertPreTrainingConfig, AudioProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,

@@ -27,7 +27,6 @@ def main():
     from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
-    from hfssl.modeling.image_processing import build_image_processor
 
     adam = {"weight_decay": 0.05, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "lr_scheduler_type": "cosine"}
     defaults = {"output_dir": "outputs/lejepa", "max_steps": 500, "per_device_train_batch_size": 256, **adam}
@@ -41,7 +40,7 @@ def main():
     view_args = fit_views(LejepaForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(LejepaForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(LejepaForPreTraining, recipe, config, views, args, parser.given)
-    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
+    processor = views.image_processor()
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,

@@ -9,6 +9,7 @@
     accelerate launch recipes/probe.py --encoder outputs/dinov2 --protocol patches --dataset my_scenes/
     accelerate launch recipes/probe.py --encoder outputs/mlm --dataset reviews.csv --label_column stars
     accelerate launch recipes/probe.py --encoder outputs/hubert --dataset my_sounds/ --protocol linear,layers
+    accelerate launch recipes/probe.py --encoder outputs/mae --dataset scans/ --group_column sex hospital
 
 What needs no training stands beside: random weights, the most frequent class, of images raw pixels and mean and
 deviation of each channel, of texts a bag of words (TF-IDF of words and pairs), of recordings mean and deviation of
@@ -56,6 +57,9 @@ class Probe:
             Images, recordings (fewer of long ones), or windows of text, a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
+        group_column (`list[str]`, *optional*):
+            Columns that say of which group each sample is, such as sex or hospital: accuracy of each group, and the
+            gap between them, by k-NN and linear probe. No probe sees them.
         update_card (`bool`, *optional*, defaults to `False`):
             Write the figures into the card, the results and the report of the encoder's own folder as well.
         output_dir (`str`, *optional*):
@@ -69,6 +73,7 @@ class Probe:
     patch_image_size: int | None = None
     batch_size: int = 256
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    group_column: list[str] | None = None
     update_card: bool = False
     output_dir: str | None = None
 
@@ -77,7 +82,7 @@ class Probe:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.labelled import LabelledDataArguments
-    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
+    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling, weights_digest
     from hfssl.evaluation.finetune_settings import FinetuneSettings
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import columns_of, parse_protocols, probe_table
@@ -91,11 +96,14 @@ def main():
     protocols = parse_protocols(recipe.protocol)
     if recipe.update_card:
         card_of(recipe.encoder)  # it is there, before hours of work
+    weights = weights_digest(recipe.encoder) if recipe.update_card else None  # those that are measured
     output_dir = recipe.output_dir or f"outputs/probe-{Path(recipe.encoder).resolve().name}"
     encoder = stock_folder(recipe.encoder)
     modality = modality_of_encoder(encoder).name
     masks = "patches" in protocols
-    train, test = data.of_run(encoder, modality, masks).load(modality, masks=masks)
+    train, test = data.of_run(encoder, modality, masks).load(
+        modality, masks=masks, compared_by=recipe.group_column or ()
+    )
     pooling = recipe.pooling or trained_pooling(encoder)
     results = probe_table(
         encoder, None, train, test, protocols, output_dir=output_dir, pooling=pooling,
@@ -107,7 +115,7 @@ def main():
     if (page := report_safely(output_dir)) is not None:
         print(f"\nReport: {page}")
     if recipe.update_card and process_state().is_main_process:
-        print(f"The figures are in {add_to_card(recipe.encoder, results)} as well")
+        print(f"The figures are in {add_to_card(recipe.encoder, results, weights)} as well")
         report_safely(recipe.encoder)
 
 

@@ -8,11 +8,11 @@ Runs, probes and fine-tuning write one of their own at their end; this makes it 
 of a run that has not ended. A page needs no network and no other file. What it tells of is hfssl/report/sections.py.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfssl.cli.command import command
+from hfssl.commands import first_named
 
 
 @dataclass
@@ -37,9 +37,7 @@ def main():
     from hfssl.report.comparison import write_comparison
     from hfssl.report.page import write_report
 
-    words = sys.argv[1:]
-    named = words if not words or words[0].startswith("-") else ["--folders", *words]
-    (recipe,) = RecipeParser(Report, description=__doc__).parse(named)
+    (recipe,) = RecipeParser(Report, description=__doc__).parse(first_named("folders"))
     for folder in recipe.folders:
         print(write_report(folder))
     if len(recipe.folders) > 1:

@@ -51,7 +51,6 @@ def main():
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
     from hfssl.evaluation.probes import probe_table
-    from hfssl.modeling.image_processing import build_image_processor
 
     (recipe,) = RecipeParser(ShowInvariance, description=__doc__).parse()
     data, encoder = ImageData(ImageDataArguments(dataset="letters")), VisionEncoderArguments()
@@ -65,7 +64,7 @@ def main():
         views = make_views(SimclrForPreTraining, encoder, {}, data, ViewArguments(**colours), {*colours})
         model = build_method(SimclrForPreTraining, encoder, {}, views, args, set())
         SSLTrainer(model, args, data.stream(args, views), settings=data.settings | views.settings).train()
-        processor = build_image_processor(views.image_size, views.mean, views.std)
+        processor = views.image_processor()
         for what, column in LABELS.items():
             train, test = load_splits("letters", label_column=column, max_train_samples=3000)
             for result in probe_table(model.encoder, processor, train, test, name=name, pictures=False):

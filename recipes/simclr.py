@@ -35,7 +35,6 @@ def image():
     from hfssl.cli.image.try_views import fit_views
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
-    from hfssl.modeling.image_processing import build_image_processor
 
     defaults = {"output_dir": "outputs/simclr", "per_device_train_batch_size": 256, "max_steps": 500, **DEFAULTS}
     parser = RecipeParser(
@@ -48,7 +47,7 @@ def image():
     view_args = fit_views(SimclrForPreTraining, recipe, config, data, view_args, probe_args, args, parser.given)
     views = make_views(SimclrForPreTraining, recipe, config, data, view_args, parser.given)
     model = build_method(SimclrForPreTraining, recipe, config, views, args, parser.given)
-    processor = build_image_processor(views.image_size, views.mean, views.std, views.value_range)
+    processor = views.image_processor()
     evaluators = image_evaluators(model, data, views, processor, probe_args, args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,

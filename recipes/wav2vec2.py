@@ -24,7 +24,7 @@ def main():
     from hfssl.cli.modality import build_method
 
     adam = {"weight_decay": 0.01, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "lr_scheduler_type": "linear"}
-    defaults = {"output_dir": "outputs/wav2vec2", "encoder": "wav2vec2-mini", "max_steps": 300, **adam}
+    defaults = {"output_dir": "outputs/wav2vec2", "encoder": "wav2vec2-mini", "max_steps": 500, **adam}
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, Wav2vec2PreTrainingConfig, AudioProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,

@@ -21,6 +21,7 @@ class Labelled:
     name: str = "digits"
     fingerprint: str = field(default="")
     modality: str = "image"
+    compared_by: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.labels = np.asarray(self.labels, dtype=np.int64)

@@ -16,7 +16,6 @@ from hfssl.cli.image.probes import image_evaluators
 from hfssl.cli.modality import build_method
 from hfssl.cli.probes import ProbeArguments
 from hfssl.data.image.views import ViewArguments
-from hfssl.modeling.image_processing import build_image_processor
 
 
 # what the file of a method holds, as short as it can be
@@ -122,7 +121,7 @@ def test_a_method_is_added_by_its_file_and_one_line(toy, tmp_path, capsys):
     assert [view.jitter[0] for view in views.views] == [0.1, 0.1] and views.views[0].flip_probability == 0.0
     model = build_method(toy, recipe, config, views, args, set())
     assert model.config.toy_dim == 8 and args.learning_rate == pytest.approx(2e-3 * 16 / 256)
-    processor = build_image_processor(views.image_size, views.mean, views.std)
+    processor = views.image_processor()
     evaluators = image_evaluators(model, data, views, processor, ProbeArguments(probe_max_samples=60), args)
     trainer = SSLTrainer(
         model, args, data.stream(args, views), evaluators=evaluators, settings=data.settings | views.settings,

@@ -27,9 +27,10 @@ from ..cli.text.data import TextDataArguments
 from ..data.text.tokenizer import load_tokenizer, train_bpe_tokenizer
 from ..errors import UserError
 from ..evaluation.results import commit
-from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
+from ..machine import choose_precision, num_cores, use_one_gpu
 from ..modeling.tokenizer import table_size
 from . import mlm, pairs, vision
+from .arguments import BenchmarkArguments
 from .base import Contender, Pace, disturbance, measure
 from .training import Timed
 
@@ -45,7 +46,7 @@ CAUSAL_VOCABULARY, VOCABULARY = 50_304, 30_528
 
 
 @dataclass
-class GpuBenchmark:
+class GpuBenchmark(BenchmarkArguments):
     r"""
     > Benchmark
 
@@ -55,8 +56,6 @@ class GpuBenchmark:
             siglip. All when left out.
         against (`str`, *optional*, defaults to `"auto"`):
             auto: beside lightly and transformers' Trainer where they are installed and train the same. none: alone.
-        precision (`str`, *optional*, defaults to `"auto"`):
-            fp32 or bf16, for all sides. auto takes bf16 where the hardware has it natively.
         batch_scale (`float`, *optional*, defaults to `1.0`):
             Factor of all batch sizes, which are those of a GPU with 80 GB.
         blocks (`int`, *optional*, defaults to `3`):
@@ -67,36 +66,24 @@ class GpuBenchmark:
             No row begins later than this.
         tiny (`bool`, *optional*, defaults to `False`):
             Tiny models and images, to see whether everything runs.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, views and order.
-        cpu_threads (`int`, *optional*):
-            Threads of each side. Left out, all cores.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Leave a GPU alone; with `--tiny`.
-        json (`bool`, *optional*, defaults to `False`):
-            End with one line of JSON.
     """
 
     rows: list[str] | None = None
     against: Literal["auto", "none"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_scale: float = 1.0
     blocks: int = 3
     steps_per_block: int = 8
     minutes: float = 5.0
     tiny: bool = False
-    seed: int = 0
-    cpu_threads: int | None = None
     use_cpu: bool = False
-    json: bool = False
 
     def __post_init__(self):
         unknown = [row for row in self.rows or () if row not in ROWS]
         if unknown:
             raise UserError(f"`--rows {unknown[0]}` is unknown. Choose some of {', '.join(ROWS)}.")
-        for name in ("blocks", "steps_per_block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        super().__post_init__()
         if not (self.batch_scale > 0 and self.minutes > 0):
             raise UserError(
                 f"`--batch_scale` and `--minutes` must be above 0, got {self.batch_scale:g} and {self.minutes:g}."
@@ -106,14 +93,6 @@ class GpuBenchmark:
                 "PyTorch reaches no GPU through CUDA, and models of these sizes take hours on a CPU. Pass `--tiny`, "
                 "or run `recipes/benchmark.py mlm` and the like, which are for CPUs too."
             )
-
-    @property
-    def on_gpu(self) -> bool:
-        return torch.cuda.is_available() and not self.use_cpu
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.on_gpu else "cpu"
 
 
 @dataclass(frozen=True)
@@ -165,8 +144,7 @@ _WORDS = ("red", "green", "old", "small", "house", "river", "dog", "street", "tw
 
 def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
     """Measure row after row, and return what to read and what `--json` prints."""
-    use_all_cores(arguments.cpu_threads)
-    threads = arguments.cpu_threads or torch.get_num_threads()
+    threads = arguments.take_threads()
     report = {
         "benchmark": "gpu", "device": torch.cuda.get_device_name() if arguments.on_gpu else "cpu",
         "cores": num_cores(), "torch": torch.__version__, "transformers": transformers.__version__,

@@ -22,12 +22,13 @@ from typing import Any, Literal
 import torch
 
 from ..cli.text.data import TOKENIZER_SAMPLE, TextDataArguments
-from ..cli.text.encoders import TextEncoderArguments, is_checkpoint, text_encoder_config
+from ..cli.text.encoders import TextEncoderArguments, text_encoder_config
 from ..cli.text.presets import TEXT_PRESETS
 from ..data.text.tokenizer import choose_vocab_size, load_tokenizer, require_mask_token, train_tokenizer
 from ..errors import UserError
-from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
+from ..machine import choose_precision, num_cores, use_one_gpu
 from ..modeling.tokenizer import table_size
+from .arguments import BenchmarkArguments
 from .base import Contender, Pace, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed, train_bare_loop
 
@@ -42,7 +43,7 @@ TRAINING = {
 
 
 @dataclass
-class MlmBenchmark:
+class MlmBenchmark(BenchmarkArguments):
     r"""
     > Benchmark
 
@@ -55,8 +56,6 @@ class MlmBenchmark:
             Attention of ours: auto, eager, sdpa, flash_attention_2 or flex_attention.
         batch_size (`int`, *optional*, defaults to `32`):
             Rows a step.
-        precision (`str`, *optional*, defaults to `"auto"`):
-            fp32 or bf16, for all sides. auto takes bf16 where the hardware has it natively.
         defaults (`bool`, *optional*, defaults to `False`):
             Each side at the precision that it has by default: ours auto, theirs fp32.
         line_by_line (`bool`, *optional*, defaults to `False`):
@@ -65,45 +64,24 @@ class MlmBenchmark:
             Also a bare loop around our model and stream: what the trainer costs.
         learning_rate (`float`, *optional*, defaults to `0.0005`):
             Peak learning rate of all sides.
-        blocks (`int`, *optional*, defaults to `5`):
-            Turns of each side.
         steps_per_block (`int`, *optional*, defaults to `10`):
             Steps of a turn.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, masks and order.
-        cpu_threads (`int`, *optional*):
-            Threads of each side. Left out, all cores.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Leave a GPU alone.
-        json (`bool`, *optional*, defaults to `False`):
-            End with one line of JSON.
     """
 
     against: Literal["transformers", "none"] = "transformers"
     encoder: str = "bert-small"
     attention: str = "auto"
     batch_size: int = 32
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     defaults: bool = False
     line_by_line: bool = False
     bare: bool = False
     learning_rate: float = 5e-4
-    blocks: int = 5
     steps_per_block: int = 10
-    seed: int = 0
-    cpu_threads: int | None = None
-    use_cpu: bool = False
-    json: bool = False
 
     def __post_init__(self):
-        for name in ("batch_size", "blocks", "steps_per_block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if is_checkpoint(self.encoder):
-            raise UserError(
-                f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
-                f"{', '.join(TEXT_PRESETS)} or a config file that ends in .json."
-            )
+        super().__post_init__()
+        self.require(batch_size=1)
+        self.require_scratch("encoder", TEXT_PRESETS)
         self.bare = self.bare or self.against == "none"
         if self.defaults and self.precision != "auto":
             raise UserError(
@@ -114,9 +92,7 @@ class MlmBenchmark:
 
 def run_mlm_benchmark(arguments: MlmBenchmark, data: TextDataArguments) -> tuple[str, dict[str, Any]]:
     """Prepare corpus and tokenizer, measure, and return what to read and what `--json` prints."""
-    use_all_cores(arguments.cpu_threads)
-    threads = arguments.cpu_threads or torch.get_num_threads()
-    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
+    threads = arguments.take_threads()
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
         prepared = prepare(data, Path(folder))
         sides = contenders(arguments, data, Path(folder))
@@ -125,7 +101,7 @@ def run_mlm_benchmark(arguments: MlmBenchmark, data: TextDataArguments) -> tuple
             blocks=arguments.blocks,
             steps_per_block=arguments.steps_per_block,
             threads=threads,
-            device="cuda" if on_gpu else "cpu",
+            device=arguments.device,
         )
     report = {"method": "mlm", "against": arguments.against, "precision": figures["ours"]["precision"]}
     report |= figures

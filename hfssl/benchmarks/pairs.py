@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from ..cli.encoders import is_checkpoint
 from ..cli.multimodal.data import EMBEDDED, PairData, PairDataArguments
 from ..cli.multimodal.encoders import PairEncoderArguments, build_pair, pair_rows
 from ..cli.multimodal.presets import PRESETS
@@ -38,10 +37,11 @@ from ..data.sources import Source, open_source
 from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
-from ..machine import choose_precision, num_cores, use_all_cores, use_one_gpu
+from ..machine import choose_precision, num_cores, use_one_gpu
 from ..methods import METHODS
 from ..modeling.pair_processor import PairProcessor
 from ..modeling.pairs import PairModel
+from .arguments import BenchmarkArguments
 from .base import WARM_UP_STEPS, Contender, Pace, disturbance, measure, ratio, ratio_line, table
 from .open_clip import model_settings
 from .open_clip import train as train_open_clip
@@ -67,7 +67,7 @@ _READABLE = ("png", "jpeg")
 
 
 @dataclass
-class PairsBenchmark:
+class PairsBenchmark(BenchmarkArguments):
     r"""
     > Benchmark
 
@@ -81,24 +81,10 @@ class PairsBenchmark:
             Pairs a step, or with `contrastive_batch_size` those that are embedded at once.
         contrastive_batch_size (`int`, *optional*):
             Pairs that are compared at once: ours by a gradient cache, theirs as one batch.
-        precision (`str`, *optional*, defaults to `"auto"`):
-            fp32 or bf16, for all sides. auto takes bf16 where the hardware has it natively.
         learning_rate (`float`, *optional*, defaults to `0.0005`):
             Peak learning rate of all sides.
-        blocks (`int`, *optional*, defaults to `5`):
-            Turns of each side.
-        steps_per_block (`int`, *optional*, defaults to `6`):
-            Steps of a turn.
         num_workers (`int`, *optional*, defaults to `-1`):
             Processes that prepare data, on all sides. -1: none on a CPU, beside a GPU one for each core but one.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights and order.
-        cpu_threads (`int`, *optional*):
-            Threads of each side. Left out, all cores.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Leave a GPU alone.
-        json (`bool`, *optional*, defaults to `False`):
-            End with one line of JSON.
     """
 
     against: Literal["transformers", "open_clip", "none"] = "transformers"
@@ -106,20 +92,12 @@ class PairsBenchmark:
     text_encoder: str | None = None
     batch_size: int = 64
     contrastive_batch_size: int | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     learning_rate: float = 5e-4
-    blocks: int = 5
-    steps_per_block: int = 6
     num_workers: int = -1
-    seed: int = 0
-    cpu_threads: int | None = None
-    use_cpu: bool = False
-    json: bool = False
 
     def __post_init__(self):
-        for name, least in (("batch_size", 2), ("blocks", 1), ("steps_per_block", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
+        super().__post_init__()
+        self.require(batch_size=2)
         size = self.contrastive_batch_size
         if size is not None and (size <= self.batch_size or size % self.batch_size):
             raise UserError(
@@ -127,18 +105,9 @@ class PairsBenchmark:
                 f"pairs that are embedded at once. Pass {self.batch_size * max(round(size / self.batch_size), 2)}."
             )
         for side in ("image", "text"):
-            encoder = getattr(self, f"{side}_encoder")
-            if encoder is not None and is_checkpoint(encoder, PRESETS[side]):
-                raise UserError(
-                    f"`--{side}_encoder {encoder}` would be a checkpoint, and the benchmark trains from scratch: "
-                    f"choose {', '.join(PRESETS[side])} or a config file that ends in .json."
-                )
+            self.require_scratch(f"{side}_encoder", PRESETS[side])
         if self.num_workers < 0:
-            self.num_workers = max(1, num_cores() - 1) if self.on_gpu else 0
-
-    @property
-    def on_gpu(self) -> bool:
-        return torch.cuda.is_available() and not self.use_cpu
+            self.num_workers = self.default_workers
 
     @property
     def step_size(self) -> int:
@@ -157,14 +126,13 @@ def run_pairs_benchmark(method: str, arguments: PairsBenchmark, data: PairDataAr
     """
     if arguments.against == "open_clip":
         _require_open_clip(method)
-    use_all_cores(arguments.cpu_threads)
-    threads = arguments.cpu_threads or torch.get_num_threads()
+    threads = arguments.take_threads()
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
         prepared = prepare(data, Path(folder), max(2 * arguments.batch_size, arguments.step_size))
         sides = contenders(method, arguments, data, Path(folder))
         figures = measure(
             sides, blocks=arguments.blocks, steps_per_block=arguments.steps_per_block, threads=threads,
-            device="cuda" if arguments.on_gpu else "cpu",
+            device=arguments.device,
             # a step of thousands of pairs takes a minute, and settles what there is to settle
             warm_up_steps=WARM_UP_STEPS if arguments.contrastive_batch_size is None else 1,
         )  # fmt: skip

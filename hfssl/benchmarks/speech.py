@@ -26,17 +26,18 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from ..cli.audio.data import AudioDataArguments
-from ..cli.audio.encoders import AudioEncoderArguments, is_checkpoint
+from ..cli.audio.encoders import AudioEncoderArguments
 from ..cli.audio.presets import AUDIO_PRESETS
 from ..cli.encoders import fresh_config
 from ..data.audio.decode import DamagedAudio, decode_audio
 from ..data.audio.rows import AudioFormat, normalized
 from ..data.audio.streams import recordings
 from ..errors import UserError
-from ..machine import choose_precision, num_cores, use_all_cores
+from ..machine import choose_precision, num_cores
 from ..modeling import units
 from ..modeling.audio import num_frames
 from ..modeling.filter_banks import SAMPLING_RATE, mfcc
+from .arguments import BenchmarkArguments
 from .base import Contender, Pace, count_flops_of, disturbance, measure, num_positions, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, Timed
 
@@ -53,7 +54,7 @@ RECORDINGS = "recordings.parquet"
 
 
 @dataclass
-class SpeechBenchmark:
+class SpeechBenchmark(BenchmarkArguments):
     r"""
     > Benchmark
 
@@ -62,46 +63,20 @@ class SpeechBenchmark:
             Whom to measure against: transformers for wav2vec2, torchaudio for hubert.
         encoder (`str`, *optional*):
             wav2vec2- or hubert- mini, small or base, or a config file. Left out: small.
-        precision (`str`, *optional*, defaults to `"auto"`):
-            fp32 or bf16, for both sides. auto takes bf16 where the hardware has it natively.
         learning_rate (`float`, *optional*, defaults to `0.0005`):
             Peak learning rate of both sides.
-        blocks (`int`, *optional*, defaults to `5`):
-            Turns of each side.
         steps_per_block (`int`, *optional*, defaults to `5`):
             Steps of a turn.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, masks and order.
-        cpu_threads (`int`, *optional*):
-            Threads of each side. Left out, all cores.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Leave a GPU alone.
-        json (`bool`, *optional*, defaults to `False`):
-            End with one line of JSON.
     """
 
     against: str | None = None
     encoder: str | None = None
-    precision: str = "auto"
     learning_rate: float = 5e-4
-    blocks: int = 5
     steps_per_block: int = 5
-    seed: int = 0
-    cpu_threads: int | None = None
-    use_cpu: bool = False
-    json: bool = False
 
     def __post_init__(self):
-        for name in ("blocks", "steps_per_block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise UserError(f"`--precision` is auto, fp32 or bf16, got {self.precision!r}.")
-        if self.encoder is not None and is_checkpoint(self.encoder):
-            raise UserError(
-                f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
-                f"{', '.join(AUDIO_PRESETS)} or a config file that ends in .json."
-            )
+        super().__post_init__()
+        self.require_scratch("encoder", AUDIO_PRESETS)
 
 
 def run_speech_benchmark(
@@ -120,11 +95,9 @@ def run_speech_benchmark(
             f"`--against {arguments.against}` has no {method} to measure against: pass {AGAINST[method]}, or leave it "
             "out."
         )
-    use_all_cores(arguments.cpu_threads)
-    threads = arguments.cpu_threads or torch.get_num_threads()
+    threads = arguments.take_threads()
     encoder = arguments.encoder or f"{method}-small"
     precision = choose_precision(arguments.precision, arguments.use_cpu)
-    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
         settings = {
             "method": method, "encoder": encoder, "arguments": arguments, "data": data, "folder": folder,
@@ -139,10 +112,10 @@ def run_speech_benchmark(
         ]
         figures = measure(
             sides, blocks=arguments.blocks, steps_per_block=arguments.steps_per_block, threads=threads,
-            device="cuda" if on_gpu else "cpu",
+            device=arguments.device,
         )  # fmt: skip
     report = {"method": method, "against": AGAINST[method], "encoder": encoder, "precision": precision, **figures}
-    peaks = [figures[side].get("peak_gpu_mb" if on_gpu else "peak_mb") for side in ("ours", "theirs")]
+    peaks = [figures[side].get("peak_gpu_mb" if arguments.on_gpu else "peak_mb") for side in ("ours", "theirs")]
     report |= {"ratio": ratio(figures, "ours", "theirs"), "memory_ratio": round(peaks[0] / peaks[1], 4)}
     report |= {"batch_seconds": data.batch_seconds, "threads": threads}
     report |= {"blocks": arguments.blocks, "steps_per_block": arguments.steps_per_block, **prepared}
@@ -415,8 +388,7 @@ def _train_loop(
     from transformers import get_linear_schedule_with_warmup
 
     arguments = settings["arguments"]
-    on_gpu = torch.cuda.is_available() and not arguments.use_cpu
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device(arguments.device)
     model.to(device).train()
     trained = list(model.parameters())
     optimizer = torch.optim.AdamW(

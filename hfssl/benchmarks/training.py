@@ -53,6 +53,7 @@ class Timed:
         begin, mark = time.perf_counter(), self.pace.mark()
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         seconds, marks = time.perf_counter() - begin, (mark, self.pace.mark())
+        self.loss = 0.0
         for batch in batches:
             self.batch = batch
             self.pace.fetched(seconds, self.num_items(batch), num_positions(batch), marks)
@@ -60,8 +61,10 @@ class Timed:
         return batches, num_items
 
     def training_step(self, *args, **kwargs):
-        self.loss = super().training_step(*args, **kwargs)
-        return self.loss
+        # of a step of several batches each gives its share
+        loss = super().training_step(*args, **kwargs)
+        self.loss = self.loss + loss
+        return loss
 
     def flops(self) -> float:
         """FLOPs for each position of the last batch."""

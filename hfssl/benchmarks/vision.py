@@ -20,11 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedConfig
 
 from ..cli.image.data import ImageData, ImageDataArguments
-from ..cli.image.encoders import is_checkpoint
+from ..cli.image.encoders import AUTO
 from ..cli.image.presets import VISION_PRESETS
 from ..data.image.decode import DamagedImage, image_header
 from ..data.image.views import Views
@@ -32,9 +31,10 @@ from ..data.sources import Source, open_source
 from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
-from ..machine import choose_precision, num_cores, use_all_cores
+from ..machine import choose_precision, num_cores
 from ..methods import METHODS
 from ..modeling.vision import uses_attention
+from .arguments import BenchmarkArguments
 from .base import Contender, disturbance, measure, ratio, ratio_line, table
 from .training import NOTHING_BESIDE, plain_run
 from .vision_training import build_benchmark_model, make_benchmark_views, train_bare, train_ours, train_run_mae
@@ -52,7 +52,7 @@ MOST_IMAGES = 10_000
 
 
 @dataclass
-class VisionBenchmark:
+class VisionBenchmark(BenchmarkArguments):
     r"""
     > Benchmark
 
@@ -68,8 +68,6 @@ class VisionBenchmark:
             Attention of ours: auto, eager, sdpa or flash_attention_2.
         batch_size (`int`, *optional*, defaults to `256`):
             Images a step.
-        precision (`str`, *optional*, defaults to `"auto"`):
-            fp32 or bf16, for all sides. auto takes bf16 where the hardware has it natively.
         defaults (`bool`, *optional*, defaults to `False`):
             Each side at the precision that it has by default: ours auto, theirs fp32.
         bare (`bool`, *optional*, defaults to `False`):
@@ -79,20 +77,8 @@ class VisionBenchmark:
             paths computed and multiplied by 0: what the step saves by doing otherwise.
         learning_rate (`float`, *optional*, defaults to `0.0005`):
             Peak learning rate of all sides.
-        blocks (`int`, *optional*, defaults to `5`):
-            Turns of each side.
-        steps_per_block (`int`, *optional*, defaults to `6`):
-            Steps of a turn.
         num_workers (`int`, *optional*, defaults to `-1`):
             Processes that prepare data, on all sides. -1: none on a CPU, beside a GPU one for each core but one.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of weights, views and order.
-        cpu_threads (`int`, *optional*):
-            Threads of each side. Left out, all cores.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Leave a GPU alone.
-        json (`bool`, *optional*, defaults to `False`):
-            End with one line of JSON.
     """
 
     against: Literal["lightly", "transformers", "none"] = "lightly"
@@ -100,28 +86,17 @@ class VisionBenchmark:
     image_size: int | None = None
     attention: str = "auto"
     batch_size: int = 256
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     defaults: bool = False
     bare: bool = False
     by_crop: bool = False
     learning_rate: float = 5e-4
-    blocks: int = 5
-    steps_per_block: int = 6
     num_workers: int = -1
-    seed: int = 0
-    cpu_threads: int | None = None
-    use_cpu: bool = False
-    json: bool = False
 
     def __post_init__(self):
-        for name, least in (("batch_size", 2), ("blocks", 1), ("steps_per_block", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"`--{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.encoder is not None and is_checkpoint(self.encoder):
-            raise UserError(
-                f"`--encoder {self.encoder}` would be a checkpoint, and the benchmark trains from scratch: choose "
-                f"{', '.join(VISION_PRESETS)} or a config file that ends in .json."
-            )
+        super().__post_init__()
+        self.require(batch_size=2)
+        if self.encoder != AUTO:
+            self.require_scratch("encoder", VISION_PRESETS)
         self.bare = self.bare or (self.against == "none" and not self.by_crop)
         if self.defaults and self.precision != "auto":
             raise UserError(
@@ -129,8 +104,7 @@ class VisionBenchmark:
                 "them out."
             )
         if self.num_workers < 0:
-            on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.num_workers = max(1, num_cores() - 1) if on_gpu else 0
+            self.num_workers = self.default_workers
 
 
 def run_vision_benchmark(
@@ -152,11 +126,10 @@ def run_vision_benchmark(
         raise UserError(f"{arguments.against} has nothing that trains {method}. Pass {others}.")
     if arguments.against == "lightly":
         require_lightly()
-    use_all_cores(arguments.cpu_threads)
+    threads = arguments.take_threads()
     # small encoders: what the data and the trainer cost shows best beside them
     encoder = arguments.encoder or settings.encoder or "vit-mini-patch4"
     arguments = dataclasses.replace(arguments, encoder=encoder)
-    threads = arguments.cpu_threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
         prepared = prepare(data, Path(folder) / "images", arguments)
         sides = contenders(method, arguments, data, Path(folder))
@@ -165,7 +138,7 @@ def run_vision_benchmark(
             blocks=arguments.blocks,
             steps_per_block=arguments.steps_per_block,
             threads=threads,
-            device=_device(arguments),
+            device=arguments.device,
         )
     report = {"method": method, "against": arguments.against, "precision": figures["ours"]["precision"]} | figures
     if "theirs" in figures:
@@ -250,7 +223,7 @@ def contenders(method: str, arguments: VisionBenchmark, data: ImageDataArguments
     config = build_benchmark_model(method, recipe, views, plain_run(arguments)).config
     settings = {
         "method": method, "recipe": recipe, "data": dataclasses.asdict(data), "images": ours["dataset"],
-        "folder": str(folder), "model": config.to_dict(), "training": _TRAINING, "device": _device(arguments),
+        "folder": str(folder), "model": config.to_dict(), "training": _TRAINING, "device": arguments.device,
         **_plain_views(views),
     }  # fmt: skip
     for name in ("batch_size", "learning_rate", "num_workers", "seed", "use_cpu"):
@@ -294,10 +267,6 @@ def _plain_views(views: Views) -> dict[str, Any]:
         "local_view": dataclasses.asdict(views.local) if views.num_local else None,
         "mean": views.mean, "std": views.std,
     }  # fmt: skip
-
-
-def _device(arguments: VisionBenchmark) -> str:
-    return "cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu"
 
 
 def _text(arguments: VisionBenchmark, report: dict[str, Any], figures: dict[str, Any]) -> str:

@@ -110,7 +110,8 @@ def why_not_readable(read: Callable[[bytes], Any]) -> Callable[[Source], str]:
 
 # Of [`~hfssl.cli.probes.ProbeArguments`].
 PROBE_FLAGS = {
-    name: f"probe_{name}" for name in ("dataset", "split", "test_split", "label_column", "labels", "split_by")
+    name: f"probe_{name}"
+    for name in ("dataset", "dataset_config", "split", "test_split", "label_column", "labels", "split_by")
 }
 
 

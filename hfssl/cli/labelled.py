@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -12,9 +12,9 @@ import numpy as np
 from ..data.image.masks import masked_splits, open_masked
 from ..data.image.value_range import check_range
 from ..data.label_values import NoLabels
-from ..data.labelled import LabelledData, hold_out, keep_groups_apart, open_labelled
+from ..data.labelled import LabelledData, LazySamples, hold_out, keep_groups_apart, open_labelled
 from ..data.modality import modality as find_modality
-from ..data.sources import available_splits
+from ..data.sources import available_splits, open_source
 from ..errors import UserError
 from ..evaluation.evaluator import EvaluationError
 from ..evaluation.facts import read_facts
@@ -127,9 +127,14 @@ class LabelledDataArguments:
         return replace(self, **missing)
 
     def load(
-        self, modality: str = "image", transcripts: bool = False, masks: bool = False
+        self,
+        modality: str = "image",
+        transcripts: bool = False,
+        masks: bool = False,
+        compared_by: Sequence[str] = (),
     ) -> tuple[LabelledData, LabelledData]:
         """Both splits; with `transcripts` what is said is the label, with `masks` it is the class of each pixel.
+        Figures are told apart by the columns `compared_by`.
 
         Raises:
             UserError: also where a column of another modality is named.
@@ -144,8 +149,36 @@ class LabelledDataArguments:
             label_column=self.label_column, max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples, value_range=self.value_range, modality=modality,
             sample_by=self.sample_by, split_by=self.split_by, labels=self.labels, transcripts=transcripts,
-            masks=masks, mask_column=self.mask_column,
+            masks=masks, mask_column=self.mask_column, compared_by=compared_by,
         )  # fmt: skip
+
+
+def load_with_or_without_labels(
+    arguments: LabelledDataArguments, encoder: str, modality: str
+) -> tuple[LabelledData | None, LabelledData]:
+    """Both splits, those of the encoder's run where none are named; of data without labels nothing to learn from, and
+    samples of which none has a label (-1)."""
+    facts = read_facts(encoder)
+    try:
+        named = arguments.of_run(encoder, modality)
+    except UserError:
+        if arguments.dataset is not None or not facts.get("dataset"):
+            raise
+        named = replace(arguments, dataset=facts["dataset"])
+    try:
+        return named.load(modality)
+    except NoLabels as error:
+        logger.info("Without labels, since there are none: %s", error)
+    kind = find_modality(modality)
+    column = getattr(named, f"{modality}_column")
+    source = open_source(
+        named.dataset, modality=modality, column=column, config=named.dataset_config, split=named.split,
+        sample_by=named.sample_by,
+    )  # fmt: skip
+    samples = LazySamples(source, np.arange(source.num_rows))
+    labels = np.full(len(samples), -1, np.int64)
+    name = f"{kind.samples} of {named.dataset}"
+    return None, LabelledData(samples, labels, [], source.fingerprint, name, modality)
 
 
 def check_columns(columns: dict[str, str | None], modality: str) -> None:
@@ -181,6 +214,7 @@ def load_splits(
     transcripts: bool = False,
     masks: bool = False,
     mask_column: str | None = None,
+    compared_by: Sequence[str] = (),
 ) -> tuple[LabelledData, LabelledData]:
     """The labelled samples to learn from and those to measure on, checked to be of the same classes unless labels are
     transcripts or of pixels."""
@@ -189,11 +223,12 @@ def load_splits(
     options = {
         "column": column, "label_column": label_column, "config": config, "modality": modality,
         "sample_by": sample_by, "group_column": split_by, "labels_file": labels,
-        "transcripts": transcripts,
+        "compared_by": compared_by, "transcripts": transcripts,
     }  # fmt: skip
     open_split, splits_of = open_labelled, partial(available_splits, modality=modality)
     if masks:
         other = {"label_column": label_column, "labels": labels, "split_by": split_by}
+        other["group_column"] = next(iter(compared_by), None)
         if stated := [name for name, value in other.items() if value is not None]:
             raise UserError(
                 f"`--{stated[0]} {other[stated[0]]}` is not for the protocol patches, whose labels are the masks. "

@@ -59,6 +59,8 @@ class PretrainArguments:
             image, text, audio, or multimodal (images with captions). Left out, opening the data tells.
         dataset_config (`str`, *optional*):
             Configuration of a Hub data set.
+        labelled_config (`str`, *optional*):
+            The same of the labelled samples. Left out, that of the data, where `labelled` names the same ones.
         split (`str`, *optional*, defaults to `"train"`):
             Split to train on.
         label_column (`str`, *optional*):
@@ -91,6 +93,7 @@ class PretrainArguments:
     labelled: str | None = None
     modality: str | None = None
     dataset_config: str | None = None
+    labelled_config: str | None = None
     split: str = "train"
     label_column: str | None = None
     labels: str | None = None
@@ -112,7 +115,7 @@ class PretrainArguments:
         for name in _OWN:
             if name in (self.training or {}):
                 raise UserError(f"`--training` names `{name}`, which is a flag here: pass it as `--{name}`.")
-        for name in ("label_column", "labels", "split_by"):
+        for name in ("labelled_config", "label_column", "labels", "split_by"):
             if self.labelled is None and getattr(self, name) is not None:
                 raise UserError(
                     f"`--{name} {getattr(self, name)}` is about labelled samples: name them by `--labelled`."
@@ -179,11 +182,12 @@ class Pretraining:
             sheet = {"method": self.choice.method, **of_recipe, "seed": asked.seed, "output": output}
             yield Step("views", "show_views", sheet)
         labels = {name: getattr(asked, name) for name in ("label_column", "labels", "split_by")}
-        labels = {"dataset": self.labelled, **labels}
+        is_same = asked.labelled is not None and asked.labelled == asked.dataset
+        config = asked.labelled_config or (asked.dataset_config if is_same else None)
+        labels = {"dataset": self.labelled, "dataset_config": config, **labels}
         online = {self.domain.labels_flags[name]: value for name, value in labels.items() if self.domain.labels_flags}
         column = f"{self.domain.modality}_column"
         known = {name: value for name, value in (asked.training or {}).items() if name == column}
-        is_same = asked.labelled is not None and asked.labelled == asked.dataset
         labels |= known if is_same else {}
         if self.labelled and online:
             # by default it takes some of the labelled samples, of which it holds out others than the probes after it
@@ -280,7 +284,10 @@ class Pretraining:
 def results_in(folder: Path) -> list[Result]:
     """The figures that lie in a folder, in the order in which they were written."""
     names = [each.name for each in fields(Result)]
-    return [Result(**{name: record[name] for name in names}) for record in read_results(folder / "results.json")]
+    return [
+        Result(**{name: record[name] for name in names if name in record})
+        for record in read_results(folder / "results.json")
+    ]
 
 
 def _samples(settings: FinetuneSettings, number: int) -> float:

@@ -21,6 +21,8 @@ class ProbeArguments:
         probe_dataset (`str`, *optional*, defaults to `"auto"`):
             Labelled images for k-NN during the run and for the table at its end, as `--dataset` names them; none for
             no probes. auto is the embedded set in runs on one, else none.
+        probe_dataset_config (`str`, *optional*):
+            Configuration of a data set on the Hub.
         probe_split (`str`, *optional*, defaults to `"train"`):
             Split that probes learn from.
         probe_test_split (`str`, *optional*, defaults to `"auto"`):
@@ -45,6 +47,7 @@ class ProbeArguments:
     modality: ClassVar[str] = "image"
 
     probe_dataset: str = "auto"
+    probe_dataset_config: str | None = None
     probe_split: str = "train"
     probe_test_split: str = "auto"
     probe_column: str | None = None
@@ -65,7 +68,8 @@ class ProbeArguments:
         flags = {flag: f"probe_{flag}" for flag in ("dataset", "split", "test_split", *_AS_IN_PROBES)}
         with named_flags(flags | {f"{self.modality}_column": "probe_column"}):
             return load_splits(
-                name, self.probe_split, self.probe_test_split, column=self.probe_column,
+                name, self.probe_split, self.probe_test_split, config=self.probe_dataset_config,
+                column=self.probe_column,
                 max_train_samples=self.probe_max_samples, max_test_samples=self.probe_max_samples,
                 modality=self.modality, **self._as_in_probes(),
             )  # fmt: skip
@@ -79,7 +83,8 @@ class ProbeArguments:
         if sum(map(len, splits)) == most:
             limits = [most, None]
         flags = {
-            "dataset": embedded.name if embedded else self.probe_dataset, "split": self.probe_split,
+            "dataset": embedded.name if embedded else self.probe_dataset,
+            "dataset_config": self.probe_dataset_config, "split": self.probe_split,
             "test_split": self.probe_test_split, f"{self.modality}_column": self.probe_column,
             "max_train_samples": limits[0], "max_test_samples": limits[1], **self._as_in_probes(),
         }  # fmt: skip

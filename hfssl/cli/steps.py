@@ -2,9 +2,11 @@
 
 `plan.json` in the folder of the whole says what was chosen, and of each step its command, its state and its time. A
 step is done when its command has ended well, as it is now, and no step before it was run again since. The process of a
-step gets the signals that this one gets, so that Ctrl-C lets it save.
+step gets the signals that this one gets, so that Ctrl-C lets it save; where this one is killed, it is told to save and
+end (on Linux), so that the same command does not find it at work.
 """
 
+import ctypes
 import logging
 import os
 import shlex
@@ -12,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 _HANDED_ON = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,21 @@ class Steps:
         write_json(self.path, self.about | {"steps": list(self.records.values())})
 
 
+def ends_with(parent: int) -> Callable[[], None] | None:
+    """What a new process calls so that it gets SIGTERM when `parent` ends, whatever ends it; `None` where the system
+    (Linux has it) knows no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded here: the new process is to do as little as it can
+
+    def follow() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before this was asked for
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return follow
+
+
 def _record(step: Step) -> dict[str, Any]:
     command = without_secrets(shlex.join(step.words()))
     return {"name": step.name, "command": command, "state": WAITING, "seconds": 0.0}
@@ -149,7 +167,7 @@ def _run(command: list[str]) -> tuple[int, int | None]:
     handlers = {number: signal.signal(number, lambda n, _: received.append(n)) for number in _HANDED_ON}
     try:
         # a group of its own: else Ctrl-C in a terminal would come twice, and a second one ends it at once
-        process = subprocess.Popen(command, env=environment, process_group=0)
+        process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=ends_with(os.getpid()))
         while True:
             try:
                 status = process.wait(0.2)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
 from ..errors import DataError
@@ -38,6 +39,44 @@ def group_names(values: list, split: str, where: str) -> np.ndarray:
         )  # fmt: skip
     rows = enumerate(zip(values, without, strict=True))
     return np.array([f"row {row} of {split}, without a group" if no else str(whole(of)) for row, (of, no) in rows])
+
+
+# More groups than these are no groups that could be compared.
+MOST_COMPARED = 50
+_NOT_STATED = "not stated"
+
+
+def check_compared(compared_by: Sequence[str], labels: Sequence[str], samples: str | None) -> None:
+    """Refuse columns of groups that are samples or labels.
+
+    Raises:
+        DataError: where one is.
+    """
+    for column in compared_by:
+        if column in labels or column == samples:
+            what = "labels, of which each is told of as a class" if column in labels else "samples"
+            raise DataError(
+                f"`--group_column {column}` is the column of the {what}. Name one that says something else of each "
+                "sample, or another `--label_column`."
+            )
+
+
+def names_of_groups(values: list, feature: Any, column: str, dataset: str) -> np.ndarray:
+    """Groups as text, of which figures are told apart; those that say nothing are one.
+
+    Raises:
+        DataError: where there are too many to be compared.
+    """
+    if isinstance(feature, datasets.ClassLabel):
+        values = [None if value is None or value < 0 else feature.names[value] for value in values]
+    names = np.array([_NOT_STATED if is_missing(value) else str(whole(value)) for value in values])
+    number = len(np.unique(names))
+    if number > MOST_COMPARED:
+        raise DataError(
+            f"`--group_column {column}` has {number:,} different values in {dataset}, and at most {MOST_COMPARED} "
+            "groups are compared. Name a column with fewer, such as ages by decade."
+        )
+    return names
 
 
 def is_missing(value: Any) -> bool:

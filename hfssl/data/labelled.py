@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -18,8 +18,8 @@ from .held_out import content_keys
 from .image.value_range import RangeOfSet
 from .label_columns import FOLDERS, TRANSCRIPT_NAMES, find_label_column, say_which, transcript_column
 from .label_files import LabelFile, only_table, tables_in
+from .label_values import check_compared, group_names, names_of_groups, numbers, say_several, whole
 from .label_values import classes as classes_of
-from .label_values import group_names, numbers, say_several, whole
 from .mixtures import parse_mixture
 from .modality import modality as find_modality
 from .multi_label import columns_of_classes, has_several, item_of, lists_of, matrix_of_columns, matrix_of_lists
@@ -105,6 +105,8 @@ class LabelledData:
             Of what belongs together, such as pictures of one patient.
         masks (`Sequence`, *optional*):
             Encoded masks, see [`~hfssl.data.image.masks`].
+        compared_by (`dict[str, np.ndarray]`, *optional*):
+            By the name of a column, the group of each sample in it, such as the sex: what figures are told apart by.
     """
 
     samples: Sequence
@@ -115,6 +117,7 @@ class LabelledData:
     modality: str = "image"
     groups: np.ndarray | None = None
     masks: Sequence | None = None
+    compared_by: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,7 +134,7 @@ class LabelledData:
         masks = None if self.masks is None else self.masks.take(rows)
         return replace(
             self, samples=self.samples.take(rows), labels=self.labels[rows], fingerprint=digest, name=name,
-            groups=groups, masks=masks,
+            groups=groups, masks=masks, compared_by={name: of[rows] for name, of in self.compared_by.items()},
         )  # fmt: skip
 
 
@@ -147,6 +150,7 @@ def open_labelled(
     modality: str = "image",
     sample_by: str = "document",
     group_column: str | None = None,
+    compared_by: Sequence[str] = (),
     labels_file: str | os.PathLike | None = None,
     transcripts: bool = False,
 ) -> LabelledData:
@@ -175,6 +179,8 @@ def open_labelled(
             What a sample of a txt file is.
         group_column (`str`, *optional*):
             Column that says what belongs together.
+        compared_by (`Sequence[str]`, *optional*):
+            Columns by which figures are told apart. They are neither samples nor labels.
         labels_file (`str`, *optional*):
             Table with the labels (and groups) of files, see [`~hfssl.data.label_files.LabelFile`].
         transcripts (`bool`, *optional*, defaults to `False`):
@@ -193,6 +199,7 @@ def open_labelled(
     name = f"the embedded {embedded.name}" if embedded else repr(str(dataset))
     lacks_labels = len(opened.features) == 1 or transcripts and not set(TRANSCRIPT_NAMES) & set(opened.features)
     asked = {part.strip() for each in (label_column, group_column) if each for part in each.split(",")}
+    asked |= set(compared_by)
     lacks = not asked <= set(opened.features) or label_column is None and lacks_labels
     is_found = labels_file is None and opened.unit == "file" and lacks
     labels_file = only_table(str(dataset), opened.tables) if is_found else labels_file
@@ -220,13 +227,16 @@ def open_labelled(
         several = columns_of_classes(label_column, features, name)
         if not several:
             # a table that was named is there for its labels, if not for groups
-            by_folder = table is None or is_found or group_column in of_table
+            by_folder = table is None or is_found or group_column in of_table or bool(set(compared_by) & set(of_table))
             of_samples = opened.inputs[modality].column
-            label_column = find_label_column(features, label_column, name, of_samples, of_folders, by_folder)
+            others = {each: feature for each, feature in features.items() if label_column or each not in compared_by}
+            label_column = find_label_column(others, label_column, name, of_samples, of_folders, by_folder)
         wanted = {f"label {i}": column for i, column in enumerate(several)} or {"label": label_column}
         wanted |= {"group": group_column} if group_column is not None else {}
-        for each in wanted.values():
+        wanted |= {f"compared by {each}": each for each in compared_by if each not in wanted.values()}
+        for each in (*wanted.values(), *compared_by):
             check_column(features, each, name)
+        check_compared(compared_by, several or [label_column], opened.inputs[modality].column)
     except DataError as error:
         there = tables_in(dataset, opened.tables) if table is None and opened.unit == "file" else []
         hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes what it says." if there else ""
@@ -238,7 +248,7 @@ def open_labelled(
     options["inputs"] = inputs
     source = open_source(dataset, split=split, **options)
     if kind.samples_are_small:
-        columns, rows = _read_all(source)
+        columns, rows = read_all(source)
     else:
         columns, rows = {each: source.read_input(each) for each in inputs if each != modality}, range(source.num_rows)
     if table is not None:
@@ -285,7 +295,11 @@ def open_labelled(
     groups = None
     if group_column is not None:
         groups = group_names(columns["group"], split, f"Column {group_column!r} of split {split!r} of {name}")[rows]
-    return LabelledData(samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups)
+    by_column = {of: columns[each] for each, of in wanted.items()}
+    by = {each: names_of_groups(by_column[each], features[each], each, name)[rows] for each in compared_by}
+    return LabelledData(
+        samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups, compared_by=by
+    )
 
 
 def _table_beside(
@@ -309,7 +323,7 @@ def _path_of_table(labels_file: str | os.PathLike, dataset: str | os.PathLike | 
     return inside if inside is not None and not Path(labels_file).exists() and inside.is_file() else labels_file
 
 
-def _read_all(source: Source) -> tuple[dict[str, list], list[int]]:
+def read_all(source: Source) -> tuple[dict[str, list], list[int]]:
     """The inputs of all good rows, in memory, and which rows they are."""
     columns: dict[str, list] = {name: [] for name in source.inputs}
     rows: list[int] = []

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from ..machine import fit_to_leave
 from .encoder_folder import quiet
 from .facts import read_facts, write_facts
+from .model_index import index_entry
 from .results import Result, versions
 
 
@@ -28,11 +29,8 @@ _EXAMPLES = {
 
 _CARD = """\
 ---
-library_name: transformers
-pipeline_tag: {task}
-tags:
-- hfssl
-{base_model}---
+{metadata}
+---
 
 # {name}
 
@@ -40,11 +38,7 @@ A `{architecture}` ({parameters:.1f} M parameters), fine-tuned from {encoder} by
 {purpose}. It loads in plain `transformers`:
 
 ```python
-from transformers import pipeline
-
-{verb} = pipeline("{task}", "{folder}")
-{verb}("{example}")
-```
+{usage}```
 
 ## Figures
 
@@ -60,6 +54,14 @@ Versions: {versions}.
 """
 
 
+_PIPELINE = """\
+from transformers import pipeline
+
+{verb} = pipeline("{task}", "{folder}")
+{verb}("{example}")
+"""
+
+
 def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: str) -> None:
     """Write weights and processor, and which training they are of; that of another training is kept aside."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -69,7 +71,10 @@ def save_classifier(folder: Path, model: PreTrainedModel, processor: Any, cell: 
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    write_facts(temporary, cell=cell, architecture=type(model).__name__, parameters=parameters)
+    # a classifier of ours around a stock encoder says how to put it together again
+    own = {"usage": model.usage()} if hasattr(model, "usage") else {}
+    architecture = type(model.encoder if own else model).__name__
+    write_facts(temporary, cell=cell, architecture=architecture, parameters=parameters, **own)
     if folder.exists():
         if is_saved(folder, cell):
             shutil.rmtree(folder)
@@ -124,16 +129,32 @@ def write_classifier_card(folder: Path, results: Sequence[Result], *, encoder: s
         f"those of seed {KEPT_SEED}, whatever it scored: the best one would have been chosen by looking at "
         f"{first.split}."
     )
+    told = {
+        "task": task, "verb": "classify" if is_classifier else "recognise", "folder": fit_to_leave(str(folder)),
+        "example": _EXAMPLES[task],
+    }  # fmt: skip
     said = {
-        "task": task, "verb": "classify" if is_classifier else "recognise",
-        "name": folder.resolve().parent.name, "architecture": facts["architecture"],
+        "task": task, "usage": facts.get("usage", _PIPELINE).format(**told), "name": folder.resolve().parent.name,
+        "architecture": facts["architecture"],
         "parameters": facts["parameters"] / 1e6, "encoder": f"`{fit_to_leave(encoder)}`",
-        "base_model": "" if is_local else f"base_model: {encoder}\n", "purpose": purpose,
-        "folder": fit_to_leave(str(folder)), "example": _EXAMPLES[task], "table": "\n".join(rows), "which": which,
+        "metadata": _metadata(folder, results, task, None if is_local else encoder), "purpose": purpose,
+        "table": "\n".join(rows), "which": which,
         "command": fit_to_leave(first.command),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }  # fmt: skip
     (folder / "README.md").write_text(_CARD.format(**said), encoding="utf-8")
+
+
+def _metadata(folder: Path, results: Sequence[Result], task: str, base_model: str | None) -> str:
+    """What the Hub reads of the card: the figures are those of the weights that lie there, not means over seeds."""
+    from huggingface_hub import ModelCardData
+
+    index = [index_entry(each, task, each.protocol.replace("_", " "), seed=KEPT_SEED) for each in results]
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag=task, tags=["hfssl"], base_model=base_model,
+        model_name=folder.resolve().parent.name, eval_results=index,
+    )  # fmt: skip
+    return data.to_yaml(line_break="\n")
 
 
 def _or_dash(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """What loading a stock encoder has in common for all modalities."""
 
 import atexit
+import hashlib
 import json
 import logging
 import re
@@ -93,6 +94,21 @@ def _method_of(folder: Path) -> type[SSLPreTrainedModel] | None:
         return None
     model_type = read_json(folder / "config.json", default={}).get("model_type") or ""
     return METHODS.get(model_type.removeprefix("hfssl_")) if model_type.startswith("hfssl_") else None
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """Digest of the weights that lie in a folder; `None` where there are none, such as for a Hub id."""
+    digests = digests_of_weights(folder)
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
+
+
+def digests_of_weights(folder: str | Path) -> list[bytes]:
+    """The digest of each file of weights in a folder."""
+    digests = []
+    for path in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return digests
 
 
 def load_config(source: str) -> PreTrainedConfig:

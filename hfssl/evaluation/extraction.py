@@ -132,6 +132,7 @@ def check_damage(
     name: str,
     reader: Reader,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    are: str | None = None,
 ) -> None:
     """Say that some samples cannot be decoded, by their numbers.
 
@@ -146,6 +147,8 @@ def check_damage(
             That has tried.
         max_bad_fraction (`float`, *optional*):
             Share of them that is borne.
+        are (`str`, *optional*):
+            What they are from here on. Left out: what a blank sample is, to every encoder.
 
     Raises:
         EvaluationError: if they are more than that, and more than one.
@@ -157,8 +160,8 @@ def check_damage(
         )
     if bad:
         logger.warning(
-            "%d of the %s of %s cannot be decoded, and are %s to every encoder, such as %s.",
-            len(bad), reader.samples, name, reader.blank_words, _damage(samples, bad[0], reader),
+            "%d of the %s of %s cannot be decoded, and are %s, such as %s.", len(bad), reader.samples, name,
+            are or f"{reader.blank_words} to every encoder", _damage(samples, bad[0], reader),
         )  # fmt: skip
 
 

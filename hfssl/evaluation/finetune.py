@@ -1,7 +1,8 @@
 """Fine-tuning: train the whole encoder on labels, and the same architecture from random initialisation beside it.
 
-Protocol "finetune", version 1. Stock `AutoModelForImageClassification` or `AutoModelForSequenceClassification`, AdamW
-(0.9, 0.999), weight decay 0.05 (none on norms and biases), a tenth of the steps to warm up, then half a cosine to 0.
+Protocol "finetune", version 1. Stock `AutoModelForImageClassification` or `AutoModelForSequenceClassification` (of
+image encoders that have none, such as DINOv3's, one linear layer on the feature of an image), AdamW (0.9, 0.999),
+weight decay 0.05 (none on norms and biases), a tenth of the steps to warm up, then half a cosine to 0.
 The pre-trained encoder gets a lower learning rate than the one from scratch, and the lower the nearer a block is to
 the input (layer-wise decay, as MAE is fine-tuned, https://huggingface.co/papers/2111.06377); drop path, mixup and the
 like are left out. Images are shifted by up to an eighth at random, and mirrored only where asked for: a mirrored digit

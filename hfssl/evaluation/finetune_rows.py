@@ -1,5 +1,7 @@
 """The order in which fine-tuning goes through labelled rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..functional import keyed
@@ -20,6 +22,15 @@ class KeyedOrder:
             order = keyed.permutation(len(self.rows), Use.FINETUNE_ORDER, self.seed, epoch)
             self._epoch = (epoch, self.rows[order])
         return epoch, int(self._epoch[1][at])
+
+
+# What becomes of damaged samples of train: nothing is known of them but a label.
+LEFT_OUT = "not learned from"
+
+
+def readable(rows: np.ndarray, bad: Sequence[int]) -> np.ndarray:
+    """Rows to learn from, without those that are damaged."""
+    return rows[~np.isin(rows, bad)]
 
 
 def label_of(label: np.ndarray | int) -> int | list[float]:

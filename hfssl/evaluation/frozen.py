@@ -22,6 +22,7 @@ from ..machine import compute_device, process_state
 from . import metrics, several_labels
 from .class_figures import class_figures, confusions
 from .evaluator import EvaluationError, Evaluator
+from .groups import error_gap, right_rows
 from .modality import evaluation_modality
 from .probe_features import ENCODER, MAJORITY, ProbeFeatures
 from .progress import Progress
@@ -172,6 +173,14 @@ class FrozenEvaluator(Evaluator):
                     for kind, variant in by_kind.items()
                 }
                 made[0].details = made[0].details | {"classes": class_figures(counts, self.train.class_names)}
+            if self.tells_classes and not results:  # by group, of the variant that tables show first
+                right = {
+                    kind: np.mean(
+                        [right_rows(p, test_y, variant.logits.get(seed)) for seed, p in variant.predictions.items()], 0
+                    )
+                    for kind, variant in by_kind.items()
+                }
+                made += [error_gap(made[0], column, right, of) for column, of in self.test.compared_by.items()]
             results += made
         return results
 

@@ -105,6 +105,8 @@ class EvaluationModality:
             Whether features are there of each layer.
         draw_report (`Callable`, *optional*):
             What stands out among samples, into a file; see [`~hfssl.evaluation.image.pictures.draw_report`].
+        inside (`Callable[..., Inside]`, *optional*):
+            An encoder opened up, see [`~hfssl.evaluation.inside.Inside`].
         graph (`Callable[[str, str | None], Graph]`, *optional*):
             What of an encoder is written as a graph, from its folder or Hub id and a pooling; see
             [`~hfssl.evaluation.graph.Graph`].
@@ -122,6 +124,7 @@ class EvaluationModality:
     tasks: Mapping[str, str] = field(default_factory=lambda: {"classification": "finetune"})
     has_layers: bool = False
     draw_report: Callable[..., None] | None = None
+    inside: Callable[..., Any] | None = None
     graph: Callable[[str, str | None], Any] | None = None
 
 

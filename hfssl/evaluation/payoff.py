@@ -45,6 +45,11 @@ class Point:
         """Whether the pre-trained encoder is better."""
         return self.pretrained - self.scratch > self.certain
 
+    @property
+    def harms(self) -> bool:
+        """Whether it is worse: the interval of the difference lies below 0."""
+        return self.scratch - self.pretrained > self.certain
+
     def figures(self) -> str:
         """Both figures, in words."""
         return f"{self.num_labels:,} labels: {self.pretrained:.3f} against {self.scratch:.3f} (± {self.certain:.3f})"
@@ -86,6 +91,7 @@ def payoff_line(results: Sequence[Result]) -> str:
     if not points:
         return ""
     paying = [point for point in points if point.pays]
+    harmed = [f"{point.num_labels:,}" for point in points if point.harms]
     until = next((i for i, point in enumerate(points) if not point.pays), len(points))
     if until == len(points):
         said = f"With {points[-1].num_labels:,} labels or fewer, pre-training pays; there were no more."
@@ -93,12 +99,15 @@ def payoff_line(results: Sequence[Result]) -> str:
         said = "Pre-training is not shown to pay for these labels, however many of them are used."
     elif until == 0:
         numbers = " and ".join(f"{point.num_labels:,}" for point in paying)
-        said = f"With {numbers} labels pre-training pays; with {points[0].num_labels:,} no difference is certain."
+        fewest = "it does not" if points[0].harms else "no difference is certain"
+        said = f"With {numbers} labels pre-training pays; with {points[0].num_labels:,} {fewest}."
     else:
         said = (
             f"With {points[until - 1].num_labels:,} labels or fewer, pre-training pays; with "
             f"{points[until].num_labels:,} it is not shown to."
         )
+    if harmed:
+        said += f" With {' and '.join(harmed)} labels it harms: a start from scratch is better."
     figures = "; ".join(point.figures() for point in points)
     return f"{said} Fine-tuned against trained from scratch, with {figures}, by {_seeds(results)}."
 

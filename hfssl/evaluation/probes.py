@@ -19,6 +19,7 @@ from .evaluator import EvaluationError, Evaluator
 from .few_shot import FewShotEvaluator
 from .finetune import FinetuneEvaluator, FinetuneSettings
 from .frozen import FrozenEvaluator, features_of
+from .groups import group_lines, group_tables
 from .image.attentive import AttentiveEvaluator
 from .image.patches import PatchesEvaluator
 from .knn import KnnEvaluator
@@ -28,7 +29,7 @@ from .linear_probe import LinearProbeEvaluator
 from .modality import evaluation_modality
 from .payoff import payoff_line
 from .probe_features import BEFORE, ENCODER, MAJORITY, RANDOM_INIT, RAW_INPUT, STATISTICS
-from .results import Result, format_table, write_results
+from .results import Result, aligned, format_table, write_results
 from .usefulness import change_line, usefulness_line
 
 
@@ -229,7 +230,8 @@ def probe_lines(results: Sequence[Result], pooling: str | None = None, samples: 
     if pooling:
         head += f", pooling {pooling}" + (f", features in {precision}" if precision != "fp32" else "")
     said = filter(None, (usefulness_line(results), change_line(results), payoff_line(results)))
-    return "\n\n".join([head, format_table(rows), *said])
+    by_group = [f"{title}\n{aligned([columns, *cells])}" for title, columns, cells in group_tables(results)]
+    return "\n\n".join([head, format_table(rows), *said, *by_group, *group_lines(results)])
 
 
 def title_of(result: Result) -> str:
@@ -237,7 +239,7 @@ def title_of(result: Result) -> str:
     chosen = result.hyperparameters
     if result.protocol not in PROTOCOLS:
         return result.protocol.replace("_", " ")
-    title = PROTOCOLS[result.protocol].title
+    title = PROTOCOLS[result.protocol].title + (f" by {chosen['group_column']}" if "group_column" in chosen else "")
     if result.protocol == "label_efficiency":
         return f"{chosen['method']}, {100 * chosen['fraction']:g} % of labels"
     if result.protocol == "layers":

@@ -9,7 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -109,6 +109,8 @@ class Result:
             Commit of hfssl.
         versions (`dict[str, str]`, *optional*):
             Versions of what it ran on.
+        encoder (`str`, *optional*):
+            Digest of the weights that it is of, where it is a figure of the encoder in the same folder.
         details (`dict`, *optional*):
             What was chosen or found on the way, such as a regularisation chosen on train. Not part of what makes this
             experiment this experiment.
@@ -133,6 +135,7 @@ class Result:
     command: str = field(default_factory=command_line)
     commit: str | None = field(default_factory=commit)
     versions: dict[str, str] = field(default_factory=lambda: dict(versions()))
+    encoder: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -172,9 +175,10 @@ def write_results(path: str | Path, results: Iterable[Result]) -> list[dict]:
     The file is replaced in one step, so that an interruption leaves the old one or the new one. It may leave this
     machine: of models in other folders it keeps the last part of the path, and tells them apart by `experiment`.
     """
-    records = [_marked(record) for record in read_results(path)]
+    folder = Path(path).parent
+    records = [_marked(record, folder) for record in read_results(path)]
     for result in results:
-        new = _marked(asdict(result))
+        new = _marked(asdict(result), folder)
         records = [record for record in records if record["experiment"] != new["experiment"]] + [new]
     write_json(path, records)
     return records
@@ -221,6 +225,11 @@ def format_table(results: Iterable[Result]) -> str:
         baselines = [_figure(result.baselines.get(name), result.baselines_std.get(name)) for name in names]
         counts = [str(len(result.seeds)), str(result.num_train), str(result.num_eval)]
         rows.append([result.task, metric, _figure(result.value, result.std), *baselines, *counts])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table for the terminal; the first is its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -237,9 +246,17 @@ def _mean_and_std(values: Iterable[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _marked(record: dict) -> dict:
-    """A record that may leave this machine, with a digest of what makes its experiment this one."""
-    identity = json.dumps([record.get(name) for name in _IDENTITY], sort_keys=True, default=str)
+def _marked(record: dict, folder: Path) -> dict:
+    """A record that may leave this machine, with a digest of what makes its experiment this one.
+
+    A model in a folder counts by its place beside the folder of the results, in whatever way it was named.
+    """
+    model = record.get("model")
+    if model and os.path.isdir(model):
+        model = os.path.relpath(os.path.realpath(model), folder.resolve())
+    identity = json.dumps(
+        [model if name == "model" else record.get(name) for name in _IDENTITY], sort_keys=True, default=str
+    )
     digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     return {"experiment": digest} | fit_to_leave(record)
 

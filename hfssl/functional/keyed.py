@@ -87,6 +87,10 @@ class Use(IntEnum):
     PROBED_PATCHES = 75
     SECOND_VIEW = 76
     ATTENTIVE_PROBE = 77
+    EXPLAINED_SAMPLES = 78
+    # intervals and tests of figures
+    BOOTSTRAP = 90
+    PERMUTATION_TEST = 91
     # benchmarks
     BENCHMARK_IMAGES = 80
     BENCHMARK_PIECES = 81
@@ -140,7 +144,12 @@ def uniform(keys: np.ndarray) -> np.ndarray:
 
 def permutation(size: int, use: Use, *parts: int) -> np.ndarray:
     """A permutation of `range(size)` that depends on `use` and `parts` only."""
-    return np.random.Generator(np.random.Philox(key=int(key(use, *parts)))).permutation(size)
+    return generator(use, *parts).permutation(size)
+
+
+def generator(use: Use, *parts: int) -> np.random.Generator:
+    """A generator of random numbers that depend on `use` and `parts` only."""
+    return np.random.Generator(np.random.Philox(key=int(key(use, *parts))))
 
 
 def torch_seed(use: Use, *parts: int) -> int:

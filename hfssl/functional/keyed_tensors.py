@@ -28,6 +28,14 @@ def _shifted(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def between_0_and_1(values: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers of 64-bit integers, in `float32`, never 0 nor 1: noise made by logarithms of them is finite.
+
+    23 bits: with 24 the half that keeps them off 0 would be rounded away, and the largest would be 1.
+    """
+    return (_shifted(values, 41).float() + 0.5) * 2.0**-23
+
+
 def gumbel(use: Use, keys: torch.Tensor, rows: torch.Tensor, num_columns: int) -> torch.Tensor:
     """Gumbel noise that depends on `use`, on a key and on a number, not on what else is drawn.
 
@@ -46,6 +54,4 @@ def gumbel(use: Use, keys: torch.Tensor, rows: torch.Tensor, num_columns: int) -
     """
     of_rows = mix(mix(keys * _GOLDEN + int(use)) + rows)
     columns = torch.arange(num_columns, device=keys.device)
-    bits = _shifted(mix(of_rows.unsqueeze(1) + columns), 40)
-    uniform = (bits.float() + 0.5) * 2.0**-24  # never 0 nor 1
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(between_0_and_1(mix(of_rows.unsqueeze(1) + columns))))

@@ -15,7 +15,8 @@ def span_mask(
     fewer frames than `mask_ratio` are hidden (0.49 of them with 0.65, 0.56 with 0.8, and spans of 10). The number of
     spans is rounded up or down by chance, and their first frames differ from each other, as in the authors' code
     (`compute_mask_indices` of fairseq). Unlike there, no sequence loses masks so that all of a batch have as many:
-    what is hidden of a sequence does not depend on its neighbours.
+    what is hidden of a sequence does not depend on its neighbours. And where `min_masks` spans are more than
+    `mask_ratio` of a sequence, they are shorter: of a word of 0.4 s two spans of 0.4 s would leave nothing to see.
 
     Args:
         num_frames (`int`):
@@ -39,6 +40,8 @@ def span_mask(
     number = min(number, num_frames - 1)
     # room for the last span to end within the sequence, and for as many first frames as there are spans
     length = min(mask_length, num_frames - number)
+    if mask_ratio * num_frames < min_masks * mask_length:  # of a short sequence they would hide nearly everything
+        length = min(length, max(round(mask_ratio * num_frames / number), 1))
     starts = generator.choice(num_frames - length, number, replace=False)
     covered = (starts[:, None] + np.arange(length)).ravel()
     mask[covered] = True

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from ..errors import UserError
 from ..losses import at_least_float32
 from .base import SSLPreTrainedModel, drop_pooler, with_dropout
+from .convolutions import channels_last_convolutions
 from .trial import FAILURES, once_per_config
 
 
@@ -117,7 +118,7 @@ class SSLAudioModel(SSLPreTrainedModel):
                 Factor of the gradient that reaches the convolutions.
         """
         seen: dict[str, torch.Tensor] = {}
-        with _hooks(self.encoder, seen, mask, feature_grad_mult):
+        with _hooks(self.encoder, seen, mask, feature_grad_mult), channels_last_convolutions(self.encoder):
             outputs = self.encoder(inputs, attention_mask=attention_mask)
         return Frames(outputs.last_hidden_state, seen.get("features"), seen.get("squares"))
 

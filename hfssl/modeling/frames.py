@@ -91,14 +91,14 @@ def layer_features(
     # of blocks that normalise what they are given, the norm after the last one; an adapter has frames of its own
     if layers[-1].shape == outputs.last_hidden_state.shape:
         layers[-1] = outputs.last_hidden_state
-    own = _num_own(model.config, layers[0].shape[1])
+    own = own_tokens(model.config, layers[0].shape[1])
     if pooling == "cls":
         return torch.stack([hidden[:, 0] for hidden in layers], dim=1).float()
     mask = frame_mask(model, layers[0].shape[1] - own, attention_mask, seconds)
     return torch.stack([masked_mean(hidden[:, own:].float(), mask) for hidden in layers], dim=1)
 
 
-def _num_own(config: PreTrainedConfig, length: int) -> int:
+def own_tokens(config: PreTrainedConfig, length: int) -> int:
     """Tokens that an encoder puts before those of the sound: CLS and distillation token of an AST."""
     if not is_grid(config):
         return 0

@@ -17,6 +17,7 @@ def build_image_processor(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     value_range: Sequence[float] | None = None,
+    colour_channels: Sequence[int] | None = None,
 ) -> BaseImageProcessor:
     """An image processor that `AutoImageProcessor` loads: resize the short side, cut out the centre, normalise.
 
@@ -29,10 +30,14 @@ def build_image_processor(
             that of the channels: images with others than 1 or 3 are given to the processor as arrays
             `(num_channels, height, width)`, with `input_data_format="channels_first"`.
         value_range (`Sequence[float]`, *optional*):
-            What became black and white in training, of images with more than 8 bits. A field of the processor that
-            says it to hfssl; the processor itself takes 8 bits.
+            What became black and white in training, of images with more than 8 bits, or these two of each channel. A
+            field that says it to whoever reads the processor, which itself takes 8 bits.
+        colour_channels (`Sequence[int]`, *optional*):
+            Which channels are red, green and blue. A field of the same kind, left out where they are all channels in
+            this order.
     """
     mean = list(mean if mean is not None else IMAGENET_DEFAULT_MEAN)
+    told = {"value_range": value_range, "colour_channels": _unlike_rgb(colour_channels, len(mean))}
     short_side = round(image_size / _CROP_RATIO) if image_size >= _CROPPED_FROM else image_size
     return BitImageProcessor(
         do_convert_rgb=len(mean) == 3,
@@ -45,8 +50,13 @@ def build_image_processor(
         do_normalize=True,
         image_mean=mean,
         image_std=list(std if std is not None else IMAGENET_DEFAULT_STD),
-        **({"value_range": list(value_range)} if value_range is not None else {}),
+        **{name: list(values) for name, values in told.items() if values is not None},
     )
+
+
+def _unlike_rgb(colors: Sequence[int] | None, num_channels: int) -> Sequence[int] | None:
+    is_usual = num_channels == 3 and list(colors or ()) == [0, 1, 2]
+    return None if not colors or is_usual else colors
 
 
 def without_timm(processor: Any, name_or_path: str) -> Any:

@@ -122,3 +122,27 @@ def pool_features(
     if pooling == "cls+mean":
         return torch.cat([hidden[:, 0], masked_mean(hidden[:, own:], mask)], dim=-1)
     return torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), hidden[:, 0]], dim=-1)
+
+
+def pooling_code(config: PreTrainedConfig, pooling: str | None = None) -> tuple[str, str]:
+    """Python that makes of the `outputs` of an encoder what [`pool_features`] makes of them, for cards.
+
+    Args:
+        config (`PreTrainedConfig`), pooling (`str`, *optional*):
+            See [`pool_features`].
+
+    Returns:
+        `tuple[str, str]`: an expression, and what the call of the encoder has to have at its end.
+    """
+    pooling = check_pooling(config, pooling)
+    cls, patches = (
+        "outputs.last_hidden_state[:, 0]",
+        f"outputs.last_hidden_state[:, {num_own_tokens(config)}:].mean(1)",
+    )
+    if is_convolutional(config):
+        made = "pooler_output.flatten(1)" if layout(config).is_pooled else "last_hidden_state.mean((2, 3))"
+        return f"outputs.{made}", ""
+    if pooling == "last4":
+        of_blocks = "*(state[:, 0] for state in outputs.hidden_states[-4:-1])"
+        return f"torch.cat([{of_blocks}, {cls}], dim=-1)", ", output_hidden_states=True"
+    return {"cls": cls, "mean": patches, "cls+mean": f"torch.cat([{cls}, {patches}], dim=-1)"}[pooling], ""

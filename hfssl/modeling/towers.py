@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from ..errors import UserError
 from .audio import build_audio_encoder, frames_of_sound, num_frames, reads_waveforms
 from .base import drop_pooler
+from .lighter import lighten
 from .pooling import check_pooling, is_convolutional, masked_mean, num_own_tokens, outputs_for, pool_features
 from .trial import FAILURES, blank_image, is_grid, once_per_config, sizes_to_try
 from .vision import load_vision_encoder, select
@@ -92,6 +93,7 @@ class Tower(nn.Module):
         self.modality, self.pooling, self.is_frozen = modality, layout.pooling, is_frozen
         self.encoder_config, self.is_flat, self.unused = config, layout.is_flat, layout.unused
         self.encoder = _build(config, modality, layout.pooling)
+        lighten(self.encoder)
         self.main_input = self.encoder.main_input_name
         self.reads_last_token = config.model_type in _READ_BY_LAST_TOKEN
         # SigLIP sees padding as it sees words, and its tokenizers give no mask; CLIP reads texts up to their end, and

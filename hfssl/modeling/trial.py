@@ -42,12 +42,15 @@ class Layout:
             Whether it is a map `(batch_size, dim, height, width)` instead of tokens `(batch_size, length, dim)`.
         dim (`int`):
             Size of a token or of a place of the map.
+        is_pooled (`bool`, *optional*, defaults to `False`):
+            Whether the encoder itself makes a vector of its map.
     """
 
     num_own: int
     has_cls: bool
     is_map: bool
     dim: int
+    is_pooled: bool = False
 
 
 def once_per_config(function: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -159,7 +162,8 @@ def _layout(config: PreTrainedConfig, size: int, device: str) -> Layout:
     hidden = outputs.last_hidden_state
     if hidden.ndim == 4:
         pooled = outputs.get("pooler_output")
-        return Layout(0, False, True, hidden.shape[1] if pooled is None else pooled.flatten(1).shape[1])
+        dim = hidden.shape[1] if pooled is None else pooled.flatten(1).shape[1]
+        return Layout(0, False, True, dim, is_pooled=pooled is not None)
     length = hidden.shape[1]
     if not places and getattr(config, "patch_size", None):  # patches that a linear layer projects
         places.append((size // _largest(config.patch_size)) ** 2)

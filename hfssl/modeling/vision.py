@@ -15,6 +15,7 @@ from ..errors import UserError
 from .base import SSLPreTrainedModel, drop_pooler
 from .channels import with_num_channels
 from .heads import DinoHead, MlpHead
+from .lighter import lighten
 from .pooling import check_pooling, is_convolutional, num_own_tokens, outputs_for, pool_features
 from .trial import (
     FAILURES,
@@ -47,10 +48,7 @@ class SSLVisionModel(SSLPreTrainedModel):
         trained = getattr(self, "student", self).encoder
         self._unused = unused_parameters(trained.config, self.uses_mask_token, getattr(self.config, "pooling", None))
         super().post_init()
-        for block in self.modules():
-            for name in ("layernorm_before", "norm1"):
-                if hasattr(block, "attention") and hasattr(block, name):
-                    getattr(block, name).register_forward_hook(_cast_once)
+        lighten(self)
 
     @property
     def modality(self) -> str:
@@ -363,12 +361,6 @@ def transformer_blocks(encoder: PreTrainedModel) -> Sequence[nn.Module]:
     lists = (part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == number)
     blocks = next(lists, ())
     return () if any(isinstance(part, nn.ModuleList) for block in blocks for part in block.modules()) else blocks
-
-
-def _cast_once(norm: nn.Module, args: tuple, normed: torch.Tensor) -> torch.Tensor:
-    """Hook on the norm before an attention: under autocast query, key and value would each cast what they share."""
-    device = normed.device.type
-    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
 
 
 def select(tokens: torch.Tensor, indices: torch.LongTensor, num_own: int = 0) -> torch.Tensor:

@@ -85,6 +85,16 @@ class Players:
 
     kind: ClassVar[str] = "players"
     rows: Sequence[tuple[str, str, str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Texts, piece by piece: of each its title, and by method its pieces with their strengths from -1 to 1."""
+
+    kind: ClassVar[str] = "words"
+    caption: str
+    rows: Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[str, float]]]]]]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import UserError
+from ..evaluation.bias import bias_lines, bias_tables
+from ..evaluation.groups import group_lines, group_tables
 from ..evaluation.modality import evaluation_modality
+from ..evaluation.model_index import index_entry
 from ..evaluation.probes import title_of
 from ..evaluation.results import Result, versions, write_results
 from ..evaluation.usefulness import USEFUL, usefulness, usefulness_lines
@@ -31,11 +35,18 @@ _TOOLKIT = """\
   url = {{https://github.com/hfssl/hfssl}},
   version = {{{version}}}
 }}"""
-# What cards of models are asked for, and what nothing here measures.
-_NOT_EVALUATED = (
-    "Biases: not evaluated. What the data are biased by, the features may be as well.",
-    "Other data than those named above, damaged or unusual inputs, and attacks: not evaluated.",
+_LIMITS = "## Limits and known biases"
+_OLD_LIMITS = r"^## Limits\n\n(?:- .*\n)+\n*"
+# What is between them follows from the record, and is written anew with it; what a person writes stands outside.
+_FROM_HERE, _TO_HERE = "<!-- hfssl writes from here -->", "<!-- to here -->"
+# What cards of models are asked for, and what was not measured.
+_BIASES_NOT_EVALUATED = "Biases: not evaluated. What the data are biased by, the features may be as well. "
+# Of other samples than texts, and of texts.
+_HOW_TO_EVALUATE = (
+    "`recipes/probe.py --group_column` tells how labels fare by group.",
+    "`recipes/bias.py` tests pairs of sentences and associations, `recipes/probe.py --group_column` labels by group.",
 )
+_NOT_EVALUATED = ("Other data than those named above, damaged or unusual inputs, and attacks: not evaluated.",)
 
 
 def write_card(path: Path, record: Record) -> None:
@@ -51,7 +62,8 @@ def write_card(path: Path, record: Record) -> None:
     told = {kind: dict(found) for kind, found in run["settings"].items()}
     usage = run["usage"] or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
     lines = [example_lines(example) for example in run["examples"]]
-    path.write_text(
+    write_whole(
+        path,
         _template().render(
             run=run,
             name=name,
@@ -60,16 +72,15 @@ def write_card(path: Path, record: Record) -> None:
             paper_url=paper_url(run["paper"]),
             loads="The lines below load it:" if run["loads"] == "plain" else "It loads in plain `transformers`:",
             usage=usage.format(name=name),
-            measured=measured(record.results),
+            measured=measured(record),
             examples=[(text, more) for text, *more in lines],
             health=health_table(record.history),
-            limits=limits(record),
+            limits=limits_section(record),
             facts=_facts(record),
             settings=[(key, plain(value)) for found in told.values() for key, value in sorted(found.items())],
             versions=", ".join(f"{package} {version}" for package, version in run["versions"].items()),
             own_citation=_TOOLKIT.format(version=run["versions"].get("hfssl", versions().get("hfssl", ""))),
         ),
-        encoding="utf-8",
     )
 
 
@@ -88,7 +99,7 @@ def card_of(folder: str | Path) -> Path:
     return path
 
 
-def add_to_card(folder: str | Path, results: Sequence[Result]) -> Path:
+def add_to_card(folder: str | Path, results: Sequence[Result], encoder: str | None = None) -> Path:
     """Let a result folder tell of what was measured later; what else stands in its card stays as it is.
 
     Args:
@@ -96,19 +107,28 @@ def add_to_card(folder: str | Path, results: Sequence[Result]) -> Path:
             Of a run.
         results (`Sequence[Result]`):
             What was measured of its encoder. They join its `results.json`.
+        encoder (`str`, *optional*):
+            Digest of the weights that were measured, see [`~hfssl.evaluation.encoder_folder.weights_digest`].
 
     Returns:
         `Path`: the card.
     """
     path = card_of(folder)
-    write_results(Path(folder) / RESULTS, results)
+    write_results(Path(folder) / RESULTS, [replace(each, encoder=encoder) for each in results])
     record = read_record(folder)
-    section, text = measured(record.results), path.read_text(encoding="utf-8")
+    section, text = measured(record), path.read_text(encoding="utf-8")
     if _MEASURED in text:
         # up to the next heading of its rank
         text = re.sub(rf"^{_MEASURED}\n.*?(?=^## |\Z)", lambda _: section, text, count=1, flags=re.S | re.M)
     else:
         text = re.sub(r"(?=^## )|\Z", lambda _: section, text, count=1, flags=re.M)
+    known, between = _known_limits(record), f"{_FROM_HERE}.*?{_TO_HERE}"
+    if re.search(between, text, flags=re.S):
+        text = re.sub(between, lambda _: known, text, count=1, flags=re.S)
+    else:  # a person has taken it out, or an older version wrote the card: its list, a heading, or nothing of it
+        places = (_OLD_LIMITS, rf"^{_LIMITS}\n+", r"(?=^## How it was made)|\Z")
+        place = next(each for each in places if re.search(each, text, flags=re.M))
+        text = re.sub(place, lambda _: limits_section(record), text, count=1, flags=re.M)
     card = ModelCard(text, ignore_metadata_errors=True)
     card.data.model_name = card.data.model_name or record.name
     card.data.eval_results = eval_results(record, card.data.pipeline_tag)
@@ -138,27 +158,11 @@ def eval_results(record: Record, pipeline_tag: str | None) -> list[EvalResult] |
     """Figures as the index of a model has them: each with its protocol, seeds and baselines."""
     modality = record.run.get("modality") or record.facts.get("modality")
     hub_data = {each["id"]: each for each in record.run.get("hub_data", [])}
-    found = []
-    for each in record.results:
-        if each.value is None:
-            continue
-        known = hub_data.get(each.task, {})
-        found.append(
-            EvalResult(
-                task_type=_task_of(each, pipeline_tag, modality),
-                dataset_type=known.get("id") or re.sub(r"[^\w./-]+", "-", fit_to_leave(each.task)).strip("-"),
-                dataset_name=fit_to_leave(each.task),
-                dataset_config=known.get("config"),
-                dataset_revision=known.get("revision"),
-                dataset_split=each.split,
-                metric_type=each.metric,
-                metric_value=each.value,
-                metric_name=f"{each.metric} ({title_of(each)}, protocol {each.protocol} v{each.version})",
-                metric_args={"seeds": each.seeds, "num_train": each.num_train, "num_eval": each.num_eval}
-                | ({} if each.std is None else {"std": each.std})
-                | ({"baselines": each.baselines} if each.baselines else {}),
-            )
-        )
+    found = [
+        index_entry(each, _task_of(each, pipeline_tag, modality), title_of(each), hub_data.get(each.task))
+        for each in record.results
+        if each.value is not None
+    ]
     return found or None
 
 
@@ -172,8 +176,9 @@ def _task_of(result: Result, pipeline_tag: str | None, modality: str | None) -> 
     return pipeline_tag or "feature-extraction"
 
 
-def measured(results: Sequence[Result]) -> str:
+def measured(record: Record) -> str:
     """The section on what was measured; empty where nothing was."""
+    results, run = record.results, record.run
     if not results:
         return ""
     protocols = dict.fromkeys(f"`{each.protocol}` v{each.version}" for each in results)
@@ -181,25 +186,47 @@ def measured(results: Sequence[Result]) -> str:
         f"Protocols: {', '.join(protocols)}; what they fix stands in hfssl, and settings, seeds, command and commit "
         "of each figure in `results.json`."
     )
+    if run.get("encoder"):
+        # of figures that nobody marked, when they were measured is not known
+        marked = sum(each.encoder == run["encoder"] for each in results)
+        which = "All" if marked == len(results) else f"{marked} of the {len(results)} figures"
+        how += f" {which} are of the weights after step {run['step']:,} (sha256 {run['encoder'][:12]})."
     said = [_cell(fit_to_leave(line)) for line in usefulness_lines(results)]
     return "\n\n".join([_MEASURED, _table(results), *said, how]) + "\n\n"
 
 
+def limits_section(record: Record) -> str:
+    """The section on what the model is not known to be good for, and on what biases were found."""
+    return f"{_LIMITS}\n\n{_known_limits(record)}\n\n"
+
+
+def _known_limits(record: Record) -> str:
+    """What stands in it that follows from the record."""
+    blocks = ["\n".join(f"- {_cell(fit_to_leave(limit))}" for limit in limits(record))]
+    for title, head, rows in [*bias_tables(record.biases), *group_tables(record.results)]:
+        table = "\n".join(_rows(head, rows))
+        blocks.append(f"<details>\n<summary>{_cell(title)}</summary>\n\n{table}\n\n</details>")
+    return "\n\n".join([_FROM_HERE, *blocks, _TO_HERE])
+
+
 def limits(record: Record) -> list[str]:
-    """What the model is not known to be good for."""
+    """What the model is not known to be good for, and what tests of bias found."""
     run, found = record.run, []
     of_labels = [each for each in record.results if each.baselines.get("majority") is not None]
     if not of_labels:
-        found.append("Use for labels of any kind: not evaluated. `recipes/probe.py --update_card` does it.")
+        found.append("Use for labels of any kind: not evaluated. `recipes/probe.py --update_card true` does it.")
     for task in dict.fromkeys(each.task for each in of_labels):
         probes = [each for each in of_labels if each.task == task]
         if usefulness(probes)[0] not in ("", USEFUL):
-            found.append(f"For the labels of {_cell(fit_to_leave(task))} it is no gain: {in_words(probes[0])}.")
-    if run["seen"].get("units") and max(run["passes"].values(), default=1.0) < 1.0:
+            found.append(f"For the labels of {task} it is no gain: {in_words(probes[0])}.")
+    if run.get("seen", {}).get("units") and max(run["passes"].values(), default=1.0) < 1.0:
         found.append("It has not seen all of its data once.")
-    if run["license"] is None:
+    if run.get("license") is None:
         found.append("Licence: not stated by who trained it. That of the data may bind what is made of them.")
-    return [*found, *_NOT_EVALUATED]
+    biases = [*bias_lines(record.biases), *group_lines(record.results)]
+    if not biases:
+        biases = [_BIASES_NOT_EVALUATED + _HOW_TO_EVALUATE[run.get("modality") == "text"]]
+    return [*found, *biases, *_NOT_EVALUATED]
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
@@ -258,15 +285,22 @@ def _one_line(text: str) -> str:
 def _table(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.baselines))
     head = ["protocol", "task", "metric", "this model", *(name.replace("_", " ") for name in names), "seeds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for each in results:
         variant = title_of(each)
         protocol = f"{each.protocol} v{each.version}" + (f", {variant}" if variant != each.protocol else "")
         figures = [number(each.baselines.get(name), each.baselines_std.get(name), none="") for name in names]
         value = f"**{number(each.value, each.std)}**"
-        row = [protocol, fit_to_leave(each.task), each.metric, value, *figures, str(len(each.seeds))]
-        lines.append("| " + " | ".join(map(_cell, row)) + " |")
-    return "\n".join(lines)
+        rows.append([protocol, fit_to_leave(each.task), each.metric, value, *figures, str(len(each.seeds))])
+    return "\n".join(_rows(head, rows))
+
+
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [
+        "| " + " | ".join(head) + " |", "|" + "---|" * len(head),
+        *("| " + " | ".join(map(_cell, row)) + " |" for row in rows),
+    ]  # fmt: skip
 
 
 def _cell(text: str) -> str:

@@ -32,7 +32,11 @@ def write_comparison(folders: Sequence[str | Path], path: Path) -> Path:
     Raises:
         UserError: for a folder that has nothing to report on.
     """
-    records = dict(zip(names_of(folders), map(read_record, folders), strict=True))
+    return write_records(dict(zip(names_of(folders), map(read_record, folders), strict=True)), path)
+
+
+def write_records(records: dict[str, Record], path: Path) -> Path:
+    """Write a page on several records, by what they are called, and return its path."""
     made = (overview(records), figures(records), curves(records), settings(records), commands(records))
     sections = [each for each in made if each is not None]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.bias import is_bias
 from ..evaluation.verdict import LEARNING, has_ended
 from ..machine import process_state
 from .blocks import Section
@@ -85,8 +86,7 @@ def sections_of(record: Record) -> list[Section]:
             logger.warning("The section %r of the report cannot be made.", make.__name__, exc_info=True)
             record.missing.append(f"The section on {make.__name__}: {type(error).__name__}.")
             continue
-        if section is not None:
-            found.append(section)
+        found += section if isinstance(section, list) else [] if section is None else [section]
     return found
 
 
@@ -108,6 +108,7 @@ def _lead(record: Record) -> list[str]:
         ]
     if run:
         return ["A run of pre-training, as far as its folder tells of it."]
-    models = dict.fromkeys(each.model for each in record.results)
-    tasks = dict.fromkeys(each.task for each in record.results)
+    measured = [*record.results, *record.biases]
+    models = dict.fromkeys(each.model for each in measured)
+    tasks = dict.fromkeys(each.hyperparameters["data"] if is_bias(each) else each.task for each in measured)
     return [f"What was measured of {', '.join(models)} on {', '.join(tasks)}."] if models else []

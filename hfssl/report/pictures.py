@@ -13,8 +13,9 @@ from .. import evaluation
 from .blocks import Picture, Players
 
 
-# Bytes of a page that are for pictures and for sounds.
+# Bytes of a page that are for pictures and for sounds, and for each of both that explain an encoder.
 PICTURES, SOUNDS = 1_600_000, 400_000
+EXPLAINING = 400_000
 # Largest side and quality of a picture that is too large; the next where that does not help.
 _SMALLER = ((1400, 82), (1100, 70), (800, 55), (500, 40))
 
@@ -29,9 +30,12 @@ def captions() -> dict[str, str]:
     return found
 
 
-def embedded_pictures(pictures: Sequence[tuple[Path, str]]) -> tuple[list[Picture], list[str]]:
-    """Pictures with what they show as parts of a page, and the names of those that cannot be."""
-    left, sources = PICTURES, {}
+def embedded_pictures(
+    pictures: Sequence[tuple[Path, str]], most: int | None = None
+) -> tuple[list[Picture], list[str]]:
+    """Pictures with what they show as parts of a page, of `most` bytes together (`PICTURES`), and the names of those
+    that cannot be."""
+    left, sources = PICTURES if most is None else most, {}
     # small ones first: what they do not need is for the others
     for path, _ in sorted(pictures, key=lambda picture: picture[0].stat().st_size):
         sources[path] = _picture(path, left // (len(pictures) - len(sources)))
@@ -63,20 +67,25 @@ def _picture(path: Path, most: int) -> str | None:
     return None
 
 
-def embedded_sounds(pages: Sequence[Path]) -> tuple[Players | None, list[str]]:
-    """The sounds of pages with players, and the names of the pages of which there are more than fit."""
-    rows, others, left = [], [], SOUNDS
-    for page in pages:
-        reader = _PageReader()
+def embedded_sounds(pages: Sequence[tuple[Path, str]], most: int | None = None) -> tuple[list[Players], list[str]]:
+    """The sounds of pages with players, with what they are, of `most` bytes together (`SOUNDS`), and the names of the
+    pages of which there are more than fit."""
+    found, others, left = [], [], SOUNDS if most is None else most
+    # none of them takes all there is
+    for number, (page, caption) in enumerate(pages):
+        reader, rows, of_this = _PageReader(), [], left // (len(pages) - number)
         reader.feed(page.read_text(encoding="utf-8"))
         for name, source, said in reader.rows:
             source = _smaller_sound(source)
-            if len(source) > left:
+            if len(source) > of_this:
                 others.append(page.name)
                 break
+            of_this -= len(source)
             left -= len(source)
             rows.append((name, source, said))
-    return Players(rows) if rows else None, others
+        if rows:
+            found.append(Players(rows, caption))
+    return found, others
 
 
 class _PageReader(HTMLParser):

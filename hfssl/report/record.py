@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
+from ..evaluation.inside import FINDINGS, read_findings
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -39,7 +41,9 @@ class Record:
         run (`dict[str, Any]`, *optional*):
             What a run of pre-training recorded; empty for an evaluation.
         results (`list[Result]`, *optional*):
-            What was measured.
+            What was measured, but for
+        biases (`list[Result]`, *optional*):
+            what tests of bias found: of them neither more nor less is better.
         facts (`dict[str, Any]`, *optional*):
             See [`~hfssl.evaluation.facts.read_facts`].
         missing (`list[str]`, *optional*):
@@ -48,15 +52,20 @@ class Record:
             Of a folder with several steps: what was chosen, the steps, and what came out.
         parts (`list[Path]`, *optional*):
             Their folders.
+        findings (`list[tuple[Path, dict]]`, *optional*):
+            What was seen inside an encoder, with the folder that it lies in; see
+            [`~hfssl.evaluation.inside.Finding`].
     """
 
     folder: Path
     run: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
+    biases: list[Result] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     parts: list[Path] = field(default_factory=list)
+    findings: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -74,28 +83,50 @@ class Record:
     @property
     def pictures(self) -> list[tuple[Path, str]]:
         """What there is to look at, with what it shows."""
-        told = dict(self.run.get("pictures", []))
-        known = told | {name: said for name, said in captions().items() if name not in told}
-        there = sorted((self.folder / "assets").glob("*.png"))
+        there = self._assets("*.png")
         there += sorted(self.folder.glob("*.png")) if self.plan else []
         for part in self.parts:
-            there += sorted((part / "assets").glob("*.png")) + sorted(part.glob("*.png"))
-        order = list(known)
-        there.sort(key=lambda path: order.index(path.name) if path.name in known else len(order))
-        return [
-            (path, known.get(path.name, path.stem.replace("_", " ").capitalize() + "."))
-            for path in there
-            if path.name not in _DRAWN
-        ]
+            there += sorted(part.glob("*.png"))
+        return [picture for picture in self._captioned(there) if picture[0].name not in _DRAWN]
 
     @property
-    def sounds(self) -> list[Path]:
-        """Pages with players."""
-        return [page for each in (self.folder, *self.parts) for page in sorted((each / "assets").glob("*.html"))]
+    def sounds(self) -> list[tuple[Path, str]]:
+        """Pages with players, with what is heard."""
+        return self._captioned(self._assets("*.html"))
+
+    @property
+    def listings(self) -> list[tuple[Path, str]]:
+        """Files of sentences, each with lines of its own, with what they are."""
+        return self._captioned(self._assets("*.json"))
+
+    def _assets(self, pattern: str) -> list[Path]:
+        """Files beside the records that no finding has in its own section."""
+        told = {
+            folder / "assets" / shown[kind]
+            for folder, finding in self.findings
+            for shown in finding["shows"]
+            for kind in ("picture", "sounds")
+            if kind in shown
+        }
+        there = [path for each in (self.folder, *self.parts) for path in sorted((each / "assets").glob(pattern))]
+        return [path for path in there if path not in told]
+
+    def _captioned(self, paths: Sequence[Path]) -> list[tuple[Path, str]]:
+        """Files with what they show, in the order of what is known; of a page with players that of its picture."""
+        told = dict(self.run.get("pictures", []))
+        known = told | {name: said for name, said in captions().items() if name not in told}
+        order = list(known)
+
+        def name_of(path: Path) -> str:
+            return path.with_suffix(".png").name if path.suffix == ".html" else path.name
+
+        ordered = sorted(paths, key=lambda path: order.index(name_of(path)) if name_of(path) in known else len(order))
+        return [(path, known.get(name_of(path), path.stem.replace("_", " ").capitalize() + ".")) for path in ordered]
 
     def first(self, name: str) -> Any:
         """A field of the run, or of the first thing that was measured in an evaluation."""
-        return self.run.get(name) or (getattr(self.results[0], name, None) if self.results else None)
+        measured = [*self.results, *self.biases]
+        return self.run.get(name) or (getattr(measured[0], name, None) if measured else None)
 
 
 def read_record(folder: str | Path) -> Record:
@@ -118,26 +149,63 @@ def read_record(folder: str | Path) -> Record:
         record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
+    _read_results(record)
     try:
-        records = read_results(folder / RESULTS)
+        record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
+    except UserError as error:
+        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
+    _leave_out_others(record)
+    if not record.run:
+        _take_checkpoint(record)
+    if not (record.run or record.results or record.biases or record.findings or record.missing):
+        raise UserError(
+            f"{folder} holds nothing to report on: no {RUN}, no {RESULTS} and no checkpoint. Name the result folder "
+            "of a run, of a probe or of fine-tuning."
+        )
+    if record.run and not (record.results or record.biases):
+        record.missing.append(f"{RESULTS}: nothing has been measured yet.")
+    return record
+
+
+def record_of_weights(folder: Path, run: dict[str, Any]) -> Record:
+    """A run that was written into a folder, with the figures there that are known to be of its weights."""
+    record = Record(folder, run)
+    _read_results(record)
+    own = run.get("encoder")
+    record.results, record.biases = (
+        [each for each in found if own is not None and each.encoder == own]
+        for found in (record.results, record.biases)
+    )
+    return record
+
+
+def _read_results(record: Record) -> None:
+    """The figures that lie in the folder."""
+    try:
+        records = read_results(record.folder / RESULTS)
     except UserError as error:
         record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
         records = []
     for each in records:
         try:
-            record.results.append(Result(**{name: value for name, value in each.items() if name in _FIELDS}))
+            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
+            (record.biases if is_bias(result) else record.results).append(result)
         except TypeError:
             record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
-    if not record.run:
-        _take_checkpoint(record)
-    if not (record.run or record.results or record.missing):
-        raise UserError(
-            f"{folder} holds nothing to report on: no {RUN}, no {RESULTS} and no checkpoint. Name the result folder "
-            "of a run, of a probe or of fine-tuning."
-        )
-    if record.run and not record.results:
-        record.missing.append(f"{RESULTS}: nothing has been measured yet.")
-    return record
+
+
+def _leave_out_others(record: Record) -> None:
+    """Leave out figures of an encoder that lay in the folder before the one that lies there now."""
+    own = record.run.get("encoder")
+    for name in ("results", "biases"):
+        of_this = [each for each in getattr(record, name) if own is None or each.encoder in (None, own)]
+        if number := len(getattr(record, name)) - len(of_this):
+            setattr(record, name, of_this)
+            recipe = "probe" if name == "results" else "bias"
+            record.missing.append(
+                f"{RESULTS}: {number} of its figures are of an encoder that lay here before this one, and are left "
+                f"out. `recipes/{recipe}.py --update_card true` measures this one."
+            )
 
 
 def _together(record: Record) -> Record:
@@ -161,6 +229,8 @@ def _together(record: Record) -> Record:
             continue
         record.run = record.run or found.run
         record.results += found.results
+        record.biases += found.biases
+        record.findings += found.findings
         record.missing += [f"{part.name}/{text}" for text in found.missing]
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())
@@ -171,7 +241,7 @@ def _together(record: Record) -> Record:
 
 
 def _holds_something(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RUN, RESULTS)) or any(folder.glob("checkpoint-*"))
+    return any((folder / name).exists() for name in (RUN, RESULTS, FINDINGS)) or any(folder.glob("checkpoint-*"))
 
 
 def _same(result: Result) -> str:

@@ -1,21 +1,26 @@
-"""The sections of a report. Each is a function of a record that returns `None` where there is nothing to tell.
+"""The sections of a report. Each is a function of a record that returns `None` where there is nothing to tell, or
+several sections.
 
 What a folder holds decides what is told, not what it is of: a method or a modality that records figures, examples or
 pictures has them here without a line of its own. `SECTIONS` is their order.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..evaluation.bias import bias_lines, bias_tables
+from ..evaluation.groups import group_lines, group_tables
 from ..evaluation.layers import layers_figure
 from ..evaluation.probes import title_of
-from ..evaluation.results import Result
+from ..evaluation.results import Result, read_json
 from ..evaluation.usefulness import usefulness_lines
 from ..evaluation.verdict import MEANING, describe, health_rows
-from .blocks import Bars, Code, Drawing, Facts, Folded, Listing, Matrix, Section, Table, Text
+from ..machine import fit_to_leave
+from .blocks import Bars, Code, Drawing, Facts, Folded, Listing, Matrix, Section, Table, Text, Words
 from .card import example_lines
 from .curves import health_figure, history_figure, knn_figure, pace_figure
-from .pictures import embedded_pictures, embedded_sounds
+from .pictures import EXPLAINING, embedded_pictures, embedded_sounds
 from .record import Record
 from .svg import inline_svg
 from .words import cost_in_words, in_words, number, plain, seen_in_words
@@ -25,8 +30,8 @@ from .words import cost_in_words, in_words, number, plain, seen_in_words
 MOST_IN_MATRIX = 30
 # Of what several steps came to, what is told here anyway.
 _SAID = ("health", "usefulness")
-# Protocols that have a drawing of their own, of many figures.
-_LAYERS = "layers"
+# Protocols that have a section of their own, of many figures.
+_LAYERS, _CKA = "layers", "cka"
 
 
 def summary(record: Record) -> Section | None:
@@ -35,8 +40,9 @@ def summary(record: Record) -> Section | None:
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
     facts += [("Use", said) for said in usefulness_lines(record.results)]
-    for result in record.results:
-        if result.metric == "loss" or result in main_results(record.results)[:3]:
+    results = [each for each in record.results if each.protocol != _CKA]
+    for result in results:
+        if result.metric == "loss" or result in main_results(results)[:3]:
             facts.append((named(result, ","), in_words(result)))
     if cost := cost_in_words(record.run):
         facts.append(("Cost", cost))
@@ -108,7 +114,7 @@ def health(record: Record) -> Section | None:
 
 def measured(record: Record) -> Section | None:
     """Each figure beside its baselines."""
-    results = [each for each in record.results if each.protocol != _LAYERS]
+    results = [each for each in record.results if each.protocol not in (_LAYERS, _CKA)]
     if not results:
         return None
     main = main_results(results)
@@ -172,14 +178,66 @@ def classes(record: Record) -> Section | None:
     return Section("Class by class", blocks)
 
 
+def groups(record: Record) -> Section | None:
+    """How groups of samples fare."""
+    tables = group_tables(record.results)
+    said = [Text(line) for line in group_lines(record.results)]
+    return Section("Group by group", [*said, *(Table(*each) for each in tables)]) if tables else None
+
+
+def bias(record: Record) -> Section | None:
+    """What tests of bias found, with what they do not show."""
+    if not record.biases:
+        return None
+    blocks: list[Any] = [Text(line) for line in bias_lines(record.biases)]
+    for title, head, rows in bias_tables(record.biases):
+        table = Table(title, head, rows)
+        blocks.append(table if len(rows) <= MOST_IN_MATRIX else Folded(f"All {len(rows):,} tests", [table]))
+    return Section("Bias", blocks)
+
+
 def pictures(record: Record) -> Section | None:
-    """What there is to look at and to listen to."""
+    """What there is to look at, to read and to listen to."""
     shown, others = embedded_pictures(record.pictures)
     players, more = embedded_sounds(record.sounds)
-    blocks: list[Any] = [*shown, *([players] if players else [])]
+    blocks: list[Any] = [*shown, *players]
+    for path, caption in record.listings:
+        blocks += [Text(caption), Listing(fit_to_leave(read_json(path, default=[])))]
     if others or more:
         blocks.append(Text(f"Too large for this page, and in assets/ of the folder: {', '.join([*others, *more])}."))
     return Section("What it looks like", blocks) if blocks else None
+
+
+def explained(record: Record) -> list[Section]:
+    """What was seen inside the encoder: a section for each method, with where it comes from and what it does not
+    show."""
+    number = max(1, sum(len(finding["shows"]) for _, finding in record.findings))
+    found = []
+    for folder, finding in record.findings:
+        blocks: list[Any] = [Text(finding["method"]), *map(Text, fit_to_leave(finding["said"]))]
+        for shown in finding["shows"]:
+            blocks += _shown(shown, folder / "assets", EXPLAINING // number)
+        sources = [("Source", f"{paper} ({address})") for paper, address in finding["papers"].items()]
+        blocks.append(Facts([("What it does not show", finding["limits"]), *sources]))
+        found.append(Section(finding["title"], blocks))
+    return found
+
+
+def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
+    """What a finding shows as parts of a page; pictures and sounds take so many bytes at most."""
+    caption, blocks = shown["caption"], []
+    if "picture" in shown:
+        made, _ = embedded_pictures([(assets / shown["picture"], caption)], 2 * most)
+        blocks += made
+    if "sounds" in shown:
+        blocks += embedded_sounds([(assets / shown["sounds"], "" if "picture" in shown else caption)], most)[0]
+    if "words" in shown:
+        blocks.append(Words(caption, [(title, list(maps.items())) for title, maps in shown["words"]]))
+    if "listing" in shown:
+        blocks += [Text(caption), Listing(fit_to_leave(shown["listing"]))]
+    if "table" in shown:
+        blocks.append(Table(caption, shown["table"]["head"], shown["table"]["rows"]))
+    return blocks
 
 
 def words(record: Record) -> Section | None:
@@ -208,7 +266,7 @@ def again(record: Record) -> Section | None:
         facts.append(("Machine", f"{run['device']}, {run['processes']} process(es)"))
     if cost := cost_in_words(run):
         facts.append(("Cost", cost))
-    commands = dict.fromkeys([command, *(each.command for each in record.results)])
+    commands = dict.fromkeys([command, *(each.command for each in [*record.results, *record.biases])])
     blocks: list[Any] = [Code(each) for each in commands]
     if steps:
         blocks = [Table("The steps", ("step", "time", "state", "command"), steps)]
@@ -220,8 +278,9 @@ def missing(record: Record) -> Section | None:
     return Section("What is missing", [Text(text) for text in record.missing]) if record.missing else None
 
 
-SECTIONS: Sequence[Callable[[Record], Section | None]] = (
-    summary, choices, curves, health, measured, layers, classes, pictures, words, again, missing,
+SECTIONS: Sequence[Callable[[Record], Section | list[Section] | None]] = (
+    summary, choices, curves, health, measured, layers, classes, groups, bias, explained, pictures, words, again,
+    missing,
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class RunRecord:
             pipeline_tag (`str`, *optional*):
                 Task on the Hub, such as fill-mask.
             pictures (`Sequence[tuple[Path, str]]`, *optional*):
-                Pictures that lie in `assets/` under the names of these files, with what they show.
+                What lies in `assets/` under the names of these files, with what it shows; the card has the pictures.
             contrasted (`tuple[int, int]`, *optional*):
                 Samples that are contrasted at once in training and of those held out, where a loss depends on it.
         """
@@ -132,7 +132,7 @@ class RunRecord:
             "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
-            "pictures": [[path.name, caption] for path, caption in pictures],
+            "pictures": [[path.name, caption] for path, caption in pictures if path.suffix == ".png"],
         }  # fmt: skip
         return fit_to_leave(told) | {"history": thinned(self.history)}  # which names no folder, and is long
 

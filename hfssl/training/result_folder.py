@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.encoder_folder import weights_digest
 from ..evaluation.results import Result, write_json, write_results
 from ..evaluation.verdict import plot_health
 from ..report.card import write_card
 from ..report.curves import plot_history
-from ..report.record import RESULTS, RUN, Record
+from ..report.record import RESULTS, RUN, Record, record_of_weights
 from .checkpoints import STAGING
 from .record import RunRecord
 
@@ -18,7 +19,8 @@ from .record import RunRecord
 def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (), **told: Any) -> None:
     """Write the stock encoder, the processor, `pretraining/`, pictures, records and the card into `output_dir`.
 
-    Everything is written aside first and moved when it is complete.
+    Everything is written aside first and moved when it is complete. The card has the figures of later probes, too,
+    where the folder holds these weights already.
 
     Args:
         run ([`RunRecord`]):
@@ -42,7 +44,9 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
         for path in (picture, picture.with_suffix(".html")):  # a page with the sound of what it shows
             if path.is_file():
                 shutil.copyfile(path, staging / "assets" / path.name)
-    record = Record(staging, run.as_json(**told), list(results))
+    encoder = weights_digest(staging)
+    results = [replace(each, encoder=encoder) for each in results]
+    record = Record(staging, run.as_json(**told) | {"encoder": encoder}, results)
     write_json(staging / RUN, record.run)
     write_card(staging / "README.md", record)
     for entry in staging.iterdir():
@@ -53,3 +57,7 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
     shutil.rmtree(output_dir / STAGING, ignore_errors=True)
     if results:
         write_results(output_dir / RESULTS, results)
+    # of the same command, once more: what later probes have found of these weights
+    known = record_of_weights(output_dir, record.run)
+    if len(known.results) + len(known.biases) > len(results):
+        write_card(output_dir / "README.md", known)

@@ -218,12 +218,20 @@ def test_the_clock_stands_while_it_measures(monkeypatch):
 def write(arguments, method, side, seed, *, seconds, knn, linear=0.5):
     """A finished cell of which the k-NN grows by halves of `knn`."""
     curve = [
-        {"step": 2 * i, "images": 32 * i, "seconds": seconds * i / 2, "knn_20": knn * i / 2, "knn_200": knn * i / 2}
+        {
+            "step": 2 * i,
+            "images": 32 * i,
+            "seconds": seconds * i / 2,
+            "knn_20": knn * i / 2,
+            "knn_200": knn * i / 2,
+            "loss": None,
+        }
         for i in range(3)
     ]
     record = {
         "method": method, "side": side, "seed": seed, "curve": curve, "linear": linear, "seconds": seconds, "cpu_seconds": 2 * seconds, "steps": 4,
         "num_images": 40, "precision": "fp32", "threads": 1, "protocol": arguments.protocol(method),
+        "command": "python recipes/compare.py", "commit": None, "versions": {},
     }  # fmt: skip
     path = comparison_plan.cell_path(arguments, comparison_plan.Cell(method, side, seed))
     path.write_text(json.dumps(record))
@@ -242,6 +250,9 @@ def test_the_table_compares_at_equal_steps_and_at_equal_time(arguments, tmp_path
     assert theirs.split(" | ")[1:3] == ["41.5 ± 0.7", "20.8 ± 0.4 (not ended, 75 s)"]
     assert "equal to lightly at equal steps (-0.5 points, one standard deviation is 1.4)" in text
     assert "-0.5 points at its wall time; 1.50 × its speed" in text
+    page = (tmp_path / "comparison.html").read_text()
+    assert "4 runs side by side" in page and "SimCLR, lightly" in page and "K-NN accuracy while it trained of" in page
+    assert "linear probe on " in page and ">0.42<" in page and "side by side: " in text
     write(arguments, "simclr", "hfssl", 0, seconds=400.0, knn=0.30)
     write(arguments, "simclr", "hfssl", 1, seconds=400.0, knn=0.30)
     text = report(arguments)

@@ -1,6 +1,7 @@
 """Both sides of the benchmark of pairs train the same model on the same pairs, and its modes end in their figures."""
 
 import json
+import math
 
 import pytest
 import tiny_pairs
@@ -124,6 +125,8 @@ def test_each_side_of_the_gradient_cache_compares_all_pairs(files, tmp_path):
         pace = Steps(2)
         assert side.train(pace, side.settings) > 0
         assert pace.seconds == pace.positions == 2 * pairs_a_step and len(pace.losses) == 2
+        # the loss of a step, of which each batch has a share: at first nothing is told from anything
+        assert 0.7 * math.log(pairs_a_step) < pace.losses[0] < 2.0 * math.log(pairs_a_step)
 
 
 @pytest.mark.parametrize("cached", [None, 12])

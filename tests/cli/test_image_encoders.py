@@ -16,16 +16,15 @@ from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.image.encoders import (
     MaeEncoderArguments,
     VisionEncoderArguments,
-    _checkpoint_mean_std,
     is_checkpoint,
     make_views,
     vision_encoder_config,
 )
 from hfssl.cli.image.presets import VISION_PRESETS
+from hfssl.cli.image.trained_input import trained_mean_std
 from hfssl.cli.modality import build_method
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.errors import UserError
-from hfssl.evaluation.facts import write_facts
 from hfssl.methods import METHODS
 from hfssl.methods.vision.mae import MaeForPreTraining
 from hfssl.methods.vision.simclr import SimclrForPreTraining
@@ -432,13 +431,14 @@ def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_pa
 def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
     build_image_processor(16, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).save_pretrained(tmp_path)
     as_they_are = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
-    assert _checkpoint_mean_std(str(tmp_path), 3, None) == as_they_are
-    assert _checkpoint_mean_std(str(tmp_path), 3, [0, 1, 2]) == as_they_are
+    assert trained_mean_std(str(tmp_path), 3, None) == as_they_are
+    assert trained_mean_std(str(tmp_path), 3, [0, 1, 2]) == as_they_are
     # red, the first of the checkpoint's, is now in channel 2
-    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == ([0.2, 0.3, 0.1], [0.5, 0.6, 0.4])
-    write_facts(tmp_path, colour_channels=[2, 0, 1])
-    assert _checkpoint_mean_std(str(tmp_path), 3, [2, 0, 1]) == as_they_are
+    assert trained_mean_std(str(tmp_path), 3, [2, 0, 1]) == ([0.2, 0.3, 0.1], [0.5, 0.6, 0.4])
+    means = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    build_image_processor(16, *means, colour_channels=[2, 0, 1]).save_pretrained(tmp_path)
+    assert trained_mean_std(str(tmp_path), 3, [2, 0, 1]) == as_they_are
     # where nothing is stated they are red, green and blue, as the weights are made to find them
     for stated in ([0, 1, 2], None):
-        assert _checkpoint_mean_std(str(tmp_path), 3, stated) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
-    assert _checkpoint_mean_std(str(tmp_path), 4, [2, 0, 1]) is None
+        assert trained_mean_std(str(tmp_path), 3, stated) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
+    assert trained_mean_std(str(tmp_path), 4, [2, 0, 1]) is None

@@ -1,6 +1,7 @@
 """The command `hfssl`: the same files as `python recipes/mlm.py`, by their names."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -84,6 +85,17 @@ def test_errors_say_it_too(hfssl):
     )
     done = hfssl("mlm", "--config", "nope.yaml", name="2")
     assert done.poll() == 2 and "--config cannot read nope.yaml: No such file" in done.stderr
+
+
+def test_files_of_the_user_are_not_taken_for_libraries(tmp_path):
+    """`python -m` looks into the working directory first; `hfssl` as a command does not."""
+    for name in ("evaluate", "difflib"):  # the second is imported to list the recipes
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the user')")
+    done = subprocess.run(
+        [sys.executable, "-m", "hfssl"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": first_of_path(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.startswith("usage: hfssl RECIPE"), done.stderr
 
 
 @pytest.mark.parametrize("words", [["mlm", "--help"], ["benchmark", "views", "--help"], []])

@@ -6,7 +6,9 @@ import logging
 import numpy as np
 import pytest
 import tiny_audio
+import torch
 from PIL import Image
+from tiny_vision import vit
 from transformers import AutoModel, HubertModel, SiglipModel, Wav2Vec2FeatureExtractor
 
 from hfssl import (
@@ -18,6 +20,7 @@ from hfssl import (
     SSLTrainer,
     SSLTrainingArguments,
 )
+from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.multimodal.data import PairData, PairDataArguments
 from hfssl.cli.multimodal.encoders import PairEncoderArguments, _feature_extractor, build_pair, pair_rows
 from hfssl.cli.multimodal.presets import PRESETS
@@ -218,3 +221,38 @@ def test_each_kind_of_pair_is_exported(small, tmp_path, method, image, text, kin
     assert made.config.model_type == model.config_of("image").model_type
     if kind is not None:
         assert type(AutoModel.from_pretrained(tmp_path / "export")).__name__ == kind
+
+
+def test_each_tower_has_the_attention_that_is_fastest_for_it(small, tmp_path):
+    recipe, data, model = built(small, tmp_path)
+    found = {name: encoder.config._attn_implementation for name, encoder in model.encoders.items()}
+    assert found == {"image": "lean", "text": "eager"}
+    model.eval().export_encoder(tmp_path / "stock")
+    stock = AutoModel.from_pretrained(tmp_path / "stock").eval()
+    assert stock.config.vision_config._attn_implementation == "sdpa"
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = model.first(pixels)
+        torch.testing.assert_close(ours, stock.visual_projection(stock.vision_model(pixels).pooler_output))
+    recipe, data, model = built(small, tmp_path, attention="sdpa")
+    assert {encoder.config._attn_implementation for encoder in model.encoders.values()} == {"sdpa"}
+    with pytest.raises(UserError, match="--attention nothing` does not work here, in the encoder of image"):
+        built(small, tmp_path, attention="nothing")
+
+
+def test_images_that_are_no_pictures_are_refused_in_a_sentence(tmp_path):
+    for i in range(6):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).integers(0, 256, (4, 16, 16), np.uint8))
+        (tmp_path / f"{i}.txt").write_text(f"field number {i}")
+    with pytest.raises(UserError, match="have 4 channels, and those of pairs are pictures.*recipes/simclr.py"):
+        PairData(PairDataArguments(str(tmp_path), max_lost_fraction=1.0), PAIR)
+    assert ImageData(ImageDataArguments(str(tmp_path))).num_channels == 4  # what is advised
+
+
+def test_a_tower_of_other_images_is_refused(small, tmp_path):
+    config = vit()
+    config.num_channels = 4
+    AutoModel.from_config(config).save_pretrained(tmp_path / "four")
+    with pytest.raises(UserError, match="--image_encoder .*four` takes images of 4 channels, and these have 3"):
+        recipe, data, model = built(small, tmp_path, image_encoder=str(tmp_path / "four"))
+        pair_rows(model, recipe, data, ViewArguments(), set())

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_process import recipe_server
 
 from hfssl.cli import steps as steps_module
 from hfssl.cli.steps import Step, Steps
@@ -110,6 +111,39 @@ def test_a_signal_is_for_the_step(log, tmp_path):
         run(tmp_path, step(log, "a", "wait"), step(log, "b"))
     assert stopped.value.code == 143 and log.read_text().splitlines()[-1] == "saved"
     assert states(tmp_path) == ["stopped", "waiting"] and signal.getsignal(signal.SIGTERM) == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from hfssl.cli import steps
+
+recipe, log = map(Path, sys.argv[1:])
+sys.argv = ["recipes/pretrain.py"]
+steps.recipes = lambda: {"one": recipe}
+each = steps.Step("a", "one", {"log": log, "name": "a", "do": "wait"})
+whole = steps.Steps(log.parent, {})
+whole.plan(each)
+whole.run(each)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the end of its parent")
+def test_a_step_saves_and_ends_where_the_whole_is_killed(log, tmp_path):
+    script = tmp_path / "whole.py"
+    script.write_text(KILLED)
+    whole = recipe_server().start(tmp_path / "stdout", tmp_path / "one.py", log, script=str(script))
+    wait_for(lambda: Path(f"{log}.ready").exists())
+    whole.kill(signal.SIGKILL)
+    wait_for(lambda: "saved" in log.read_text())
+    assert log.read_text().splitlines() == ["--name a --do wait", "saved"]
+
+
+def wait_for(happened):
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("status, state", [(1, "stopped"), (0, "done")])

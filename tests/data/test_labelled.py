@@ -598,3 +598,66 @@ def test_images_are_named_where_they_lie(tmp_path):
         put(tmp_path / "ab"[i % 2] / f"{i}.png", png(i))
     images = open_labelled(tmp_path, "train").images
     assert [images.where(i) for i in range(6)] == [f"{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 1, 3, 5)]
+
+
+# -- columns by which figures are told apart ---------------------------------------------------------------------------
+
+
+def test_groups_are_no_labels_and_come_with_each_sample(tmp_path):
+    sexes = pa.array([("f", "m", None)[i % 3] for i in range(40)])
+    write(tmp_path / "d", label=NAMES, sex=sexes, site=[i % 2 for i in range(40)])
+    plain = open_labelled(tmp_path / "d", "train")
+    data = open_labelled(tmp_path / "d", "train", compared_by=("sex", "site"))
+    assert names_of(data) == NAMES and data.fingerprint == plain.fingerprint  # features of it are the same
+    assert data.compared_by["sex"].tolist() == [("f", "m", "not stated")[i % 3] for i in range(40)]
+    assert data.compared_by["site"].tolist() == [str(i % 2) for i in range(40)]
+    train, test = hold_out(data)
+    for part in (train, test):
+        rows = [IMAGES.index(image) for image in part.images]
+        assert part.compared_by["site"].tolist() == [str(row % 2) for row in rows]
+    also = open_labelled(tmp_path / "d", "train", compared_by=("site",), group_column="site")
+    assert also.compared_by["site"].tolist() == also.groups.tolist()
+
+
+def test_of_two_columns_of_classes_the_one_that_is_no_group_has_the_labels(tmp_path):
+    schema = datasets.Features(
+        {"image": datasets.Image(), "sex": datasets.ClassLabel(names=["f", "m"]), "sick": datasets.ClassLabel(names=["n", "y"])}
+    )  # fmt: skip
+    rows = {
+        "image": [{"bytes": each, "path": None} for each in IMAGES],
+        "sex": [i % 2 for i in range(40)],
+        "sick": [0, 1, 1, 0] * 10,
+    }
+    (tmp_path / "d").mkdir()
+    datasets.Dataset.from_dict(rows, schema).to_parquet(tmp_path / "d" / "train.parquet")
+    data = open_labelled(tmp_path / "d", "train", compared_by=("sex",))
+    assert names_of(data) == ["n", "y", "y", "n"] * 10 and data.compared_by["sex"].tolist() == ["f", "m"] * 20
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ("label", "`--group_column label` is the column of the labels"),
+        ("age", "`--group_column age` has 60 different values .* at most 50 groups"),
+        ("sexx", "has no column 'sexx'.* Did you mean 'sex'"),
+    ],
+)
+def test_groups_that_cannot_be_compared(tmp_path, column, message):
+    rows = [i % 40 for i in range(60)]
+    write(tmp_path / "d", rows=rows, label=[NAMES[i] for i in rows], age=np.linspace(0, 90, 60), sex=["f"] * 60)
+    with pytest.raises(DataError, match=message):
+        open_labelled(tmp_path / "d", "train", label_column="label", compared_by=(column,))
+
+
+def test_groups_in_a_table_beside_class_folders(tmp_path):
+    names = [f"{i}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        path = tmp_path / "d" / NAMES[i] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    pd.DataFrame({"file": names, "sex": ["f", "m"] * 6, "age": range(12)}).to_csv(tmp_path / "d" / "people.csv")
+    for labels_file in (None, tmp_path / "d" / "people.csv"):  # found, or named
+        data = open_labelled(tmp_path / "d", "train", compared_by=("sex",), labels_file=labels_file)
+        rows = [IMAGES.index(image) for image in data.images]
+        assert names_of(data) == [NAMES[row] for row in rows]
+        assert data.compared_by["sex"].tolist() == ["fm"[row % 2] for row in rows]

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_pairs
 import torch
+from huggingface_hub import ModelCard
 from labelled import Labelled, png, processor, resnet, save, vit
 from recipe_process import printed_without_hfssl
-from transformers import AutoModelForImageClassification, ConvNextV2Config
+from tiny_vision import ENCODERS
+from transformers import AutoModel, AutoModelForImageClassification, ConvNextV2Config
 
 from hfssl.evaluation import EvaluationError, finetune, finetune_settings, read_results
 from hfssl.evaluation.classifier_folder import save_classifier
@@ -82,6 +85,33 @@ def test_the_classifier_of_seed_0_stays_and_loads_where_there_is_no_hfssl(encode
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"| accuracy (test) | {result.per_seed[0]:.3f} | {result.value:.3f} ± {result.std:.3f} | - |" in card
     assert "2 classes apart: dark, bright" in card and str(tmp_path) not in card
+    [entry] = ModelCard(card).data.eval_results
+    assert (entry.task_type, entry.metric_type, entry.dataset_split) == ("image-classification", "accuracy", "test")
+    # of the weights that lie there
+    assert entry.metric_value == result.per_seed[0] and entry.metric_args["seeds"] == [0]
+
+
+@pytest.mark.parametrize("name", ["dinov3_vit", "dinov3_convnext", "clip"])
+def test_an_encoder_that_transformers_has_no_classifier_of_gets_a_layer(tmp_path, monkeypatch, name):
+    config = tiny_pairs.clip_towers()["first_config"] if name == "clip" else ENCODERS[name]()
+    size = 64 if name == "dinov3_convnext" else 16
+    torch.manual_seed(0)
+    encoder, out = save(AutoModel.from_config(config), tmp_path / "encoder", size), tmp_path / "out"
+    (result,) = evaluator(min_steps=40, learning_rate=3e-3, random_init=False)(encoder, output_dir=out)
+    assert result.value > 0.9
+    stock = AutoModel.from_pretrained(out / "model")
+    assert type(stock).__module__.startswith("transformers.") and stock.config.id2label == {0: "dark", 1: "bright"}
+    card, test = (out / "model" / "README.md").read_text(), shades(40, seed=1)
+    code = card.split("```python\n")[1].split("```")[0]
+    assert f"A `{type(stock).__name__}`" in card and "hfssl" not in code
+    monkeypatch.chdir(out)
+    lines, right = code.rstrip().split("\n"), 0
+    for number in range(4):
+        (out / "picture.png").write_bytes(test.images[number])
+        names = {}
+        exec("\n".join(lines[:-1]), names)
+        right += eval(lines[-1], names) == ["dark", "bright"][test.labels[number]]
+    assert right >= 3
 
 
 def test_a_lost_classifier_is_trained_for_again(encoder, tmp_path, monkeypatch):
@@ -168,6 +198,18 @@ def test_the_same_seed_gives_the_same_score_whatever_ran_before(encoder):
 def test_convolutional_encoders_and_other_image_sizes(tmp_path):
     evaluator(random_init=False)(save(resnet(), tmp_path / "resnet"))
     evaluator(random_init=False)(save(vit(num_hidden_layers=2), tmp_path / "vit", size=24))
+
+
+def test_of_damaged_images_nothing_is_learned(encoder, caplog):
+    train = shades(48)
+    train.images[5] = b"no image"
+    run = FinetuneRun(FinetuneEvaluator(train, shades(40, seed=1), FinetuneSettings(**SHORT)), encoder)
+    rows = run.finetuning.training_rows(train.labels, np.arange(10), 90, seed=0)
+    assert {rows.order[position][1] for position in range(90)} == set(range(10)) - {5}
+    assert "1 of the images of shades cannot be decoded, and are not learned from, such as image 5 (" in caplog.text
+    train.images[6] = b"nor this"
+    with pytest.raises(EvaluationError, match="2 of the 48 images of shades cannot be decoded, such as image 5"):
+        Images(processor(8), train.images, "shades")
 
 
 def test_images_that_do_not_fit_into_memory_lie_in_a_file(encoder, monkeypatch):

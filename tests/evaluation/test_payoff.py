@@ -33,6 +33,7 @@ FEW = result(10, [0.50, 0.52, 0.54], [0.30, 0.31, 0.29])
 SOME = result(100, [0.70, 0.71, 0.72], [0.60, 0.62, 0.61])
 MANY = result(1000, [0.90, 0.91, 0.92], [0.90, 0.93, 0.91])
 WORSE = result(1000, [0.80, 0.81, 0.82], [0.90, 0.93, 0.91])
+HARMED = result(10, [0.30, 0.31, 0.29], [0.50, 0.52, 0.54])
 UNCLEAR = result(10, [0.1, 0.9, 0.5], [0.1, 0.2, 0.3])
 
 
@@ -42,9 +43,23 @@ UNCLEAR = result(10, [0.1, 0.9, 0.5], [0.1, 0.2, 0.3])
         ([FEW, SOME, MANY], "With 100 labels or fewer, pre-training pays; with 1,000 it is not shown to."),
         ([MANY, SOME, FEW], "With 100 labels or fewer, pre-training pays; with 1,000 it is not shown to."),
         ([FEW, SOME], "With 100 labels or fewer, pre-training pays; there were no more."),
-        ([FEW, WORSE], "With 10 labels or fewer, pre-training pays; with 1,000 it is not shown to."),
+        (
+            [FEW, WORSE],
+            "With 10 labels or fewer, pre-training pays; with 1,000 it is not shown to. With 1,000 labels it harms: a "
+            "start from scratch is better.",
+        ),
+        (
+            [HARMED, SOME, WORSE],
+            "With 100 labels pre-training pays; with 10 it does not. With 10 and 1,000 labels it harms: a start from "
+            "scratch is better.",
+        ),
         ([UNCLEAR, SOME, MANY], "With 100 labels pre-training pays; with 10 no difference is certain."),
-        ([UNCLEAR, WORSE], "Pre-training is not shown to pay for these labels, however many of them are used."),
+        ([UNCLEAR, MANY], "Pre-training is not shown to pay for these labels, however many of them are used."),
+        (
+            [UNCLEAR, WORSE],
+            "Pre-training is not shown to pay for these labels, however many of them are used. With 1,000 labels it "
+            "harms: a start from scratch is better.",
+        ),
     ],
 )
 def test_the_sentence(results, said):
@@ -56,14 +71,15 @@ def test_the_figures_stand_beside_it():
     assert "100 labels: 0.710 against 0.610 (± 0.0" in payoff_line([FEW, SOME, MANY])
 
 
-@pytest.mark.parametrize("each", [FEW, SOME, MANY, UNCLEAR])
+@pytest.mark.parametrize("each", [FEW, SOME, MANY, WORSE, HARMED, UNCLEAR])
 def test_a_difference_counts_where_welch_s_test_says_so(each):
     """Of the deviations alone: the scores of from scratch are not kept by seed."""
     [point] = payoff([replace(each, num_eval=10**9)])
     scratch = {10: [0.30, 0.31, 0.29], 100: [0.60, 0.62, 0.61], 1000: [0.90, 0.93, 0.91]}[each.num_train]
-    scratch = [0.1, 0.2, 0.3] if each is UNCLEAR else scratch
+    scratch = [0.1, 0.2, 0.3] if each is UNCLEAR else [0.50, 0.52, 0.54] if each is HARMED else scratch
     test = ttest_ind(each.per_seed, scratch, equal_var=False)
     assert point.pays == (test.pvalue < 0.05 and each.value > point.scratch)
+    assert point.harms == (test.pvalue < 0.05 and each.value < point.scratch)
     low, high = test.confidence_interval(0.95)
     assert point.certain == pytest.approx((high - low) / 2)
 

@@ -14,9 +14,10 @@ from hfssl.cli.probes import ProbeArguments
 from hfssl.evaluation import EvaluationError, metrics, read_results
 from hfssl.evaluation.facts import write_facts
 from hfssl.evaluation.frozen import aligned_labels, classification_scores
+from hfssl.evaluation.gallery import nearest_rows
 from hfssl.evaluation.image.encoder import VisionEncoder
 from hfssl.evaluation.image.features import PixelFeatures, extract, extract_features
-from hfssl.evaluation.image.pictures import nearest_rows, patch_maps, two_dimensions
+from hfssl.evaluation.image.pictures import patch_maps, two_dimensions
 from hfssl.evaluation.knn import KnnEvaluator, knn_predict
 from hfssl.evaluation.linear_probe import LinearProbeEvaluator
 from hfssl.evaluation.online_knn import OnlineKnn, stratified

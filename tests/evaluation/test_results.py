@@ -102,6 +102,22 @@ def test_models_in_folders_of_one_name_are_told_apart_though_their_folders_stay_
     assert str(tmp_path) not in path.read_text()
 
 
+def test_a_folder_is_the_same_in_whatever_way_it_is_named(tmp_path, monkeypatch):
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for value, model in enumerate(("run", "run/", "./run", str(run), f"{run}/")):
+        write_results(run / "results.json", [make_result({0: value}, model=model)])
+    assert [record["value"] for record in read_results(run / "results.json")] == [4]
+    write_results(run / "results.json", [make_result(model="other")])
+    assert len(read_results(run / "results.json")) == 2
+    # and where the folder has been moved
+    run.rename(tmp_path / "moved")
+    write_results("moved/results.json", [make_result({0: 5}, model="moved")])
+    assert [record["value"] for record in read_results("moved/results.json")] == [pytest.approx(0.6), 5]
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

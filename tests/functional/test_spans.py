@@ -39,6 +39,13 @@ def test_short_sequences_keep_a_frame(num_frames):
         assert not mask.all() and mask.any() == (num_frames > 1)
 
 
+@pytest.mark.parametrize("ratio, length", [(0.4, 20), (0.65, 10), (0.8, 10)])
+def test_spans_of_short_sequences_leave_as_much_as_those_of_long_ones(ratio, length):
+    for num_frames in (8, 20, int(2 * length / ratio) - 1):
+        for generator in generators(30):
+            assert span_mask(num_frames, generator, ratio, length).sum() <= ratio * num_frames + 1
+
+
 def test_negatives_are_the_other_hidden_frames_evenly():
     mask = np.array([0, 1, 1, 0, 1, 1, 0], bool)
     negatives = negative_frames(mask, np.random.default_rng(0), 3000)
@@ -67,6 +74,13 @@ def test_tensors_are_scrambled_as_arrays_are():
     values = keyed.key(Use.SAMPLE, np.arange(100))
     mixed = keyed_tensors.mix(torch.from_numpy(values.view(np.int64)))
     assert np.array_equal(mixed.numpy().view(np.uint64), keyed.mix(values))
+
+
+def test_the_smallest_and_the_largest_number_give_finite_noise():
+    ends = torch.tensor([0, -1])  # no bit, and all 64
+    uniform = keyed_tensors.between_0_and_1(ends)
+    assert 0.0 < uniform[0] < 1e-6 and 1.0 - 1e-6 < uniform[1] < 1.0
+    assert torch.isfinite(-torch.log(-torch.log(uniform))).all()
 
 
 def test_gumbel_noise_is_that_and_goes_with_the_sample():

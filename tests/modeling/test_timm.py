@@ -1,5 +1,7 @@
 """Encoders of timm, by the stock wrapper of transformers: trained, exported and adapted like all others."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_the_card_loads_the_processor_of_the_run(tmp_path):
     model.export_encoder(folder)
     build_image_processor(32, [0.1] * 5, [0.2] * 5).save_pretrained(folder)
     names = {"image": np.zeros((5, 40, 40), np.uint8)}
-    exec(_usage(model, str(folder), 32, "cls"), names)
+    exec(_usage(model, str(folder), SimpleNamespace(image_size=32, value_range=None, colors=()), "cls"), names)
     assert list(names["processor"].image_mean) == [0.1] * 5 and names["feature"].shape == (1, 64)
 
 

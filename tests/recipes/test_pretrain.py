@@ -94,6 +94,20 @@ def test_with_labels(whole, images):
     assert made.about["why"] and made.about["found"] == "80 images"
 
 
+def test_the_configuration_of_a_hub_data_set_reaches_all_steps(whole, images):
+    same, other = {"dataset_config": "default"}, {"labelled_config": "plain"}
+    for asked, of_labels in ((same, "default"), (same | other, "plain"), (other, "plain")):
+        steps = commands(whole(dataset=str(images), labelled=str(images), **asked))
+        for words in steps.values():
+            check_flags(words)
+        for name in ("probes", "fine-tuning", "label efficiency"):
+            assert value_of(steps[name], "--dataset_config") == of_labels
+        assert value_of(steps["pre-training"], "--probe_dataset_config") == of_labels
+        assert value_of(steps["pre-training"], "--dataset_config") == asked.get("dataset_config")
+    with pytest.raises(UserError, match="`--labelled_config plain` is about labelled samples"):
+        whole(dataset=str(images), **other)
+
+
 def test_without_labels(whole, images):
     steps = commands(whole(dataset=str(images), budget_minutes=100))
     assert list(steps) == ["views", "pre-training", "features"]

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from labelled import save, save_bert, vit
 from recipe_process import recipe_server
+from text_encoder import save_text_encoder
 
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,24 @@ def test_patches_are_judged_on_the_scenes_that_come_with_hfssl(encoder, tmp_path
     assert {record["metric"] for record in patches} == {"miou", "pixel_accuracy", "correspondence"}
     assert patches[0]["hyperparameters"]["image_size"] == 16 and "ground" in patches[0]["details"]["iou"]
     assert (tmp_path / "assets" / "segmentation.png").is_file()
+
+
+def test_groups_that_no_probe_sees_are_told_apart(tmp_path):
+    """Texts of one group have wrong labels. The columns are found, though two of them could be the labels."""
+    rows = [(f"{'good' if i % 2 else 'bad'} {'abcdef'[i % 6]} day", "fm"[i // 2 % 2], i % 2) for i in range(240)]
+    rows = [(text, sex, label if sex == "f" else i // 4 % 2) for i, (text, sex, label) in enumerate(rows)]
+    columns = dict(zip(("text", "label", "class"), zip(*rows, strict=True), strict=True))
+    table = tmp_path / "texts.csv"
+    pd.DataFrame(columns).to_csv(table, index=False)
+    encoder = save_text_encoder(tmp_path / "bert")
+    flags = ["--encoder", encoder, "--dataset", table, "--protocol", "linear", "--output_dir", tmp_path / "out"]
+    result = run(tmp_path / "log", *flags, "--group_column", "label")
+    assert result.poll() == 0, result.stderr
+    assert "by label: errors are " in result.stdout and "What it does not show" in result.stdout
+    *_, gap = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert gap["metric"] == "error_gap" and gap["value"] > 0 and gap["hyperparameters"]["classes"] == 2
+    assert [each["name"] for each in gap["details"]["groups"]] == ["f", "m"]
+    assert "Group by group</h2>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):

@@ -1,6 +1,7 @@
 """The card: what the Hub reads of it, what it says, and what joins it later."""
 
 import json
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -71,12 +72,21 @@ def later(value, **fields):
     return Result.from_scores({0: value}, {"majority": 0.25}, **known | fields)
 
 
+def without_limits(card):
+    """What stands behind the figures, but for what of the limits follows from them."""
+    behind = card.content.split("## My own words")[1]
+    return re.sub("<!-- hfssl writes from here -->.*<!-- to here -->", "", behind, flags=re.S)
+
+
 @pytest.mark.parametrize("has_figures", [True, False])
 def test_a_probe_joins_it_and_what_a_person_wrote_stays(tmp_path, has_figures):
     folder = a_run(tmp_path / "run")
     written(a_probe(folder) if has_figures else folder)
     path = folder / "README.md"
-    path.write_text(path.read_text().replace("## Limits\n", "## My own words\n\nFor pets only.\n\n## Limits\n"))
+    limits = "## Limits and known biases\n"
+    path.write_text(
+        path.read_text().replace(limits, f"## My own words\n\nFor pets only.\n\n{limits}\nNot for cows.\n")
+    )
     before = ModelCard.load(path)
     for value in (0.5, 0.75):  # the newer one replaces the older
         assert add_to_card(folder, [later(value)]) == path
@@ -85,8 +95,49 @@ def test_a_probe_joins_it_and_what_a_person_wrote_stays(tmp_path, has_figures):
     assert card.content.count("## What was measured") == 1 and "**0.75**" in card.content
     assert "**0.5**" not in card.content and "## My own words\n\nFor pets only." in card.content
     assert card.content.index("## What was measured") < card.content.index("## My own words")
-    assert before.content.split("## My own words")[1] == card.content.split("## My own words")[1]
+    assert without_limits(before) == without_limits(card)
+    # what follows from figures is said of these
+    assert ("labels of any kind: not evaluated" in before.content) != has_figures
+    assert "labels of any kind: not evaluated" not in card.content
     assert len(json.loads((folder / "results.json").read_text())) == 1 + has_figures
+
+
+@pytest.mark.parametrize(
+    "limits, stays",
+    [
+        (
+            "## Limits\n\n- Use for labels of any kind: not evaluated.\n- Biases: not evaluated. Once.\n\nNot for cows.\n",
+            True,
+        ),
+        ("## Limits and known biases\n\nNot for cows.\n", True),
+        ("## Limits and known biases\n\n<!-- hfssl writes from here -->\n\nNot for cows.\n", True),
+        ("", False),
+    ],
+    ids=["of an older version", "without marks", "without the last mark", "none"],
+)
+def test_limits_are_told_once(tmp_path, limits, stays):
+    folder = a_run(tmp_path / "run")
+    (folder / "README.md").write_text(f"# my-run\n\n{limits}\n## How it was made\n\nWith care.\n")
+    for value in (0.5, 0.75):
+        add_to_card(folder, [later(value)])
+    text = (folder / "README.md").read_text()
+    assert text.count("## Limits") == text.count("Biases: not evaluated.") == 1
+    assert ("Not for cows." in text) == stays and "labels of any kind: not evaluated" not in text
+    assert text.index("## Limits") < text.index("## How it was made") and "`recipes/probe.py --group_column`" in text
+
+
+def test_figures_of_an_encoder_that_lay_there_before_are_not_told_of_this_one(tmp_path):
+    folder = a_run(tmp_path / "run", encoder="new" * 5)
+    written(folder)
+    add_to_card(folder, [later(0.5, task="old pets")], "old" * 5)
+    path = add_to_card(folder, [later(0.75), later(0.25, protocol="linear", hyperparameters={})], "new" * 5)
+    text = path.read_text()
+    assert "old pets" not in text and "**0.75**" in text
+    assert "All are of the weights after step 4 (sha256 newnewnewnew)." in text
+    record = read_record(folder)
+    assert [each.value for each in record.results] == [0.75, 0.25]
+    assert "1 of its figures are of an encoder that lay here before this one" in record.missing[0]
+    assert len(json.loads((folder / "results.json").read_text())) == 3  # and they are still there
 
 
 def test_only_a_card_that_is_there_can_be_joined(tmp_path):

@@ -16,7 +16,7 @@ from hfssl.report import page as page_module
 from hfssl.report import pictures as pictures_module
 from hfssl.report.comparison import names_of, write_comparison
 from hfssl.report.page import report_safely, write_report
-from hfssl.report.pictures import embedded_pictures
+from hfssl.report.pictures import embedded_pictures, embedded_sounds
 from hfssl.report.record import read_record, thinned
 
 
@@ -248,3 +248,53 @@ def test_the_steps_of_a_whole_are_on_one_page(tmp_path):
     (tmp_path / "labels" / "results.json").write_text("[]")
     text = Page(write_report(tmp_path).read_text()).text
     assert "labels holds nothing to report on" in text and "0.6875" in text
+
+
+def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
+    folder = a_run(tmp_path / "run")
+    Image.new("L", (4, 4)).save(folder / "assets" / "attention.png")
+    words = [[EVIL, {"occlusion": [[EVIL, 1.0], [" b", -0.5]]}]]
+    finding = {
+        "title": "Where it looks", "method": "Attention roll-out.", "papers": {"A, 2020": "https://huggingface.co/papers/1"},
+        "limits": "Attention is no explanation.", "said": [f"12 % {EVIL}"],
+        "shows": [
+            {"picture": "attention.png", "caption": "Samples and maps."}, {"words": words, "caption": "Words."},
+            {"listing": [["dimension 3", ["a text"]]], "caption": "Texts."},
+            {"table": {"head": ["dimension", "class"], "rows": [["3", EVIL]]}, "caption": "Classes"},
+        ],
+    }  # fmt: skip
+    other = {**finding, "title": "What a decision rests on", "shows": []}
+    (folder / "explain.json").write_text(json.dumps({"encoder": "x", "findings": [finding, other]}))
+    text = write_report(folder).read_text()
+    page = Page(text)
+    assert EVIL not in text and "script" not in page.tags and EVIL in page.text
+    for said in (
+        "Where it looks Attention roll-out.", "What it does not show Attention is no explanation.",
+        "Source A, 2020 (https://huggingface.co/papers/1)", "dimension 3 a text", "occlusion:",
+    ):  # fmt: skip
+        assert said in page.text, said
+    assert page.text.count("Samples and maps.") == 1 and page.tags.count("img") == 2
+    # how strong a word is stands in its style, and what speaks against is not told by its colour alone
+    assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
+    (folder / "explain.json").write_text("{")
+    assert "explain.json: " in Page(write_report(folder).read_text()).text
+    # an evaluation of nothing else has a page too
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))
+    assert "Attention is no explanation." in write_report(tmp_path / "alone").read_text()
+
+
+def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):
+    pytest.importorskip("soundfile")
+    from hfssl.data.audio.contact_sheet import write_page
+
+    sound = np.sin(np.linspace(0, 2000, 16000)).astype(np.float32)
+    for name in ("a", "b"):
+        write_page(tmp_path / f"{name}.png", [(f"{name} {i}", 1.0, sound, []) for i in range(4)])
+    pages = [(tmp_path / f"{name}.html", f"page {name}") for name in ("a", "b")]
+    whole, others = embedded_sounds(pages)
+    assert [len(each.rows) for each in whole] == [4, 4] and not others
+    assert [each.caption for each in whole] == ["page a", "page b"]
+    size = len(whole[0].rows[0][1])
+    some, others = embedded_sounds(pages, 5 * size)
+    assert [len(each.rows) for each in some] == [2, 3] and others == ["a.html", "b.html"]

@@ -27,7 +27,6 @@ from ...evaluation.linear_probe import linear_probe_predict
 from ...functional.schedules import cosine
 from ...methods import METHODS
 from ...modeling.base import evaluating
-from ...modeling.image_processing import build_image_processor
 from ...modeling.pooling import check_pooling
 from ..training import NOTHING_BESIDE, Timed
 from .plan import OURS, Cell, Comparison
@@ -223,7 +222,7 @@ def build_ours(arguments: Comparison, method: str, seed: int, images: Path) -> S
     view_arguments = ViewArguments(image_size=arguments.image_size, **local)
     views = make_views(METHODS[method], recipe, config, data, view_arguments, set(local))
     model = build_method(METHODS[method], recipe, config, views, args, set(config))
-    processor = build_image_processor(views.image_size, views.mean, views.std)
+    processor = views.image_processor()
     return SimpleNamespace(args=args, data=data, views=views, model=model, processor=processor)
 
 

@@ -1,10 +1,17 @@
-"""The table of a comparison, what it says of each method, and the curves as a picture."""
+"""The table of a comparison, what it says of each method, the curves as a picture, and all of it side by side."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...evaluation.knn import KnnEvaluator
+from ...evaluation.linear_probe import LinearProbeEvaluator
+from ...evaluation.probe_features import MAJORITY, RANDOM_INIT, RAW_INPUT
+from ...evaluation.results import Result
+from ...machine import fit_to_leave
+from ...report.comparison import write_records
+from ...report.record import Record
 from .plan import BASELINES, METHODS, OURS, Cell, Comparison, read_cell
 
 
@@ -15,7 +22,7 @@ Figures = list[float]
 
 
 def report(arguments: Comparison) -> str:
-    """Write `comparison.md` and `comparison.png` of the cells that have finished, and return the text."""
+    """Write `comparison.md`, `.png` and `.html` of the cells that have finished, and return the text."""
     records = {cell.name: record for cell in arguments.cells if (record := read_cell(arguments, cell)) is not None}
     baselines = records.pop(BASELINES, None)
     by_side: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -27,8 +34,66 @@ def report(arguments: Comparison) -> str:
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     if by_side:
         plot_curves(by_side, baselines, folder / "comparison.png")
-        text += f"\n\nTable and curves: {folder / 'comparison.md'}, {folder / 'comparison.png'}"
+        cells = {name: as_record(arguments, name, record, baselines) for name, record in records.items()}
+        page = write_records(cells, folder / "comparison.html")
+        text += f"\n\nTable and curves: {folder / 'comparison.md'}, {folder / 'comparison.png'}; side by side: {page}"
     return text
+
+
+# What is measured of a cell, by its name there: protocol, number of neighbours.
+_FIGURES = {
+    "knn_20": (KnnEvaluator, {"k": 20}),
+    "knn_200": (KnnEvaluator, {"k": 200}),
+    "linear": (LinearProbeEvaluator, {}),
+}
+
+
+def as_record(arguments: Comparison, name: str, cell: dict[str, Any], baselines: dict[str, Any] | None) -> Record:
+    """A cell as a record of a run, such as `recipes/report.py` puts side by side."""
+    seed, ends = cell["seed"], cell["curve"][-1] | {"linear": cell["linear"]}
+    results = []
+    for figure, (protocol, variant) in _FIGURES.items():
+        beside: dict[str, float] = {}
+        if baselines is not None:
+            at_random = baselines["random_init"].get(str(seed))
+            beside = {} if at_random is None else {RANDOM_INIT: at_random[figure]}
+            beside |= {RAW_INPUT: baselines["raw_input"][figure], MAJORITY: baselines["majority"]}
+        results.append(
+            Result.from_scores(
+                {seed: ends[figure]},
+                beside,
+                protocol=protocol.protocol,
+                version=protocol.version,
+                model=name,
+                task=fit_to_leave(arguments.dataset or "letters"),
+                split=arguments.test_split,
+                metric="accuracy",
+                num_train=arguments.max_train_samples,
+                num_eval=arguments.max_test_samples,
+                hyperparameters=variant,
+                command=cell["command"],
+                commit=cell["commit"],
+                versions=cell["versions"],
+            )  # fmt: skip
+        )
+    history = [
+        {"step": point["step"], "loss": point["loss"], "eval_knn_accuracy": point[MAIN]}
+        | {key: value for key, value in point.items() if key.startswith("health_")}
+        for point in cell["curve"]
+    ]
+    title = METHODS[cell["method"]].title
+    threads = cell["threads"]
+    protocol = cell["protocol"]
+    run = {
+        "title": title if cell["side"] == OURS else f"{title}, {cell['side']}", "method": cell["method"],
+        "step": cell["steps"], "history": history, "cost": {"seconds": cell["seconds"]}, "processes": 1,
+        "device": f"{threads} thread{'s' * (threads != 1)}", "command": cell["command"],
+        "settings": {
+            "run": {"seed": seed, **protocol["training"]}, "method": {"name": cell["method"], **protocol["config"]},
+            "data": {key: value for key, value in protocol.items() if key not in ("config", "training")},
+        },
+    }  # fmt: skip
+    return Record(Path(arguments.output_dir) / name, fit_to_leave(run), results)
 
 
 def at_time_of(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ...data.image.views import ViewArguments, Views
 from ...errors import UserError
-from ...evaluation.facts import read_facts
-from ...evaluation.image.encoder import size_arguments
+from ...evaluation.image.sizes import size_arguments
 from ...machine import compute_device
 from ...modeling.attention import LEAN, takes_lean_attention
 from ...modeling.channels import with_channels
-from ...modeling.image_processing import processed_channels, without_timm
 from ...modeling.method import width_of
 from ...modeling.packing import attention_candidates, recommended_attention
 from ...modeling.pooling import is_convolutional
@@ -48,6 +46,7 @@ from .. import encoders
 from .choice import CONVOLUTIONAL, TRANSFORMER, choose, embedded_encoder, say
 from .data import ImageData
 from .presets import IMAGE_SIZES, VISION_PRESETS
+from .trained_input import check_input, trained_colors, trained_mean_std
 
 
 logger = logging.getLogger(__name__)
@@ -233,7 +232,7 @@ def make_views(
     if arguments.normalization == "dataset":
         mean_std = data.channel_mean_std()
     elif is_checkpoint(recipe.encoder) and "normalization" not in given:
-        mean_std = _checkpoint_mean_std(recipe.encoder, data.num_channels, arguments.colour_channels)
+        mean_std = trained_mean_std(recipe.encoder, data.num_channels, arguments.colour_channels)
     if mean_std is None and arguments.normalization is None and data.num_channels != 3:
         mean_std = data.channel_mean_std()
     return Views(
@@ -275,31 +274,6 @@ def _of_run(checkpoint: Path, overrides: dict[str, Any] | None) -> tuple[dict[st
     return fields | (overrides or {}), views[0]["size"]
 
 
-def trained_colors(encoder: str) -> list[int] | None:
-    """Which channels of a checkpoint are red, green and blue, where its folder says that it is another order."""
-    return read_facts(encoder).get("colour_channels")
-
-
-def _checkpoint_mean_std(
-    encoder: str, num_channels: int, colors: list[int] | None
-) -> tuple[list[float], list[float]] | None:
-    try:
-        processor = without_timm(AutoImageProcessor.from_pretrained(encoder), encoder)
-    except (OSError, ValueError):
-        return None  # a checkpoint without one
-    # of other channels than it was trained on it says nothing
-    if processed_channels(processor) != num_channels:
-        return None
-    mean_std = list(processor.image_mean), list(processor.image_std)
-    if num_channels == 3:
-        order = trained_colors(encoder) or range(3)
-        for values in mean_std:
-            of_colors = [values[place] for place in order]
-            for place, value in zip(colors or range(3), of_colors, strict=True):
-                values[place] = value
-    return mean_std
-
-
 def build(
     method: type[SSLVisionModel],
     recipe: VisionEncoderArguments,
@@ -317,6 +291,8 @@ def build(
     record, image_size = method.method, views.image_size
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
     config |= record.fields_for(fresh, given, views.embedded)
+    if config.get("gram_teacher") is not None:
+        check_input(config["gram_teacher"], views, "--gram_teacher")
     if fresh is not None:
         fresh = with_channels(fresh, views.num_channels)
         if hasattr(fresh, "image_size"):
@@ -463,14 +439,25 @@ def _recommended(model: SSLVisionModel, kind: str, part: PreTrainedModel, args: 
     num_tokens = getattr(model.config, "num_patches", None) or patches_a_side(part.config) ** 2
     if kind == "encoder":
         num_tokens = getattr(model.config, "num_visible", num_tokens)
-    choice = recommended_attention(part.config, num_tokens, args.device, _dtype(args))
-    return LEAN if choice == "eager" and takes_lean_attention(part.config) else choice
+    return recommended_for_patches(part.config, num_tokens, args)
+
+
+def recommended_for_patches(config: PreTrainedConfig, num_tokens: int, args: SSLTrainingArguments) -> str:
+    """The implementation of attention for so many patches an image, by what was measured elsewhere."""
+    choice = recommended_attention(config, num_tokens, args.device, _dtype(args))
+    return LEAN if choice == "eager" and takes_lean_attention(config) else choice
 
 
 def _fastest(model: SSLVisionModel, encoder: PreTrainedModel, recommended: str, args: SSLTrainingArguments) -> str:
-    """What is fastest for a batch of images, of all their patches or of those that the method lets the encoder see."""
+    return fastest_for_patches(encoder, recommended, args, getattr(model.config, "num_visible", None))
+
+
+def fastest_for_patches(
+    encoder: PreTrainedModel, recommended: str, args: SSLTrainingArguments, num_visible: int | None = None
+) -> str:
+    """What is fastest for a batch of images, of all their patches or of those that a method lets the encoder see."""
     config, rows = encoder.config, args.per_device_train_batch_size
-    size, num_visible = side(config.image_size), getattr(model.config, "num_visible", None)
+    size = side(config.image_size)
 
     def run(tried: PreTrainedModel) -> torch.Tensor:
         images = torch.zeros(rows, config.num_channels, size, size, device=args.device)

@@ -17,7 +17,7 @@ from ...evaluation.image.reconstructions import plot_reconstructions
 from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.probes import probe_table
 from ...modeling.channels import with_num_channels
-from ...modeling.pooling import check_pooling, is_convolutional, num_own_tokens
+from ...modeling.pooling import check_pooling, is_convolutional, pooling_code
 from ...modeling.trial import num_channels_of
 from ...modeling.vision import SSLVisionModel, load_vision_encoder, side
 from ...training.checkpoints import STAGING
@@ -35,7 +35,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import ImageData
-from .encoders import trained_colors
+from .trained_input import trained_colors
 
 
 # Of a transformer whose stock class has one.
@@ -74,7 +74,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
         pictures = _pictures(model, evaluator, data, views, folder / "assets")
-        usage = _usage(model, name, views.image_size, pooling)
+        usage = _usage(model, name, views, pooling)
     labelled = knn.named if knn is not None else _own_labels(data)
     write_and_say(
         trainer, results=results, data=f"{data.source.description}; {views.description}".replace("\n", "; "),
@@ -84,7 +84,6 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
         facts={
             "modality": "image", "dataset": data.arguments.dataset, "pooling": pooling,
             "image_size": views.image_size, "labelled": labelled,
-            **({"colour_channels": list(views.colors)} if views.colors not in ((), (0, 1, 2)) else {}),
         },
         told=(f"\nPictures in {output_dir}/assets: {', '.join(picture.name for picture, _ in pictures)}",),
         commands=lambda folder: _commands(trainer, folder, data, views, pooling, labelled, base_model),
@@ -148,41 +147,59 @@ def _commands(
     return commands
 
 
-def _usage(model: SSLVisionModel, name: str, image_size: int, pooling: str | None) -> str:
+def _usage(model: SSLVisionModel, name: str, views: Views, pooling: str | None) -> str:
     """Python that makes features of an image, pooled as the probes of the run take them."""
     config = model.encoder.config
     channels = num_channels_of(config)
     pooling = check_pooling(config, pooling)
     with torch.no_grad():
-        blank = torch.zeros(1, channels, image_size, image_size, device=next(model.parameters()).device)
+        blank = torch.zeros(1, channels, views.image_size, views.image_size, device=next(model.parameters()).device)
         outputs = model.encoder(blank)
     shape = ", ".join(map(str, outputs.last_hidden_state.shape[1:]))
-    cls, patches = (
-        "outputs.last_hidden_state[:, 0]",
-        f"outputs.last_hidden_state[:, {num_own_tokens(config)}:].mean(1)",
-    )
-    feature, options = {"cls": cls, "mean": patches}.get(pooling), ""
-    if is_convolutional(config):
-        is_pooled = outputs.get("pooler_output") is not None
-        feature = "outputs.pooler_output.flatten(1)" if is_pooled else "outputs.last_hidden_state.mean((2, 3))"
-    elif pooling == "cls+mean":
-        feature = f"torch.cat([{cls}, {patches}], dim=-1)"
-    elif pooling == "last4":
-        options = ", output_hidden_states=True"
-        feature = f"torch.cat([*(state[:, 0] for state in outputs.hidden_states[-4:-1]), {cls}], dim=-1)"
+    feature, options = pooling_code(config, pooling)
     # of a folder with a configuration of timm the automatic one is timm's, and knows nothing of the run
     processor = "BitImageProcessor" if config.model_type == "timm_wrapper" else "AutoImageProcessor"
-    given, what = "", ""
-    if channels not in (1, 3):
-        given = ', input_data_format="channels_first"'
-        what = f"# image: an array of bytes ({channels}, height, width)\n"
-    return ("import torch\n" if "torch." in feature else "") + (
-        f"from transformers import {', '.join(sorted((processor, 'AutoModel')))}\n\n"
-        f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})\n'
-        f'processor = {processor}.from_pretrained("{name}")\n'
-        f'{what}outputs = encoder(**processor(image, return_tensors="pt"{given}){options})\n'
-        f"feature = {feature}  # the pooling that was measured: {pooling}"
-        + ("" if is_convolutional(config) else _NO_POOLER)
+    given = "" if channels in (1, 3) else ', input_data_format="channels_first"'
+    what = _image_words(views, channels)
+    imports = [
+        f"import {module}" for module, used in (("numpy as np", "np."), ("torch", "torch.")) if used in feature + what
+    ]
+    return "\n".join(
+        [
+            *imports,
+            *(["from PIL import Image"] if "Image." in what else []),
+            f"from transformers import {', '.join(sorted((processor, 'AutoModel')))}\n",
+            f'encoder = AutoModel.from_pretrained("{name}")  # last_hidden_state: (batch_size, {shape})',
+            f'processor = {processor}.from_pretrained("{name}")',
+            f'{what}outputs = encoder(**processor(image, return_tensors="pt"{given}){options})',
+            f"feature = {feature}  # the pooling that was measured: {pooling}"
+            + ("" if is_convolutional(config) else _NO_POOLER),
+        ]
+    )
+
+
+def _image_words(views: Views, channels: int) -> str:
+    """What the image is that the processor takes, and for values of more than 8 bits Python that makes it."""
+    is_picture, ends = channels in (1, 3), views.value_range
+    what = ""
+    if views.colors and (not is_picture or views.colors != (0, 1, 2)):
+        what = f"# channels {', '.join(map(str, views.colors))} are red, green and blue\n"
+    if ends is None:
+        return what if is_picture else f"# image: an array of bytes ({channels}, height, width)\n{what}"
+    low, high = ends[::2], ends[1::2]
+    shape = f"({channels}, height, width)"
+    if is_picture:
+        grey = "(height, width)" if len(low) == 1 else ""
+        shape = " or ".join(filter(None, (grey, "(height, width, 3)" if channels == 3 else "")))
+    if len(low) == 1:
+        bounds = f"low, high = {low[0]}, {high[0]}"
+    else:
+        places = "" if is_picture else "[:, None, None]"
+        bounds = f"low, high = np.array({list(low)}){places}, np.array({list(high)}){places}"
+    image = "np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)"
+    return (
+        f"# values: those of a file {shape}, of which all below `low` are black and all above `high` are white\n"
+        f"{what}{bounds}\nimage = {f'Image.fromarray({image})' if is_picture else image}\n"
     )
 
 

@@ -30,7 +30,6 @@ from ...evaluation.online_knn import OnlineKnn
 from ...evaluation.results import read_json, write_json
 from ...evaluation.usefulness import standard_error
 from ...machine import say_choice
-from ...modeling.image_processing import build_image_processor
 from ...modeling.vision import SSLVisionModel
 from ...training.arguments import SSLTrainingArguments
 from ...training.settings import steps_of_passes
@@ -203,7 +202,7 @@ def _try_all(
     to_choose_by = frozenset(map(identity, choose.images))
     usual = make_views(method, recipe, config, data, arguments, given)
     variants = variants_of(usual, given)
-    processor = build_image_processor(usual.image_size, usual.mean, usual.std, usual.value_range)
+    processor = usual.image_processor()
     # the encoder that was chosen, for all of them
     arguments, given = replace(arguments, image_size=usual.image_size), given | {"image_size"}
     measured_on = frozenset(map(identity, test.images))

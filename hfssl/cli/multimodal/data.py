@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -13,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.caption.captions import texts_of
 from ...data.held_out import held_out_parts, pieces_all_over
-from ...data.image.decode import DamagedImage, image_header
+from ...data.image.decode import DamagedImage, ImageHeader, image_header
 from ...data.image.value_range import ValueRange, judge_range
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
@@ -143,6 +145,8 @@ class PairData:
         self.exclude = frozenset(
             self.source.held_out_by({name: [pair[name]] for name in pair}, 0) for pair in self.held_out
         )
+        if "image" in self.names:
+            self._check_channels()
         self.tokenizer = self._tokenizer(text_encoder, checkpoint) if "text" in self.names else None
 
     @property
@@ -159,18 +163,31 @@ class PairData:
     @cached_property
     def short_side(self) -> int:
         """The shorter side of a usual image, in pixels."""
-        sides = []
-        for image in self._some_images:
-            try:
-                header = image_header(image)
-            except DamagedImage:
-                continue
-            sides.append(min(header.height, header.width))
-        if not sides:
+        if not self._headers:
             raise UserError(
                 f"No image of {self.source.description} can be decoded. Pass other data, or another `--image_column`."
             )
-        return int(np.median(sides))
+        return int(np.median([min(header.height, header.width) for header in self._headers]))
+
+    def _check_channels(self) -> None:
+        """Refuse images that are no pictures; of a few among many each is a damaged one."""
+        found = Counter(header.num_channels or 3 for header in self._headers)
+        usual = max(found, key=found.get, default=3)
+        if usual != 3:
+            raise UserError(
+                f"The images of {self.source.description} have {usual} channels, and those of pairs are pictures: "
+                "grey, or red, green and blue. Save the channels that are to be seen as pictures; or train on the "
+                "images alone, which may have any number of channels, as `recipes/simclr.py` does."
+            )
+
+    @cached_property
+    def _headers(self) -> list[ImageHeader]:
+        """Of some images."""
+        headers = []
+        for image in self._some_images:
+            with suppress(DamagedImage):
+                headers.append(image_header(image))
+        return headers
 
     @cached_property
     def value_range(self) -> ValueRange | None:

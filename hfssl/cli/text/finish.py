@@ -10,6 +10,7 @@ import torch
 from ...evaluation.masked_tokens import fill_mask_examples
 from ...evaluation.next_sentence import NextSentenceEvaluator
 from ...evaluation.next_tokens import continuations
+from ...evaluation.text.pictures import CAPTIONS
 from ...evaluation.token_prediction import TokenPredictionEvaluator
 from ...report.card import example_lines
 from ...training.trainer import SSLTrainer
@@ -24,7 +25,7 @@ from ..finish import (
     write_and_say,
 )
 from .data import TextData
-from .probes import TextProbes
+from .probes import TextProbes, probed_folder
 
 
 # Flags of a run on the same data that the tokenizer of the result answers.
@@ -77,9 +78,10 @@ def finish_text(
         told.append("\nOn held-out text:")
     told += ["  " + "\n    ".join(example_lines(example)) for example in examples]
     probed = [] if probes is None else probes.table(trainer, base_model)
+    shown = [(probed_folder(trainer) / "assets" / file, caption) for file, caption in CAPTIONS.items()]
     write_and_say(
         trainer, results=results + pairs + probed, examples=examples, data=data.source.description,
-        base_model=base_model,
+        base_model=base_model, pictures=[each for each in shown if each[0].is_file()],
         pipeline_tag="text-generation" if causal else "fill-mask",
         usage=_causal_usage(name) if causal else _masked_usage(name, model.config.encoder_config.hidden_size),
         facts={

@@ -56,8 +56,12 @@ class TextProbes:
     def table(self, trainer: SSLTrainer, base_model: str | None) -> list[Result]:
         """Print probes of what was trained beside what needs no training, and the checkpoint that was continued."""
         model = trainer.accelerator.unwrap_model(trainer.model)
-        folder = Path(trainer.args.output_dir)
         return probe_table(
-            model, trainer.processing_class, self.train, self.test, output_dir=folder / STAGING / "probes",
-            pooling=self.pooling, name=str(folder), before=base_model,
+            model, trainer.processing_class, self.train, self.test, output_dir=probed_folder(trainer),
+            pooling=self.pooling, name=str(Path(trainer.args.output_dir)), before=base_model,
         )  # fmt: skip
+
+
+def probed_folder(trainer: SSLTrainer) -> Path:
+    """Where probes at the end of a run leave what the result folder takes of them."""
+    return Path(trainer.args.output_dir) / STAGING / "probes"

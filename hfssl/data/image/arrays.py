@@ -295,9 +295,9 @@ def tiff_array(data: bytes) -> ArrayFile:
             "TIFF files of other channels than grey, or red, green and blue in 8 or 16 bits, are read with tifffile: "
             "`pip install tifffile imagecodecs`"
         ) from error
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
-        page, axes, shape, dtype = series.keyframe, series.axes, series.shape, series.dtype
+    # it stays open as long as the array is there: to read the list of all parts takes longer than a part
+    series = tifffile.TiffFile(io.BytesIO(data)).series[0]
+    page, axes, shape, dtype = series.keyframe, series.axes, series.shape, series.dtype
     if dtype is None or 0 in shape:
         raise DamagedImage("it is a TIFF without pixels" if dtype is not None else "it is a TIFF of unknown numbers")
     sizes = dict(zip(axes, shape, strict=True))
@@ -323,14 +323,12 @@ def tiff_array(data: bytes) -> ArrayFile:
     nodata = page.nodata if _GDAL_NODATA in page.tags and np.dtype(dtype) != np.uint8 else None
 
     def read() -> np.ndarray:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            return _with_nan(arrange(file.series[0].asarray()), nodata)
+        return _with_nan(arrange(series.asarray()), nodata)
 
     def region(top: int, left: int, height: int, width: int) -> np.ndarray:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages = [file.series[0].keyframe] if channel == "S" else file.series[0].pages
-            values = np.concatenate([_region_of_page(page, top, left, height, width) for page in pages])
-            return _with_nan(values, nodata)
+        pages = [series.keyframe] if channel == "S" else series.pages
+        values = np.concatenate([_region_of_page(page, top, left, height, width) for page in pages])
+        return _with_nan(values, nodata)
 
     is_cut = len(page.dataoffsets) > 1 and page.imagedepth == 1
     shape = (sizes.get(channel, 1), sizes["Y"], sizes["X"])

@@ -15,7 +15,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from .column_makers import BlockMasks, ColumnMaker, Crops, MixedSizes, Noise
 from .png import encoded_image
 from .tiles import Tiles
 
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -320,6 +323,13 @@ class Views:
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
         """What turns the columns of some rows into a batch on `device`."""
         return ViewCollator(self, device)
+
+    def image_processor(self) -> "BaseImageProcessor":
+        """The stock image processor that goes with an encoder of such views, see
+        [`~hfssl.modeling.image_processing.build_image_processor`]."""
+        from ...modeling.image_processing import build_image_processor  # imports more than workers need
+
+        return build_image_processor(self.image_size, self.mean, self.std, self.value_range, self.colors)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -62,8 +62,12 @@ class Clips(Sequence):
             Share of damaged ones that is borne.
         most_bytes (`int`, *optional*):
             Room for those that are kept.
+        are (`str`, *optional*):
+            What damaged ones are, see [`~hfssl.evaluation.extraction.check_damage`].
 
     Attributes:
+        bad (`list[int]`):
+            Which are damaged.
         lengths (`np.ndarray` of shape `(num_clips,)`):
             In samples.
 
@@ -81,18 +85,19 @@ class Clips(Sequence):
         name: str = "the data",
         max_bad_fraction: float = MAX_BAD_FRACTION,
         most_bytes: int = KEPT_BYTES,
+        are: str | None = None,
     ):
         self.samples, self.least, self.most = samples, least, most
         self.reader = AudioReader(sampling_rate)
         self._kept = Kept(self._decoded, _num_bytes, most_bytes)
-        lengths, bad = [], []
+        lengths, self.bad = [], []
         for batch in self.reader.batches(samples, range(0, len(samples), _AT_ONCE), _AT_ONCE):
             for clip in batch:
                 if clip is None:
-                    bad.append(len(lengths))
+                    self.bad.append(len(lengths))
                 lengths.append(len(self._kept.keep(len(lengths), self._fitted(clip))))
         self.lengths = np.array(lengths, np.int64)
-        check_damage(samples, bad, name, self.reader, max_bad_fraction)
+        check_damage(samples, self.bad, name, self.reader, max_bad_fraction, are)
 
     def _fitted(self, clip: np.ndarray | None) -> np.ndarray:
         clip = (self.reader.blank if clip is None else clip)[: self.most]

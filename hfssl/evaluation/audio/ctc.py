@@ -40,6 +40,7 @@ from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
 from ..evaluator import EvaluationError, Evaluator, encoder_source
 from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
+from ..finetune_rows import readable
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from ..results import Result, command_line, versions, write_results
@@ -179,7 +180,8 @@ class _CtcRun:
     def rows(self) -> np.ndarray:
         """The recordings of train that are learned from: a part of one would not be what its transcript says."""
         most, rate = self.finetuning.most, self.finetuning.encoder.sampling_rate
-        lengths = self.finetuning.clips("train").lengths
+        clips = self.finetuning.clips("train")
+        lengths = clips.lengths
         rows = np.flatnonzero(lengths <= most)
         if not len(rows):
             raise EvaluationError(
@@ -192,7 +194,7 @@ class _CtcRun:
                 "%s of %s recordings to learn from are longer than %g s (`--max_seconds`), and are left out: of a "
                 "part the transcript is not known.", f"{len(lengths) - len(rows):,}", f"{len(lengths):,}", most / rate,
             )  # fmt: skip
-        return rows
+        return readable(rows, clips.bad)
 
     def hyperparameters(self) -> dict[str, Any]:
         return self.settings.hyperparameters(self.defaults) | {"precision": self.precision}

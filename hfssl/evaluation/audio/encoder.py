@@ -1,7 +1,7 @@
 """An audio encoder as probes and fine-tuning need it: its feature extractor, and models with old or new weights."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from ...errors import first_line
 from ...modeling.base import evaluating
+from ...modeling.convolutions import channels_last_convolutions, keep_channels_last
 from ...modeling.frames import is_grid, layer_features
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
@@ -67,6 +68,7 @@ class AudioEncoder(ProcessedEncoder):
 
     def with_head(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
         model = super().with_head(*args, **kwargs)
+        keep_channels_last(model.base_model)
         for name, parameter in model.named_parameters():
             # what stands for masked frames, of which there are none: DDP would wait for its gradient forever
             if name.endswith("masked_spec_embed"):
@@ -124,7 +126,15 @@ def encode_layers(
     """Pooled features of some waveforms by each layer, of shape `(num_clips, num_layers + 1, hidden_size)`."""
     inputs = {name: tensor.to(model.device) for name, tensor in make_inputs(model, processor, clips).items()}
     seconds = torch.tensor([len(clip) / processor.sampling_rate for clip in clips], device=model.device)
-    outputs = model(**inputs, output_hidden_states=True)
+    return run_layers(model, inputs, seconds, pooling)
+
+
+def run_layers(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], seconds: torch.Tensor, pooling: str
+) -> torch.Tensor:
+    """The same of the inputs of a forward pass, of clips that are so many `seconds` long."""
+    with channels_last_convolutions(model):
+        outputs = model(**inputs, output_hidden_states=True)
     return layer_features(model, outputs, inputs.get("attention_mask"), seconds, pooling)
 
 

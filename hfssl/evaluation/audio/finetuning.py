@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ..finetune_rows import KeyedOrder, label_of
+from ..finetune_rows import LEFT_OUT, KeyedOrder, label_of, readable
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
 from .clips import KEPT_BYTES, Clips
@@ -50,7 +50,8 @@ class AudioFinetuning:
         return self.encoder.classifier(class_names, seed, random_init=random_init)
 
     def training_rows(self, labels: np.ndarray, rows: np.ndarray, length: int, seed: int) -> Dataset:
-        return TrainingClips(self.clips("train"), labels, rows, length, seed, self.most)
+        clips = self.clips("train")
+        return TrainingClips(clips, labels, readable(rows, clips.bad), length, seed, self.most)
 
     def test_rows(self, labels: np.ndarray) -> Dataset:
         return _TestClips(self.clips("test"), labels, self.most)
@@ -64,7 +65,7 @@ class AudioFinetuning:
             data = self.splits[split]
             self._clips[split] = Clips(
                 data.samples, self.encoder.sampling_rate, least=self.least, name=data.name,
-                most_bytes=KEPT_BYTES // len(self.splits),
+                most_bytes=KEPT_BYTES // len(self.splits), are=LEFT_OUT if split == "train" else None,
             )  # fmt: skip
         return self._clips[split]
 

@@ -1,19 +1,26 @@
 """An image encoder as probes and fine-tuning need it: its processor, and models with old, new or some new weights."""
 
-import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ...errors import first_line
 from ...modeling.base import evaluating
 from ...modeling.image_processing import processed_channels, without_timm
 from ...modeling.trial import num_channels_of
-from ..encoder_folder import empty_encoder
+from ..encoder_folder import empty_encoder, quiet
 from ..evaluator import EvaluationError
-from ..processed_encoder import ProcessedEncoder
+from ..processed_encoder import ProcessedEncoder, seeded
+from .classifier import EncoderForImageClassification
+from .sizes import size_arguments
 
 
 class VisionEncoder(ProcessedEncoder):
@@ -45,6 +52,17 @@ class VisionEncoder(ProcessedEncoder):
                 "images: image probes need a vision encoder, such as a ViT or a ResNet."
             )
 
+    def with_head(
+        self, auto_class: type, config: PreTrainedConfig, seed: int, random_init: bool, purpose: str
+    ) -> PreTrainedModel:
+        if type(config) in auto_class._model_mapping:
+            return super().with_head(auto_class, config, seed, random_init, purpose)
+        with seeded(seed), quiet():
+            encoder = AutoModel.from_config(config)
+            if not random_init:
+                encoder.load_state_dict(self.load().state_dict())
+            return EncoderForImageClassification(config, encoder)
+
     def try_on_a_sample(self, model: PreTrainedModel) -> None:
         """Refuse a processor that makes images of a size which the encoder does not take."""
         blank = np.zeros((processed_channels(self.processor), 32, 32), dtype=np.uint8)
@@ -60,11 +78,3 @@ class VisionEncoder(ProcessedEncoder):
                 f"{self.source} does not take images of {height} × {width} pixels, which its image processor makes "
                 f"({first_line(error).rstrip('.')}): save one beside it that resizes to the size of its pre-training."
             ) from error
-
-
-def size_arguments(model: PreTrainedModel, height: int, width: int) -> dict[str, bool]:
-    """Arguments of `forward` for images of another size than the position embeddings were made for."""
-    size = getattr(model.config, "image_size", None)
-    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if takes and size[0] and size != (height, width) else {}

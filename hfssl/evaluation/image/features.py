@@ -24,7 +24,8 @@ from .. import extraction
 from ..evaluator import EvaluationError
 from ..feature_files import digest as make_digest
 from ..probe_features import ENCODER, RANDOM_INIT, RAW_INPUT, STATISTICS, ProbeFeatures
-from .encoder import VisionEncoder, size_arguments
+from .encoder import VisionEncoder
+from .sizes import size_arguments
 
 
 if TYPE_CHECKING:
@@ -335,6 +336,21 @@ def resized_images(
         pixels = preprocess(processor, batch, do_rescale=False, do_normalize=False)
         parts.append(pixels.round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)
+
+
+def measured_images(
+    processor: Any, images: Sequence[bytes], max_bad_fraction: float = extraction.MAX_BAD_FRACTION
+) -> torch.Tensor:
+    """[`resized_images`] of all that is measured on, with a word on those that are damaged.
+
+    Raises:
+        EvaluationError: if more than a share of them are.
+    """
+    bad: list[int] = []
+    pixels = resized_images(processor, images, bad=bad)
+    reader = ImageReader(range_for(processor, images), processed_channels(processor))
+    extraction.check_damage(images, bad, "those to measure on", reader, max_bad_fraction)
+    return pixels
 
 
 def normalized(processor: Any, pixels: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -12,11 +12,14 @@ from transformers import PreTrainedModel
 
 from ...functional import keyed
 from ...functional.keyed import Use
-from ..finetune_rows import KeyedOrder, label_of
+from ...modeling.image_processing import processed_channels
+from ..extraction import check_damage
+from ..finetune_rows import LEFT_OUT, KeyedOrder, label_of, readable
 from ..finetune_settings import FinetuneSettings
 from ..probe_features import ENCODER, RANDOM_INIT
-from .encoder import VisionEncoder, size_arguments
-from .features import normalized, resized_images
+from .encoder import VisionEncoder
+from .features import ImageReader, normalized, range_for, resized_images
+from .sizes import size_arguments
 
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ class ImageFinetuning:
         return self.encoder.classifier(class_names, seed, random_init=random_init)
 
     def training_rows(self, labels: np.ndarray, rows: np.ndarray, length: int, seed: int) -> Dataset:
-        return TrainingImages(self._pixels("train"), labels, rows, length, seed, self.settings)
+        images = self._pixels("train")
+        return TrainingImages(images, labels, readable(rows, images.bad), length, seed, self.settings)
 
     def test_rows(self, labels: np.ndarray) -> Dataset:
         return _TestImages(self._pixels("test"), labels)
@@ -57,14 +61,30 @@ class ImageFinetuning:
 
     def _pixels(self, split: str) -> "Images":
         if split not in self._images:
-            self._images[split] = Images(self.processor, self.splits[split].images)
+            data, are = self.splits[split], LEFT_OUT if split == "train" else None
+            self._images[split] = Images(self.processor, data.images, data.name, are)
         return self._images[split]
 
 
 class Images:
-    """Resized images by row, `uint8` of shape `(3, height, width)`: in memory, or in a file where they are many."""
+    """Resized images by row, `uint8` of shape `(3, height, width)`: in memory, or in a file where they are many.
 
-    def __init__(self, processor: Any, images: Any):
+    Args:
+        processor (`BaseImageProcessor`), images (`Sequence[bytes]`):
+            See [`~hfssl.evaluation.image.features.resized_images`].
+        name (`str`, *optional*), are (`str`, *optional*):
+            Of the data, and what damaged ones are, see [`~hfssl.evaluation.extraction.check_damage`].
+
+    Attributes:
+        bad (`list[int]`):
+            Rows of damaged ones, which are black.
+
+    Raises:
+        EvaluationError: if too many are damaged.
+    """
+
+    def __init__(self, processor: Any, images: Any, name: str = "the data", are: str | None = None):
+        self.bad: list[int] = []
         shape = (len(images), *resized_images(processor, images, rows=[0]).shape[1:])
         size = math.prod(shape)
         if size <= _MAX_KEPT_BYTES:
@@ -74,7 +94,9 @@ class Images:
             self.pixels = torch.from_file(self.file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
         for start in range(0, len(images), 1024):
             rows = range(start, min(start + 1024, len(images)))
-            self.pixels[rows.start : rows.stop] = resized_images(processor, images, rows)
+            self.pixels[rows.start : rows.stop] = resized_images(processor, images, rows, bad=self.bad)
+        reader = ImageReader(range_for(processor, images), processed_channels(processor))
+        check_damage(images, self.bad, name, reader, are=are)
 
     def __getitem__(self, row: int) -> torch.Tensor:
         return self.pixels[row]

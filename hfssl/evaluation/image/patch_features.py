@@ -5,13 +5,14 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...errors import first_line
 from ...modeling.pooling import num_own_tokens
 from ..evaluator import EvaluationError
-from .encoder import VisionEncoder, size_arguments
+from .encoder import VisionEncoder
 from .features import normalized, processed_size
+from .sizes import size_arguments
 
 
 # Of raw patches: more pixels a side say no more, and make features of thousands of numbers.
@@ -35,13 +36,17 @@ def patch_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
     if hidden.ndim == 4:
         return hidden.permute(0, 2, 3, 1)
     hidden = hidden[:, num_own_tokens(model.config) :]
-    patch = getattr(model.config, "patch_size", None)
+    grid = grid_of(model.config, hidden.shape[1], height, width)
+    return None if grid is None else hidden.unflatten(1, grid)
+
+
+def grid_of(config: PreTrainedConfig, num_patches: int, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of the patches of images of a size; `None` where they are no grid."""
+    patch = getattr(config, "patch_size", None)
     rows = height // patch if isinstance(patch, int) else 0
-    if rows < 1 or rows * (width // patch) != hidden.shape[1]:  # merged ones are fewer
-        rows = round((hidden.shape[1] * height / width) ** 0.5)
-    if rows < 1 or hidden.shape[1] % rows:
-        return None
-    return hidden.unflatten(1, (rows, hidden.shape[1] // rows))
+    if rows < 1 or rows * (width // patch) != num_patches:  # merged ones are fewer
+        rows = round((num_patches * height / width) ** 0.5)
+    return None if rows < 1 or num_patches % rows else (rows, num_patches // rows)
 
 
 class PatchEncoder:

@@ -15,7 +15,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import evaluating
 from ..frozen import aligned_labels
-from ..knn import knn_predict
+from ..gallery import VOTES, gallery_of
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, RAW_INPUT, ProbeFeatures
 from ..results import Result
 from .encoder import VisionEncoder
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 CAPTIONS = {
     "reconstructions.png": "Held-out images, what the encoder saw of them, and the reconstruction.",
     "neighbours.png": "Test images, and the training images with the nearest features (green: the same class).",
-    "mistakes.png": "Test images that k-NN takes for another class (class → what they are taken for).",
+    "mistakes.png": "Test images that k-NN takes for another class (class → what they are taken for, how surely).",
     "feature_map.png": "Features of the test samples in two dimensions (see the axes), a colour for each class.",
     "patches.png": "What the patches of an image tell apart: the same colour is the same to the encoder.",
     "patch_components.png": "What the patches of an image tell apart: their leading principal components as colours.",
@@ -56,8 +56,6 @@ MOST_ACROSS, MOST_DOWN = 9, 6
 # Fonts with the letters of many languages, and how matplotlib says that it has none for a letter.
 _FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS", "Unifont")
 _NO_GLYPH = "missing from font"
-# Test images that are shown where they are taken for another class, and training images that vote.
-_MOST_MISTAKES, _VOTES = 24, 20
 # Below so many rows principal components are shown, not t-SNE.
 FEW_ROWS = 50
 
@@ -70,24 +68,28 @@ def draw_pictures(
     features: ProbeFeatures,
     folder: Path,
 ) -> list[Path]:
-    """Write `neighbours.png`, `mistakes.png`, `feature_map.png` and `patches.png` into `folder`, so far as there is
-    something to see, and return their paths."""
+    """Write `neighbours.png`, `mistakes.png`, `outliers.png`, `feature_map.png` and `patches.png` into `folder`, so
+    far as there is something to see, and return their paths."""
     vision = VisionEncoder(encoder, processor)
     train_y, test_y = aligned_labels(train, test)
     names = [str(name) for name in train.class_names]
-    chosen = keyed.permutation(len(test_y), Use.QUERY_IMAGES)
+    found = gallery_of(features, train_y, test_y)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "neighbours.png", folder / "feature_map.png"]
-    plot_neighbours(vision.processor, train, test, (train_y, test_y), names, features, chosen[:8], paths[0])
+    plot_neighbours(vision.processor, train, test, (train_y, test_y), names, found.neighbours, paths[0])
     plot_feature_map(features.test, test_y, names, paths[1])
-    said = knn_predict(features.train[ENCODER], train_y, features.test[ENCODER], _VOTES)[_VOTES]
-    # in an order that shows some of each class
-    wrong = [row for row in chosen.tolist() if said[row] != test_y[row]][:_MOST_MISTAKES]
-    if wrong:
+    if found.mistakes:
         paths.append(folder / "mistakes.png")
-        images = resized_images(vision.processor, test.images, rows=np.array(wrong))
-        plot_mistakes(images, test_y[wrong], said[wrong], names, paths[-1])
-    images = resized_images(vision.processor, test.images, rows=chosen[:8])
+        wrong, said, shares = map(np.array, zip(*found.mistakes, strict=True))
+        images = resized_images(vision.processor, test.images, rows=wrong)
+        plot_mistakes(images, test_y[wrong], said, shares, names, paths[-1])
+    paths.append(folder / "outliers.png")
+    odd = [row for row, _ in found.outliers]
+    images = resized_images(vision.processor, test.images, rows=odd)
+    below = [f"{_name(names, test_y[row])}\n{cosine:.2f}" for row, cosine in found.outliers]
+    about = "class, and mean cosine to the nearest training images (mean taken off)"
+    plot_labelled(images, below, about, paths[-1])
+    images = resized_images(vision.processor, test.images, rows=[row for row, _ in found.neighbours])
     maps = patch_maps(vision, images)
     if maps is None:
         logger.info(
@@ -130,26 +132,18 @@ def draw_report(
     _save(figure, path)
 
 
-def nearest_rows(train_x: np.ndarray, query_x: np.ndarray, num: int) -> np.ndarray:
-    """Rows of the `num` most similar training features of each query, by cosine, of shape `(num_queries, num)`."""
-    train, query = (F.normalize(torch.as_tensor(x, dtype=torch.float32), dim=1) for x in (train_x, query_x))
-    return (query @ train.T).topk(min(num, len(train)), dim=1).indices.numpy()
-
-
 def plot_neighbours(
     processor: Any,
     train: "LabelledData",
     test: "LabelledData",
     labels: tuple[np.ndarray, np.ndarray],
     names: Sequence[str],
-    features: ProbeFeatures,
-    queries: np.ndarray,
+    neighbours: Sequence[tuple[int, Sequence[int]]],
     path: Path,
-    num_neighbours: int = 6,
 ) -> None:
     """A row for each query of test: it, then its nearest images of train, framed green where the class is the same."""
     train_y, test_y = labels
-    nearest = nearest_rows(features.train[ENCODER], features.test[ENCODER][queries], num_neighbours)
+    queries, nearest = [row for row, _ in neighbours], np.array([others for _, others in neighbours])
     shown = resized_images(processor, test.images, rows=queries)
     found = resized_images(processor, train.images, rows=nearest.ravel()).unflatten(0, nearest.shape)
     figure, axes = _grid(len(queries), 1 + nearest.shape[1], size=1.15)
@@ -168,17 +162,29 @@ def plot_neighbours(
 
 
 def plot_mistakes(
-    images: torch.Tensor, labels: np.ndarray, said: np.ndarray, names: Sequence[str], path: Path
-) -> None:  # fmt: skip
-    """Images with their class, and with the one that they are taken for."""
+    images: torch.Tensor, labels: np.ndarray, said: np.ndarray, shares: np.ndarray, names: Sequence[str], path: Path
+) -> None:
+    """Images with their class, and with the one that they are taken for and its share of the votes."""
+    below = [
+        f"{_name(names, label)}\n→ {_name(names, other)} ({100 * share:.0f} %)"
+        for label, other, share in zip(labels, said, shares, strict=True)
+    ]
+    about = f"class → what the {VOTES} nearest training images vote for (share of their votes)"
+    plot_labelled(images, below, about, path, _WRONG)
+
+
+def plot_labelled(
+    images: torch.Tensor, below: Sequence[str], about: str, path: Path, frame: str | None = None
+) -> None:
+    """Images with something below each."""
     across = 8
     figure, axes = _grid(-(-len(images) // across), across, size=1.15)
     for axis in axes.ravel()[len(images) :]:
         axis.set_axis_off()
-    for axis, image, label, other in zip(axes.ravel(), images, labels, said, strict=False):
-        _show(axis, image, _WRONG)
-        axis.set_xlabel(f"{_name(names, label)}\n→ {_name(names, other)}", fontsize=6, labelpad=2)
-    figure.suptitle(f"class → what the {_VOTES} nearest training images vote for", fontsize=8)
+    for axis, image, text in zip(axes.ravel(), images, below, strict=False):
+        _show(axis, image, frame)
+        axis.set_xlabel(text, fontsize=6, labelpad=2)
+    figure.suptitle(about, fontsize=8)
     _save(figure, path)
 
 
@@ -409,8 +415,11 @@ def _save(figure: "Figure", path: Path) -> None:
     from matplotlib.text import Text
 
     others = [name for name in _FONTS if name in font_manager.get_font_names()]
-    for text in figure.findobj(Text) if others else ():
-        text.set_fontfamily(["DejaVu Sans", *others])
+    for text in figure.findobj(Text):
+        # what stands between two dollars would be read as a formula, and may be none
+        text.set_parse_math(False)
+        if others:
+            text.set_fontfamily(["DejaVu Sans", *others])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=120)

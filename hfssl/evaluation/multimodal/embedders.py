@@ -16,7 +16,7 @@ from ...modeling.packing import position_limit
 from ...modeling.tokenizer import table_size
 from ..encoder_folder import load_config, quiet
 from ..evaluator import EvaluationError
-from ..image.features import normalized, resized_images
+from ..image.features import measured_images, normalized
 
 
 # Texts that a model was made for at full length, padding included.
@@ -81,7 +81,7 @@ class StockPair:
         self.captions = CaptionRows(tokenizer, length, pad_to_max=self.model.config.model_type in _PADDED_TO_MAX)
 
     def images(self, samples: Sequence[bytes]) -> torch.Tensor:
-        pixels = resized_images(self.image_processor, samples)
+        pixels = measured_images(self.image_processor, samples, max_bad_fraction=1.0)
         with evaluating(self.model):
             parts = [
                 self.model.get_image_features(
@@ -121,7 +121,8 @@ class TowerPair:
         self.image_processor, self.captions, self.batch_size = image_processor, captions, batch_size
 
     def images(self, samples: Sequence[bytes]) -> torch.Tensor:
-        return self.pixels(resized_images(self.image_processor, samples))
+        # of the data of a run, whose share of damaged samples `--max_bad_fraction` bounds
+        return self.pixels(measured_images(self.image_processor, samples, max_bad_fraction=1.0))
 
     def pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Of images that [`~hfssl.evaluation.image.features.resized_images`] gave."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..image.pictures import _grid, _save, _show, nearest_rows
+from ..gallery import nearest_rows
+from ..image.pictures import _grid, _save, _show
 
 
 RIGHT, WRONG = "#2e7d32", "#c62828"
@@ -78,6 +79,5 @@ def draw_pairs(
 
 
 def shown_text(text: str, width: int) -> str:
-    """A text of at most so many letters, for matplotlib."""
-    # what stands between two dollars would be read as a formula, and may be none
-    return (textwrap.shorten(text, width, placeholder=" …") or text[:width]).replace("$", r"\$")
+    """A text of at most so many letters."""
+    return textwrap.shorten(text, width, placeholder=" …") or text[:width]

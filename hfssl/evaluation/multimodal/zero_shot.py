@@ -8,7 +8,7 @@ import torch
 from ...data.labelled import LabelledData
 from ...data.sources import identity
 from ..evaluator import Evaluator
-from ..image.features import resized_images
+from ..image.features import measured_images
 from ..results import Result
 from .embedders import PairEmbedder, TowerPair
 from .prompts import Prompts
@@ -54,7 +54,7 @@ class ZeroShotEvaluator(Evaluator):
     ):  # fmt: skip
         self.data, self.prompts, self.batch_size, self.split = data, prompts, batch_size, split
         self.image_processor, self.captions = image_processor, captions
-        self.pixels = None if image_processor is None else resized_images(image_processor, data.samples)
+        self.pixels = None if image_processor is None else measured_images(image_processor, data.samples)
         self.measured_on = frozenset(map(identity, data.samples)) if image_processor is not None else frozenset()
 
     @property

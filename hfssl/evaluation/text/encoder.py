@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import datasets
 import torch
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from ...errors import first_line
-from ..encoder_folder import check_loaded, hint_of_pretraining, load_config, quiet
+from ..encoder_folder import check_loaded, digests_of_weights, hint_of_pretraining, load_config, quiet
 from ..evaluator import EvaluationError
 
 
@@ -103,12 +102,16 @@ class TextEncoder:
             desc="Tokenising",
         )
         ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy()
-        if ids.max(initial=0) >= self.config.vocab_size:
+        self.check_tokens(ids.max(initial=0))
+        return encoded
+
+    def check_tokens(self, largest: int) -> None:
+        """Refuse a tokenizer of another encoder, by the largest id that it gave."""
+        if largest >= self.config.vocab_size:
             raise EvaluationError(
-                f"The tokenizer of {self.source} gives token {ids.max()}, but the encoder embeds "
+                f"The tokenizer of {self.source} gives token {largest}, but the encoder embeds "
                 f"{self.config.vocab_size} tokens only: they do not belong together."
             )
-        return encoded
 
     def tokens(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         """What the encoder takes of each text: token ids and the like, cut off at the longest length."""
@@ -178,10 +181,8 @@ class TextEncoder:
         if not random_init:
             # on the Hub, the commit stands for the weights
             digest.update(f"{getattr(self.config, '_commit_hash', None)}".encode())
-            folder = Path(self.source)
-            for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            for each in digests_of_weights(self.source):
+                digest.update(each)
         return digest.hexdigest()
 
 

@@ -37,14 +37,16 @@ class TextSampleFeatures:
             `"last"` token.
         random_init (`bool`, *optional*, defaults to `False`):
             Take the architecture with new weights.
+        seed (`int`, *optional*, defaults to 0):
+            Of the new weights.
     """
 
     modality = "text"
 
-    def __init__(self, encoder: str, settings: EmbedSettings, random_init: bool = False):
+    def __init__(self, encoder: str, settings: EmbedSettings, random_init: bool = False, seed: int = 0):
         text = TextEncoder(encoder, settings.max_length)
         self.name, self.tokenizer = encoder, text.tokenizer
-        self.model = text.random_encoder() if random_init else text.load_encoder()
+        self.model = text.random_encoder(seed) if random_init else text.load_encoder()
         model, pooling = self.model, settings.pooling
         self.pooling = pooling or "mean"
         if self.pooling not in POOLINGS:
@@ -70,7 +72,7 @@ class TextSampleFeatures:
         self.batch_size, self.each_window = settings.batch_size, settings.windows == "each"
         self.samples_at_once = TEXTS_PER_ROW * self.batch_size
         tokenizer = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        weights = text.digest(random_init)
+        weights = text.digest(random_init) + (f" {seed}" if random_init and seed else "")
         self.identity = {
             "encoder": hashlib.sha256(json.dumps([weights, tokenizer]).encode()).hexdigest(), "pooling": self.pooling,
             "precision": self.precision, "max_length": self.max_length, "each_window": self.each_window,
@@ -118,10 +120,25 @@ class TextSampleFeatures:
         with autocast:
             inputs = {"input_ids": torch.from_numpy(ids).to(self.device), "attention_mask": mask.long()}
             hidden = self.model(**inputs).last_hidden_state.float()
-        if self.pooling == "mean":
-            pooled = masked_mean(hidden, mask)
-        elif self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = hidden[torch.arange(len(windows), device=self.device), mask.sum(1) - 1]
-        return pooled.cpu().numpy()
+        return pooled_tokens(hidden, mask, self.pooling).cpu().numpy()
+
+
+def pooled_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a row.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch_size, num_tokens, dim)`):
+            Of a layer.
+        mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`):
+            Which are tokens; the others, at the end, are padding.
+        pooling (`str`):
+            One of [`POOLINGS`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, dim)`.
+    """
+    if pooling == "mean":
+        return masked_mean(hidden, mask)
+    if pooling == "cls":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]

@@ -31,6 +31,7 @@ from ...errors import UserError
 from ...losses import cpc_loss
 from ...modeling.audio import num_frames
 from ...modeling.base import SSLPreTrainedModel, load_plain_encoder
+from ...modeling.convolutions import convolve
 from ...modeling.method import LearningRates, Method
 
 
@@ -123,10 +124,9 @@ class CpcEncoder(PreTrainedModel):
             output_hidden_states (`bool`, *optional*, defaults to `False`):
                 Also give both layers by this name.
         """
-        hidden = input_values.unsqueeze(1)
+        frames = input_values.unsqueeze(-1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            hidden = norm(convolution(hidden).transpose(1, 2)).relu().transpose(1, 2)
-        frames = hidden.transpose(1, 2)
+            frames = norm(convolve(convolution, frames)).relu()
         contexts, _ = self.context(frames)
         return CpcEncoderOutput(contexts, frames, (frames, contexts) if output_hidden_states else None)
 

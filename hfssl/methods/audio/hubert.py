@@ -88,7 +88,8 @@ METHOD = Method(
     title="HuBERT",
     modality="audio",
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
-    narrow_heads={"projection_dim": 64},
+    # small encoders in short runs learn of the frames they see what units are, before they can foretell any
+    narrow_heads={"projection_dim": 64, "unmasked_weight": 1.0},
     fresh_encoder=_fitting,
     embedded_config={"speech": {"kmeans_restarts": 3}},
     collapse_hints=_collapse_hints,

@@ -77,8 +77,11 @@ def test_of_a_large_picture_in_a_tiled_tiff_only_what_a_tile_shows_is_decoded(mo
     monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     header = decode.image_header(file.getvalue(), any_size=True)
     assert (header.height, header.width, header.num_channels) == (100, 100, None)
-    tiles = Tiles(16, 3)
-    for number, tile in tiles.of_image(file.getvalue(), 0):
+    tiles, opened, open_file = Tiles(16, 3), [], tifffile.TiffFile
+    monkeypatch.setattr(tifffile, "TiffFile", lambda *args, **kwargs: opened.append(1) or open_file(*args, **kwargs))
+    found = tiles.of_image(file.getvalue(), 0)
+    assert len(found) == 3 and len(opened) == 1  # what lists the parts of a large file takes longer than a part
+    for number, tile in found:
         top, left, height, width = tiles.boxes(100, 100)[number]
         assert np.array_equal(tile, values[:, top : top + height, left : left + width])
 

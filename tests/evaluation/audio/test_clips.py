@@ -23,6 +23,7 @@ from hfssl.evaluation.audio.clips import Clips
 from hfssl.evaluation.audio.embedder import AudioEmbedder
 from hfssl.evaluation.audio.finetuning import AudioFinetuning
 from hfssl.evaluation.audio.held_out_loss import AudioLossEvaluator
+from hfssl.evaluation.finetune_rows import readable
 from hfssl.evaluation.finetune_settings import FinetuneSettings
 from hfssl.modeling.feature_extractor import build_feature_extractor
 from hfssl.modeling.filter_banks import mfcc
@@ -49,7 +50,8 @@ def test_damaged_ones_are_counted_and_too_many_refused(caplog):
     assert "1 of the recordings of some cannot be decoded, and are silent to every encoder, such as recording 7 (" in (
         caplog.text
     )
-    assert not clips[7].any() and clips[8].any()
+    assert not clips[7].any() and clips[8].any() and clips.bad == [7]
+    assert readable(np.array([9, 7, 8]), clips.bad).tolist() == [9, 8]
     sounds[9] = b"no sound"
     train, test = tones()
     torn = LabelledData(HeldSamples(sounds), np.arange(30) % 3, train.class_names, "torn", "torn", "audio")

@@ -17,6 +17,7 @@ from hfssl.evaluation.image.features import (
     PixelFeatures,
     extract,
     extract_features,
+    measured_images,
     normalized,
     preprocess,
     resized_images,
@@ -243,3 +244,15 @@ def test_encoders_that_cannot_be_probed_are_explained(tmp_path, encoder):
         VisionEncoder(other).load()
     with pytest.raises(ValueError, match="There is no pooling 'max'"):
         extract_features(encoder, None, digits()[0].take(np.arange(2)), pooling="max")
+
+
+def test_damaged_images_that_are_measured_on_are_counted_and_too_many_refused(caplog):
+    images = [*digits()[0].images[:20]]
+    images[3] = b"no image"
+    pixels = measured_images(processor(8), images)
+    assert not pixels[3].any() and pixels[4].any()
+    assert "1 of the images of those to measure on cannot be decoded, and are black to every encoder" in caplog.text
+    images[4] = b"nor this"
+    with pytest.raises(EvaluationError, match="2 of the 20 images of those to measure on cannot be decoded"):
+        measured_images(processor(8), images)
+    assert len(measured_images(processor(8), images, max_bad_fraction=1.0)) == 20

@@ -44,9 +44,15 @@ def test_a_map_of_patches_says_what_its_colours_are(drawn, tmp_path):
 
 def test_what_is_taken_for_another_class_says_for_which(drawn, tmp_path):
     images = torch.zeros(9, 3, 8, 8, dtype=torch.uint8)
-    labels, said = np.arange(9) % 2, 1 + np.arange(9) % 2
-    pictures.plot_mistakes(images, labels, said, ["cat", "dog"], tmp_path / "mistakes.png")
+    labels, said, shares = np.arange(9) % 2, 1 + np.arange(9) % 2, np.full(9, 0.625)
+    pictures.plot_mistakes(images, labels, said, shares, ["cat", "dog"], tmp_path / "mistakes.png")
     [figure] = drawn
     below = [axes.get_xlabel() for axes in figure.axes]
-    assert below[:2] == ["cat\n→ dog", "dog\n→ 2"] and below[9:] == [""] * 7
+    assert below[:2] == ["cat\n→ dog (62 %)", "dog\n→ 2 (62 %)"] and below[9:] == [""] * 7
     assert "20 nearest" in figure.get_suptitle()
+
+
+def test_two_dollars_in_a_name_are_no_formula(tmp_path):
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    pictures.plot_mistakes(images, np.array([0]), np.array([1]), np.ones(1), ["$\\frac$", "$x"], tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
