@@ -169,24 +169,26 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", METHODS)
-def test_a_run_that_dies_in_the_middle_of_a_shard_goes_on_to_the_same_end(hub_here, waits, tmp_path, kind):
+def test_a_run_that_dies_in_the_middle_of_a_shard_goes_on_to_the_same_end(hub_here, waits, tmp_path, kind, workers):
     method, samples = METHODS[kind]
 
     def run(folder, *callbacks):
-        source = open_source(f"alice/{kind}", **DATA[kind][1])
+        source = open_source(f"alice/{kind}-{workers}", **DATA[kind][1])
         torch.manual_seed(1)
         transform = Known(contract(method).batch(ROWS), samples)
         stream = ExactStream(source, transform, collate, 4, seed=5, lanes=2)
         args = SSLTrainingArguments(
             str(tmp_path / folder), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, precision="fp32",
             report_to="none", eval_strategy="no", save_steps=2, logging_steps=1, disable_tqdm=True, seed=5, use_cpu=True,
+            dataloader_num_workers=workers,
         )  # fmt: skip
         trainer = SSLTrainer(build(method, **contract(method).noise), args, stream, callbacks=list(callbacks))
         trainer.train()
         return trainer
 
-    hub_here.create_repo(f"alice/{kind}", "datasets", private=True, files=DATA[kind][0]())
+    hub_here.create_repo(f"alice/{kind}-{workers}", "datasets", private=True, files=DATA[kind][0]())
     whole = run("whole")
     with pytest.raises(Died):
         run("cut", Die())
