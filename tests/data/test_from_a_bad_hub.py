@@ -82,6 +82,11 @@ def packed():
     return gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
 
 
+def some(*quick, of):
+    """Those that are tried each time, and the others, which are slow together."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in of]
+
+
 def opened(hub, kind, name, namespace="alice", **options):
     make, how = DATA[kind]
     hub.create_repo(f"{namespace}/{name}", "datasets", files=make(), **{"private": True, **options})
@@ -103,7 +108,7 @@ def waits(monkeypatch):
 @pytest.mark.parametrize(
     "status", [503, pytest.param(429, marks=pytest.mark.slow), CUT], ids=["busy", "too often", "cut"]
 )
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", some("text", "images", "audio", "pairs", "tar", of=DATA))
 def test_what_fails_for_the_moment_is_asked_for_again(hub_here, waits, kind, status):
     expected = content(opened(hub_here, kind, f"{kind}-whole"))
     assert len(expected) == ROWS and not waits
@@ -170,7 +175,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", some("text", "image", of=METHODS))
 def test_a_run_that_dies_in_the_middle_of_a_shard_goes_on_to_the_same_end(hub_here, waits, tmp_path, kind, workers):
     method, samples = METHODS[kind]
 

@@ -36,7 +36,9 @@ def saved(kind, folder):
 
 
 @pytest.mark.parametrize("format", formats)
-@pytest.mark.parametrize("kind", ["image", "text", "audio"])
+@pytest.mark.parametrize(
+    "kind", ["image", pytest.param("text", marks=pytest.mark.slow), pytest.param("audio", marks=pytest.mark.slow)]
+)
 def test_what_is_written_says_what_the_encoder_says(tmp_path, kind, format):
     encoder = saved(kind, tmp_path / kind)
     for beside in ("checkpoint-1", "checkpoint-2", "best", "pretraining"):
