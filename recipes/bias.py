@@ -43,7 +43,7 @@ class Bias:
         random_seeds (`int`, *optional*, defaults to `3`):
             How many encoders of the same architecture with random weights stand beside.
         batch_size (`int`, *optional*, defaults to `256`):
-            Rows a forward pass.
+            Rows a forward pass; of pairs, tokens that are scored in one.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         update_card (`bool`, *optional*, defaults to `False`):

@@ -121,6 +121,9 @@ def _line_of_associations(results: Sequence[Result]) -> str:
         f"in the direction of the stereotype (one-sided permutation test, Holm, 5 %){': ' if named else ''}"
         f"{_listed(named)}."
     )
+    # the test takes attributes as they are, and sentences made of one word as several; the interval draws them anew
+    if doubtful := sum(each.details["interval"][0] <= 0 for each in certain):
+        said += f" In {doubtful:,} of them the interval reaches 0: it may be of these very words alone."
     single = sum(p < 0.05 for p in p_values)
     if number > 1:
         said += f" Each by itself: {single} with p < 0.05, and {0.05 * number:.1f} would be by chance."

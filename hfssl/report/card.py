@@ -160,7 +160,7 @@ def eval_results(record: Record, pipeline_tag: str | None) -> list[EvalResult] |
     hub_data = {each["id"]: each for each in record.run.get("hub_data", [])}
     found = [
         index_entry(each, _task_of(each, pipeline_tag, modality), title_of(each), hub_data.get(each.task))
-        for each in record.results
+        for each in record.figures
         if each.value is not None
     ]
     return found or None
@@ -178,7 +178,7 @@ def _task_of(result: Result, pipeline_tag: str | None, modality: str | None) -> 
 
 def measured(record: Record) -> str:
     """The section on what was measured; empty where nothing was."""
-    results, run = record.results, record.run
+    results, run = record.figures, record.run
     if not results:
         return ""
     protocols = dict.fromkeys(f"`{each.protocol}` v{each.version}" for each in results)

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
-from ..evaluation.inside import FINDINGS, read_findings
+from ..evaluation.inside import FINDINGS, KEPT, read_findings
+from ..evaluation.layer_similarity import CKA
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -79,6 +80,11 @@ class Record:
             for entry in self.run.get("history", [])
             if "step" in entry
         ]
+
+    @property
+    def figures(self) -> list[Result]:
+        """What was measured of what the encoder is good for: how alike layers are is no score."""
+        return [each for each in self.results if each.protocol != CKA]
 
     @property
     def pictures(self) -> list[tuple[Path, str]]:
@@ -150,11 +156,9 @@ def read_record(folder: str | Path) -> Record:
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
     _read_results(record)
-    try:
-        record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
-    except UserError as error:
-        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
     _leave_out_others(record)
+    for place in (folder, folder / KEPT):
+        _take_findings(record, place)
     if not record.run:
         _take_checkpoint(record)
     if not (record.run or record.results or record.biases or record.findings or record.missing):
@@ -208,6 +212,23 @@ def _leave_out_others(record: Record) -> None:
             )
 
 
+def _take_findings(record: Record, place: Path) -> None:
+    """What was seen inside the encoder that lies in the folder, not inside one that lay there before."""
+    try:
+        found = read_findings(place)
+    except UserError as error:
+        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
+        return
+    own = record.run.get("encoder")
+    if own is not None and found.get("weights") not in (None, own):
+        record.missing.append(
+            f"{FINDINGS}: it is about an encoder that lay here before this one, and is left out. "
+            "`recipes/explain.py --update_report true` looks into this one."
+        )
+        return
+    record.findings += [(place, each) for each in found.get("findings", [])]
+
+
 def _together(record: Record) -> Record:
     """What the steps in a folder have left, as one record: the run, and all that was measured of it."""
     try:
@@ -229,8 +250,8 @@ def _together(record: Record) -> Record:
             continue
         record.run = record.run or found.run
         record.results += found.results
-        record.biases += found.biases
         record.findings += found.findings
+        record.biases += found.biases
         record.missing += [f"{part.name}/{text}" for text in found.missing]
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())

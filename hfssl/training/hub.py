@@ -328,7 +328,10 @@ def push_result(
     def named(name: str, path: Path) -> bytes | Path:
         if name != CARD:
             return path
-        known = {result_name(model), model.resolve().name, *(each.name for each in _above(model))}
+        own = model.resolve()
+        # one of several classifiers is called like the folder that they lie in
+        above = {each for up in _above(model) for each in (up.name, own.parent.name)}
+        known = {result_name(model), own.name} | above
         return renamed(path.read_text(encoding="utf-8"), known, repository.repo_id).encode()
 
     return upload(model, repository, "Result", overwrite=overwrite, change=named)

@@ -79,6 +79,7 @@ def test_groups_that_no_probe_sees_are_told_apart(tmp_path):
 def test_mistakes_end_in_one_sentence(encoder, tmp_path):
     for flags, message in (
         (["--encoder", encoder, "--protocol", "knn,lineer"], 'Did you mean "linear"?'),
+        (["--encoder", encoder, "--protocol", "few_shot", "--group_column", "sex"], "by the protocols knn and linear"),
         (["--encoder", encoder, "--update_card", "true"], "has no README.md to write figures into"),
         (["--encoder", save_bert(tmp_path / "bert")], "names no labelled texts. Pass `--dataset`"),
         (

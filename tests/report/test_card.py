@@ -64,6 +64,13 @@ def test_what_is_no_gain_for_some_labels_is_told_of_these(tmp_path):
     assert "pets: For these labels: useful." in card.content
 
 
+def test_how_alike_layers_are_is_no_score_of_it(tmp_path):
+    folder = a_probe(a_run(tmp_path / "run"))
+    a_probe(folder, protocol="cka", metric="linear_cka", hyperparameters={"beside": "random weights"}, details={})
+    card = written(folder)
+    assert [each.metric_type for each in card.data.eval_results] == ["accuracy"] and "linear_cka" not in card.content
+
+
 def later(value, **fields):
     known = {
         "protocol": "knn", "version": 1, "model": "run", "task": "pets", "split": "test", "metric": "accuracy",

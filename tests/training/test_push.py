@@ -306,7 +306,9 @@ def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
         (folder / "model" / task).mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
             (folder / "model" / task / name).write_bytes((result / name).read_bytes())
-        (folder / "model" / task / "README.md").write_text('pipeline("text-classification", "outputs/model/a")\n')
+        (folder / "model" / task / "README.md").write_text(
+            '# model\n\npipeline("text-classification", "outputs/model/a")\n'
+        )
     (folder / "model" / "a" / "optimizer.pt").touch()
     with pytest.raises(UserError, match="holds several models. Name one of them: .*model/a, .*model/b"):
         push_result(folder)
@@ -314,7 +316,9 @@ def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
     arrived = hub_here.files("alice/finetune-mae")
     assert set(arrived) == {"config.json", "model.safetensors", "README.md", "results.json"}
     assert arrived["results.json"] == (folder / "results.json").read_bytes()
-    assert arrived["README.md"].decode() == 'pipeline("text-classification", "alice/finetune-mae")\n'
+    assert arrived["README.md"].decode() == (
+        '# alice/finetune-mae\n\npipeline("text-classification", "alice/finetune-mae")\n'
+    )
     # trained again with more seeds it is the same one
     records = json.loads((folder / "results.json").read_text())
     records[0]["per_seed"].append(0.5)
