@@ -12,12 +12,12 @@ differs too much is not kept. Beside it lie the encoder's own processor, and exp
 samples, the largest difference, and how long one sample takes. ONNX needs `pip install "hfssl[export]"`.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hfssl.cli.command import command
+from hfssl.commands import first_named
 
 
 @dataclass
@@ -51,9 +51,7 @@ def main():
     from hfssl.evaluation.graph import export_encoder
     from hfssl.machine import use_all_cores
 
-    words = sys.argv[1:]
-    named = words if not words or words[0].startswith("-") else ["--encoder", *words]
-    (recipe,) = RecipeParser(Export, description=__doc__).parse(named)
+    (recipe,) = RecipeParser(Export, description=__doc__).parse(first_named("encoder"))
     use_all_cores()
     output_dir = recipe.output_dir or f"outputs/export-{Path(recipe.encoder).resolve().name}"
     print(export_encoder(recipe.encoder, recipe.format, output_dir, recipe.pooling).summary())

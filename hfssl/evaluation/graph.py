@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.modality import modalities
 from ..errors import UserError, first_line
 from ..modeling.base import evaluating
 from .encoder_folder import quiet, stock_folder, trained_pooling
@@ -112,7 +113,8 @@ def export_encoder(encoder: str, format: str, output_dir: str | Path, pooling: s
         UserError: where it cannot be written, or does not say the same as the encoder.
     """
     check_format(format)
-    towers = [path.parent for path in sorted(Path(encoder).glob("*/config.json")) if path.parent.name != "pretraining"]
+    # what else lies there, such as checkpoints, is not called so
+    towers = [folder for name in modalities() if ((folder := Path(encoder, name)) / "config.json").is_file()]
     if len(towers) > 1:
         raise EvaluationError(f"{encoder} holds two encoders. Name one of them: {', '.join(map(str, towers))}.")
     stock = stock_folder(encoder)
@@ -153,14 +155,12 @@ def export_encoder(encoder: str, format: str, output_dir: str | Path, pooling: s
 
 
 def _record(graph, example, encoder, format, difference, allowed, milliseconds) -> dict[str, Any]:
-    outputs = graph.module(**example)
+    others = graph.module(**graph.batch(2, 3))
+    outputs = dict(zip(OUTPUTS, zip(graph.module(**example), others, strict=True), strict=True))
     return {
         "encoder": Path(encoder).name, "format": format, "file": FORMATS[format][1], "pooling": graph.pooling,
         "inputs": {name: _shape(tensor, graph.axes[name]) for name, tensor in example.items()},
-        "outputs": {
-            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "axes": tensor.ndim, "size": tensor.shape[-1]}
-            for name, tensor in zip(OUTPUTS, outputs, strict=True)
-        },
+        "outputs": {name: _shape(tensor, _changing(tensor, other)) for name, (tensor, other) in outputs.items()},
         "preparation": graph.about, "largest_difference": difference, "allowed_difference": allowed,
         "milliseconds": milliseconds, "threads": torch.get_num_threads(), "versions": versions(),
     }  # fmt: skip
@@ -169,6 +169,12 @@ def _record(graph, example, encoder, format, difference, allowed, milliseconds) 
 def _shape(tensor: torch.Tensor, axes: dict[int, str]) -> dict[str, Any]:
     shape = [axes.get(axis, size) for axis, size in enumerate(tensor.shape)]
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
+
+
+def _changing(tensor: torch.Tensor, other: torch.Tensor) -> dict[int, str]:
+    """What the axes are called that are of another size for another batch."""
+    sizes = zip(tensor.shape, other.shape, strict=True)
+    return {axis: "steps" if axis else "batch" for axis, (size, of_other) in enumerate(sizes) if size != of_other}
 
 
 def _dynamic(graph: Graph) -> dict[str, dict[int, Any]]:

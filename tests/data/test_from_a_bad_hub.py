@@ -82,6 +82,11 @@ def packed():
     return gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
 
 
+def some(*quick, of):
+    """Those that are tried each time, and the others, which are slow together."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in of]
+
+
 def opened(hub, kind, name, namespace="alice", **options):
     make, how = DATA[kind]
     hub.create_repo(f"{namespace}/{name}", "datasets", files=make(), **{"private": True, **options})
@@ -103,7 +108,7 @@ def waits(monkeypatch):
 @pytest.mark.parametrize(
     "status", [503, pytest.param(429, marks=pytest.mark.slow), CUT], ids=["busy", "too often", "cut"]
 )
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", some("text", "images", "audio", "pairs", "tar", of=DATA))
 def test_what_fails_for_the_moment_is_asked_for_again(hub_here, waits, kind, status):
     expected = content(opened(hub_here, kind, f"{kind}-whole"))
     assert len(expected) == ROWS and not waits
@@ -169,24 +174,26 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_a_run_that_dies_in_the_middle_of_a_shard_goes_on_to_the_same_end(hub_here, waits, tmp_path, kind):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", some("text", "image", of=METHODS))
+def test_a_run_that_dies_in_the_middle_of_a_shard_goes_on_to_the_same_end(hub_here, waits, tmp_path, kind, workers):
     method, samples = METHODS[kind]
 
     def run(folder, *callbacks):
-        source = open_source(f"alice/{kind}", **DATA[kind][1])
+        source = open_source(f"alice/{kind}-{workers}", **DATA[kind][1])
         torch.manual_seed(1)
         transform = Known(contract(method).batch(ROWS), samples)
         stream = ExactStream(source, transform, collate, 4, seed=5, lanes=2)
         args = SSLTrainingArguments(
             str(tmp_path / folder), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, precision="fp32",
             report_to="none", eval_strategy="no", save_steps=2, logging_steps=1, disable_tqdm=True, seed=5, use_cpu=True,
+            dataloader_num_workers=workers,
         )  # fmt: skip
         trainer = SSLTrainer(build(method, **contract(method).noise), args, stream, callbacks=list(callbacks))
         trainer.train()
         return trainer
 
-    hub_here.create_repo(f"alice/{kind}", "datasets", private=True, files=DATA[kind][0]())
+    hub_here.create_repo(f"alice/{kind}-{workers}", "datasets", private=True, files=DATA[kind][0]())
     whole = run("whole")
     with pytest.raises(Died):
         run("cut", Die())

@@ -5,12 +5,13 @@ import json
 
 import pytest
 import sounds
+import tiny_vision
 import torch
 from contract import build, contract
 from labelled import save, vit
 from recipe_process import printed_without_hfssl
 from text_encoder import save_text_encoder
-from transformers import AutoModel
+from transformers import AutoModel, ViTImageProcessor
 
 from hfssl.errors import UserError
 from hfssl.evaluation.graph import FORMATS, OUTPUTS, Graph, check_format, export_encoder
@@ -35,9 +36,14 @@ def saved(kind, folder):
 
 
 @pytest.mark.parametrize("format", formats)
-@pytest.mark.parametrize("kind", ["image", "text", "audio"])
+@pytest.mark.parametrize(
+    "kind", ["image", pytest.param("text", marks=pytest.mark.slow), pytest.param("audio", marks=pytest.mark.slow)]
+)
 def test_what_is_written_says_what_the_encoder_says(tmp_path, kind, format):
     encoder = saved(kind, tmp_path / kind)
+    for beside in ("checkpoint-1", "checkpoint-2", "best", "pretraining"):
+        (tmp_path / kind / beside).mkdir()
+        (tmp_path / kind / beside / "config.json").touch()
     made = export_encoder(str(encoder), format, tmp_path / "out")
     assert made.path.is_file() and made.difference <= made.allowed and min(made.milliseconds.values()) > 0
     record = json.loads((tmp_path / "out" / "export.json").read_text())
@@ -73,8 +79,26 @@ def test_what_is_written_says_what_the_encoder_says(tmp_path, kind, format):
         with torch.no_grad():
             expected = AutoModel.from_pretrained(encoder).eval()(**inputs).last_hidden_state
         torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)
-        assert feature.shape == (7, record["outputs"]["feature"]["size"])
+        assert feature.shape == (7, *record["outputs"]["feature"]["shape"][1:])
         assert list(record["outputs"]) == list(OUTPUTS)
+        steps = hidden.shape[1] if kind == "image" else "steps"
+        assert record["outputs"]["last_hidden_state"]["shape"] == ["batch", steps, hidden.shape[2]]
+
+
+OTHERS = [*(name for name in tiny_vision.ENCODERS if name != "dinov3_convnext"), "wav2vec2_bert", "ast"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", formats)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures(tmp_path, name, format):
+    if name in tiny_vision.ENCODERS:
+        tiny_vision.build(name).save_pretrained(tmp_path / name)
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / name)
+    else:
+        sounds.save(getattr(sounds, name)(), tmp_path / name)
+    made = export_encoder(str(tmp_path / name), format, tmp_path / "out")
+    assert made.difference <= made.allowed
 
 
 def test_what_says_something_else_is_not_kept(tmp_path, monkeypatch):

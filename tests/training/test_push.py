@@ -65,7 +65,9 @@ def recipe(monkeypatch, capsys, *words):
     return status, said.out if status == 0 else said.err
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in ("text", "pairs") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_push_that_fails_costs_nothing_and_is_made_up_for(hub_here, family, tmp_path, monkeypatch, capsys, caplog):
     repo = f"alice/late-{family}"
     hub_here.fail("POST", "/commit/", status=503)

@@ -37,7 +37,8 @@ from ..finish import (
 from .data import AudioData
 
 
-_LISTEN = "To listen to: assets/%s.html."
+# The page does not leave the machine: it holds recordings.
+_LISTEN = "To listen to, in the folder of the run: assets/%s.html."
 # Held-out recordings whose units are counted.
 _COUNTED = 64
 
