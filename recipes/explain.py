@@ -59,7 +59,7 @@ class Explain:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.labelled import LabelledDataArguments, load_with_or_without_labels
-    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
+    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling, weights_digest
     from hfssl.evaluation.explain import explain
     from hfssl.evaluation.inside import keep_findings
     from hfssl.evaluation.modality import modality_of_encoder
@@ -73,6 +73,7 @@ def main():
     use_all_cores()
     if recipe.update_report:
         read_record(recipe.encoder)  # there is one to tell it in, before minutes of work
+    weights = weights_digest(recipe.encoder)  # of a method without a stock class what is opened lies elsewhere
     encoder = stock_folder(recipe.encoder)
     train, test = load_with_or_without_labels(data, encoder, modality_of_encoder(encoder).name)
     output_dir = recipe.output_dir or f"outputs/explain-{Path(recipe.encoder).resolve().name}"
@@ -80,7 +81,7 @@ def main():
         encoder, train, test, output_dir=output_dir, pooling=recipe.pooling or trained_pooling(encoder),
         beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
         dimensions=recipe.dimensions, max_samples=recipe.max_samples, batch_size=recipe.batch_size,
-        name=recipe.encoder, command=parser.command_line(),
+        name=recipe.encoder, command=parser.command_line(), weights=weights,
     )  # fmt: skip
     for finding in findings:
         print("\n".join([f"\n{finding.title}", *finding.said, f"What it does not show: {finding.limits}"]))

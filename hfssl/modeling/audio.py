@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..losses import at_least_float32
 from .base import SSLPreTrainedModel, drop_pooler, with_dropout
 from .convolutions import channels_last_convolutions
+from .grouped import keep_narrow_groups_exact
 from .trial import FAILURES, once_per_config
 
 
@@ -160,6 +161,7 @@ def build_audio_encoder(config: PreTrainedConfig, dropout: float | None = None) 
             f"Frames of sound cannot be hidden from a {type(encoder).__name__}: it has no `feature_projection` and "
             "`masked_spec_embed`. HuBERT, WavLM, wav2vec 2.0, Wav2Vec2-BERT and Wav2Vec2-Conformer have them."
         )
+    keep_narrow_groups_exact(encoder)
     return encoder
 
 

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
 from ..evaluation.inside import FINDINGS, KEPT, read_findings
+from ..evaluation.layer_similarity import CKA
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -79,6 +80,11 @@ class Record:
             for entry in self.run.get("history", [])
             if "step" in entry
         ]
+
+    @property
+    def figures(self) -> list[Result]:
+        """What was measured of what the encoder is good for: how alike layers are is no score."""
+        return [each for each in self.results if each.protocol != CKA]
 
     @property
     def pictures(self) -> list[tuple[Path, str]]:
@@ -149,17 +155,7 @@ def read_record(folder: str | Path) -> Record:
         record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
-    try:
-        records = read_results(folder / RESULTS)
-    except UserError as error:
-        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
-        records = []
-    for each in records:
-        try:
-            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
-            (record.biases if is_bias(result) else record.results).append(result)
-        except TypeError:
-            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
+    _read_results(record)
     _leave_out_others(record)
     for place in (folder, folder / KEPT):
         _take_findings(record, place)
@@ -173,6 +169,33 @@ def read_record(folder: str | Path) -> Record:
     if record.run and not (record.results or record.biases):
         record.missing.append(f"{RESULTS}: nothing has been measured yet.")
     return record
+
+
+def record_of_weights(folder: Path, run: dict[str, Any]) -> Record:
+    """A run that was written into a folder, with the figures there that are known to be of its weights."""
+    record = Record(folder, run)
+    _read_results(record)
+    own = run.get("encoder")
+    record.results, record.biases = (
+        [each for each in found if own is not None and each.encoder == own]
+        for found in (record.results, record.biases)
+    )
+    return record
+
+
+def _read_results(record: Record) -> None:
+    """The figures that lie in the folder."""
+    try:
+        records = read_results(record.folder / RESULTS)
+    except UserError as error:
+        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
+        records = []
+    for each in records:
+        try:
+            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
+            (record.biases if is_bias(result) else record.results).append(result)
+        except TypeError:
+            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
 
 
 def _leave_out_others(record: Record) -> None:

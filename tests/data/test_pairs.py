@@ -208,6 +208,10 @@ def test_a_batch_and_what_is_cut_and_padded(tokenizer):
     assert (collator.num_rows, collator.num_duplicates) == (4, 2)
     wide = CaptionRows(tokenizer, 20, pad_to_max=True).batch(["a"])
     assert wide["input_ids"].shape == (1, 20) and wide["attention_mask"].sum() == 3
+    # as wide as the longest, in steps of 8 up to the limit
+    made = CaptionRows(tokenizer, 20)
+    widths = [made.batch([" ".join(["a"] * number), "a"])["input_ids"].shape[1] for number in (1, 6, 7, 14, 15, 30)]
+    assert widths == [8, 8, 16, 16, 20, 20]
     with pytest.raises(UserError, match="`--max_length 2` leaves no room .* 2 special .* at least 3"):
         CaptionRows(tokenizer, 2)
 

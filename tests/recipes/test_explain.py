@@ -9,6 +9,8 @@ from PIL import Image
 from recipe_process import recipe_server
 from report_records import a_run
 
+from hfssl.evaluation.encoder_folder import weights_digest
+
 
 def run(folder, *words):
     return recipe_server().run(folder, *words, script="recipes/explain.py")
@@ -28,7 +30,7 @@ def test_ends_with_a_report(encoder, tmp_path):
     assert "How alike layers are</h2>" in report and report.count("<img") == 4
     found = json.loads((tmp_path / "out" / "explain.json").read_text())
     assert (
-        len(found["weights"]) == 64
+        found["weights"] == weights_digest(encoder)
         and found["command"].startswith("python recipes/explain.py")
         and str(tmp_path) not in json.dumps(found)
     )
@@ -47,6 +49,9 @@ def test_images_without_labels_and_what_is_no_dimension(encoder, tmp_path):
 
 def test_the_report_of_a_run_tells_it_too(tmp_path):
     folder = save(vit(num_hidden_layers=1), a_run(tmp_path / "run"))
+    # as the end of a run writes it
+    of_run = json.loads((folder / "run.json").read_text()) | {"encoder": weights_digest(folder)}
+    (folder / "run.json").write_text(json.dumps(of_run))
     flags = [
         folder,
         "--dataset",

@@ -14,6 +14,7 @@ from hfssl.errors import UserError
 from hfssl.evaluation.class_figures import class_figures, confusions
 from hfssl.report import page as page_module
 from hfssl.report import pictures as pictures_module
+from hfssl.report import sections as sections_module
 from hfssl.report.comparison import names_of, write_comparison
 from hfssl.report.page import report_safely, write_report
 from hfssl.report.pictures import embedded_pictures, embedded_sounds
@@ -205,6 +206,20 @@ def test_two_runs_side_by_side(tmp_path):
     assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
 
 
+def test_gaps_of_several_columns_have_rows_of_their_own_and_cka_none(tmp_path):
+    folders = [a_run(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        for column, value in (("sex", 0.25), ("age", 0.125)):
+            gap = {"metric": "error_gap", "hyperparameters": {"group_column": column}, "greater_is_better": False}
+            a_probe(folder, value=value, details={}, **gap)
+        # beside other encoders
+        a_probe(folder, protocol="cka", metric="linear_cka", hyperparameters={"beside": folder.name}, details={})
+    page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
+    for column, value in (("sex", 0.25), ("age", 0.125)):
+        assert f"linear probe by {column} on pets: error_gap (less is better) {value} {value}" in page.text
+    assert "linear_cka" not in page.text
+
+
 def test_trainings_of_another_length_are_not_put_side_by_side(tmp_path):
     for name, epochs in (("a", 6.0), ("b", 20.0)):
         a_probe(a_run(tmp_path / name), protocol="finetune", hyperparameters={"min_steps": 200, "epochs": epochs})
@@ -283,6 +298,9 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     assert page.text.count("Samples and maps.") == 1 and page.tags.count("img") == 2
     # how strong a word is stands in its style, and what speaks against is not told by its colour alone
     assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
+    (folder / "assets" / "attention.png").unlink()
+    text = Page(write_report(folder).read_text()).text
+    assert "Samples and maps. Not there any more: attention.png in assets/." in text and "dimension 3 a text" in text
     (folder / "explain.json").write_text("{")
     assert "explain.json: " in Page(write_report(folder).read_text()).text
     # that of another encoder is left out, and that of this one is kept beside it
@@ -298,6 +316,25 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))
     assert "Attention is no explanation." in write_report(tmp_path / "alone").read_text()
+
+
+def test_what_of_an_explanation_is_not_on_the_page_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("soundfile")
+    from hfssl.data.audio.contact_sheet import write_page
+
+    folder = a_run(tmp_path / "run")
+    write_page(folder / "assets" / "attention.png", [("a", 1.0, np.zeros(16000, np.float32), [])])
+    finding = {
+        "title": "Where it looks", "method": "", "papers": {}, "limits": "-", "said": [],
+        "shows": [{"sounds": "attention.html", "caption": "Recordings."}],
+    }  # fmt: skip
+    (folder / "explain.json").write_text(json.dumps({"findings": [finding]}))
+    monkeypatch.setattr(sections_module, "EXPLAINING", 100)
+    page = Page(write_report(folder).read_text())
+    assert "Too large for this page, and in assets/ of the folder: attention.html." in page.text
+    assert "audio" not in page.tags
+    monkeypatch.undo()
+    assert Page(write_report(folder).read_text()).tags.count("audio") == 1
 
 
 def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from ...errors import first_line
 from ...modeling.base import evaluating
 from ...modeling.convolutions import channels_last_convolutions, keep_channels_last
 from ...modeling.frames import is_grid, layer_features
+from ...modeling.grouped import keep_narrow_groups_exact
 from ..encoder_folder import empty_encoder
 from ..evaluator import EvaluationError
 from ..processed_encoder import ProcessedEncoder
@@ -69,6 +70,7 @@ class AudioEncoder(ProcessedEncoder):
     def with_head(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
         model = super().with_head(*args, **kwargs)
         keep_channels_last(model.base_model)
+        keep_narrow_groups_exact(model)
         for name, parameter in model.named_parameters():
             # what stands for masked frames, of which there are none: DDP would wait for its gradient forever
             if name.endswith("masked_spec_embed"):

@@ -19,6 +19,7 @@ from ...machine import choose_precision, process_state
 from ...modeling.base import evaluating
 from ...modeling.filter_banks import SAMPLING_RATE, mfcc
 from ...modeling.frames import check_pooling
+from ...modeling.grouped import keep_narrow_groups_exact
 from .. import extraction
 from ..feature_files import digest as make_digest
 from ..probe_features import ENCODER, MFCC_STATISTICS, RANDOM_INIT, ProbeFeatures
@@ -67,6 +68,7 @@ class EncoderLayers:
         batch_size: int = 64,
     ):
         self.processor, self.model, self.batch_size = encoder.processor, model, batch_size
+        keep_narrow_groups_exact(model)
         self.pooling = check_pooling(model.config, pooling)
         self.precision = choose_precision(precision, use_cpu=process_state().device.type == "cpu")
         self.digest = make_digest("audio layers", encoder.digest(model), self.pooling, self.precision)

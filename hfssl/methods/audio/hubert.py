@@ -49,6 +49,7 @@ from ...modeling.audio import (
 from ...modeling.base import evaluating
 from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin
 from ...modeling.filter_banks import HOP, WINDOW, mfcc
+from ...modeling.grouped import keep_narrow_groups_exact
 from ...modeling.method import LearningRates, Method
 
 
@@ -412,6 +413,7 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
                 f"this encoder has {config.num_hidden_layers} layers and a frame every {samples_per_frame(config)} "
                 "samples. Pass `unit_layer` and `unit_hop` that fit it."
             )
+        keep_narrow_groups_exact(encoder)
         self._unit_encoder = [encoder.requires_grad_(False).eval()]
 
     @torch.no_grad()
