@@ -214,8 +214,8 @@ def _by_gradient(
         "Where it looks: gradients",
         how,
         papers,
-        "A gradient says what a small change would do, not what the sample would be without a part; a map of a few "
-        "places is coarse, and what speaks against is cut off.",
+        "A gradient says what a small change would do, not what the sample would be without a part"
+        + ("; a map of a few places is coarse, and what speaks against is cut off." if is_map else "."),
         [f"This {kind} tells of no attention over all of a sample, so there is no roll-out."],
         [inside.show_maps(shown, folder, "gradients", f"Samples, and {method}.")],
     )

@@ -74,15 +74,18 @@ def cka_result(other: str, matrix: np.ndarray, pooling: str, about: dict[str, An
 def draw_similarity(matrices: Mapping[str, np.ndarray], name: str, path: Path) -> None:
     """A square for each pair of layers, a panel for each encoder."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(2.6 * len(matrices) + 0.6, 2.9), layout="constrained")
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axis, (other, matrix) in zip(axes, matrices.items(), strict=True):
         axis.set_facecolor("0.9")  # of what is no number
-        drawn = axis.imshow(matrix, vmin=0, vmax=1, origin="lower", cmap="viridis")
+        drawn = axis.imshow(matrix, vmin=0, vmax=1, origin="lower", aspect="auto", cmap="viridis")
         axis.set_title("itself" if other == name else fit_to_leave(other)[-24:], fontsize=8)
         axis.set_xlabel("layer", fontsize=7)
         axis.tick_params(labelsize=6)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if matrix.size <= 64:
             for (row, column), value in np.ndenumerate(matrix):
                 colour, said = "white" if value < 0.6 else "black", "–" if np.isnan(value) else f"{value:.2f}"

@@ -69,6 +69,8 @@ def test_a_half_done_table_goes_on_and_ends_with_the_table(arguments, in_this_pr
         assert f"| {row} |" in text
     assert "MoCo v3, lightly" not in text and "missing" not in text
     assert (tmp_path / "comparison.md").read_text() in text + "\n" and (tmp_path / "comparison.png").is_file()
+    page = (tmp_path / "comparison.html").read_text()
+    assert "… random init" in page and "… raw input" in page and str(tmp_path) not in page
 
     ours, theirs = (json.loads((tmp_path / f"simclr-{side}-0.json").read_text()) for side in ("hfssl", "lightly"))
     assert ours["steps"] == theirs["steps"] == 4 and ours["num_images"] == 40

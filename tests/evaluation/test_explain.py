@@ -206,7 +206,7 @@ def test_grad_cam_of_a_mean_over_places_is_the_map_itself(tmp_path):
 def test_each_finding_names_its_method_and_its_limits(vit, tmp_path):
     train, test = labelled.digits()
     other = saved("vit", tmp_path / "other")
-    found = explain(vit, train, test, output_dir=tmp_path, beside={"other": other}, max_samples=60, name="mine")
+    found = explain(vit, train, test, output_dir=tmp_path, beside={"other": other}, max_samples=40, name="mine")
     assert [each.title for each in found] == [
         "Where it looks: attention", "What dimensions stand for", "How alike layers are", "What a decision rests on",
     ]  # fmt: skip
@@ -216,7 +216,7 @@ def test_each_finding_names_its_method_and_its_limits(vit, tmp_path):
         for shown in each.shows:
             assert shown["caption"] and ("picture" not in shown or (tmp_path / "assets" / shown["picture"]).is_file())
     kept = read_findings(tmp_path)
-    assert kept["encoder"] == "mine" and kept["samples"] == 60 and len(kept["findings"]) == 4
+    assert kept["encoder"] == "mine" and kept["samples"] == 40 and len(kept["findings"]) == 4
     records = read_results(tmp_path / "results.json")
     assert [each["hyperparameters"]["beside"] for each in records] == ["random weights", "other"]
     for each in records:
@@ -274,7 +274,9 @@ def test_damaged_samples_are_told_of(vit, tmp_path, caplog):
 
 def test_recordings_are_heard(tmp_path):
     train, test = sounds.tones()
-    found = explain(str(sounds.save(sounds.hubert(), tmp_path / "encoder")), train, test, output_dir=tmp_path)
+    found = explain(
+        str(sounds.save(sounds.hubert(), tmp_path / "encoder")), train, test, output_dir=tmp_path, max_samples=15
+    )
     shown = [show for each in found for show in each.shows]
     assert {show["sounds"] for show in shown if "sounds" in show} == {
         "attention.html", "dimensions.html", "decisions.html",

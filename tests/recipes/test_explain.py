@@ -22,16 +22,7 @@ def encoder(tmp_path_factory):
 
 
 def test_ends_with_a_report(encoder, tmp_path):
-    flags = [
-        "--max_train_samples",
-        200,
-        "--max_test_samples",
-        60,
-        "--max_samples",
-        60,
-        "--output_dir",
-        tmp_path / "out",
-    ]
+    flags = ["--dataset", "digits", "--max_samples", 40, "--output_dir", tmp_path / "out"]
     done = run(tmp_path / "log", encoder, *flags)
     assert done.poll() == 0, done.stderr
     assert "What a decision rests on" in done.stdout and "Attention is no explanation of a decision" in done.stdout

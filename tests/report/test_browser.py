@@ -47,10 +47,23 @@ def seen(page, folder, width, *flags):
     return json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)[1]))
 
 
-@pytest.mark.parametrize("kind", ["one", "two"])
+WORDS = [["a title", {"occlusion": [[f" word{i}", (-1) ** i * i / 40] for i in range(40)] + [["x" * 200, 1.0]]}]]
+FINDING = {
+    "title": "Where it looks", "method": "Roll-out.", "papers": {"A, 2020": "https://huggingface.co/papers/2005.00928"},
+    "limits": "Attention is no explanation of a decision. " * 4, "said": [],
+    "shows": [
+        {"words": WORDS, "caption": "Words."}, {"listing": [["dimension 3", ["y" * 200]]], "caption": "Texts."},
+        {"table": {"head": list("abcdef"), "rows": [["a word or two"] * 6]}, "caption": "Classes"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "explained"])
 def test_a_report_on_a_phone_by_day_and_by_night(tmp_path, kind):
     classes = ("a class with quite a long name", "AnotherClassWhoseNameHasNoSpacesAtAllAndIsLong")
     folder = a_probe(a_run(tmp_path / "run"), classes=classes)
+    if kind == "explained":
+        (folder / "explain.json").write_text(json.dumps({"findings": [FINDING]}))
     path = write_report(folder)
     if kind == "two":
         path = write_comparison([folder, a_probe(a_run(tmp_path / "other-run"))], tmp_path / "two.html")
