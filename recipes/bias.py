@@ -32,6 +32,8 @@ class Bias:
             the name of the flag.
         dataset (`list[str]`):
             Files, folders or Hub ids of pairs of sentences, of association tests, or of both.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub id that has several.
         split (`str`, *optional*, defaults to `"auto"`):
             Split of each. auto takes test, validation or train, the first that is there.
         beside (`list[str]`, *optional*):
@@ -41,7 +43,7 @@ class Bias:
         random_seeds (`int`, *optional*, defaults to `3`):
             How many encoders of the same architecture with random weights stand beside.
         batch_size (`int`, *optional*, defaults to `256`):
-            Rows a forward pass.
+            Rows a forward pass; of pairs, tokens that are scored in one.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not; auto takes bf16 where the hardware computes in it.
         update_card (`bool`, *optional*, defaults to `False`):
@@ -52,6 +54,7 @@ class Bias:
 
     encoder: str
     dataset: list[str]
+    dataset_config: str | None = None
     split: str = "auto"
     beside: list[str] | None = None
     pooling: str | None = None
@@ -90,7 +93,7 @@ def main():
     encoder = stock_folder(recipe.encoder)
     check_text_encoder(encoder)
     results = measure_bias(
-        encoder, [open_bias_tests(dataset, recipe.split) for dataset in recipe.dataset],
+        encoder, [open_bias_tests(dataset, recipe.split, recipe.dataset_config) for dataset in recipe.dataset],
         beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
         pooling=recipe.pooling, random_seeds=recipe.random_seeds, batch_size=recipe.batch_size,
         precision=recipe.precision, name=recipe.encoder, command=parser.command_line(),

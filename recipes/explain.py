@@ -39,6 +39,8 @@ class Explain:
             So many samples of each split at most.
         batch_size (`int`, *optional*, defaults to `64`):
             Samples a forward pass.
+        update_report (`bool`, *optional*, defaults to `False`):
+            Tell it in the report of the encoder's own folder as well.
         output_dir (`str`, *optional*):
             Where report and pictures go; outputs/explain-<name of the encoder> when left out.
     """
@@ -49,6 +51,7 @@ class Explain:
     pooling: str | None = None
     max_samples: int = 500
     batch_size: int = 64
+    update_report: bool = False
     output_dir: str | None = None
 
 
@@ -56,16 +59,21 @@ class Explain:
 def main():
     from hfssl import RecipeParser
     from hfssl.cli.labelled import LabelledDataArguments, load_with_or_without_labels
-    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
+    from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling, weights_digest
     from hfssl.evaluation.explain import explain
+    from hfssl.evaluation.inside import keep_findings
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import columns_of
     from hfssl.machine import use_all_cores
     from hfssl.report.page import report_safely
+    from hfssl.report.record import read_record
 
     parser = RecipeParser(Explain, LabelledDataArguments, description=__doc__)
     recipe, data = parser.parse(first_named("encoder"))
     use_all_cores()
+    if recipe.update_report:
+        read_record(recipe.encoder)  # there is one to tell it in, before minutes of work
+    weights = weights_digest(recipe.encoder)  # of a method without a stock class what is opened lies elsewhere
     encoder = stock_folder(recipe.encoder)
     train, test = load_with_or_without_labels(data, encoder, modality_of_encoder(encoder).name)
     output_dir = recipe.output_dir or f"outputs/explain-{Path(recipe.encoder).resolve().name}"
@@ -73,12 +81,16 @@ def main():
         encoder, train, test, output_dir=output_dir, pooling=recipe.pooling or trained_pooling(encoder),
         beside={column: stock_folder(other) for column, other in columns_of(recipe.beside or ()).items()},
         dimensions=recipe.dimensions, max_samples=recipe.max_samples, batch_size=recipe.batch_size,
-        name=recipe.encoder, command=parser.command_line(),
+        name=recipe.encoder, command=parser.command_line(), weights=weights,
     )  # fmt: skip
     for finding in findings:
         print("\n".join([f"\n{finding.title}", *finding.said, f"What it does not show: {finding.limits}"]))
     if (page := report_safely(output_dir)) is not None:
         print(f"\nReport: {page}")
+    if recipe.update_report:
+        keep_findings(output_dir, recipe.encoder)
+        if (page := report_safely(recipe.encoder)) is not None:
+            print(f"It is told in {page} as well")
 
 
 if __name__ == "__main__":

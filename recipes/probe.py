@@ -84,6 +84,7 @@ def main():
     from hfssl.cli.labelled import LabelledDataArguments
     from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling, weights_digest
     from hfssl.evaluation.finetune_settings import FinetuneSettings
+    from hfssl.evaluation.groups import check_groups
     from hfssl.evaluation.modality import modality_of_encoder
     from hfssl.evaluation.probes import columns_of, parse_protocols, probe_table
     from hfssl.machine import process_state, use_all_cores
@@ -94,6 +95,7 @@ def main():
     recipe, data, settings = parser.parse()
     use_all_cores()
     protocols = parse_protocols(recipe.protocol)
+    check_groups(recipe.group_column or (), protocols)
     if recipe.update_card:
         card_of(recipe.encoder)  # it is there, before hours of work
     weights = weights_digest(recipe.encoder) if recipe.update_card else None  # those that are measured

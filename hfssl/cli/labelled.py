@@ -178,7 +178,11 @@ def load_with_or_without_labels(
     samples = LazySamples(source, np.arange(source.num_rows))
     labels = np.full(len(samples), -1, np.int64)
     name = f"{kind.samples} of {named.dataset}"
-    return None, LabelledData(samples, labels, [], source.fingerprint, name, modality)
+    data = LabelledData(samples, labels, [], source.fingerprint, name, modality)
+    prepare = cli_modality(modality).prepare_labelled
+    if prepare is not None:
+        prepare(data, data, named.value_range)
+    return None, data
 
 
 def check_columns(columns: dict[str, str | None], modality: str) -> None:

@@ -83,9 +83,9 @@ def _line_of_pairs(result: Result) -> str:
         points = f"{100 * change:+.1f} points, 95 %: {100 * low:+.1f} to {100 * high:+.1f}"
         said += f" Against {name.replace('_', ' ')}: {how} ({points})."
     if ties := result.details["ties"]:
-        said += f" {ties:,} pairs are the same to it (words that its tokenizer does not know) and count half."
+        said += f" Of {ties:,} it cannot tell the sentences apart (words that its tokenizer does not know): half each."
     if left_out := result.details["left_out"]:
-        said += f" {left_out:,} pairs could not be compared and are left out."
+        said += f" {left_out:,} more are left out: too long for it, or without a word in common."
     return said
 
 
@@ -121,6 +121,9 @@ def _line_of_associations(results: Sequence[Result]) -> str:
         f"in the direction of the stereotype (one-sided permutation test, Holm, 5 %){': ' if named else ''}"
         f"{_listed(named)}."
     )
+    # the test takes attributes as they are, and sentences made of one word as several; the interval draws them anew
+    if doubtful := sum(each.details["interval"][0] <= 0 for each in certain):
+        said += f" In {doubtful:,} of them the interval reaches 0: it may be of these very words alone."
     single = sum(p < 0.05 for p in p_values)
     if number > 1:
         said += f" Each by itself: {single} with p < 0.05, and {0.05 * number:.1f} would be by chance."

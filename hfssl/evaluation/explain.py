@@ -21,6 +21,7 @@ from ..functional.similarity import FEWEST_SAMPLES
 from ..machine import compute_device
 from .encoder_folder import trained_pooling
 from .evaluator import EvaluationError
+from .extraction import check_damage
 from .frozen import aligned_labels
 from .inside import PAPERS, Finding, Group, Inside, Opened, Row, write_findings
 from .layer_similarity import RANDOM, cka_result, similarity
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Samples in a picture; of decisions so many right ones and so many wrong ones.
 SHOWN, SHOWN_OF_EACH = 6, 3
+# Samples that are tried at once.
+_AT_ONCE = 16
 # Dimensions that are shown, and samples of each.
 DIMENSIONS, SAMPLES_OF_DIMENSION = 8, 8
 
@@ -53,6 +56,7 @@ def explain(
     batch_size: int = 64,
     name: str | None = None,
     command: str | None = None,
+    weights: str | None = None,
 ) -> list[Finding]:
     """Look into an encoder by all methods, and write what they say into a folder.
 
@@ -77,6 +81,8 @@ def explain(
             Samples a forward pass.
         name, command (`str`, *optional*):
             What encoder and command are called in the records.
+        weights (`str`, *optional*):
+            Digest of the weights, see [`~hfssl.evaluation.encoder_folder.weights_digest`].
     """
     modality = evaluation_modality(test.modality)
     if modality.inside is None:
@@ -89,9 +95,12 @@ def explain(
     inside = modality.inside(encoder, pooling, batch_size)
     fresh = modality.inside(encoder, inside.pooling, batch_size, random_init=True)
     rows = _some(test, max_samples, 0)
-    layers = {name: inside.layers(test.samples, rows), RANDOM: fresh.layers(test.samples, rows)}
+    check_samples(inside, test, rows)
+    layers = {name: layers_of(inside, test, rows), RANDOM: layers_of(fresh, test, rows)}
     for column, other in (beside or {}).items():
-        layers[column] = modality.inside(other, trained_pooling(other), batch_size).layers(test.samples, rows)
+        # one that is called as this one is told apart by its place
+        column = other if column in layers else column
+        layers[column] = layers_of(modality.inside(other, trained_pooling(other), batch_size), test, rows)
     features = layers[name][-1]
     if dimensions is not None and not all(0 <= each < features.shape[1] for each in dimensions):
         raise EvaluationError(
@@ -116,15 +125,18 @@ def explain(
         results = [cka_result(column, matrix, inside.pooling, about) for column, matrix in matrices.items()]
     if test_labels is not None:
         some = _some(train, max_samples, 1)
-        x = inside.layers(train.samples, some)[-1]
+        x = layers_of(inside, train, some)[-1]
         if len(np.unique(train_y[some])) > 1:
             probe, _ = fit_linear_probe(x, train_y[some], device=compute_device())
             names = [_name(train.class_names, each) for each in range(int(train_y.max()) + 1)]
             findings.append(decisions(inside, test, rows, features, test_labels, probe, names, len(some), assets))
     else:
         logger.info("No labels, one a sample, to fit a probe to: what its decisions rest on is not asked.")
-    about = {"encoder": name, "data": test.name, "samples": len(rows), "pooling": inside.pooling}
-    write_findings(folder, about | {"command": command or command_line()}, findings)
+    about = {
+        "encoder": name, "weights": weights, "data": test.name, "samples": len(rows),
+        "pooling": inside.pooling, "command": command or command_line(),
+    }  # fmt: skip
+    write_findings(folder, about, findings)
     write_results(folder / "results.json", results)
     return findings
 
@@ -204,7 +216,7 @@ def _by_gradient(
         papers,
         "A gradient says what a small change would do, not what the sample would be without a part; a map of a few "
         "places is coarse, and what speaks against is cut off.",
-        [f"This {kind} has no attention over all of a sample, so there is no roll-out."],
+        [f"This {kind} tells of no attention over all of a sample, so there is no roll-out."],
         [inside.show_maps(shown, folder, "gradients", f"Samples, and {method}.")],
     )
 
@@ -239,7 +251,8 @@ def gradients(
             From features `(n, dim)` to numbers `(n,)`.
     """
     inputs = sample.inputs.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    # cuDNN has no backward pass of a recurrent network that is not in training, such as CPC's
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         feature, places = inside.forward(inputs, sample)
         wanted = [inputs] if places is None else [inputs, places]
         found = torch.autograd.grad(score(feature.float()).sum(), wanted)
@@ -405,6 +418,30 @@ def occlusion(
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
+
+
+def check_samples(inside: Inside, data: "LabelledData", rows: np.ndarray) -> None:
+    """Say which of the samples that are looked at are damaged, and so blank.
+
+    Raises:
+        EvaluationError: if too many are.
+    """
+    reader = inside.reader(data.samples)
+    if reader is None:
+        return
+    samples = data.take(np.sort(rows), name=data.name).samples
+    starts = range(0, len(samples), _AT_ONCE)
+    read = zip(starts, reader.batches(samples, starts, _AT_ONCE), strict=True)
+    bad = [start + i for start, batch in read for i, sample in enumerate(batch) if sample is None]
+    check_damage(samples, bad, data.name, reader)
+
+
+def layers_of(inside: Inside, data: "LabelledData", rows: np.ndarray) -> list[np.ndarray]:
+    """Features of some samples by each layer, in the order of `rows`. They are read in that of the data: of a source
+    with large pieces each is read once."""
+    order = np.argsort(rows)
+    back = np.argsort(order)
+    return [each[back] for each in inside.layers(data.samples, rows[order])]
 
 
 def resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

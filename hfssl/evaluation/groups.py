@@ -14,6 +14,7 @@ import numpy as np
 
 from ..functional import keyed
 from ..functional.keyed import Use
+from .evaluator import EvaluationError
 from .intervals import NUM_RESAMPLED, mean_interval, percentiles, resampled_means
 from .probe_features import ENCODER
 from .results import Result
@@ -27,6 +28,19 @@ _FIRST = ("linear", "knn")
 _NOT_SHOWN = (
     "What it does not show: groups that no column names, combinations of them, and of which kind the errors are."
 )
+
+
+def check_groups(group_columns: Sequence[str], protocols: Sequence[str]) -> None:
+    """Refuse columns of groups that no protocol would tell of.
+
+    Raises:
+        EvaluationError: where there are some.
+    """
+    if group_columns and not set(_FIRST) & set(protocols):
+        raise EvaluationError(
+            f"Groups are told apart by the protocols {' and '.join(sorted(_FIRST))}, and `--protocol "
+            f"{','.join(protocols)}` is neither. Add one of them, or leave `--group_column` out."
+        )
 
 
 def right_rows(predictions: np.ndarray, references: np.ndarray, logits: np.ndarray | None = None) -> np.ndarray:
@@ -146,7 +160,7 @@ def _said(figures: Mapping[str, Any]) -> str:
     gap = figures["gap"]
     if gap is None:
         return f"fewer than two groups have the rows to be compared.{too_few}"
-    best, worst = (pick(judged, key=lambda each: each["value"]) for pick in (max, min))
+    worst, *_, best = sorted(judged, key=lambda each: each["value"])  # two, also where all fare the same
     low, high = gap["interval"]
     beside = ", ".join(f"{kind.replace('_', ' ')} {100 * value:.1f}" for kind, value in gap["baselines"].items())
     certain = "" if gap["p_value"] <= 0.05 else ", which is no certain difference"

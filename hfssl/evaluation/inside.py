@@ -5,11 +5,12 @@ an encoder and back: what the parts of a sample are (patches, tokens, stretches 
 number for each part is shown. What is done with them is the same for all.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +21,14 @@ from ..modeling.trial import FAILURES
 from .results import read_json, write_json
 
 
+if TYPE_CHECKING:
+    from .extraction import Reader
+
+
 # What was found, in a result folder; the report tells it.
 FINDINGS = "explain.json"
+# The folder in that of an encoder where this is kept for its own report.
+KEPT = "explain"
 PAPERS = "https://huggingface.co/papers/"
 
 
@@ -100,6 +107,9 @@ class Inside(Protocol):
     several_parts: str
     hidden: str
 
+    def reader(self, samples: Sequence) -> "Reader | None":
+        """What decodes some samples; `None` where there is nothing to decode."""
+
     def layers(self, samples: Sequence, rows: Sequence[int]) -> list[np.ndarray]:
         """Pooled features `(num_rows, dim)` of some samples by each layer; the last is the encoder's own feature."""
 
@@ -173,6 +183,16 @@ def read_findings(folder: Path) -> dict[str, Any]:
     return read_json(folder / FINDINGS, default={})
 
 
+def keep_findings(folder: str | Path, encoder: str | Path) -> None:
+    """Keep what was found, and what there is to see of it, in the folder of the encoder for its own report."""
+    folder, kept = Path(folder).resolve(), Path(encoder).resolve() / KEPT
+    if folder in (kept, kept.parent):  # its report finds them there
+        return
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder / "assets", kept / "assets")
+    shutil.copyfile(folder / FINDINGS, kept / FINDINGS)
+
+
 def telling_attention(model: PreTrainedModel) -> PreTrainedModel:
     """The encoder in evaluation mode, with the implementation of attention that tells its weights."""
     with suppress(*FAILURES):  # it has no attention, or one implementation only
@@ -185,7 +205,7 @@ def attentions_of(model: PreTrainedModel, **inputs: Any) -> Sequence[torch.Tenso
     try:
         with torch.no_grad():
             outputs = model(**inputs, output_attentions=True)
-    except TypeError:  # an encoder without attention knows no such word
+    except (TypeError, ValueError):  # it knows no such word, or tells no attention, such as those of timm
         return None
     found = outputs.get("attentions")
     if not found or any(each is None or each.ndim != 4 for each in found):

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 
 from ..functional.similarity import linear_cka
+from ..machine import fit_to_leave
 from .inside import PAPERS, Finding
 from .results import Result
 
 
+# The protocol of its records.
+CKA = "cka"
 # Samples of a minibatch of CKA.
 CKA_BATCH = 128
 # What an encoder of the same architecture is called that learned nothing.
@@ -28,7 +31,7 @@ def similarity(layers: Mapping[str, Sequence[np.ndarray]], folder: Path) -> tupl
     matrices = {other: cka_of(layers[name], layers[other]) for other in layers}
     draw_similarity(matrices, name, folder / "cka.png")
     number = len(layers[name][0])
-    last = [f"{other} {matrices[other][-1, -1]:.2f}" for other in others]
+    last = [f"{fit_to_leave(other)} {matrices[other][-1, -1]:.2f}" for other in others]
     said = [f"The last layer beside the last layer of others: {', '.join(last)} (over {number:,} samples)."]
     kept = np.nanmean(np.diag(matrices[RANDOM])) if len(set(matrices[RANDOM].shape)) == 1 else np.nan
     if np.isfinite(kept):
@@ -62,7 +65,7 @@ def cka_of(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> np.ndarray
 def cka_result(other: str, matrix: np.ndarray, pooling: str, about: dict[str, Any]) -> Result:
     """The record of the similarity to another encoder: that of the last layers; all are in its details."""
     return Result.from_scores(
-        {0: float(matrix[-1, -1])}, {}, protocol="cka", version=1, split="test", metric="linear_cka", num_train=0,
+        {0: float(matrix[-1, -1])}, {}, protocol=CKA, version=1, split="test", metric="linear_cka", num_train=0,
         hyperparameters={"beside": other, "pooling": pooling, "minibatch": CKA_BATCH},
         details={"layers": [[round(float(value), 4) for value in line] for line in matrix]}, **about,
     )  # fmt: skip
@@ -77,7 +80,7 @@ def draw_similarity(matrices: Mapping[str, np.ndarray], name: str, path: Path) -
     for axis, (other, matrix) in zip(axes, matrices.items(), strict=True):
         axis.set_facecolor("0.9")  # of what is no number
         drawn = axis.imshow(matrix, vmin=0, vmax=1, origin="lower", cmap="viridis")
-        axis.set_title("itself" if other == name else other[-24:], fontsize=8)
+        axis.set_title("itself" if other == name else fit_to_leave(other)[-24:], fontsize=8)
         axis.set_xlabel("layer", fontsize=7)
         axis.tick_params(labelsize=6)
         if matrix.size <= 64:

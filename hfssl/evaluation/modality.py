@@ -107,6 +107,9 @@ class EvaluationModality:
             What stands out among samples, into a file; see [`~hfssl.evaluation.image.pictures.draw_report`].
         inside (`Callable[..., Inside]`, *optional*):
             An encoder opened up, see [`~hfssl.evaluation.inside.Inside`].
+        graph (`Callable[[str, str | None], Graph]`, *optional*):
+            What of an encoder is written as a graph, from its folder or Hub id and a pooling; see
+            [`~hfssl.evaluation.graph.Graph`].
     """
 
     name: str
@@ -122,6 +125,7 @@ class EvaluationModality:
     has_layers: bool = False
     draw_report: Callable[..., None] | None = None
     inside: Callable[..., Any] | None = None
+    graph: Callable[[str, str | None], Any] | None = None
 
 
 def evaluation_modality(name: str) -> EvaluationModality:

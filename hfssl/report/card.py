@@ -36,6 +36,7 @@ _TOOLKIT = """\
   version = {{{version}}}
 }}"""
 _LIMITS = "## Limits and known biases"
+_OLD_LIMITS = r"^## Limits\n\n(?:- .*\n)+\n*"
 # What is between them follows from the record, and is written anew with it; what a person writes stands outside.
 _FROM_HERE, _TO_HERE = "<!-- hfssl writes from here -->", "<!-- to here -->"
 # What cards of models are asked for, and what was not measured.
@@ -61,7 +62,8 @@ def write_card(path: Path, record: Record) -> None:
     told = {kind: dict(found) for kind, found in run["settings"].items()}
     usage = run["usage"] or f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{name}")'
     lines = [example_lines(example) for example in run["examples"]]
-    path.write_text(
+    write_whole(
+        path,
         _template().render(
             run=run,
             name=name,
@@ -79,7 +81,6 @@ def write_card(path: Path, record: Record) -> None:
             versions=", ".join(f"{package} {version}" for package, version in run["versions"].items()),
             own_citation=_TOOLKIT.format(version=run["versions"].get("hfssl", versions().get("hfssl", ""))),
         ),
-        encoding="utf-8",
     )
 
 
@@ -121,11 +122,13 @@ def add_to_card(folder: str | Path, results: Sequence[Result], encoder: str | No
         text = re.sub(rf"^{_MEASURED}\n.*?(?=^## |\Z)", lambda _: section, text, count=1, flags=re.S | re.M)
     else:
         text = re.sub(r"(?=^## )|\Z", lambda _: section, text, count=1, flags=re.M)
-    if _FROM_HERE in text:
-        known = _known_limits(record)
-        text = re.sub(f"{_FROM_HERE}.*?{_TO_HERE}", lambda _: known, text, count=1, flags=re.S)
-    else:  # a person has taken it out, or an older version wrote the card
-        text = re.sub(r"(?=^## How it was made)|\Z", lambda _: limits_section(record), text, count=1, flags=re.M)
+    known, between = _known_limits(record), f"{_FROM_HERE}.*?{_TO_HERE}"
+    if re.search(between, text, flags=re.S):
+        text = re.sub(between, lambda _: known, text, count=1, flags=re.S)
+    else:  # a person has taken it out, or an older version wrote the card: its list, a heading, or nothing of it
+        places = (_OLD_LIMITS, rf"^{_LIMITS}\n+", r"(?=^## How it was made)|\Z")
+        place = next(each for each in places if re.search(each, text, flags=re.M))
+        text = re.sub(place, lambda _: limits_section(record), text, count=1, flags=re.M)
     card = ModelCard(text, ignore_metadata_errors=True)
     card.data.model_name = card.data.model_name or record.name
     card.data.eval_results = eval_results(record, card.data.pipeline_tag)
@@ -157,7 +160,7 @@ def eval_results(record: Record, pipeline_tag: str | None) -> list[EvalResult] |
     hub_data = {each["id"]: each for each in record.run.get("hub_data", [])}
     found = [
         index_entry(each, _task_of(each, pipeline_tag, modality), title_of(each), hub_data.get(each.task))
-        for each in record.results
+        for each in record.figures
         if each.value is not None
     ]
     return found or None
@@ -175,7 +178,7 @@ def _task_of(result: Result, pipeline_tag: str | None, modality: str | None) -> 
 
 def measured(record: Record) -> str:
     """The section on what was measured; empty where nothing was."""
-    results, run = record.results, record.run
+    results, run = record.figures, record.run
     if not results:
         return ""
     protocols = dict.fromkeys(f"`{each.protocol}` v{each.version}" for each in results)

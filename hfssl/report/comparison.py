@@ -73,7 +73,7 @@ def figures(records: dict[str, Record]) -> Section | None:
     """Each figure that at least one of them has, a column for each run, and the baselines of each."""
     by_figure: dict[Any, dict[str, Result]] = {}
     for name, record in records.items():
-        for each in record.results:
+        for each in record.figures:
             by_figure.setdefault(_figure(each), {})[name] = each
     if not by_figure:
         return None
@@ -144,7 +144,7 @@ def commands(records: dict[str, Record]) -> Section | None:
 
 def _figure(result: Result) -> tuple:
     """What makes figures of several models comparable: all of a record but the model and how it makes features."""
-    own = ("layer", "k", "shots", "fraction", "method", "probe", "fingerprints")
+    own = ("layer", "k", "shots", "fraction", "method", "probe", "fingerprints", "group_column")
     # of trainings all that decides what comes out
     own += _OF_TRAININGS if "min_steps" in result.hyperparameters else ()
     kept = {name: result.hyperparameters[name] for name in own if name in result.hyperparameters}

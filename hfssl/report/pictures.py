@@ -32,15 +32,15 @@ def captions() -> dict[str, str]:
 
 def embedded_pictures(
     pictures: Sequence[tuple[Path, str]], most: int | None = None
-) -> tuple[list[Picture], list[str]]:
-    """Pictures with what they show as parts of a page, of `most` bytes together (`PICTURES`), and the names of those
-    that cannot be."""
+) -> tuple[dict[Path, Picture], list[str]]:
+    """Pictures with what they show as parts of a page, by their paths, of `most` bytes together (`PICTURES`), and the
+    names of those that cannot be."""
     left, sources = PICTURES if most is None else most, {}
     # small ones first: what they do not need is for the others
     for path, _ in sorted(pictures, key=lambda picture: picture[0].stat().st_size):
         sources[path] = _picture(path, left // (len(pictures) - len(sources)))
         left -= len(sources[path] or "")
-    shown = [Picture(sources[path], caption) for path, caption in pictures if sources[path] is not None]
+    shown = {path: Picture(sources[path], caption) for path, caption in pictures if sources[path] is not None}
     return shown, [path.name for path, _ in pictures if sources[path] is None]
 
 
@@ -67,10 +67,12 @@ def _picture(path: Path, most: int) -> str | None:
     return None
 
 
-def embedded_sounds(pages: Sequence[tuple[Path, str]], most: int | None = None) -> tuple[list[Players], list[str]]:
-    """The sounds of pages with players, with what they are, of `most` bytes together (`SOUNDS`), and the names of the
-    pages of which there are more than fit."""
-    found, others, left = [], [], SOUNDS if most is None else most
+def embedded_sounds(
+    pages: Sequence[tuple[Path, str]], most: int | None = None
+) -> tuple[dict[Path, Players], list[str]]:
+    """The sounds of pages with players, with what they are, by their paths, of `most` bytes together (`SOUNDS`), and
+    the names of the pages of which there are more than fit."""
+    found, others, left = {}, [], SOUNDS if most is None else most
     # none of them takes all there is
     for number, (page, caption) in enumerate(pages):
         reader, rows, of_this = _PageReader(), [], left // (len(pages) - number)
@@ -84,7 +86,7 @@ def embedded_sounds(pages: Sequence[tuple[Path, str]], most: int | None = None) 
             left -= len(source)
             rows.append((name, source, said))
         if rows:
-            found.append(Players(rows, caption))
+            found[page] = Players(rows, caption)
     return found, others
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.bias import is_bias
 from ..evaluation.facts import read_facts
-from ..evaluation.inside import FINDINGS, read_findings
+from ..evaluation.inside import FINDINGS, KEPT, read_findings
+from ..evaluation.layer_similarity import CKA
 from ..evaluation.results import Result, read_json, read_results
 from ..machine import fit_to_leave
 from .pictures import captions
@@ -79,6 +80,11 @@ class Record:
             for entry in self.run.get("history", [])
             if "step" in entry
         ]
+
+    @property
+    def figures(self) -> list[Result]:
+        """What was measured of what the encoder is good for: how alike layers are is no score."""
+        return [each for each in self.results if each.protocol != CKA]
 
     @property
     def pictures(self) -> list[tuple[Path, str]]:
@@ -149,22 +155,10 @@ def read_record(folder: str | Path) -> Record:
         record.run = fit_to_leave(run) | ({} if history is None else {"history": history})
     except UserError as error:
         record.missing.append(f"{RUN}: {fit_to_leave(str(error))}")
-    try:
-        records = read_results(folder / RESULTS)
-    except UserError as error:
-        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
-        records = []
-    for each in records:
-        try:
-            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
-            (record.biases if is_bias(result) else record.results).append(result)
-        except TypeError:
-            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
-    try:
-        record.findings = [(folder, each) for each in read_findings(folder).get("findings", [])]
-    except UserError as error:
-        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
+    _read_results(record)
     _leave_out_others(record)
+    for place in (folder, folder / KEPT):
+        _take_findings(record, place)
     if not record.run:
         _take_checkpoint(record)
     if not (record.run or record.results or record.biases or record.findings or record.missing):
@@ -175,6 +169,33 @@ def read_record(folder: str | Path) -> Record:
     if record.run and not (record.results or record.biases):
         record.missing.append(f"{RESULTS}: nothing has been measured yet.")
     return record
+
+
+def record_of_weights(folder: Path, run: dict[str, Any]) -> Record:
+    """A run that was written into a folder, with the figures there that are known to be of its weights."""
+    record = Record(folder, run)
+    _read_results(record)
+    own = run.get("encoder")
+    record.results, record.biases = (
+        [each for each in found if own is not None and each.encoder == own]
+        for found in (record.results, record.biases)
+    )
+    return record
+
+
+def _read_results(record: Record) -> None:
+    """The figures that lie in the folder."""
+    try:
+        records = read_results(record.folder / RESULTS)
+    except UserError as error:
+        record.missing.append(f"{RESULTS}: {fit_to_leave(str(error))}")
+        records = []
+    for each in records:
+        try:
+            result = Result(**{name: value for name, value in each.items() if name in _FIELDS})
+            (record.biases if is_bias(result) else record.results).append(result)
+        except TypeError:
+            record.missing.append(f"{RESULTS}: one of its records is not whole, and is left out.")
 
 
 def _leave_out_others(record: Record) -> None:
@@ -189,6 +210,23 @@ def _leave_out_others(record: Record) -> None:
                 f"{RESULTS}: {number} of its figures are of an encoder that lay here before this one, and are left "
                 f"out. `recipes/{recipe}.py --update_card true` measures this one."
             )
+
+
+def _take_findings(record: Record, place: Path) -> None:
+    """What was seen inside the encoder that lies in the folder, not inside one that lay there before."""
+    try:
+        found = read_findings(place)
+    except UserError as error:
+        record.missing.append(f"{FINDINGS}: {fit_to_leave(str(error))}")
+        return
+    own = record.run.get("encoder")
+    if own is not None and found.get("weights") not in (None, own):
+        record.missing.append(
+            f"{FINDINGS}: it is about an encoder that lay here before this one, and is left out. "
+            "`recipes/explain.py --update_report true` looks into this one."
+        )
+        return
+    record.findings += [(place, each) for each in found.get("findings", [])]
 
 
 def _together(record: Record) -> Record:
@@ -212,8 +250,8 @@ def _together(record: Record) -> Record:
             continue
         record.run = record.run or found.run
         record.results += found.results
-        record.biases += found.biases
         record.findings += found.findings
+        record.biases += found.biases
         record.missing += [f"{part.name}/{text}" for text in found.missing]
     # the same probe at the end of the run and as a step of its own is one
     record.results = list({_same(each): each for each in record.results}.values())

@@ -30,8 +30,8 @@ from .words import cost_in_words, in_words, number, plain, seen_in_words
 MOST_IN_MATRIX = 30
 # Of what several steps came to, what is told here anyway.
 _SAID = ("health", "usefulness")
-# Protocols that have a section of their own, of many figures.
-_LAYERS, _CKA = "layers", "cka"
+# A protocol that has a section of its own, of many figures.
+_LAYERS = "layers"
 
 
 def summary(record: Record) -> Section | None:
@@ -40,7 +40,7 @@ def summary(record: Record) -> Section | None:
     if (verdict := last_verdict(record)) is not None:
         facts.append(("Health", describe(verdict)))
     facts += [("Use", said) for said in usefulness_lines(record.results)]
-    results = [each for each in record.results if each.protocol != _CKA]
+    results = record.figures
     for result in results:
         if result.metric == "loss" or result in main_results(results)[:3]:
             facts.append((named(result, ","), in_words(result)))
@@ -114,7 +114,7 @@ def health(record: Record) -> Section | None:
 
 def measured(record: Record) -> Section | None:
     """Each figure beside its baselines."""
-    results = [each for each in record.results if each.protocol not in (_LAYERS, _CKA)]
+    results = [each for each in record.figures if each.protocol != _LAYERS]
     if not results:
         return None
     main = main_results(results)
@@ -199,12 +199,18 @@ def bias(record: Record) -> Section | None:
 def pictures(record: Record) -> Section | None:
     """What there is to look at, to read and to listen to."""
     shown, others = embedded_pictures(record.pictures)
-    players, more = embedded_sounds(record.sounds)
-    blocks: list[Any] = [*shown, *players]
+    # what is seen and heard is said once, and stands together
+    seen = {path.with_suffix(".html") for path in shown}
+    players, more = embedded_sounds([(page, "" if page in seen else said) for page, said in record.sounds])
+    blocks: list[Any] = []
+    for path, picture in shown.items():
+        blocks.append(picture)
+        if (page := path.with_suffix(".html")) in players:
+            blocks.append(players.pop(page))
+    blocks += players.values()
     for path, caption in record.listings:
         blocks += [Text(caption), Listing(fit_to_leave(read_json(path, default=[])))]
-    if others or more:
-        blocks.append(Text(f"Too large for this page, and in assets/ of the folder: {', '.join([*others, *more])}."))
+    blocks += _too_large([*others, *more])
     return Section("What it looks like", blocks) if blocks else None
 
 
@@ -226,11 +232,17 @@ def explained(record: Record) -> list[Section]:
 def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     """What a finding shows as parts of a page; pictures and sounds take so many bytes at most."""
     caption, blocks = shown["caption"], []
+    named = [shown[kind] for kind in ("picture", "sounds") if kind in shown]
+    # the end of a run writes assets/ anew
+    if gone := [name for name in named if not (assets / name).is_file()]:
+        return [Text(f"{caption} Not there any more: {', '.join(gone)} in assets/.")]
     if "picture" in shown:
-        made, _ = embedded_pictures([(assets / shown["picture"], caption)], 2 * most)
-        blocks += made
+        made, others = embedded_pictures([(assets / shown["picture"], caption)], 2 * most)
+        blocks += [*made.values(), *_too_large(others)]
     if "sounds" in shown:
-        blocks += embedded_sounds([(assets / shown["sounds"], "" if "picture" in shown else caption)], most)[0]
+        said = "" if "picture" in shown else caption
+        players, others = embedded_sounds([(assets / shown["sounds"], said)], most)
+        blocks += [*players.values(), *_too_large(others)]
     if "words" in shown:
         blocks.append(Words(caption, [(title, list(maps.items())) for title, maps in shown["words"]]))
     if "listing" in shown:
@@ -238,6 +250,11 @@ def _shown(shown: dict[str, Any], assets: Path, most: int) -> list[Any]:
     if "table" in shown:
         blocks.append(Table(caption, shown["table"]["head"], shown["table"]["rows"]))
     return blocks
+
+
+def _too_large(names: Sequence[str]) -> list[Text]:
+    """What of these files is not on the page, or not all of it."""
+    return [Text(f"Too large for this page, and in assets/ of the folder: {', '.join(names)}.")] if names else []
 
 
 def words(record: Record) -> Section | None:
@@ -342,4 +359,4 @@ def _length(value: float | None, largest: float) -> float | None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"

@@ -127,6 +127,7 @@ def _fastest(
     known_by = [
         encoder.config.to_json_string(use_diff=False), shape, precision, device, torch.__version__,
         transformers.__version__, torch.get_num_threads(), *candidates,
+        *([] if any(each.requires_grad for each in encoder.parameters()) else ["frozen"]),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:16]
     choice: list[str | None] = [None]
@@ -176,7 +177,8 @@ def _measure(
                     begin = _now(device)
                     with torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16):
                         result = run(tried)
-                    result.float().sum().backward()
+                    if result.requires_grad:  # a frozen encoder goes forward only
+                        result.float().sum().backward()
                     seconds[name].append(_now(device) - begin)
                 except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
                     logger.debug("%s does not run here: %s", name, error)

@@ -5,6 +5,7 @@ it was, since the Hub keeps what has arrived. One commit has all files of a resu
 half of one.
 """
 
+import glob
 import hashlib
 import logging
 import re
@@ -38,7 +39,7 @@ _MODEL = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "*.model", "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-_TOLD = (CARD, RESULTS, RUN, "assets/*.png")
+_TOLD = (CARD, RESULTS, RUN, "assets/loss.png", "assets/health.png")
 # What a repository may hold that holds no model yet: the Hub's pages put it there.
 _OF_A_NEW_ONE = (".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt")
 _CLASSIFIER = "model"
@@ -104,10 +105,18 @@ def shipped(folder: Path) -> dict[str, Path]:
     """
     parts = ("", "pretraining", *modalities())
     patterns = [*_TOLD, *(f"{part}/{name}".lstrip("/") for part in parts for name in _MODEL)]
+    # pictures that a probe has left there show samples that the card does not
+    patterns += [f"assets/{glob.escape(name)}" for name in _pictures(folder)]
     files = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
     for above in _above(folder):
         files[RESULTS] = above / RESULTS
     return {name: path for name, path in sorted(files.items()) if path.is_file()}
+
+
+def _pictures(folder: Path) -> list[str]:
+    """The pictures of a run that its card shows."""
+    run = read_json(folder / RUN, default={})
+    return [name for name, _ in run.get("pictures", [])] if isinstance(run, dict) else []
 
 
 def _above(folder: Path) -> list[Path]:
@@ -130,7 +139,9 @@ def check_holds(repository: Repository, folder: Path, files: Iterable[str]) -> N
     if not others:
         return
     origin = _origin(folder)
-    if origin is not None and origin == _origin_there(repository, others):
+    # the log of a short run may hold no loss yet
+    pairs = list(zip(origin, _origin_there(repository, others), strict=False)) if origin else []
+    if pairs and all(own == there for own, there in pairs):
         return
     more = len(others) - _MOST_NAMED
     named = ", ".join(others[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -141,14 +152,14 @@ def check_holds(repository: Repository, folder: Path, files: Iterable[str]) -> N
     )
 
 
-def _origin_there(repository: Repository, files: Iterable[str]) -> Any:
+def _origin_there(repository: Repository, files: Iterable[str]) -> list[Any]:
     with repository.explained(), tempfile.TemporaryDirectory(prefix="hfssl-") as kept:
         for name in {RUN, RESULTS} & set(files):
             repository.api.hf_hub_download(repository.repo_id, name, revision=repository.revision, local_dir=kept)
         try:
             return _origin(Path(kept))
         except (UserError, KeyError, TypeError, AttributeError):  # of something else that has a file of that name
-            return None
+            return []
 
 
 def repository_of(args: "TrainingArguments") -> Repository:
@@ -240,18 +251,20 @@ def _is_same(content: bytes | Path, there: "RepoFile | None") -> bool:
     return digest.hexdigest() == (there.blob_id if there.lfs is None else there.lfs.sha256)
 
 
-def _origin(folder: Path) -> Any:
+def _origin(folder: Path) -> list[Any]:
     """What two states of one result have in common: how its log begins, or the first figure of a classifier."""
     try:
         record = read_record(folder)
     except UserError:
         record = None
     if record is not None and record.history:
-        return record.history[0]
+        # before the first step all runs of one seed are the same, whatever their settings
+        losses = [entry for entry in record.history if "loss" in entry]
+        return [record.history[0], *losses[:1]]
     beside = [folder, *_above(folder)]
     results = next((found for path in beside if (found := read_json(path / RESULTS, default=[]))), [])
     if not results or not results[0].get("per_seed"):
-        return None
+        return []
     names = ("protocol", "task", "split", "metric", "num_train")
     return [*(results[0][name] for name in names), results[0]["per_seed"][0]]
 
@@ -284,7 +297,12 @@ def push(folder: Path, repository: Repository, message: str) -> str | None:
 
 
 def push_result(
-    folder: str | Path, repo_id: str | None = None, *, private: bool | None = None, overwrite: bool = False
+    folder: str | Path,
+    repo_id: str | None = None,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    overwrite: bool = False,
 ) -> Pushed:
     """Push what a result folder holds; what is there already is not sent again.
 
@@ -293,6 +311,8 @@ def push_result(
             Result folder of pre-training or fine-tuning.
         repo_id (`str`, *optional*):
             Where to; where the run was to push to when left out, else a repository that is called like the folder.
+        revision (`str`, *optional*):
+            Branch to push to.
         private (`bool`, *optional*):
             Whether it is to be private.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -302,13 +322,16 @@ def push_result(
         UserError: if it cannot be pushed.
     """
     model = model_folder(folder)
-    repository = Repository(repo_id or result_name(model), private=private)
+    repository = Repository(repo_id or result_name(model), private=private, revision=revision)
     repository.prepare()
 
     def named(name: str, path: Path) -> bytes | Path:
         if name != CARD:
             return path
-        known = {result_name(model), model.resolve().name, *(each.name for each in _above(model))}
+        own = model.resolve()
+        # one of several classifiers is called like the folder that they lie in
+        above = {each for up in _above(model) for each in (up.name, own.parent.name)}
+        known = {result_name(model), own.name} | above
         return renamed(path.read_text(encoding="utf-8"), known, repository.repo_id).encode()
 
     return upload(model, repository, "Result", overwrite=overwrite, change=named)

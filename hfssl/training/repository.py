@@ -51,8 +51,11 @@ class Repository:
 
     def command(self, folder: Path, overwrite: bool = False) -> str:
         """What pushes a result here later."""
-        flags = flag_words({"repo_id": self.repo_id, "private": self.private or None, "overwrite": overwrite or None})
-        return shlex.join(["python", "recipes/push.py", str(folder), *flags])
+        flags = {
+            "repo_id": self.repo_id, "revision": self.revision, "private": self.private or None,
+            "overwrite": overwrite or None,
+        }  # fmt: skip
+        return shlex.join(["python", "recipes/push.py", str(folder), *flag_words(flags)])
 
     def prepare(self) -> None:
         """Make the repository, where there is none, and make sure that it can be written to.

@@ -11,7 +11,7 @@ from ..evaluation.results import Result, write_json, write_results
 from ..evaluation.verdict import plot_health
 from ..report.card import write_card
 from ..report.curves import plot_history
-from ..report.record import RESULTS, RUN, Record
+from ..report.record import RESULTS, RUN, Record, record_of_weights
 from .checkpoints import STAGING
 from .record import RunRecord
 
@@ -19,7 +19,8 @@ from .record import RunRecord
 def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (), **told: Any) -> None:
     """Write the stock encoder, the processor, `pretraining/`, pictures, records and the card into `output_dir`.
 
-    Everything is written aside first and moved when it is complete.
+    Everything is written aside first and moved when it is complete. The card has the figures of later probes, too,
+    where the folder holds these weights already.
 
     Args:
         run ([`RunRecord`]):
@@ -56,3 +57,7 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
     shutil.rmtree(output_dir / STAGING, ignore_errors=True)
     if results:
         write_results(output_dir / RESULTS, results)
+    # of the same command, once more: what later probes have found of these weights
+    known = record_of_weights(output_dir, record.run)
+    if len(known.results) + len(known.biases) > len(results):
+        write_card(output_dir / "README.md", known)

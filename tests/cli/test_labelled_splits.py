@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelled import png
+from labelled import png, processor
 
-from hfssl.cli.labelled import load_splits
+from hfssl.cli.labelled import LabelledDataArguments, load_splits, load_with_or_without_labels
 from hfssl.cli.probes import ProbeArguments
 from hfssl.errors import UserError
+from hfssl.evaluation.image.features import range_for, resized_images
 
 
 def write(folder, split, first, **columns):
@@ -53,3 +54,17 @@ def test_probes_of_a_run_take_a_table_and_keep_groups_apart(tmp_path):
     assert flags == {"dataset": str(tmp_path / "x"), "labels": "kinds.csv", "label_column": "kind", "split_by": "who"}
     with pytest.raises(UserError, match="`--probe_labels no.csv` cannot be read"):
         ProbeArguments(probe_dataset=str(tmp_path / "x"), probe_labels="no.csv").load(None)
+
+
+def test_images_of_more_than_8_bits_without_labels_are_seen(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(8):
+        values = np.random.default_rng(i).integers(0, 4096, (16, 16), dtype=np.uint16)
+        (folder / f"{i}.png").write_bytes(png(values))
+    for stated, expected in ((None, (0, 4095)), ([0.0, 100.0], (0, 100))):
+        arguments = LabelledDataArguments(dataset=str(folder), value_range=stated)
+        train, test = load_with_or_without_labels(arguments, str(tmp_path / "encoder"), "image")
+        assert train is None and tuple(range_for(processor(), test.images)) == expected
+        bad = []
+        assert resized_images(processor(), test.images, bad=bad).any() and not bad

@@ -647,3 +647,17 @@ def test_groups_that_cannot_be_compared(tmp_path, column, message):
     write(tmp_path / "d", rows=rows, label=[NAMES[i] for i in rows], age=np.linspace(0, 90, 60), sex=["f"] * 60)
     with pytest.raises(DataError, match=message):
         open_labelled(tmp_path / "d", "train", label_column="label", compared_by=(column,))
+
+
+def test_groups_in_a_table_beside_class_folders(tmp_path):
+    names = [f"{i}.png" for i in range(12)]
+    for i, name in enumerate(names):
+        path = tmp_path / "d" / NAMES[i] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    pd.DataFrame({"file": names, "sex": ["f", "m"] * 6, "age": range(12)}).to_csv(tmp_path / "d" / "people.csv")
+    for labels_file in (None, tmp_path / "d" / "people.csv"):  # found, or named
+        data = open_labelled(tmp_path / "d", "train", compared_by=("sex",), labels_file=labels_file)
+        rows = [IMAGES.index(image) for image in data.images]
+        assert names_of(data) == [NAMES[row] for row in rows]
+        assert data.compared_by["sex"].tolist() == ["fm"[row % 2] for row in rows]

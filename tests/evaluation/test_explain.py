@@ -1,6 +1,7 @@
 """What is seen inside encoders: maps that can be counted by hand, and features that are those of all other protocols."""
 
 import json
+from types import SimpleNamespace
 
 import labelled
 import numpy as np
@@ -10,6 +11,7 @@ import sounds
 import torch
 from text_encoder import opinions, save_text_encoder
 from tiny_vision import build
+from transformers import AutoModel, TimmWrapperConfig
 
 from hfssl.evaluation import EvaluationError
 from hfssl.evaluation import explain as explain_module
@@ -19,6 +21,7 @@ from hfssl.evaluation.audio.inside import AudioInside
 from hfssl.evaluation.explain import (
     explain,
     gradients,
+    layers_of,
     margin_of,
     most_activating,
     occlusion,
@@ -29,7 +32,7 @@ from hfssl.evaluation.explain import (
 )
 from hfssl.evaluation.image.features import extract_features
 from hfssl.evaluation.image.inside import ImageInside
-from hfssl.evaluation.inside import Opened, read_findings
+from hfssl.evaluation.inside import Opened, attentions_of, keep_findings, read_findings
 from hfssl.evaluation.linear_probe import LogisticRegression
 from hfssl.evaluation.results import read_results
 from hfssl.evaluation.sample_features import EmbedSettings
@@ -170,7 +173,7 @@ def test_a_convolutional_encoder_has_grad_cam_and_says_why(tmp_path):
     train, test = labelled.digits()
     found = explain(saved("resnet", tmp_path / "encoder"), None, test, output_dir=tmp_path, max_samples=20)
     assert found[0].title == "Where it looks: gradients" and found[0].method.startswith("Grad-CAM")
-    assert found[0].said == ["This resnet has no attention over all of a sample, so there is no roll-out."]
+    assert found[0].said == ["This resnet tells of no attention over all of a sample, so there is no roll-out."]
     assert (tmp_path / "assets" / "gradients.png").is_file()
 
 
@@ -180,6 +183,12 @@ def test_attention_in_windows_is_not_multiplied(tmp_path):
     assert roll_out(inside, sample) is None
     relevance, cam = gradients(inside, sample, lambda features: features[:, 0])
     assert cam is None and relevance.shape == (4, 4)
+
+
+def test_an_encoder_of_timm_tells_of_no_attention():
+    pytest.importorskip("timm")
+    config = TimmWrapperConfig(architecture="test_vit", model_args={"img_size": 32, "patch_size": 8})
+    assert attentions_of(AutoModel.from_config(config).eval(), pixel_values=torch.zeros(1, 3, 32, 32)) is None
 
 
 def test_grad_cam_of_a_mean_over_places_is_the_map_itself(tmp_path):
@@ -217,6 +226,14 @@ def test_each_finding_names_its_method_and_its_limits(vit, tmp_path):
         assert np.shape(each["details"]["layers"]) == (5, 5) and -0.1 < each["value"] <= 1.0001
 
 
+def test_another_encoder_of_the_same_name_stands_beside_it_and_not_in_its_place(vit, tmp_path):
+    test, other = labelled.digits()[1], saved("vit", tmp_path / "other")
+    for folder, beside in (("alone", {}), ("both", {"mine": other})):
+        explain(vit, None, test, output_dir=tmp_path / folder, beside=beside, max_samples=12, name="mine")
+    alone, both = (read_results(tmp_path / folder / "results.json") for folder in ("alone", "both"))
+    assert len(alone) == 1 and len(both) == 2 and alone[0]["details"] == both[0]["details"]
+
+
 def test_texts_are_shown_word_by_word(tmp_path):
     folder = str(save_text_encoder(tmp_path / "encoder"))
     found = explain(folder, opinions(60), opinions(40, seed=1), output_dir=tmp_path, max_samples=60)
@@ -243,6 +260,18 @@ def test_without_labels_all_but_decisions_is_there(vit, tmp_path):
         explain(vit, None, test, output_dir=tmp_path, max_samples=8, dimensions=[3, 32])
 
 
+def test_damaged_samples_are_told_of(vit, tmp_path, caplog):
+    test = labelled.digits()[1].take(np.arange(20))
+    test.images[4] = b"no image"
+    explain(vit, None, test, output_dir=tmp_path)
+    assert "1 of the images of digits cannot be decoded, and are black to every encoder, such as image 4 (" in (
+        caplog.text
+    )
+    test.images[7] = b"nor this"
+    with pytest.raises(EvaluationError, match="2 of the 20 images of digits cannot be decoded, such as image 4"):
+        explain(vit, None, test, output_dir=tmp_path)
+
+
 def test_recordings_are_heard(tmp_path):
     train, test = sounds.tones()
     found = explain(str(sounds.save(sounds.hubert(), tmp_path / "encoder")), train, test, output_dir=tmp_path)
@@ -255,7 +284,29 @@ def test_recordings_are_heard(tmp_path):
             assert kind not in show or (tmp_path / "assets" / show[kind]).is_file()
 
 
+@pytest.mark.parametrize("place", ["", "explain", "elsewhere"])
+def test_what_was_found_is_kept_wherever_it_was_written(tmp_path, place):
+    (tmp_path / place / "assets").mkdir(parents=True)
+    for name in ("explain.json", "assets/attention.png"):
+        (tmp_path / place / name).write_text("{}")
+    keep_findings(tmp_path / place, tmp_path)
+    kept = tmp_path / ("explain" if place else "")
+    for folder in (tmp_path / place, kept):
+        assert (folder / "explain.json").is_file() and (folder / "assets" / "attention.png").is_file()
+
+
 # -- what they share --------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_read_in_the_order_of_the_data():
+    class Numbers:
+        def layers(self, samples, rows):
+            self.rows = rows.tolist()
+            return [np.array([[samples[row]] for row in rows])]
+
+    inside = Numbers()
+    [features] = layers_of(inside, SimpleNamespace(samples=[10, 11, 12, 13]), np.array([3, 0, 2]))
+    assert inside.rows == [0, 2, 3] and features[:, 0].tolist() == [13, 10, 12]
 
 
 def test_samples_of_a_dimension_by_hand():

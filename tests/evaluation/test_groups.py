@@ -9,6 +9,7 @@ from hfssl.evaluation.intervals import wilson
 from hfssl.evaluation.linear_probe import LinearProbeEvaluator
 from hfssl.evaluation.probe_features import ProbeFeatures
 from hfssl.evaluation.probes import title_of
+from hfssl.evaluation.results import Result
 
 
 def test_accuracy_of_each_group_and_the_gap_between_them():
@@ -30,6 +31,16 @@ def test_no_gap_is_certain_where_groups_fare_alike():
     own = (np.random.default_rng(0).random(400) < 0.8).astype(float)
     found = group_figures({"encoder": own}, np.array(["a", "b"] * 200))
     assert found["gap"]["p_value"] > 0.05 and len(found["groups"]) == 2
+
+
+def test_groups_that_fare_the_same_are_told_of_as_two():
+    found = group_figures({"encoder": np.ones(80), "random_init": np.ones(80)}, np.array(["a", "b"] * 40))
+    told = Result.from_scores(
+        {0: 0.0}, protocol="linear", version=1, model="m", task="t", split="test", metric="error_gap", num_train=1,
+        num_eval=80, hyperparameters={"group_column": "site"}, details=found,
+    )  # fmt: skip
+    [said] = group_lines([told])
+    assert "of b (40 rows)" in said and "of a (40)" in said and "which is no certain difference" in said
 
 
 def test_of_small_groups_there_is_no_gap():

@@ -100,3 +100,6 @@ def test_texts(tmp_path):
     assert "labels say" not in done.stdout
     [line] = [line for line in done.stdout.splitlines() if "a bag of words" in line or "bag of words" in line]
     assert "before" in line
+    # what is near to what is read in the report, and not in the card, which shows pictures
+    assert "training texts with the nearest features" in (tmp_path / "out" / "report.html").read_text()
+    assert "neighbours.json" not in (tmp_path / "out" / "README.md").read_text()

@@ -64,6 +64,13 @@ def test_what_is_no_gain_for_some_labels_is_told_of_these(tmp_path):
     assert "pets: For these labels: useful." in card.content
 
 
+def test_how_alike_layers_are_is_no_score_of_it(tmp_path):
+    folder = a_probe(a_run(tmp_path / "run"))
+    a_probe(folder, protocol="cka", metric="linear_cka", hyperparameters={"beside": "random weights"}, details={})
+    card = written(folder)
+    assert [each.metric_type for each in card.data.eval_results] == ["accuracy"] and "linear_cka" not in card.content
+
+
 def later(value, **fields):
     known = {
         "protocol": "knn", "version": 1, "model": "run", "task": "pets", "split": "test", "metric": "accuracy",
@@ -102,14 +109,28 @@ def test_a_probe_joins_it_and_what_a_person_wrote_stays(tmp_path, has_figures):
     assert len(json.loads((folder / "results.json").read_text())) == 1 + has_figures
 
 
-def test_limits_come_back_where_a_card_has_none(tmp_path):
+@pytest.mark.parametrize(
+    "limits, stays",
+    [
+        (
+            "## Limits\n\n- Use for labels of any kind: not evaluated.\n- Biases: not evaluated. Once.\n\nNot for cows.\n",
+            True,
+        ),
+        ("## Limits and known biases\n\nNot for cows.\n", True),
+        ("## Limits and known biases\n\n<!-- hfssl writes from here -->\n\nNot for cows.\n", True),
+        ("", False),
+    ],
+    ids=["of an older version", "without marks", "without the last mark", "none"],
+)
+def test_limits_are_told_once(tmp_path, limits, stays):
     folder = a_run(tmp_path / "run")
-    (folder / "README.md").write_text("# my-run\n\n## How it was made\n\nWith care.\n")
+    (folder / "README.md").write_text(f"# my-run\n\n{limits}\n## How it was made\n\nWith care.\n")
     for value in (0.5, 0.75):
         add_to_card(folder, [later(value)])
     text = (folder / "README.md").read_text()
-    assert text.count("## Limits and known biases") == 1 and text.index("## Limits") < text.index("## How it was made")
-    assert "Biases: not evaluated." in text and "`recipes/probe.py --group_column`" in text
+    assert text.count("## Limits") == text.count("Biases: not evaluated.") == 1
+    assert ("Not for cows." in text) == stays and "labels of any kind: not evaluated" not in text
+    assert text.index("## Limits") < text.index("## How it was made") and "`recipes/probe.py --group_column`" in text
 
 
 def test_figures_of_an_encoder_that_lay_there_before_are_not_told_of_this_one(tmp_path):

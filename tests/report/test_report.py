@@ -14,6 +14,7 @@ from hfssl.errors import UserError
 from hfssl.evaluation.class_figures import class_figures, confusions
 from hfssl.report import page as page_module
 from hfssl.report import pictures as pictures_module
+from hfssl.report import sections as sections_module
 from hfssl.report.comparison import names_of, write_comparison
 from hfssl.report.page import report_safely, write_report
 from hfssl.report.pictures import embedded_pictures, embedded_sounds
@@ -142,10 +143,10 @@ def test_large_pictures_make_no_large_page(tmp_path, monkeypatch):
     pictures = [(each, each.name) for each in sorted((folder / "assets").glob("*"))]
     monkeypatch.setattr(pictures_module, "PICTURES", 300_000)
     shown, others = embedded_pictures(pictures)
-    assert sum(len(each.source) for each in shown) <= 300_000 and not others
-    assert [each.caption for each in shown] == [path.name for path, _ in pictures]
+    assert sum(len(each.source) for each in shown.values()) <= 300_000 and not others
+    assert [each.caption for each in shown.values()] == [path.name for path, _ in pictures]
     # what is small stays as it is
-    assert [each.source[:15] for each in shown] == ["data:image/webp"] * 3 + ["data:image/png;"]
+    assert [each.source[:15] for each in shown.values()] == ["data:image/webp"] * 3 + ["data:image/png;"]
     monkeypatch.setattr(pictures_module, "PICTURES", 30_000)
     assert embedded_pictures(pictures)[1] == ["noise_0.png", "noise_1.png", "noise_2.png"]
     (folder / "assets" / "broken.png").write_bytes(b"no picture")
@@ -163,6 +164,13 @@ def test_what_is_heard_is_in_the_page(tmp_path):
     [source] = [value for tag, name, value in page.attributes if (tag, name) == ("audio", "src")]
     assert source.startswith("data:audio/mpeg") and len(base64.b64decode(source.partition(",")[2])) < 16000
     assert "a <b>" in page.text and "1.00 s; units 1 2" in page.text
+    # below the picture of which it is the sound, whose caption is not said twice
+    Image.new("L", (4, 4)).save(folder / "assets" / "recordings.png")
+    Image.new("L", (4, 4)).save(folder / "assets" / "zebra.png")
+    page = Page(write_report(folder).read_text())
+    order = [tag for tag in page.tags if tag in ("img", "audio")]
+    assert order in (["img", "img", "audio", "img"], ["img", "audio", "img", "img"])
+    assert page.text.count("Recordings.") == 1
 
 
 def test_classes_by_hand():
@@ -196,6 +204,20 @@ def test_two_runs_side_by_side(tmp_path):
     assert "k-NN, k = 20 on pets: accuracy – 0.875" in page.text
     assert "method: mask_ratio 0.6 0.75" in page.text and "run: seed" not in page.text
     assert page.tags.count("svg") == 3  # k-NN, std and the loss of one method
+
+
+def test_gaps_of_several_columns_have_rows_of_their_own_and_cka_none(tmp_path):
+    folders = [a_run(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        for column, value in (("sex", 0.25), ("age", 0.125)):
+            gap = {"metric": "error_gap", "hyperparameters": {"group_column": column}, "greater_is_better": False}
+            a_probe(folder, value=value, details={}, **gap)
+        # beside other encoders
+        a_probe(folder, protocol="cka", metric="linear_cka", hyperparameters={"beside": folder.name}, details={})
+    page = Page(write_comparison(folders, tmp_path / "both.html").read_text())
+    for column, value in (("sex", 0.25), ("age", 0.125)):
+        assert f"linear probe by {column} on pets: error_gap (less is better) {value} {value}" in page.text
+    assert "linear_cka" not in page.text
 
 
 def test_trainings_of_another_length_are_not_put_side_by_side(tmp_path):
@@ -276,12 +298,43 @@ def test_what_was_seen_inside_has_sections_of_its_own(tmp_path):
     assert page.text.count("Samples and maps.") == 1 and page.tags.count("img") == 2
     # how strong a word is stands in its style, and what speaks against is not told by its colour alone
     assert ("span", "style", "--share:50%") in page.attributes and ("span", "class", "against") in page.attributes
+    (folder / "assets" / "attention.png").unlink()
+    text = Page(write_report(folder).read_text()).text
+    assert "Samples and maps. Not there any more: attention.png in assets/." in text and "dimension 3 a text" in text
     (folder / "explain.json").write_text("{")
     assert "explain.json: " in Page(write_report(folder).read_text()).text
+    # that of another encoder is left out, and that of this one is kept beside it
+    run = json.loads((folder / "run.json").read_text()) | {"encoder": "a"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "explain.json").write_text(json.dumps({"weights": "b", "findings": [finding]}))
+    (folder / "explain").mkdir()
+    (folder / "explain" / "explain.json").write_text(json.dumps({"weights": "a", "findings": [other]}))
+    page = Page(write_report(folder).read_text())
+    assert "about an encoder that lay here before this one" in page.text
+    assert "What a decision rests on Attention roll-out." in page.text and "Where it looks" not in page.text
     # an evaluation of nothing else has a page too
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "explain.json").write_text(json.dumps({"findings": [other]}))
     assert "Attention is no explanation." in write_report(tmp_path / "alone").read_text()
+
+
+def test_what_of_an_explanation_is_not_on_the_page_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("soundfile")
+    from hfssl.data.audio.contact_sheet import write_page
+
+    folder = a_run(tmp_path / "run")
+    write_page(folder / "assets" / "attention.png", [("a", 1.0, np.zeros(16000, np.float32), [])])
+    finding = {
+        "title": "Where it looks", "method": "", "papers": {}, "limits": "-", "said": [],
+        "shows": [{"sounds": "attention.html", "caption": "Recordings."}],
+    }  # fmt: skip
+    (folder / "explain.json").write_text(json.dumps({"findings": [finding]}))
+    monkeypatch.setattr(sections_module, "EXPLAINING", 100)
+    page = Page(write_report(folder).read_text())
+    assert "Too large for this page, and in assets/ of the folder: attention.html." in page.text
+    assert "audio" not in page.tags
+    monkeypatch.undo()
+    assert Page(write_report(folder).read_text()).tags.count("audio") == 1
 
 
 def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):
@@ -293,8 +346,8 @@ def test_sounds_share_the_room_that_there_is(tmp_path, monkeypatch):
         write_page(tmp_path / f"{name}.png", [(f"{name} {i}", 1.0, sound, []) for i in range(4)])
     pages = [(tmp_path / f"{name}.html", f"page {name}") for name in ("a", "b")]
     whole, others = embedded_sounds(pages)
-    assert [len(each.rows) for each in whole] == [4, 4] and not others
-    assert [each.caption for each in whole] == ["page a", "page b"]
-    size = len(whole[0].rows[0][1])
+    assert [len(each.rows) for each in whole.values()] == [4, 4] and not others
+    assert [each.caption for each in whole.values()] == ["page a", "page b"]
+    size = len(whole[pages[0][0]].rows[0][1])
     some, others = embedded_sounds(pages, 5 * size)
-    assert [len(each.rows) for each in some] == [2, 3] and others == ["a.html", "b.html"]
+    assert [len(each.rows) for each in some.values()] == [2, 3] and others == ["a.html", "b.html"]

@@ -93,6 +93,20 @@ def test_the_fastest_that_runs_is_found_once_and_nothing_else_changes(args, slow
     assert all(p.grad is None for p in encoder.parameters())
 
 
+def test_a_frozen_encoder_is_measured_by_its_forward_pass(args, slow_attention):
+    encoder = tiny_vision.build("vit").requires_grad_(False)
+
+    def run(tried):
+        return tried(torch.zeros(2, 3, 16, 16)).last_hidden_state
+
+    assert fastest_attention(encoder, ["slow", "broken", "quick"], run, "2 images", args) == "quick"
+    known = len(slow_attention)
+    # what is known of it is not known of one that learns
+    assert fastest_attention(encoder.requires_grad_(True), ["slow", "quick"], run, "2 images", args) == "quick"
+    assert fastest_attention(encoder, ["slow", "broken", "quick"], run, "2 images", args) == "quick"
+    assert slow_attention.count("broken") == 2 and len(slow_attention) > 2 * known
+
+
 @pytest.mark.parametrize("name", ["simclr", "dino", "mae"])
 def test_student_teacher_and_decoder_have_one_each_and_it_is_said(name, args, caplog):
     caplog.set_level("INFO", "hfssl")

@@ -13,12 +13,13 @@ import pytest
 from contract import build, contract
 from numbered import numbered_stream
 from recipe_process import ROOT, printed_without_hfssl
-from report_records import a_probe, a_run
+from report_records import a_probe, a_run, history
 from transformers import AutoModelForPreTraining
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
 from hfssl.training.hub import check_push, push_result, renamed
+from hfssl.training.repository import Repository
 
 
 # by family: the method, what its root has, and what of it plain transformers finds
@@ -105,6 +106,17 @@ def test_a_push_that_fails_costs_nothing_and_is_made_up_for(hub_here, family, tm
             print(type(AutoModel.from_pretrained(sys.argv[1], subfolder=part)).__name__)
         """
     assert printed_without_hfssl(tmp_path, code, repo, *loads).split() == list(loads.values())
+
+
+def test_a_push_to_a_branch_is_made_up_for_there(hub_here, result, monkeypatch, capsys):
+    repo = hub_here.create_repo("alice/branches")
+    repo.branches["trial"] = repo.branches["main"]
+    command = Repository("alice/branches", revision="trial").command(result)
+    status, answer = recipe(monkeypatch, capsys, *shlex.split(command)[2:])
+    assert status == 0, answer
+    assert "model.safetensors" in repo.resolve("trial").tree and "model.safetensors" not in repo.resolve("main").tree
+    with pytest.raises(UserError, match="it has no branch 'gone'"):
+        push_result(result, "alice/branches", revision="gone")
 
 
 def test_a_run_is_pushed_as_what_it_is_called(hub_here, tmp_path):
@@ -247,6 +259,41 @@ def test_something_else_is_not_replaced_unless_asked_to(hub_here, result, tmp_pa
     assert recipe(monkeypatch, capsys, result, "--repo_id", "alice/another")[0] == 0
 
 
+def test_pictures_that_the_card_does_not_show_stay_here(hub_here, tmp_path):
+    folder = a_run(tmp_path / "run")
+    (folder / "README.md").write_text("# my-run\n")
+    for name in ("model.safetensors", "assets/loss.png", "assets/mistakes.png"):
+        (folder / name).write_text(name)
+    push_result(folder, "alice/pictures")
+    assert {name for name in hub_here.files("alice/pictures") if "assets" in name} == {
+        "assets/loss.png", "assets/views.png",
+    }  # fmt: skip
+
+
+def test_another_run_of_the_same_seed_is_not_replaced(hub_here, tmp_path):
+    """Before the first step it is like this one, whatever its settings."""
+
+    def written(name, log):
+        folder = a_run(tmp_path / name, history=log)
+        (folder / "README.md").write_text("# my-run\n")
+        (folder / "model.safetensors").write_text(name)
+        return folder
+
+    slow, fast = history(), history()
+    for entry in fast[1:]:
+        entry |= {"learning_rate": 1e-2} if "loss" in entry else {}
+    assert slow[0] == fast[0] and slow != fast
+    push_result(written("slow", slow), "alice/sweep")
+    with pytest.raises(UserError, match="alice/sweep holds something else than this result"):
+        push_result(written("fast", fast), "alice/sweep")
+    assert hub_here.files("alice/sweep")["model.safetensors"] == b"slow"
+    # the same one, longer
+    assert push_result(written("longer", history(steps=8)), "alice/sweep").sent
+    # and one that has logged no loss yet
+    push_result(written("short", [entry for entry in slow if "loss" not in entry]), "alice/short")
+    assert push_result(written("slow", slow), "alice/short").sent
+
+
 def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
     folder = a_probe(tmp_path / "finetune-mae", protocol="finetune")
     with pytest.raises(
@@ -257,7 +304,9 @@ def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
         (folder / "model" / task).mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
             (folder / "model" / task / name).write_bytes((result / name).read_bytes())
-        (folder / "model" / task / "README.md").write_text('pipeline("text-classification", "outputs/model/a")\n')
+        (folder / "model" / task / "README.md").write_text(
+            '# model\n\npipeline("text-classification", "outputs/model/a")\n'
+        )
     (folder / "model" / "a" / "optimizer.pt").touch()
     with pytest.raises(UserError, match="holds several models. Name one of them: .*model/a, .*model/b"):
         push_result(folder)
@@ -265,7 +314,9 @@ def test_a_classifier_goes_with_its_figures(hub_here, result, tmp_path):
     arrived = hub_here.files("alice/finetune-mae")
     assert set(arrived) == {"config.json", "model.safetensors", "README.md", "results.json"}
     assert arrived["results.json"] == (folder / "results.json").read_bytes()
-    assert arrived["README.md"].decode() == 'pipeline("text-classification", "alice/finetune-mae")\n'
+    assert arrived["README.md"].decode() == (
+        '# alice/finetune-mae\n\npipeline("text-classification", "alice/finetune-mae")\n'
+    )
     # trained again with more seeds it is the same one
     records = json.loads((folder / "results.json").read_text())
     records[0]["per_seed"].append(0.5)

@@ -15,7 +15,11 @@ from transformers import TrainerCallback
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
+from hfssl.evaluation.encoder_folder import weights_digest
 from hfssl.evaluation.masked_tokens import MaskedTokenEvaluator
+from hfssl.evaluation.results import Result
+from hfssl.report.card import add_to_card
+from hfssl.report.record import read_record
 from hfssl.training import checkpoints
 from hfssl.training.callbacks import MethodCallback
 from hfssl.training.checkpoints import list_checkpoints
@@ -428,6 +432,27 @@ def test_the_result_folder(tmp_path):
     } <= there
     assert not any(p.name == "training_args.bin" for p in tmp_path.glob("*"))
     assert "![Loss during the run](assets/loss.png)" in (tmp_path / "README.md").read_text()
+
+
+def test_figures_are_told_of_the_weights_that_they_are_of(tmp_path):
+    def figure(task):
+        return Result.from_scores(
+            {0: 0.5}, {"majority": 0.25}, protocol="knn", version=1, model=str(tmp_path), task=task, split="test",
+            metric="accuracy", num_train=9, num_eval=9, hyperparameters={"k": 20},
+        )  # fmt: skip
+
+    t = trainer(tmp_path)
+    t.finish(results=[figure("of the run")])
+    weights = weights_digest(tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["encoder"] == weights
+    add_to_card(tmp_path, [figure("of a probe")], weights)
+    t.finish(results=[figure("of the run")])  # as the same command does, once more
+    assert [each.task for each in read_record(tmp_path).results] == ["of a probe", "of the run"]
+    assert "of a probe" in (tmp_path / "README.md").read_text()
+    t.train()
+    t.finish(results=[figure("of the run")])
+    assert [each.task for each in read_record(tmp_path).results] == ["of the run"]
+    assert "of a probe" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_run_waits_for_nobody_and_no_disk_is_named(tmp_path, monkeypatch):

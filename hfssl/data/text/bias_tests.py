@@ -89,7 +89,7 @@ class BiasTests:
     associations: list[AssociationTest] = field(default_factory=list)
 
 
-def open_bias_tests(dataset: str | os.PathLike, split: str = "auto") -> BiasTests:
+def open_bias_tests(dataset: str | os.PathLike, split: str = "auto", config: str | None = None) -> BiasTests:
     """Read the tests of a file, folder or Hub id.
 
     Args:
@@ -97,43 +97,48 @@ def open_bias_tests(dataset: str | os.PathLike, split: str = "auto") -> BiasTest
             As in [`~hfssl.data.sources.open_source`].
         split (`str`, *optional*, defaults to `"auto"`):
             Which split. auto takes test, validation or train, the first that is there.
+        config (`str`, *optional*):
+            Configuration of a data set of the Hub that has several.
 
     Raises:
-        DataError: where the columns are those of neither, or a test lacks a set.
+        DataError: where the columns are those of neither, no row is whole, or a test lacks a set.
     """
-    there = available_splits(dataset)
+    there = available_splits(dataset, config=config)
     if split == "auto":
         split = next((each for each in (*_SPLITS, *there) if each in there), "train")
     try:
-        rows, fingerprint = _read(dataset, split, _PAIRS, _OF_PAIRS)
+        rows, fingerprint = _read(dataset, split, config, _PAIRS, _OF_PAIRS)
     except DataError as no_pairs:
         try:
-            rows, fingerprint = _read(dataset, split, _ASSOCIATIONS, _OF_ASSOCIATIONS)
+            rows, fingerprint = _read(dataset, split, config, _ASSOCIATIONS, _OF_ASSOCIATIONS)
         except DataError as error:
             raise DataError(
                 f"{str(dataset)!r} holds neither pairs of sentences (columns {', '.join(_PAIRS)}) nor association "
                 f"tests (columns {', '.join(_ASSOCIATIONS)}). {no_pairs}"
             ) from error
     name = Path(str(dataset).rstrip("/"))
-    # a file of one split is called as the folder that it lies in
-    tests = BiasTests(name.parent.name if name.stem in (split, *_SPLITS) else name.stem, split, fingerprint)
+    # a file of one split is called as the folder that it lies in, where that was named
+    folder = name.parent.name if name.stem in (split, *_SPLITS) else ""
+    tests = BiasTests(folder or name.stem, split, fingerprint)
     if "sent_more" in rows:
         types = rows.get("bias_type") or [""] * len(rows["sent_more"])
         pairs = zip(rows["sent_more"], rows["sent_less"], types, strict=True)
         tests.pairs = [SentencePair(more, less, str(of or "")) for more, less, of in pairs]
     else:
         tests.associations = [_association(rows, row, str(dataset)) for row in range(len(rows["name"]))]
+    if not (tests.pairs or tests.associations):
+        raise DataError(f"{str(dataset)!r} has no whole row in split {split!r}: pass one with tests.")
     return tests
 
 
 def _read(
-    dataset: str | os.PathLike, split: str, needed: dict[str, Input], others: tuple[str, ...]
+    dataset: str | os.PathLike, split: str, config: str | None, needed: dict[str, Input], others: tuple[str, ...]
 ) -> tuple[dict[str, list], str]:
     """The columns of a kind of tests, and the fingerprint of the data."""
-    source = open_source(dataset, split=split, inputs=needed)
+    source = open_source(dataset, split=split, config=config, inputs=needed)
     beside = {each: Input(None, required=False) for each in others if each in source.features}
     if beside:
-        source = open_source(dataset, split=split, inputs=needed | beside)
+        source = open_source(dataset, split=split, config=config, inputs=needed | beside)
     columns, _ = read_all(source)
     return {name: _named(values, source.features.get(name)) for name, values in columns.items()}, source.fingerprint
 

@@ -7,6 +7,7 @@ from .embedder import AudioEmbedder
 from .encoder import MAIN_INPUTS
 from .features import probe_features
 from .finetuning import AudioFinetuning
+from .graph import audio_graph
 from .inside import AudioInside
 from .pictures import draw_pictures
 from .samples import AudioSampleFeatures
@@ -19,5 +20,5 @@ MODALITY = EvaluationModality(
         {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3},
         unused=("shift", "flip", "max_length"),
     ),
-    {"classification": "finetune", "ctc": "ctc"}, has_layers=True, inside=AudioInside,
+    {"classification": "finetune", "ctc": "ctc"}, has_layers=True, inside=AudioInside, graph=audio_graph,
 )  # fmt: skip

@@ -47,6 +47,9 @@ class AudioInside:
         self.model.to(self._layers.device)
         self.pooling, self._reader = self._layers.pooling, AudioReader(audio.sampling_rate)
 
+    def reader(self, samples: Sequence[bytes]) -> AudioReader:
+        return self._reader
+
     def layers(self, samples: Sequence[bytes], rows: Sequence[int]) -> list[np.ndarray]:
         made = self._layers.layers([self._clip(samples[int(row)]) for row in rows])
         return list(made.swapaxes(0, 1))

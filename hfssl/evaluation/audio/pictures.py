@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "layers.png": "What a linear probe of each layer, and of their weighted sum, knows of the labels.",
     "feature_map.png": "Features of the test recordings in two dimensions, a colour for each class.",
-    "heard_neighbours.png": "Test recordings, each above the training recordings with the nearest features.",
+    "heard_neighbours.png": "Test recordings, each before the training recordings with the nearest features.",
     "heard_mistakes.png": "Test recordings that k-NN takes for another class, with its share of the votes.",
     "heard_outliers.png": "Test recordings that are least like any training recording to the encoder.",
 }

@@ -6,6 +6,7 @@ from ..modality import EvaluationModality
 from .embedder import ImageEmbedder
 from .features import probe_features
 from .finetuning import ImageFinetuning
+from .graph import image_graph
 from .inside import ImageInside
 from .pictures import draw_pictures, draw_report
 from .samples import ImageSampleFeatures
@@ -17,5 +18,5 @@ MODALITY = EvaluationModality(
     FinetuneDefaults(
         {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3}, unused=("max_length", "max_seconds"),
     ),
-    draw_report=draw_report, inside=ImageInside,
+    draw_report=draw_report, inside=ImageInside, graph=image_graph,
 )  # fmt: skip

@@ -12,11 +12,12 @@ from transformers.utils import ModelOutput
 
 from ...machine import compute_device
 from ...modeling.base import evaluating
+from ...modeling.image_processing import processed_channels
 from ...modeling.pooling import check_pooling, num_own_tokens, outputs_for, pool_features
 from ...modeling.trial import FAILURES
 from ..inside import Group, Opened, Row, attentions_of, telling_attention
 from .encoder import VisionEncoder, size_arguments
-from .features import normalized, resized_images
+from .features import ImageReader, normalized, range_for, resized_images
 from .patch_features import grid_of
 from .pictures import _grid, _save, _show
 
@@ -47,6 +48,9 @@ class ImageInside:
         model = vision.random_init(seed=0) if random_init else vision.load()
         self.model = telling_attention(model).to(compute_device())
         self.pooling = check_pooling(model.config, pooling)
+
+    def reader(self, samples: Sequence[bytes]) -> ImageReader:
+        return ImageReader(range_for(self.processor, samples), processed_channels(self.processor))
 
     def layers(self, samples: Sequence[bytes], rows: Sequence[int]) -> list[np.ndarray]:
         found: list[list[torch.Tensor]] = []

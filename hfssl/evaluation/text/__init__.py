@@ -5,6 +5,7 @@ from ..modality import EvaluationModality
 from .embedder import TextEmbedder
 from .features import probe_features
 from .finetuning import TextFinetuning
+from .graph import text_graph
 from .inside import TextInside
 from .pictures import draw_pictures
 from .samples import TextSampleFeatures
@@ -15,5 +16,5 @@ MODALITY = EvaluationModality(
     FinetuneDefaults(
         {"epochs": 5.0, "learning_rate": 2e-4, "scratch_learning_rate": 3e-4}, unused=("shift", "flip", "max_seconds"),
     ),
-    inside=TextInside,
+    inside=TextInside, graph=text_graph,
 )  # fmt: skip

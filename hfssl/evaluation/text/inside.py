@@ -47,6 +47,9 @@ class TextInside:
         there = [(number, said) for number, said in known if number is not None]
         self._hidden_id, self.hidden = (there or [(self.tokenizer.pad_token_id, "padding")])[0]
 
+    def reader(self, samples: Sequence[str]) -> None:
+        return None
+
     def layers(self, samples: Sequence[str], rows: Sequence[int]) -> list[np.ndarray]:
         tokens = [self._features.prepare(self._readable(samples[int(row)]))[0] for row in rows]
         order = np.argsort([len(each) for each in tokens], kind="stable")  # little padding

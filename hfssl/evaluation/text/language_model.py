@@ -41,7 +41,7 @@ class LanguageModel:
         random_seed (`int`, *optional*):
             Take the architecture with new weights.
         batch_size (`int`, *optional*, defaults to `256`):
-            Rows a forward pass.
+            Tokens that are scored in a forward pass.
         precision (`str`, *optional*, defaults to `"fp32"`):
             Autocast to bf16 or not.
     """
@@ -97,13 +97,12 @@ class LanguageModel:
         """The score of each row: the sum over its scored tokens."""
         rows = sorted(rows, key=lambda row: len(row[2]))  # equally long ones together: little padding
         of_row = [len(positions) for *_, positions in rows]
-        # a masked sentence is as many rows of a forward pass as it has tokens that are masked
-        passes = [1] * len(rows) if self.is_causal else of_row
+        # each scored token has logits of the whole vocabulary, and a masked one is a row of a forward pass
         start = 0
         while start < len(rows):
-            stop, number = start + 1, passes[start]
-            while stop < len(rows) and number + passes[stop] <= self.batch_size:
-                number += passes[stop]
+            stop, number = start + 1, of_row[start]
+            while stop < len(rows) and number + of_row[stop] <= self.batch_size:
+                number += of_row[stop]
                 stop += 1
             some = rows[start:stop]
             found = self._causal(some) if self.is_causal else self._masked(some)
@@ -185,6 +184,11 @@ def is_causal(text: TextEncoder) -> bool:
         EvaluationError: where it does neither.
     """
     kind = text.config.model_type
+    if text.config.is_encoder_decoder:
+        raise EvaluationError(
+            f'{text.source} is a "{kind}" model of an encoder and a decoder: pass a masked or a causal language '
+            "model, such as a BERT or a GPT-2."
+        )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text.config, "is_decoder", False):
         if text.tokenizer.mask_token_id is None:
             raise EvaluationError(
