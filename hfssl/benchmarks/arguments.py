@@ -42,6 +42,8 @@ class BenchmarkArguments:
 
     def __post_init__(self):
         self.require(blocks=1, steps_per_block=1)
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"`--precision` is auto, fp32 or bf16, got {self.precision!r}.")
 
     def require(self, **least: int) -> None:
         """Refuse numbers that are too small."""

@@ -57,8 +57,9 @@ TRAINING = {
 # More would only take room on the disk.
 MOST_PAIRS = 10_000
 _OF_PEERS = {
-    "transformers": "transformers begins with our weights, pads captions to the length of the text encoder and crops "
-    "the middle of an image; ours pads to the longest of a batch where the encoder allows it, and crops at random.",
+    "transformers": "transformers begins with our weights, has its own choice of attention (sdpa), pads captions to "
+    "the length of the text encoder and crops the middle of an image; ours takes the attention that is fastest here, "
+    "pads to about the longest of a batch where the encoder allows it, and crops at random.",
     "open_clip": "open_clip has weights of its own and pads captions to the length of the text encoder; ours pads to "
     "the longest of a batch. With `--contrastive_batch_size` all pairs are compared once for each part.",
 }

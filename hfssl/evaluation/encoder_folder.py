@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ..errors import first_line
@@ -25,6 +26,8 @@ from .results import read_json
 logger = logging.getLogger(__name__)
 
 
+# Why a file of a repository may not be had.
+_NOT_THERE = ("gated_repo", "missing_entries", "connection_errors")
 # What a processor leaves in a folder, of whatever modality.
 _OF_PROCESSORS = (
     "*processor_config.json", "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
@@ -167,19 +170,20 @@ def check_loaded(source: str, names: Iterable[str], missing: Iterable[str]) -> N
 
 
 def trained_pooling(source: str) -> str | None:
-    """The pooling that an encoder was trained with, as far as its folder says.
+    """The pooling that an encoder was trained with, as far as its folder or its repository on the Hub says.
 
-    A result folder remembers it as a fact of its run; older ones have it in the configuration of the pre-training
-    model beside the encoder.
+    A result folder remembers it as a fact of its run; on the Hub it stands in the configuration of the pre-training
+    model beside the encoder, as in the folders of checkpoints.
     """
     facts = read_facts(source)
     if "pooling" in facts:
         return facts["pooling"]
+    quietly = dict.fromkeys((f"_raise_exceptions_for_{what}" for what in _NOT_THERE), False)
     try:
-        config = json.loads((Path(source) / "pretraining" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not one of ours, or on the Hub
+        path = cached_file(source, "config.json", subfolder="pretraining", **quietly)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8")).get("pooling")
+    except (OSError, ValueError):  # not one of ours
         return None
-    return config.get("pooling")
 
 
 @contextmanager

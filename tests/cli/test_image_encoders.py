@@ -442,3 +442,13 @@ def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
     for stated in ([0, 1, 2], None):
         assert trained_mean_std(str(tmp_path), 3, stated) == ([0.3, 0.1, 0.2], [0.6, 0.4, 0.5])
     assert trained_mean_std(str(tmp_path), 4, [2, 0, 1]) is None
+
+
+def test_a_gram_teacher_with_colours_in_other_places_is_refused_before_training(tmp_path, args):
+    build("vit").save_pretrained(tmp_path)
+    build_image_processor(16, colour_channels=[2, 1, 0]).save_pretrained(tmp_path)
+    fields = {"gram_weight": 1.0, "gram_teacher": str(tmp_path)}
+    with pytest.raises(
+        UserError, match="--gram_teacher .*red, green and blue in the channels 2 1 0, and these images"
+    ):
+        make("dinov2", recipe(tmp_path), fields, 16, args)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from labelled import processor
 from tiny_vision import two_layers
 from transformers import AutoImageProcessor, AutoModel
@@ -66,3 +67,14 @@ def test_a_damaged_checkpoint_is_a_sentence(run, tmp_path):
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(EvaluationError, match="Cannot load the checkpoint .*checkpoint-1"):
         stock_folder(str(tmp_path))
+
+
+def test_a_repository_of_the_hub_says_the_pooling_as_a_folder_does(hub_here, tmp_path):
+    api = HfApi(endpoint=hub_here.url, token="hf_rw")
+    model = SimclrForPreTraining(SimclrPreTrainingConfig(encoder_config=two_layers(), pooling="mean"))
+    model.config.save_pretrained(tmp_path / "pretraining")
+    for name in ("alice/pooled-by-mean", "alice/of-another-library"):
+        api.create_repo(name)
+    api.upload_folder(repo_id="alice/pooled-by-mean", folder_path=tmp_path)
+    assert trained_pooling(str(tmp_path)) == trained_pooling("alice/pooled-by-mean") == "mean"
+    assert trained_pooling("alice/of-another-library") is None
