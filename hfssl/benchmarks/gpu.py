@@ -1,8 +1,8 @@
 """How fast one GPU trains: a row for each method, at the sizes of the papers, beside another library if there is one.
 
 Each row is one run of [`~hfssl.benchmarks.base.measure`]: the sides train in turn, each in a process of its own, from
-files to optimizer step. Text is the embedded corpus, images are JPEG files of 500 x 375 pixels that are made here, so
-that nothing has to be downloaded. A row that cannot run says why, and the others go on.
+files to optimizer step. Text is the embedded corpus; images are JPEG files of 500 x 375 pixels, and recordings wav
+files of 10 s, that are made here: nothing has to be downloaded. A row that cannot run says why, and the others go on.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 
+from ..cli.audio.data import AudioDataArguments
 from ..cli.image.data import ImageDataArguments
 from ..cli.multimodal.data import PairDataArguments
 from ..cli.text.data import TextDataArguments
@@ -28,8 +29,9 @@ from ..data.text.tokenizer import load_tokenizer, train_bpe_tokenizer
 from ..errors import UserError
 from ..evaluation.results import commit
 from ..machine import choose_precision, num_cores, use_one_gpu
+from ..modeling.filter_banks import SAMPLING_RATE
 from ..modeling.tokenizer import table_size
-from . import mlm, pairs, vision
+from . import mlm, pairs, speech, vision
 from .arguments import BenchmarkArguments
 from .base import Contender, Pace, disturbance, measure
 from .training import Timed
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 PHOTO = (375, 500)
 # At least so many, and twice the largest batch: they stay in memory, and each is decoded anew whenever it is read.
 NUM_PHOTOS = 1024
+# Of recordings: how long one is, and how many are made, of which HuBERT makes its units before the first step.
+SECONDS, NUM_RECORDINGS = 10, 64
 # Entries of GPT-2's vocabulary, rounded up to a multiple of 64, and of BERT's.
 CAUSAL_VOCABULARY, VOCABULARY = 50_304, 30_528
 
@@ -52,8 +56,8 @@ class GpuBenchmark(BenchmarkArguments):
 
     Args:
         rows (`list[str]`, *optional*):
-            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, swav, dinov2, clip,
-            siglip. All when left out.
+            Which rows: bert, modernbert, gpt2, simclr, moco, dino, mae, swav, dinov2, clip, siglip, wav2vec2, hubert.
+            All when left out.
         against (`str`, *optional*, defaults to `"auto"`):
             auto: beside lightly and transformers' Trainer where they are installed and train the same. none: alone.
         batch_scale (`float`, *optional*, defaults to `1.0`):
@@ -103,7 +107,7 @@ class Row:
     encoder: str
     tiny_encoder: str
     batch_size: int
-    length: int  # tokens a row, or pixels a side
+    length: int  # tokens a row, pixels a side, or seconds of a recording
     peer: str | None = None
     text_encoder: str | None = None  # of pairs
 
@@ -113,7 +117,7 @@ class Row:
         return dataclasses.replace(self, batch_size=max(2, round(self.batch_size * arguments.batch_scale)))
 
     def tiny(self) -> "Row":
-        length = 32 if self.length == 224 else 64
+        length = {224: 32, 512: 64, SECONDS: 2}[self.length]
         text_encoder = self.text_encoder and self.text_encoder.replace("base", "mini")
         return dataclasses.replace(
             self, encoder=self.tiny_encoder, batch_size=4, length=length, text_encoder=text_encoder
@@ -137,6 +141,8 @@ ROWS = {
     "siglip": Row(
         "siglip", "siglip-image-base-patch16", "siglip-image-mini-patch4", 128, 224, "transformers", "siglip-text-base"
     ),
+    "wav2vec2": Row("wav2vec2", "wav2vec2-base", "wav2vec2-mini", 16, SECONDS, "transformers"),
+    "hubert": Row("hubert", "hubert-base", "hubert-mini", 16, SECONDS, "torchaudio"),
 }
 # What photos are of, in captions of as many words as those on the web.
 _WORDS = ("red", "green", "old", "small", "house", "river", "dog", "street", "two", "people", "under", "beside", "a")
@@ -172,9 +178,12 @@ def run_gpu_benchmark(arguments: GpuBenchmark) -> tuple[str, dict[str, Any]]:
 
 def sides_of(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
     """Ours, and theirs where it is installed."""
-    makers: dict[str, Callable] = {"mlm": _mlm_sides, "clm": _clm_sides, "clip": _pair_sides, "siglip": _pair_sides}
+    makers: dict[str, Callable] = {
+        "mlm": _mlm_sides, "clm": _clm_sides, "clip": _pair_sides, "siglip": _pair_sides, "wav2vec2": _speech_sides,
+        "hubert": _speech_sides,
+    }  # fmt: skip
     # the images of all peers are torchvision's
-    needed = [row.peer, *([] if row.method in ("mlm", "clm") else ["torchvision"])]
+    needed = [row.peer, *([] if row.method in ("mlm", "clm", "wav2vec2", "hubert") else ["torchvision"])]
     is_compared = bool(arguments.against == "auto" and row.peer and all(map(importlib.util.find_spec, needed)))
     # what prepares the other side may need what is not installed
     row = row if is_compared else dataclasses.replace(row, peer=None)
@@ -360,6 +369,37 @@ def photo(random: np.random.Generator, size: tuple[int, int]) -> Any:
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(size[::-1], Image.BICUBIC)
     noise = random.normal(0, 12, (*size, 1)).astype(np.float32)
     return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
+
+
+# -- recordings -------------------------------------------------------------------------------------------------------
+
+
+def _speech_sides(row: Row, arguments: GpuBenchmark, folder: Path) -> list[Contender]:
+    recordings, prepared = folder / "recordings", folder / row.method
+    if not recordings.exists():
+        recordings.mkdir()
+        write_recordings(recordings, 8 if arguments.tiny else max(NUM_RECORDINGS, 2 * row.batch_size), row.length)
+    prepared.mkdir()
+    benchmark = speech.SpeechBenchmark(
+        encoder=row.encoder, precision=arguments.precision, seed=arguments.seed, use_cpu=arguments.use_cpu
+    )
+    data = AudioDataArguments(
+        dataset=str(recordings), batch_seconds=float(row.batch_size * row.length), max_seconds=float(row.length)
+    )
+    sides, _ = speech.contenders(row.method, benchmark, data, str(prepared))
+    return sides
+
+
+def write_recordings(folder: Path, number: int, seconds: int) -> None:
+    """wav files of tones that glide through noise: what costs as much as speech, if it says nothing."""
+    import soundfile
+
+    random = np.random.default_rng(0)
+    for i in range(number):
+        time_s = np.arange(seconds * SAMPLING_RATE) / SAMPLING_RATE
+        pitch = 120 + 60 * np.sin(2 * np.pi * random.uniform(0.2, 2) * time_s)
+        sound = 0.2 * np.sin(2 * np.pi * np.cumsum(pitch) / SAMPLING_RATE) + random.normal(0, 0.05, len(time_s))
+        soundfile.write(folder / f"{i:05d}.wav", sound.astype(np.float32), SAMPLING_RATE)
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------

@@ -96,30 +96,38 @@ def run_speech_benchmark(
             "out."
         )
     threads = arguments.take_threads()
-    encoder = arguments.encoder or f"{method}-small"
-    precision = choose_precision(arguments.precision, arguments.use_cpu)
     with tempfile.TemporaryDirectory(prefix="hfssl-benchmark-") as folder:
-        settings = {
-            "method": method, "encoder": encoder, "arguments": arguments, "data": data, "folder": folder,
-            "precision": precision,
-        }  # fmt: skip
-        prepared = prepare(settings)
-        settings["clips_a_step"] = prepared["clips_a_step"]
-        theirs = train_transformers if method == "wav2vec2" else train_torchaudio
-        sides = [
-            Contender("ours", "hfssl", precision, train_ours, settings, "seconds"),
-            Contender("theirs", AGAINST[method], precision, theirs, settings, "seconds"),
-        ]
+        sides, prepared = contenders(method, arguments, data, folder)
         figures = measure(
             sides, blocks=arguments.blocks, steps_per_block=arguments.steps_per_block, threads=threads,
             device=arguments.device,
         )  # fmt: skip
-    report = {"method": method, "against": AGAINST[method], "encoder": encoder, "precision": precision, **figures}
+    settings = sides[0].settings
+    report = {"method": method, "against": AGAINST[method], "encoder": settings["encoder"]}
+    report |= {"precision": settings["precision"], **figures}
     peaks = [figures[side].get("peak_gpu_mb" if arguments.on_gpu else "peak_mb") for side in ("ours", "theirs")]
     report |= {"ratio": ratio(figures, "ours", "theirs"), "memory_ratio": round(peaks[0] / peaks[1], 4)}
     report |= {"batch_seconds": data.batch_seconds, "threads": threads}
     report |= {"blocks": arguments.blocks, "steps_per_block": arguments.steps_per_block, **prepared}
     return _text(report, figures), report
+
+
+def contenders(
+    method: str, arguments: SpeechBenchmark, data: AudioDataArguments, folder: str
+) -> tuple[list[Contender], dict[str, Any]]:
+    """Both sides, and what is said of the recordings, which are prepared in `folder`."""
+    precision = choose_precision(arguments.precision, arguments.use_cpu)
+    settings = {
+        "method": method, "encoder": arguments.encoder or f"{method}-small", "arguments": arguments, "data": data,
+        "folder": folder, "precision": precision,
+    }  # fmt: skip
+    prepared = prepare(settings)
+    settings["clips_a_step"] = prepared["clips_a_step"]
+    theirs = train_transformers if method == "wav2vec2" else train_torchaudio
+    return [
+        Contender("ours", "hfssl", precision, train_ours, settings, "seconds"),
+        Contender("theirs", AGAINST[method], precision, theirs, settings, "seconds"),
+    ], prepared
 
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
