@@ -117,7 +117,7 @@ class Row:
         return dataclasses.replace(self, batch_size=max(2, round(self.batch_size * arguments.batch_scale)))
 
     def tiny(self) -> "Row":
-        length = {224: 32, 512: 64, SECONDS: 2}[self.length]
+        length = {224: 32, 512: 64, SECONDS: 2}.get(self.length, self.length)
         text_encoder = self.text_encoder and self.text_encoder.replace("base", "mini")
         return dataclasses.replace(
             self, encoder=self.tiny_encoder, batch_size=4, length=length, text_encoder=text_encoder

@@ -63,7 +63,8 @@ def test_own_tokens_are_found_without_touching_the_random_state(name):
     assert torch.equal(torch.get_rng_state(), state) and config.to_json_string() == words
     with torch.no_grad():
         hidden = build(name)(images_for(name)).last_hidden_state
-    assert found == Layout(OWN[name], OWN[name] > 0, name in MAPS, hidden.shape[1 if name in MAPS else 2])
+    dim, is_pooled = hidden.shape[1 if name in MAPS else 2], name in MAPS
+    assert found == Layout(OWN[name], OWN[name] > 0, name in MAPS, dim, is_pooled)
     assert is_convolutional(config) == (name in MAPS) == (hidden.ndim == 4)
 
 
