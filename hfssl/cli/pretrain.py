@@ -194,7 +194,7 @@ class Pretraining:
             of_recipe = {"probe_max_samples": "none", "probe_column": labels.get(column), **of_recipe}
         training = {
             **of_recipe, "seed": asked.seed,
-            "budget_minutes": asked.budget_minutes * self.shares["pre-training"], **(online if self.labelled else {}),
+            "budget_minutes": float(f"{asked.budget_minutes * self.shares['pre-training']:.4g}"), **(online if self.labelled else {}),
             "output_dir": self.folder / "encoder",
         }  # fmt: skip
         if any(name in (asked.training or {}) for name in _OF_LENGTH):
