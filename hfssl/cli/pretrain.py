@@ -192,10 +192,10 @@ class Pretraining:
         if self.labelled and online:
             # by default it takes some of the labelled samples, of which it holds out others than the probes after it
             of_recipe = {"probe_max_samples": "none", "probe_column": labels.get(column), **of_recipe}
+        minutes = asked.budget_minutes * self.shares["pre-training"]
         training = {
-            **of_recipe, "seed": asked.seed,
-            "budget_minutes": float(f"{asked.budget_minutes * self.shares['pre-training']:.4g}"), **(online if self.labelled else {}),
-            "output_dir": self.folder / "encoder",
+            **of_recipe, "seed": asked.seed, "budget_minutes": float(f"{minutes:.4g}"),
+            **(online if self.labelled else {}), "output_dir": self.folder / "encoder",
         }  # fmt: skip
         if any(name in (asked.training or {}) for name in _OF_LENGTH):
             training.pop("budget_minutes")
