@@ -106,9 +106,10 @@ def weights_digest(folder: str | Path) -> str | None:
 
 
 def digests_of_weights(folder: str | Path) -> list[bytes]:
-    """The digest of each file of weights in a folder."""
+    """The digest of each file of weights in a folder: of safetensors where there are some, as transformers loads them,
+    whatever else lies beside."""
     digests = []
-    for path in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
+    for path in sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin")):
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").digest())
     return digests

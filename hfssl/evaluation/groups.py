@@ -23,6 +23,8 @@ from .results import Result
 METRIC = "error_gap"
 # Fewer rows say too little: half of the interval of an accuracy is 18 points then.
 FEWEST_ROWS = 30
+# Of fewer rows no figure is given: it would say of single persons, in a card that anybody reads, what they are.
+FEWEST_TOLD = 5
 # The figure of which the words tell, where several probes were fitted.
 _FIRST = ("linear", "knn")
 _NOT_SHOWN = (
@@ -61,22 +63,23 @@ def group_figures(right: Mapping[str, np.ndarray], groups: np.ndarray) -> dict[s
 
     Returns:
         `dict`: in `groups` of each its `name`, `rows`, `value`, `interval`, whether there are `too_few` rows to judge,
-        and the `baselines`; in `gap` of those with enough rows `value`, `interval`, `p_value` and `baselines`, or
-        `None` where fewer than two have.
+        and the `baselines` (of fewer than `FEWEST_TOLD` rows `None` instead of figures, and no baselines); in `gap` of
+        those with enough rows `value`, `interval`, `p_value` and `baselines`, or `None` where fewer than two have.
     """
     names, number = np.unique(groups, return_inverse=True)
     rows = [np.flatnonzero(number == i) for i in range(len(names))]
     own = right[ENCODER]
     others = {kind: values for kind, values in right.items() if kind != ENCODER}
-    found = [
-        {
-            "name": str(name), "rows": len(some), "value": float(own[some].mean()),
-            "interval": mean_interval(own[some], keyed.generator(Use.BOOTSTRAP, i)),
-            "too_few": len(some) < FEWEST_ROWS,
-            "baselines": {kind: float(values[some].mean()) for kind, values in others.items()},
-        }
-        for i, (name, some) in enumerate(zip(names, rows, strict=True))
-    ]  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for i, (name, some) in enumerate(zip(names, rows, strict=True)):
+        figures: dict[str, Any] = {"value": None, "interval": None, "baselines": {}}
+        if len(some) >= FEWEST_TOLD:
+            figures = {
+                "value": float(own[some].mean()),
+                "interval": mean_interval(own[some], keyed.generator(Use.BOOTSTRAP, i)),
+                "baselines": {kind: float(values[some].mean()) for kind, values in others.items()},
+            }
+        found.append({"name": str(name), "rows": len(some), "too_few": len(some) < FEWEST_ROWS, **figures})
     judged = [some for some in rows if len(some) >= FEWEST_ROWS]
     return {"groups": found, "gap": _gap(own, others, judged) if len(judged) > 1 else None}
 
@@ -138,12 +141,15 @@ def group_tables(results: Sequence[Result]) -> list[tuple[str, list[str], list[l
     """Title, head and rows of a table for each column."""
     tables = []
     for result in _told(results):
-        kinds = list(result.details["groups"][0]["baselines"])
+        kinds = max((list(each["baselines"]) for each in result.details["groups"]), key=len)
         head = ["group", "test rows", "right", "95 %", *(kind.replace("_", " ") for kind in kinds), ""]
         rows = [
             [
-                each["name"], f"{each['rows']:,}", _percent(each["value"]), _span(*each["interval"]),
-                *(_percent(each["baselines"][kind]) for kind in kinds),
+                each["name"], f"{each['rows']:,}",
+                *(["-"] * (2 + len(kinds)) if each["value"] is None else [
+                    _percent(each["value"]), _span(*each["interval"]),
+                    *(_percent(each["baselines"][kind]) for kind in kinds),
+                ]),
                 "too few to judge" if each["too_few"] else "",
             ]
             for each in result.details["groups"]

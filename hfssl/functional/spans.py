@@ -101,17 +101,13 @@ def frame_masks(
     masks = [np.ones(int(length), dtype=bool) for length in num_frames]
     if mask_ratio:
         masks = [
-            span_mask(int(length), _generator(Use.SPAN_MASK, key), mask_ratio, mask_length, min_masks)
+            span_mask(int(length), keyed.generator(Use.SPAN_MASK, key), mask_ratio, mask_length, min_masks)
             for length, key in zip(num_frames, keys, strict=True)
         ]
         columns["mask_time_indices"] = masks
     if num_negatives:
         columns["negative_indices"] = [
-            negative_frames(mask, _generator(Use.NEGATIVES, key), num_negatives)
+            negative_frames(mask, keyed.generator(Use.NEGATIVES, key), num_negatives)
             for mask, key in zip(masks, keys, strict=True)
         ]
     return columns
-
-
-def _generator(use: Use, key: np.ndarray) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=int(keyed.key(use, key))))

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hfssl import SimclrForPreTraining, SimclrPreTrainingConfig
 from hfssl.evaluation import EvaluationError
-from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling
+from hfssl.evaluation.encoder_folder import stock_folder, trained_pooling, weights_digest
 from hfssl.evaluation.facts import read_facts
 from hfssl.evaluation.modality import modality_of_encoder
 
@@ -78,3 +78,13 @@ def test_a_repository_of_the_hub_says_the_pooling_as_a_folder_does(hub_here, tmp
     api.upload_folder(repo_id="alice/pooled-by-mean", folder_path=tmp_path)
     assert trained_pooling(str(tmp_path)) == trained_pooling("alice/pooled-by-mean") == "mean"
     assert trained_pooling("alice/of-another-library") is None
+
+
+def test_what_else_lies_beside_the_weights_does_not_change_which_they_are(tmp_path):
+    assert weights_digest(tmp_path) is None
+    (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+    old = weights_digest(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"new")
+    digest = weights_digest(tmp_path)
+    (tmp_path / "training_args.bin").write_bytes(b"no weights")
+    assert weights_digest(tmp_path) == digest != old

@@ -48,6 +48,18 @@ def test_of_small_groups_there_is_no_gap():
     assert found["gap"] is None
 
 
+def test_of_a_few_persons_no_figure_is_told():
+    found = group_figures({"encoder": np.ones(36), "random_init": np.ones(36)}, np.array(["a"] * 2 + ["b"] * 34))
+    few, many = found["groups"]
+    assert (few["rows"], few["value"], few["interval"], few["baselines"]) == (2, None, None, {}) and many["value"] == 1
+    told = Result.from_scores(
+        {0: 0.0}, protocol="linear", version=1, model="m", task="t", split="test", metric="error_gap", num_train=1,
+        num_eval=36, hyperparameters={"group_column": "site"}, details=found,
+    )  # fmt: skip
+    [(_, head, rows)] = group_tables([told])
+    assert rows[0] == ["a", "2", "-", "-", "-", "too few to judge"] and len(rows[1]) == len(head) == 6
+
+
 def test_of_several_labels_the_share_that_is_right():
     labels = np.array([[1, 0, 1], [0, 0, 0]])
     logits = np.array([[2.0, -1.0, -1.0], [-1.0, -2.0, -3.0]])

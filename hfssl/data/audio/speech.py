@@ -83,7 +83,7 @@ def _make(split: str) -> dict[str, list]:
     encoded = []
     for start in range(0, number, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        generator = np.random.Generator(np.random.Philox(key=int(keyed.key(Use.EMBEDDED_SPEECH, seed, 1, start))))
+        generator = keyed.generator(Use.EMBEDDED_SPEECH, seed, 1, start)
         for sound in synthesise([WORDS[i] for i in label[some]], speaker[some], generator):
             file = io.BytesIO()
             soundfile.write(file, sound, SAMPLING_RATE, format="FLAC", subtype="PCM_16")

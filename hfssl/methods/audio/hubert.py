@@ -47,6 +47,7 @@ from ...modeling.audio import (
     samples_per_frame,
 )
 from ...modeling.base import evaluating
+from ...modeling.convolutions import channels_last_convolutions
 from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin
 from ...modeling.filter_banks import HOP, WINDOW, mfcc
 from ...modeling.grouped import keep_narrow_groups_exact
@@ -438,7 +439,8 @@ class HubertForPreTraining(CorpusTargetsMixin, SSLAudioModel):
             )
         [encoder] = self._unit_encoder
         encoder.to(self.device)
-        hidden = encoder(waveforms.to(self.device), attention_mask=attention_mask, output_hidden_states=True)
+        with channels_last_convolutions(encoder):
+            hidden = encoder(waveforms.to(self.device), attention_mask=attention_mask, output_hidden_states=True)
         frames = hidden.hidden_states[self.config.unit_layer].half()
         counts = [max(num_frames(encoder.config, length), 0) for length in lengths]
         return {"frames": [rows[:count] for rows, count in zip(frames, counts, strict=True)]}
