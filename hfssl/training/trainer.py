@@ -72,7 +72,7 @@ from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import record_of
 from .result_folder import write_result
-from .settings import is_longer, set_length, settings_of_run, take_new_rates
+from .settings import is_longer, set_length, settings_of_run, take_new_rates, warn_of_repeats
 
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ class SSLTrainer(Trainer):
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
         set_length(args, self.stream)
+        warn_of_repeats(args, model, self.stream)
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "
@@ -143,7 +144,7 @@ class SSLTrainer(Trainer):
             model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
         if args.freeze_batch_norm:
             model.keep_statistics()
-        self.cache = GradientCache(model) if args.contrastive_batch_size else None
+        self.cache = GradientCache(model, args) if args.contrastive_batch_size else None
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -249,11 +250,13 @@ class SSLTrainer(Trainer):
             self._load_stream(self.resumed_from)
         if self.resumed_from is not None and self.targets is not None:
             self.targets.load(self.resumed_from)
+        self.stream.makes_later = self.cache is not None
         return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         if self.cache is not None:
             self.cache.batches = batch_samples
+            return None  # its loss is a mean over rows
         method = self.accelerator.unwrap_model(self.model)
         counts = (
             [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
@@ -292,9 +295,9 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
-        with nullcontext() if self.cache is None else self.cache.micro_step(self, micro):
+        with nullcontext(inputs) if self.cache is None else self.cache.micro_step(self, micro) as made:
             self.seed_micro_step(micro)
-            return super().training_step(model, inputs, num_items_in_batch)
+            return super().training_step(model, made, num_items_in_batch)
 
     def seed_micro_step(self, micro: int) -> None:
         here = (self.state.global_step, micro, self.args.process_index)

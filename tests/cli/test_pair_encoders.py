@@ -180,7 +180,7 @@ def test_a_checkpoint_of_sound_without_a_feature_extractor(tmp_path):
     assert not _feature_extractor(config, str(tmp_path)).do_normalize
 
 
-def test_images_to_measure_on_are_not_trained_on(small, tmp_path):
+def test_images_to_measure_on_are_not_trained_on(small, tmp_path, caplog):
     images = sorted(small.glob("*.png"))[:6]
     for i, path in enumerate(images):
         folder = tmp_path / "labelled" / ("cat" if i % 2 else "dog")
@@ -197,6 +197,13 @@ def test_images_to_measure_on_are_not_trained_on(small, tmp_path):
     trainer = SSLTrainer(model, args, data.stream(args, rows), evaluators=evaluators)
     contents = {data.source.held_out_by({"image": [path.read_bytes()]}, 0) for path in images}
     assert len(contents) == 6 and contents <= trainer.stream.exclude
+    # no caption has the names of these classes: with the words of the captions nothing is said
+    assert "of 2 of 2 classes no word of the name stands in any of 24 captions" in caplog.text
+    caplog.clear()
+    (tmp_path / "names.json").write_text('{"cat": ["old house", "feline"], "dog": "red"}')
+    of_probes.classes = str(tmp_path / "names.json")
+    evaluators = pair_evaluators(data, rows, processor, of_probes, args)
+    assert evaluators[-1].prompts.names == (("old house", "feline"), ("red",)) and not caplog.text
 
 
 @pytest.mark.slow

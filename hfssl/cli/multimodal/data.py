@@ -125,6 +125,7 @@ class PairData:
         checkpoint: Path | None = None,
     ):
         self.arguments, self.names, self.checkpoint = arguments, pair_names(pair), checkpoint
+        self.text_encoder = text_encoder
         if arguments.dataset is None:
             if self.names not in EMBEDDED:
                 raise UserError(f"No pairs of {pair} come with hfssl. Name your own data with `--dataset`.")
@@ -202,6 +203,12 @@ class PairData:
     @property
     def _some_images(self) -> list[bytes]:
         return [pair["image"] for pair in self.held_out[:_LOOKED_AT]]
+
+    @property
+    def known_captions(self) -> list[str]:
+        """Captions that have been read already: all that a tokenizer was trained on, else the held-out ones."""
+        held_out = [text for pair in self.held_out for text in texts_of(pair["text"])]
+        return self.__dict__.get("captions", []) + held_out
 
     @cached_property
     def captions(self) -> list[str]:
