@@ -163,7 +163,7 @@ def _say_steps(args: Any) -> None:
     if steps < 1 or parts < 2:
         return
     words = (
-        f"{steps:,} steps, each of {size:,} samples that are compared; in batches of {size // parts:,} the same "
+        f"{steps:,} step{'s' * (steps > 1)}, each of {size:,} samples that are compared; in batches of {size // parts:,} the same "
         f"samples would be {steps * parts:,} steps."
     )
     if args.base_learning_rate is None:

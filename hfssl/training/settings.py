@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig
 
 from ..data.stream import ExactStream
 from ..errors import UserError
-from ..modeling.contrast import ContrastMixin
 from . import checkpoints
 from .arguments import SSLTrainingArguments
 
@@ -68,21 +67,6 @@ def set_length(args: SSLTrainingArguments, stream: ExactStream | None) -> None:
         )
     samples, args.max_steps = steps_of_passes(args, stream.source.num_rows, len(stream.exclude))
     logger.info("%g passes over %s samples: %s steps.", args.epochs, f"{samples:,}", f"{args.max_steps:,}")
-
-
-def warn_of_repeats(args: SSLTrainingArguments, model: Any, stream: ExactStream | None) -> None:
-    """Say where a batch is larger than the data: samples would be negatives of themselves."""
-    if stream is None or not isinstance(model, ContrastMixin) or getattr(stream.collate, "with_duplicates", False):
-        return
-    number = max(stream.source.num_rows - len(stream.exclude), 1)
-    if args.compared_at_once > number:
-        masks = " `--mask_duplicates true`," if hasattr(stream.collate, "with_duplicates") else ""
-        logger.warning(
-            "%s samples are compared at once, and the data have %s to train on: some come several times in a batch, "
-            "as negatives of themselves. Pass%s more data, or smaller batches (`--per_device_train_batch_size`%s).",
-            f"{args.compared_at_once:,}", f"{number:,}", masks,
-            ", `--contrastive_batch_size`" if args.contrastive_batch_size else "",
-        )  # fmt: skip
 
 
 def steps_of_passes(args: SSLTrainingArguments, num_samples: int, num_held_out: int) -> tuple[int, int]:

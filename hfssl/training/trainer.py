@@ -72,7 +72,7 @@ from .loss_terms import LossTerms
 from .optim import Lars, clock_scheduler, hold_rates, lars_options, set_rates_apart
 from .record import record_of
 from .result_folder import write_result
-from .settings import is_longer, set_length, settings_of_run, take_new_rates, warn_of_repeats
+from .settings import is_longer, set_length, settings_of_run, take_new_rates
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,6 @@ class SSLTrainer(Trainer):
         if (self.evaluators or held_out) and kwargs.get("eval_dataset") is None:
             kwargs["eval_dataset"] = "evaluators"  # Trainer refuses an eval_strategy without any
         set_length(args, self.stream)
-        warn_of_repeats(args, model, self.stream)
         if self.stream is not None and args.max_steps < 1:
             raise UserError(
                 "A stream has no end: `--max_steps` (or `--max_tokens`) says when the run has, and must be at least "

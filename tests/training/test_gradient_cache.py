@@ -146,17 +146,6 @@ def test_how_many_steps_are_left_of_large_batches_is_said(caplog, steps, base_ra
     assert ("So few steps" in caplog.text) is (level == "WARNING")
 
 
-def test_a_batch_larger_than_the_data_is_said(tmp_path, caplog):
-    args = arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=20, learning_rate=1e-3)
-    stream = numbered_stream("ClipForPreTraining", number=18)
-    SSLTrainer(contract.build("ClipForPreTraining"), args, stream)
-    assert "20 samples are compared at once, and the data have 18 to train on" in caplog.text
-    caplog.clear()
-    args = arguments(tmp_path, per_device_train_batch_size=4, contrastive_batch_size=16, learning_rate=1e-3)
-    SSLTrainer(contract.build("ClipForPreTraining"), args, stream)
-    assert "as negatives of themselves" not in caplog.text
-
-
 def test_methods_that_compare_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="for methods that compare the samples of a batch.*MaeForPreTraining does not"):
         SSLTrainer(
