@@ -107,8 +107,7 @@ def build_method(
             "a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
     model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
-    kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
-    flag = next((f"`--{name} {value}`" for name, value in kept.items() if value), None)
+    flag = flag_that_keeps(args)
     if flag is not None and recipe.base_model is None:
         raise UserError(
             f"{flag} keeps what a checkpoint has learned, and this encoder is trained from scratch. Leave it out, or "
@@ -119,7 +118,7 @@ def build_method(
             f"{flag} leaves the embeddings as they are, and the new words of `--extend_vocab` are to be learned "
             "there. Leave one of them out."
         )
-    model.keep_of_checkpoint(**kept)
+    model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
     fitted = fitted_to_short_runs(model, args, given)
     if fitted:
         _say_once(
@@ -127,6 +126,12 @@ def build_method(
             f"thousands of steps take the paper's{_where_the_paper_s_are(method, kind.name)}."
         )
     return model
+
+
+def flag_that_keeps(args: SSLTrainingArguments) -> str | None:
+    """The flag that keeps parts of what a checkpoint has learned, as the user gave it."""
+    kept = {"freeze_layers": args.freeze_layers, "lora_rank": args.lora_rank}
+    return next((f"`--{name} {value}`" for name, value in kept.items() if value), None)
 
 
 @cache

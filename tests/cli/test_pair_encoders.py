@@ -54,7 +54,7 @@ def small(tmp_path_factory):
 def built(folder, tmp_path, method=ClipForPreTraining, checkpoint=None, views=None, given=frozenset(), **flags):
     """Recipe, data and model as a recipe makes them."""
     of_data = {name: flags.pop(name) for name in ("max_length", "vocab_size") if name in flags}
-    of_run = {name: flags.pop(name) for name in list(flags) if name.endswith("batch_size")}
+    of_run = {name: flags.pop(name) for name in list(flags) if name.endswith(("batch_size", "freeze_layers"))}
     recipe, views = PairEncoderArguments(**flags), views or ViewArguments()
     args = SSLTrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True, precision="fp32", **of_run)
     data = PairData(
@@ -178,6 +178,17 @@ def test_a_checkpoint_of_sound_without_a_feature_extractor(tmp_path):
     assert _feature_extractor(config, str(tmp_path)).sampling_rate == 16_000
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
     assert not _feature_extractor(config, str(tmp_path)).do_normalize
+
+
+@pytest.mark.parametrize("flags, name", [({}, "image"), ({"image_encoder": "vit"}, "text")])
+def test_nothing_is_kept_of_encoders_from_scratch(small, tmp_path, flags, name):
+    if flags:
+        AutoModel.from_config(vit()).save_pretrained(tmp_path / "vit")
+        flags = {"image_encoder": str(tmp_path / "vit")}
+    with pytest.raises(
+        UserError, match=f"`--freeze_layers 1` keeps .* encoder of {name} is trained .*{name}_encoder`"
+    ):
+        built(small, tmp_path, freeze_layers=1, **flags)
 
 
 def test_captions_that_repeat_are_refused_or_said(small, tmp_path, caplog):

@@ -37,6 +37,7 @@ from ..image.choice import choose, embedded_encoder, say
 from ..image.encoders import AUTO, IMAGE_SIZE
 from ..image.presets import IMAGE_SIZES
 from ..image.trained_input import check_input, trained_mean_std
+from ..modality import flag_that_keeps
 from ..text.encoders import check_fit, fit_to_tokenizer
 from .attention import set_attention
 from .data import PairData
@@ -141,6 +142,13 @@ def build_pair(
         raise UserError(
             f"{method.method.title} tells pairs apart by comparing those of a batch, and a batch has one here. Pass a "
             "larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
+        )
+    flag, frozen = flag_that_keeps(args), config.get("frozen_tower")
+    new = [name for name in data.names if recipe.checkpoint_of(name) is None and name != frozen]
+    if flag is not None and new:
+        raise UserError(
+            f"{flag} keeps what checkpoints have learned, and the encoder of {new[0]} is trained from scratch. Leave "
+            f"it out, or pass a Hub id or a folder as `--{new[0]}_encoder`."
         )
     from_scratch = False
     if recipe.encoder is None and data.checkpoint is None:
