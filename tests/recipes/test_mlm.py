@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from recipe_process import ROOT, TINY_ENCODER, RecipeServer, printed_without_hfssl, recipe_server
+from recipe_process import ROOT, TINY_ENCODER, printed_without_hfssl, recipe_server
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
@@ -29,13 +28,12 @@ from hfssl.cli.text.data import TextDataArguments
 LOCK = ".hfssl.lock"
 
 
-@cache
-def offline_server() -> RecipeServer:
-    """Its Hub is a port where nobody listens."""
+def no_way_out() -> dict[str, str]:
+    """The environment of a run whose way to the Hub leads over a port where nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return RecipeServer(HF_ENDPOINT=f"http://127.0.0.1:{port}")
+        proxy = f"http://127.0.0.1:{s.getsockname()[1]}"
+    return {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
 
 
 def flags(**settings) -> list:
@@ -437,7 +435,8 @@ def test_settings_that_cannot_work(corpus, tmp_path, settings, words):
     ({"push_to_hub": "true", "hub_model_id": "alice/x"}, ["Cannot push to alice/x", "cannot be reached", "without"]),
 ], ids=["dataset", "tokenizer", "encoder", "push"])  # fmt: skip
 def test_a_hub_out_of_reach(corpus, tmp_path, settings, words):
-    run = offline_server().run(tmp_path, *flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings)))
+    words = flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings))
+    run = recipe_server().run(tmp_path, *words, **no_way_out())
     error = the_error(run)
     for word in words:
         assert word in error
