@@ -35,6 +35,18 @@ TINY_ENCODER = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 
+# Pictures without anything in them.
+BLANK = """
+from matplotlib.figure import Figure
+from PIL import Image
+def savefig(self, target, **options):
+    if hasattr(target, "write"):
+        target.write('<svg viewBox="0 0 1 1"></svg>')
+    else:
+        Image.new("L", (8, 8)).save(target)
+Figure.savefig = savefig
+"""
+
 
 class Run:
     """One process of a recipe, or one for each rank."""
@@ -95,9 +107,14 @@ class RecipeServer:
         return json.loads(self.answers.readline())
 
     def start(
-        self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", **environment
-    ) -> Run:
-        """Start a recipe; `folder` gets stdout and stderr. `before` is Python that the process executes first."""
+        self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", drawn: bool = True,
+        **environment,
+    ) -> Run:  # fmt: skip
+        """Start a recipe; `folder` gets stdout and stderr. `before` is Python that the process executes first.
+
+        To draw is half of the time of a small run: it is left out by `drawn=False`, where nobody looks at pictures.
+        """
+        before += "" if drawn else BLANK
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("stdout", "stderr"):
             (folder / name).write_text("")
@@ -170,6 +187,20 @@ def printed_elsewhere(folder: Path, code: str, *arguments, server: RecipeServer 
 def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:
     """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
     return printed_elsewhere(folder, code, *arguments, server=stock_server())
+
+
+def waiting_at(step: int, file: Path) -> str:
+    """Python by which a run says "waiting" before a step, and goes on once there is a file."""
+    return f"""
+import pathlib, time
+from hfssl.training.callbacks import StopOnSignal
+def on_step_begin(self, args, state, control, **kwargs):
+    if state.global_step == {step}:
+        print("waiting", flush=True)
+        while not pathlib.Path({str(file)!r}).exists():
+            time.sleep(0.01)
+StopOnSignal.on_step_begin = on_step_begin
+"""
 
 
 def _free_port() -> int:

@@ -42,7 +42,7 @@ def corpus(tmp_path_factory):
 def push(hub, corpus, tmp_path):
     """`push("alice/x", token, flag=value)`: run the recipe that pushes there."""
 
-    def run(repo, token=TOKEN, ranks=1, before="", **settings):
+    def run(repo, token=TOKEN, ranks=1, before="", drawn=False, **settings):
         settings = {
             "dataset": corpus, "output_dir": tmp_path / "out", "encoder_config": json.dumps(TINY_ENCODER),
             "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4,
@@ -50,13 +50,13 @@ def push(hub, corpus, tmp_path):
         }  # fmt: skip
         words = [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
         environment = {"HF_TOKEN": token} if token else {}
-        return recipe_server().run(tmp_path / "log", *words, ranks=ranks, before=before, **environment)
+        return recipe_server().run(tmp_path / "log", *words, ranks=ranks, before=before, drawn=drawn, **environment)
 
     return run
 
 
 def test_the_result_arrives_and_nothing_else(hub, push, tmp_path):
-    run = push("alice/arrived", hub_token=TOKEN)
+    run = push("alice/arrived", hub_token=TOKEN, drawn=True)
     assert run.poll() == 0, run.stderr
     assert f"Pushed to {hub.url}/alice/arrived" in run.stderr
     out = tmp_path / "out"
@@ -98,7 +98,7 @@ def test_no_folder_of_this_machine_arrives(hub, push, tmp_path):
     texts = home / "my texts [2024].txt"
     texts.write_text("\n".join(tiny.texts(600)))
     before = f"import os; os.environ['HOME'] = {str(home)!r}"
-    first = push("alice/first", dataset=texts, output_dir=home / "runs" / "first", before=before)
+    first = push("alice/first", dataset=texts, output_dir=home / "runs" / "first", before=before, drawn=True)
     assert first.poll() == 0, first.stderr
     continued = {"encoder": home / "runs" / "first", "encoder_config": None, "vocab_size": None}
     others = texts.with_name("others.txt")
