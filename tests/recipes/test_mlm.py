@@ -435,8 +435,8 @@ def test_settings_that_cannot_work(corpus, tmp_path, settings, words):
     ({"push_to_hub": "true", "hub_model_id": "alice/x"}, ["Cannot push to alice/x", "cannot be reached", "without"]),
 ], ids=["dataset", "tokenizer", "encoder", "push"])  # fmt: skip
 def test_a_hub_out_of_reach(corpus, tmp_path, settings, words):
-    words = flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings))
-    run = recipe_server().run(tmp_path, *words, **no_way_out())
+    command = flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings))
+    run = recipe_server().run(tmp_path, *command, **no_way_out())
     error = the_error(run)
     for word in words:
         assert word in error
