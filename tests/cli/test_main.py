@@ -23,7 +23,9 @@ def hfssl(tmp_path):
 
     def run(*words, name="log", **environment):
         away = f"import os; os.chdir({str(tmp_path / 'here')!r})"
-        return recipe_server().run(tmp_path / name, *words, script=str(script), before=away, **environment)
+        return recipe_server().run(
+            tmp_path / name, *words, script=str(script), before=away, drawn=False, **environment
+        )
 
     return run
 
