@@ -69,7 +69,7 @@ class Flag:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        kind = self.kinds[0]
+        kind = float if {int, float} <= set(self.kinds) else self.kinds[0]
         if kind is bool:
             return "" if len(self.kinds) == 1 else "VALUE"
         if _is_choice(kind):
