@@ -55,8 +55,8 @@ class PairDataArguments(DataArguments):
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
         caption_column (`str`, *optional*):
-            Column with the captions: a text, or a list of several of which each pass takes one. Left out, it is found
-            by its type and name.
+            Column with the captions: a text, or a list of several of which each pass takes one; or several columns,
+            such as caption,caption_de. Left out, it is found by its type and name.
         audio_column (`str`, *optional*):
             Column with the recordings. Left out, it is found by its type.
 

@@ -82,7 +82,7 @@ class ZeroShotDataArguments:
         label_column (`str`, *optional*):
             Column of the labels; found by its type and name when left out.
         caption_column (`str`, *optional*):
-            Column of the captions; found by its type and name when left out.
+            Column of the captions, or several such as caption,caption_de; found by its type and name when left out.
         max_samples (`int`, *optional*, defaults to `5000`):
             Measure on so many at most.
     """
