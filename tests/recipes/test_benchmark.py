@@ -117,7 +117,7 @@ def test_views_without_lightly(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], "say first which method to measure (mlm, wav2vec2, hubert, views"),
+        ([], "Say first what to measure (mlm, wav2vec2, hubert, views"),
         (["clm"], "got 'clm'"),
         (["views", "--sizes", "4"], "`--sizes` pixels from 8 to 1024"),
         (["views", "--methods", "byol"], "--methods expects"),

@@ -76,6 +76,11 @@ class Found:
 
 
 def find_data(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
+    """The files that one name stands for: a file, a zip, a folder, a glob, or a data set of the Hub.
+
+    Raises:
+        DataError: where there is nothing of the kind.
+    """
     if not dataset.strip():
         raise DataError(
             "`--dataset` is empty. Pass a Hub id, a file, a folder or a glob, or leave it out for the embedded data."

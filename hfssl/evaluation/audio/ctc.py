@@ -38,7 +38,7 @@ from ...modeling.frames import frame_mask
 from .. import metrics
 from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
-from ..evaluator import EvaluationError, Evaluator, encoder_source
+from ..evaluator import EvaluationError, Evaluator, encoder_source, name_of
 from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
 from ..finetune_rows import readable
 from ..finetune_settings import FinetuneSettings
@@ -118,8 +118,7 @@ class CtcEvaluator(Evaluator):
         command: str | None = None,
         name: str | None = None,
     ) -> list[Result]:
-        if name is None:
-            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        name = name or name_of(encoder)
         state = process_state()
         with encoder_source(encoder, processor) as source:
             keep = self.settings.save_model and output_dir is not None

@@ -10,7 +10,7 @@ import sklearn.linear_model
 from text_encoder import make_tokenizer, opinions, save_text_encoder
 
 from hfssl.evaluation import EvaluationError, FinetuneEvaluator
-from hfssl.evaluation.few_shot import few_shot_predict
+from hfssl.evaluation.few_shot import few_shot_logits
 from hfssl.evaluation.finetune_settings import FinetuneSettings
 from hfssl.evaluation.knn import knn_predict
 from hfssl.evaluation.linear_probe import LogisticRegression, linear_probe_predict
@@ -119,7 +119,7 @@ def test_probes_of_sparse_features_are_those_of_dense_ones():
     theirs = sklearn.linear_model.LogisticRegression(C=1 / (40 * 0.01), tol=1e-8, max_iter=1000).fit(x[:40], y[:40])
     assert np.mean(theirs.predict(x[40:]) == of_sparse.predict(sparse[40:])) > 0.9
     assert linear_probe_predict(sparse[:40], y[:40], sparse[40:])[0].shape == (20,)
-    assert few_shot_predict(sparse[:40], y[:40], sparse[40:], 2).shape == (20,)
+    assert few_shot_logits(sparse[:40], y[:40], sparse[40:], 2).argmax(1).shape == (20,)
 
 
 def test_a_model_in_memory_needs_its_tokenizer(encoder):
