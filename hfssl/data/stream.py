@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Version of `ExactStream.state_dict`: 2 has lanes.
 STATE_VERSION = 2
+# How `batch_cost` makes batches of the rows of a block: 2 makes the fewest.
+BATCHING = 2
 # A run has at least so many lanes, where its data are not too small: it can go on with any number of processes that
 # divides theirs.
 LANES = 8
@@ -451,12 +453,13 @@ class ExactStream(torch.utils.data.IterableDataset):
 
     def _layout(self) -> dict[str, Any]:
         """What has to be the same for a state to fit."""
-        return {
+        layout = {
             "data": self.source.fingerprint,
             "seed": self.seed,
             "excluded": f"{len(self.exclude)} samples, {digest_of(self.exclude)}",
             "batch_cost": self.batch_cost,
         }
+        return layout if self.batch_cost is None else layout | {"batching": BATCHING}
 
     def __getstate__(self) -> dict[str, Any]:  # what a spawned worker needs; caches are made anew
         return {**self.__dict__, "_orders": {}}
@@ -467,7 +470,8 @@ _LAYOUT_WORDS = {
     "shares": "the shares of the mixture differ. Use the same --dataset",
     "seed": "the seed differs. Use the same --seed",
     "excluded": "what is held out or measured on differs. Use the same flags about held-out data and probes",
-    "batch_cost": "the size of the batches differs. Use the same --batch_tokens",
+    "batch_cost": "the size of the batches differs. Use the same --batch_tokens or --batch_seconds",
+    "batching": "this version puts other rows together in a batch. Start a run in another --output_dir",
 }
 
 

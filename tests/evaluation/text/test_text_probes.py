@@ -75,6 +75,7 @@ def test_what_is_left_out_is_as_the_modality_has_it():
         defaults = evaluation_modality(name).finetune_defaults
         chosen = FinetuneSettings().hyperparameters(defaults)
         assert chosen["learning_rate"] == learning_rate and other not in chosen
+        assert (chosen["min_steps"], chosen["layer_decay"]) == (200, 0.75)
         assert FinetuneSettings(learning_rate=1.0).hyperparameters(defaults)["learning_rate"] == 1.0
 
 
