@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..data.blocks import made
 from .base import Pace, count_flops, num_positions
 
 
@@ -55,7 +56,7 @@ class Timed:
         seconds, marks = time.perf_counter() - begin, (mark, self.pace.mark())
         self.loss = 0.0
         for batch in batches:
-            self.batch = batch
+            self.batch = batch = made(batch)
             self.pace.fetched(seconds, self.num_items(batch), num_positions(batch), marks)
             seconds, marks = 0.0, (None, None)
         return batches, num_items

@@ -85,6 +85,27 @@ class Rows:
         return len(self.num_units)
 
 
+class Unmade(dict):
+    """A batch that is made when it is needed, and of few bytes until then: who looks into it finds nothing yet.
+
+    Args:
+        make (`Callable[[], dict]`):
+            Makes it, the same one every time.
+    """
+
+    def __init__(self, make: Callable[[], dict[str, torch.Tensor]]):
+        super().__init__()
+        self._make = make
+
+    def made(self) -> dict[str, torch.Tensor]:
+        return self._make()
+
+
+def made(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch, which may be a [`Unmade`]."""
+    return batch.made() if isinstance(batch, Unmade) else batch
+
+
 def take_rows(column: np.ndarray | list, rows: np.ndarray) -> np.ndarray | list:
     """Some rows of a column of [`Rows`]."""
     return column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows]

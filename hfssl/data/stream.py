@@ -18,6 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..functional import keyed
 from ..functional.keyed import Use
-from .blocks import Block, MadeBlock, Rows, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
+from .blocks import Block, MadeBlock, Rows, Unmade, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, digest_of
 from .workers import BlocksOf, as_it_is, init_worker, signals_held_back
@@ -118,6 +119,9 @@ class ExactStream(torch.utils.data.IterableDataset):
         counts (`dict[str, int]`):
             What this process has seen since the number of processes last changed: `batches`, `rows`, `units` (of
             [`~ExactStream.unit`]), `samples_read`, `samples_bad` and `samples_empty`.
+        makes_later (`bool`):
+            Whether what it yields is each a [`~hfssl.data.blocks.Unmade`]: of many that wait, only the bytes of
+            their rows lie in memory.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         self.batch_size, self.batch_cost, self.seed = batch_size, batch_cost, seed
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.exclude, self.max_bad_fraction, self.with_places = exclude, max_bad_fraction, with_places
-        self.rows_per_step = rows_per_step
+        self.rows_per_step, self.makes_later = rows_per_step, False
         self.stated_lanes = lanes
         self.turn = 0  # of the run: how many rows, or batches of `batch_cost`, all processes have handed out
         self.counts = dict.fromkeys(("batches", "rows", "units", "samples_read", "samples_bad", "samples_empty"), 0)
@@ -293,18 +297,20 @@ class ExactStream(torch.utils.data.IterableDataset):
             [(_, [(rows, begin, end)])] = parts
             columns = {name: values[begin:end] for name, values in rows.columns.items()}
             size = end - begin
-        places = columns.pop("places", None)
         if self.rows_per_step is not None:
             columns["key_of_step"] = keyed.key(Use.STEP, self.seed, self.turn // self.rows_per_step)
-        batch = self.collate(columns)
-        if places is not None:
-            batch["places"] = torch.from_numpy(places)
+        make = partial(self._collated, columns)
+        batch = Unmade(make) if self.makes_later else make()
         self.turn += self.world_size * (size if self.batch_cost is None else 1)
         self.counts["batches"] += 1
         self.counts["rows"] += size
         taken = (part for _, parts_of_lane in parts for part in parts_of_lane)
         self.counts["units"] += np.sum([rows.num_units[begin:end].sum() for rows, begin, end in taken]).item()
         return batch
+
+    def _collated(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        batch = self.collate({name: values for name, values in columns.items() if name != "places"})
+        return batch | ({"places": torch.from_numpy(columns["places"])} if "places" in columns else {})
 
     def _take(self, lanes: dict[int, _Lane], number: int, turns: int, blocks: Iterator) -> list[tuple[Rows, int, int]]:
         """The next rows of a lane: `(rows, begin, end)` of each block that they come from."""

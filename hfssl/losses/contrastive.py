@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from .chunks import sum_over_chunks
 from .precision import at_least_float32, full_precision
 
 
@@ -52,18 +53,34 @@ def nt_xent_loss(
         candidates = anchors  # (2 * num_all, dim)
         if all_z1 is not None:
             candidates = F.normalize(at_least_float32(torch.cat([all_z1, all_z2])), dim=-1)
-        num_all = len(candidates) // 2
-        logits = (anchors / temperature) @ candidates.T
         view1 = torch.arange(first, first + len(z1), device=z1.device)
-        view2 = view1 + num_all
-        logits.scatter_(1, torch.cat([view1, view2])[:, None], float("-inf"))  # no anchor is its own candidate
-        positives = torch.cat([view2, view1])
-        if not decoupled:
-            return F.cross_entropy(logits, positives)
-        agreement = logits.gather(1, positives[:, None])[:, 0]
-        if num_all == 1:  # nothing is left of the denominator
-            return -agreement.mean()
-        return (logits.scatter(1, positives[:, None], float("-inf")).logsumexp(1) - agreement).mean()
+        view2 = view1 + len(candidates) // 2
+        rows = torch.cat([view1, view2]), torch.cat([view2, view1]), anchors / temperature
+        total = sum_over_chunks(_nt_xent_of_chunk, rows, candidates, decoupled, num_candidates=len(candidates))
+        return total / len(anchors)
+
+
+def _nt_xent_of_chunk(
+    own: torch.Tensor, positives: torch.Tensor, anchors: torch.Tensor, candidates: torch.Tensor, decoupled: bool
+) -> torch.Tensor:
+    logits = anchors @ candidates.T
+    logits.scatter_(1, own[:, None], float("-inf"))  # no anchor is its own candidate
+    if not decoupled:
+        return F.cross_entropy(logits, positives, reduction="sum")
+    agreement = logits.gather(1, positives[:, None])[:, 0]
+    if len(candidates) == 2:  # nothing is left of the denominator
+        return -agreement.sum()
+    return (logits.scatter(1, positives[:, None], float("-inf")).logsumexp(1) - agreement).sum()
+
+
+def _mean_entropy(anchors: torch.Tensor, candidates: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Of each anchor among the candidates, of which `positives` says the right one."""
+    total = sum_over_chunks(_entropy_of_chunk, (anchors, positives), candidates, num_candidates=len(candidates))
+    return total / len(anchors)
+
+
+def _entropy_of_chunk(anchors: torch.Tensor, positives: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(anchors @ candidates.T, positives, reduction="sum")
 
 
 def nnclr_loss(
@@ -106,7 +123,7 @@ def nnclr_loss(
         loss = 0.0
         for neighbours, predictions in ((neighbours1, p2), (neighbours2, p1)):
             n, p = (F.normalize(at_least_float32(x), dim=-1) for x in (neighbours, predictions))
-            loss = loss + F.cross_entropy((n / temperature) @ p.T, own)
+            loss = loss + _mean_entropy(n / temperature, p, own)
         return loss / 2.0
 
 
@@ -163,5 +180,5 @@ def moco_v3_loss(
             if queue is not None:
                 candidates = torch.cat([candidates, at_least_float32(queue)])
             queries, candidates = (F.normalize(x, dim=-1) for x in (at_least_float32(queries), candidates))
-            loss = loss + F.cross_entropy((queries / temperature) @ candidates.T, positives)
+            loss = loss + _mean_entropy(queries / temperature, candidates, positives)
         return 2.0 * temperature * loss

@@ -1,16 +1,10 @@
 """Pairs of two modalities: find what belongs to a sample of one among those of the other."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .chunks import sum_over_chunks
 from .precision import at_least_float32, full_precision
-
-
-# Rows of the matrix of similarities that are in memory at once.
-CHUNK_SIZE = 1024
 
 
 def clip_loss(
@@ -22,7 +16,7 @@ def clip_loss(
     first: int = 0,
     content: torch.Tensor | None = None,
     all_content: torch.Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Symmetric cross-entropy of [CLIP](https://huggingface.co/papers/2103.00020), figure 3.
 
@@ -41,9 +35,9 @@ def clip_loss(
         content, all_content (`torch.Tensor` of shape `(batch_size, n)` and `(num_all, n)`, *optional*):
             Numbers that say what the sides of a pair are: pairs with one of them in common, such as two images with
             the same text, are no negatives of each other.
-        chunk_size (`int`, *optional*, defaults to `1024`):
+        chunk_size (`int`, *optional*):
             Anchors that are compared at once. Memory is that of `num_all * chunk_size` similarities; those of more
-            anchors are computed a second time for the gradient.
+            anchors are computed a second time for the gradient. Left out, about a million of them.
 
     Returns:
         `torch.Tensor` of shape `()`: mean over both directions. log(num_all) is chance.
@@ -62,10 +56,11 @@ def clip_loss(
         all_texts = texts if all_text_embeds is None else at_least_float32(all_text_embeds)
         scale = torch.as_tensor(logit_scale, dtype=images.dtype, device=images.device)
         all_content = content if all_content is None else all_content
-        loss = 0.0
+        own, loss = torch.arange(first, first + len(images), device=images.device), 0.0
+        size = {"num_candidates": len(all_images), "chunk_size": chunk_size}
         for anchors, candidates in ((images, all_texts), (texts, all_images)):
-            others = candidates, all_content, scale
-            loss = loss + _in_chunks(_entropy_of_chunk, chunk_size, first, anchors, content, *others)
+            rows, others = (own, anchors, content), (candidates, all_content, scale)
+            loss = loss + sum_over_chunks(_entropy_of_chunk, rows, *others, **size)
         return loss / (2 * len(images))
 
 
@@ -78,7 +73,7 @@ def siglip_loss(
     first: int = 0,
     content: torch.Tensor | None = None,
     all_content: torch.Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Sigmoid loss of [SigLIP](https://huggingface.co/papers/2303.15343), algorithm 1.
 
@@ -98,7 +93,7 @@ def siglip_loss(
             Row of `all_text_embeds` where `text_embeds` begins.
         content, all_content (`torch.Tensor` of shape `(batch_size, n)` and `(num_all, n)`, *optional*):
             See [`clip_loss`].
-        chunk_size (`int`, *optional*, defaults to `1024`):
+        chunk_size (`int`, *optional*):
             Images that are compared at once, see [`clip_loss`].
 
     Returns:
@@ -116,8 +111,10 @@ def siglip_loss(
         images, texts = at_least_float32(image_embeds), at_least_float32(text_embeds)
         all_texts = texts if all_text_embeds is None else at_least_float32(all_text_embeds)
         scale, bias = (torch.as_tensor(x, dtype=images.dtype, device=images.device) for x in (logit_scale, logit_bias))
+        rows = torch.arange(first, first + len(images), device=images.device), images, content
         others = all_texts, content if all_content is None else all_content, scale, bias
-        return _in_chunks(_sigmoids_of_chunk, chunk_size, first, images, content, *others) / len(images)
+        size = {"num_candidates": len(all_texts), "chunk_size": chunk_size}
+        return sum_over_chunks(_sigmoids_of_chunk, rows, *others, **size) / len(images)
 
 
 def _entropy_of_chunk(
@@ -155,25 +152,3 @@ def _no_negatives(own: torch.Tensor, content: torch.Tensor, all_content: torch.T
     """Which candidates `(chunk_size, num_all)` have a side in common with an anchor, but for its own."""
     same = (content[:, None] == all_content[None]).any(-1)
     return same.scatter(1, own[:, None], False)
-
-
-def _in_chunks(
-    function: Callable[..., torch.Tensor],
-    chunk_size: int,
-    first: int,
-    anchors: torch.Tensor,
-    content: torch.Tensor | None,
-    *others: torch.Tensor | None,
-) -> torch.Tensor:
-    """The sum of `function(rows of their own, anchors, content, *others)` over chunks of the anchors."""
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
-    own = torch.arange(first, first + len(anchors), device=anchors.device)
-    if len(anchors) <= chunk_size:
-        return function(own, anchors, content, *others)
-    contents = [None] * len(own) if content is None else content.split(chunk_size)
-    parts = [
-        checkpoint(function, *rows, *others, use_reentrant=False, preserve_rng_state=False)
-        for rows in zip(own.split(chunk_size), anchors.split(chunk_size), contents, strict=False)
-    ]
-    return torch.stack(parts).sum()

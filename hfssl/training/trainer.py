@@ -143,7 +143,7 @@ class SSLTrainer(Trainer):
             model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
         if args.freeze_batch_norm:
             model.keep_statistics()
-        self.cache = GradientCache(model) if args.contrastive_batch_size else None
+        self.cache = GradientCache(model, args) if args.contrastive_batch_size else None
         if args.use_liger_kernel:
             use_liger(model, args.device)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -249,11 +249,13 @@ class SSLTrainer(Trainer):
             self._load_stream(self.resumed_from)
         if self.resumed_from is not None and self.targets is not None:
             self.targets.load(self.resumed_from)
+        self.stream.makes_later = self.cache is not None
         return self.targets or self.stream
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         if self.cache is not None:
             self.cache.batches = batch_samples
+            return None  # its loss is a mean over rows
         method = self.accelerator.unwrap_model(self.model)
         counts = (
             [method.loss_items(batch) for batch in batch_samples] if isinstance(method, SSLPreTrainedModel) else [None]
@@ -292,9 +294,9 @@ class SSLTrainer(Trainer):
         step, micro = self._micro_step
         micro = micro + 1 if step == self.state.global_step else 0
         self._micro_step = (self.state.global_step, micro)
-        with nullcontext() if self.cache is None else self.cache.micro_step(self, micro):
+        with nullcontext(inputs) if self.cache is None else self.cache.micro_step(self, micro) as made:
             self.seed_micro_step(micro)
-            return super().training_step(model, inputs, num_items_in_batch)
+            return super().training_step(model, made, num_items_in_batch)
 
     def seed_micro_step(self, micro: int) -> None:
         here = (self.state.global_step, micro, self.args.process_index)

@@ -180,7 +180,28 @@ def test_a_checkpoint_of_sound_without_a_feature_extractor(tmp_path):
     assert not _feature_extractor(config, str(tmp_path)).do_normalize
 
 
-def test_images_to_measure_on_are_not_trained_on(small, tmp_path):
+def test_captions_that_repeat_are_refused_or_said(small, tmp_path, caplog):
+    data = PairData(PairDataArguments(str(small), max_lost_fraction=1.0), PAIR)
+    data.held_out = [{"image": b"", "text": text} for text in ["red"] * 3 + ["green"] * 3 + ["blue", "old"]]
+    # two of 8 captions are the same 12 times in 56
+    data.say_what_repeats(5)
+    assert not caplog.text
+    data.say_what_repeats(8)
+    assert "4 of 8 captions looked at are different: of the 8 pairs that are compared some 2 others" in caplog.text
+    caplog.clear()
+    data.say_what_repeats(30)
+    there = 24 - len(data.exclude)
+    assert f"30 pairs are compared at once, and the data have {there} to train on" in caplog.text
+    caplog.clear()
+    data.arguments.mask_duplicates = True
+    data.say_what_repeats(30)
+    assert not caplog.text
+    data.held_out = [{"image": b"", "text": "a thing"}] * 5
+    with pytest.raises(UserError, match="All 5 captions looked at are the same, 'a thing'.*--caption_column"):
+        data.say_what_repeats(8)
+
+
+def test_images_to_measure_on_are_not_trained_on(small, tmp_path, caplog):
     images = sorted(small.glob("*.png"))[:6]
     for i, path in enumerate(images):
         folder = tmp_path / "labelled" / ("cat" if i % 2 else "dog")
@@ -197,6 +218,13 @@ def test_images_to_measure_on_are_not_trained_on(small, tmp_path):
     trainer = SSLTrainer(model, args, data.stream(args, rows), evaluators=evaluators)
     contents = {data.source.held_out_by({"image": [path.read_bytes()]}, 0) for path in images}
     assert len(contents) == 6 and contents <= trainer.stream.exclude
+    # no caption has the names of these classes: with the words of the captions nothing is said
+    assert "of 2 of 2 classes no word of the name stands in any of 24 captions" in caplog.text
+    caplog.clear()
+    (tmp_path / "names.json").write_text('{"cat": ["old house", "feline"], "dog": "red"}')
+    of_probes.classes = str(tmp_path / "names.json")
+    evaluators = pair_evaluators(data, rows, processor, of_probes, args)
+    assert evaluators[-1].prompts.names == (("old house", "feline"), ("red",)) and not caplog.text
 
 
 @pytest.mark.slow

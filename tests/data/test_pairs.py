@@ -290,6 +290,12 @@ def test_duplicates_are_counted_among_all_that_are_compared(tokenizer):
         together(halves[0])  # as the verdict looks at pairs, between two batches
     assert (alone.num_rows, alone.num_duplicates) == (4, 0)
     assert (together.num_rows, together.num_duplicates) == (4, 2)
+    for half in halves:  # for the gradient each is made again
+        together(half | {"key_of_step": 0})
+    assert (together.num_rows, together.num_duplicates) == (4, 2)
+    for half in halves:
+        together(half | {"key_of_step": 1})
+    assert (together.num_rows, together.num_duplicates) == (8, 4)
 
 
 def test_what_one_side_loses_the_other_loses(tokenizer):

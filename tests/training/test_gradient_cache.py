@@ -1,5 +1,8 @@
 """The gradient cache: the gradient of a batch that is embedded part by part is that of the batch."""
 
+import weakref
+from types import SimpleNamespace
+
 import contract
 import device_checks
 import pytest
@@ -8,7 +11,9 @@ from contract import load
 from numbered import numbered_stream
 
 from hfssl import SSLTrainer, SSLTrainingArguments
+from hfssl.data.blocks import Unmade
 from hfssl.errors import UserError
+from hfssl.training.gradient_cache import GradientCache
 
 
 CHECKS = contract.TESTS / "distributed" / "checks.py"
@@ -72,6 +77,30 @@ def test_a_run_that_goes_on_ends_as_one_that_nobody_stopped(tmp_path):
         assert torch.equal(again.model.state_dict()[name], tensor), name
 
 
+def test_what_waits_is_made_when_it_is_embedded_and_let_go(tmp_path, monkeypatch):
+    """Of the batches of a step one is made at a time, twice; nothing of them is left when the next are read."""
+    made, left = [], []
+    make, embed_all = Unmade.made, GradientCache._embed_all
+
+    def watch(batch):
+        alive = [reference for reference in made if reference() is not None]
+        found = make(batch)
+        made.append(weakref.ref(found["pixel_values"]))
+        assert len(alive) <= 1
+        return found
+
+    def watch_step(cache, trainer):
+        left.append((cache.output, cache.gradients, cache.of_parameters))
+        embed_all(cache, trainer)
+
+    monkeypatch.setattr(Unmade, "made", watch)
+    monkeypatch.setattr(GradientCache, "_embed_all", watch_step)
+    trainer = run(tmp_path, 4)
+    # four steps of two batches, each for the first and for the second pass
+    assert len(made) == 4 * 2 * 2 and left == [(None, {}, [])] * 4
+    assert trainer.cache.batches == [None, None]
+
+
 def arguments(folder, **fields):
     return SSLTrainingArguments(
         str(folder), max_steps=1, report_to="none", use_cpu=True, precision="fp32", save_strategy="no",
@@ -98,6 +127,23 @@ def test_the_batch_is_cut_into_accumulation_steps(tmp_path):
 def test_a_batch_that_cannot_be_cut_is_explained(tmp_path, fields, words):
     with pytest.raises(UserError, match=words):
         arguments(tmp_path, per_device_train_batch_size=8, **fields)
+
+
+@pytest.mark.parametrize("steps, base_rate, level", [(12, None, "WARNING"), (300, 1e-3, "INFO"), (-1, None, None)])
+def test_how_many_steps_are_left_of_large_batches_is_said(caplog, steps, base_rate, level):
+    args = SimpleNamespace(
+        max_steps=steps, gradient_accumulation_steps=16, contrastive_batch_size=1024, base_learning_rate=base_rate
+    )
+    with caplog.at_level("INFO"):
+        GradientCache(contract.build("ClipForPreTraining"), args)
+    if level is None:  # of a run by the clock nobody knows
+        assert not caplog.records
+        return
+    [record] = caplog.records
+    assert record.levelname == level and f"{steps} steps, each of 1,024" in caplog.text
+    assert f"in batches of 64 the same samples would be {16 * steps:,} steps" in caplog.text
+    assert ("is not raised" in caplog.text) is (base_rate is None)
+    assert ("So few steps" in caplog.text) is (level == "WARNING")
 
 
 def test_methods_that_compare_nothing_are_refused(tmp_path):

@@ -40,6 +40,8 @@ EMBEDDED = {("image", "text"): "characters", ("text", "audio"): "speech", ("audi
 TOKENIZER_SAMPLE, _MOST_READ = 20_000_000, 4 << 30
 # Held-out images by which their size and their range of values are judged.
 _LOOKED_AT = 200
+# Fewer captions may be the same by chance.
+_FEWEST_CAPTIONS = 5
 
 
 @dataclass
@@ -125,6 +127,7 @@ class PairData:
         checkpoint: Path | None = None,
     ):
         self.arguments, self.names, self.checkpoint = arguments, pair_names(pair), checkpoint
+        self.text_encoder = text_encoder
         if arguments.dataset is None:
             if self.names not in EMBEDDED:
                 raise UserError(f"No pairs of {pair} come with hfssl. Name your own data with `--dataset`.")
@@ -203,6 +206,44 @@ class PairData:
     def _some_images(self) -> list[bytes]:
         return [pair["image"] for pair in self.held_out[:_LOOKED_AT]]
 
+    def say_what_repeats(self, compared_at_once: int) -> None:
+        """Refuse captions that are all the same, and say where pairs would be negatives of themselves or of others
+        with their caption.
+
+        Args:
+            compared_at_once (`int`):
+                Pairs of a step that are compared.
+        """
+        captions = Counter(text for pair in self.held_out for text in texts_of(pair["text"])[:1])
+        number, pairs = captions.total(), sum(count * (count - 1) for count in captions.values())
+        if len(captions) == 1 and number >= _FEWEST_CAPTIONS:
+            raise UserError(
+                f"All {number:,} captions looked at are the same, {next(iter(captions))!r}: they tell no pair from "
+                "another. Pass other captions, or another `--caption_column`."
+            )
+        others = (compared_at_once - 1) * pairs / max(number * (number - 1), 1)
+        there = max(self.source.num_rows - len(self.exclude), 1)
+        if self.arguments.mask_duplicates:
+            return
+        if compared_at_once > there:
+            logger.warning(
+                "%s pairs are compared at once, and the data have %s to train on: some come several times in a batch, "
+                "as negatives of themselves. Pass `--mask_duplicates true`, more pairs, or smaller batches.",
+                f"{compared_at_once:,}", f"{there:,}",
+            )  # fmt: skip
+        elif others >= 1.0:
+            logger.warning(
+                "%s of %s captions looked at are different: of the %s pairs that are compared some %.0f others have "
+                "the caption of a pair and are its negatives. `--mask_duplicates true` leaves them out.",
+                f"{len(captions):,}", f"{number:,}", f"{compared_at_once:,}", others,
+            )  # fmt: skip
+
+    @property
+    def known_captions(self) -> list[str]:
+        """Captions that have been read already: all that a tokenizer was trained on, else the held-out ones."""
+        held_out = [text for pair in self.held_out for text in texts_of(pair["text"])]
+        return self.__dict__.get("captions", []) + held_out
+
     @cached_property
     def captions(self) -> list[str]:
         """Captions from all over the training data, in the shares of a mixture."""
@@ -241,6 +282,8 @@ class PairData:
 
     def stream(self, args: SSLTrainingArguments, rows: PairRows) -> ExactStream:
         """The stream of this process."""
+        if "text" in self.names:
+            self.say_what_repeats(args.compared_at_once)
         return stream_class(self.source)(
             self.source,
             rows,

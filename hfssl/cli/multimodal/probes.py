@@ -1,5 +1,6 @@
 """What the recipes of pairs measure while they train."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,14 @@ from ...data.multimodal.rows import PairRows
 from ...data.sources import available_splits
 from ...errors import UserError
 from ...evaluation.evaluator import Evaluator
-from ...evaluation.multimodal.prompts import read_prompts
+from ...evaluation.multimodal.prompts import Prompts, read_prompts
 from ...evaluation.multimodal.retrieval import RetrievalEvaluator
 from ...evaluation.multimodal.zero_shot import ZeroShotEvaluator
 from ...training.arguments import SSLTrainingArguments
 from .data import PairData
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,5 +80,18 @@ def pair_evaluators(
     split = next((split for split in ("test", "validation", *splits) if split in splits), "train")
     labelled = open_labelled(dataset, split, label_column=label, max_samples=arguments.max_zero_shot)
     prompts = read_prompts(labelled.class_names, arguments.classes, arguments.templates, dataset)
+    if data.text_encoder is None:  # what a checkpoint has read is not known
+        _warn_of_strange_names(prompts, data.known_captions)
     evaluators.append(ZeroShotEvaluator(labelled, prompts, processor.image_processor, rows.sides["text"], split=split))
     return evaluators
+
+
+def _warn_of_strange_names(prompts: Prompts, captions: list[str]) -> None:
+    never_said = prompts.never_said(captions)
+    if never_said:
+        logger.warning(
+            "Zero-shot: of %d of %d classes no word of the name stands in any of %s captions looked at, such as %r: "
+            "images are not told by words that were never read. Say with `--classes` what they are called there; a "
+            "JSON file may give several names a class.",
+            len(never_said), len(prompts.names), f"{len(captions):,}", never_said[0],
+        )  # fmt: skip

@@ -125,7 +125,7 @@ class PairCollator:
         device (`torch.device` or `str`):
             Where batches go.
         parts (`int`, *optional*, defaults to 1):
-            Batches in a row whose pairs are compared with each other.
+            Batches of a step whose pairs are compared with each other. Of several each may be made more than once.
 
     Attributes:
         num_rows, num_duplicates (`int`):
@@ -140,6 +140,7 @@ class PairCollator:
         self.beside, self.with_duplicates, self.parts = Beside(torch.device(device)), rows.with_duplicates, parts
         self.num_rows = self.num_duplicates = 0
         self._waiting: list[dict[str, np.ndarray]] = []
+        self._counted: int | None = None
 
     def __call__(self, columns: dict[str, Any]) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
@@ -157,15 +158,17 @@ class PairCollator:
         content = {name: values for name, values in columns.items() if name.endswith("_content")}
         # what only the verdict looks at is of no step, and no batch of the run
         if "key_of_step" in columns:
-            self._count(content)
+            self._count(content, columns["key_of_step"])
         if self.with_duplicates:
             # torch has few operations for integers without a sign: a key keeps its bits
             signed = {name: np.ascontiguousarray(values).view(np.int64) for name, values in content.items()}
             batch |= self.beside(lambda: {name: send(values, self.beside.device) for name, values in signed.items()})
         return batch
 
-    def _count(self, content: dict[str, np.ndarray]) -> None:
+    def _count(self, content: dict[str, np.ndarray], step: int) -> None:
         """Look for pairs with a side in common, once all that are compared are there."""
+        if self.parts > 1 and step == self._counted:
+            return
         self._waiting.append(content)
         if len(self._waiting) < self.parts:
             return
@@ -175,4 +178,4 @@ class PairCollator:
             _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
             is_double |= counts[inverse] > 1
         self.num_rows, self.num_duplicates = self.num_rows + len(is_double), self.num_duplicates + int(is_double.sum())
-        self._waiting = []
+        self._waiting, self._counted = [], step

@@ -1,7 +1,8 @@
 """What classes are called: their names and the sentences that they stand in, from files or from the labels."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ..evaluator import EvaluationError
 
 
 TEMPLATES = ("a photo of a {}.",)
+# What a word is, and up to how many letters it may be one that says nothing, such as "of".
+_WORD, _SHORT = re.compile(r"\w+"), 3
 # Of what comes with hfssl: nothing that is drawn there is called a photo in its caption.
 _EMBEDDED_TEMPLATES = {"characters": ("{}",)}
 
@@ -40,6 +43,26 @@ class Prompts:
     def class_of(self) -> np.ndarray:
         """The class of each text."""
         return np.repeat(np.arange(len(self.names)), [len(names) * len(self.templates) for names in self.names])
+
+    def never_said(self, captions: Iterable[str]) -> list[str]:
+        """The classes of whose names no word stands in any of some captions, by their first names.
+
+        Short words, such as "and", do not count where a name has others. In scripts without spaces a word is looked
+        for within those of the captions.
+        """
+        said = {word for caption in captions for word in _words(caption)}
+        run_together = "\n".join(word for word in said if not word.isascii())
+
+        def is_said(name: str) -> bool:
+            words = _words(name)
+            telling = [word for word in words if len(word) > _SHORT or not word.isascii()] or words
+            return any(word in said or not word.isascii() and word in run_together for word in telling)
+
+        return [names[0] for names in self.names if not any(map(is_said, names))]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
 
 
 def read_prompts(

@@ -123,6 +123,14 @@ def test_files_of_prompts(tmp_path):
         read_prompts(["a"], tmp_path / "none.txt")
 
 
+def test_names_that_no_caption_has_are_found():
+    names = (("Smileys & Emotion", "grinning face"), ("Food and drink",), ("Flags",), ("ox",), ("猫",), ("犬",))
+    captions = ["a Grinning cat", "bread and of", "flag: Chile", "an OX", "黒い猫がいる"]
+    # of a class one name is enough; "and" says nothing, and another form of a word is another word
+    assert Prompts(names).never_said(captions) == ["Food and drink", "Flags", "犬"]
+    assert Prompts((("ox",), ("a",))).never_said(["an ox"]) == ["a"]
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dual"])
 def test_a_stock_folder_says_what_transformers_says(folders, kind):
     pair = StockPair(folders / kind)
