@@ -222,16 +222,26 @@ def test_hidden_pixels_are_those_of_the_masked_patches():
     assert torch.equal(hidden, expected)
 
 
-@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
-def test_places_that_fill_up_change_nothing(centering):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"centering": "sinkhorn"},
+        {"centering": "sinkhorn", "projector_batch_norm": True},
+        {"projector_batch_norm": True, **SEPARATE},
+    ],
+    ids=["mean", "sinkhorn", "batch norm", "batch norm of patches"],
+)
+def test_places_that_fill_up_change_nothing(config):
     found = []
     for width in (0, 5):
-        model, batch = moved(dinov2(centering=centering)).train(), masked_crops()
+        model, batch = moved(dinov2(**config)).train(), masked_crops()
         batch["masked_patches"] = F.pad(batch["masked_patches"], (0, width), value=-1)
         loss = model(**batch).loss
         loss.backward()
         model.after_optimizer_step(0.5)
-        found.append([loss, model.patch_center, *(p.grad for p in model.parameters() if p.grad is not None)])
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([loss, *model.buffers(), *gradients])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
