@@ -132,9 +132,10 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
             f"another `{kind.column_flag}`."
         )
     if smallest == largest:
+        times = f", {num_samples:,} times" if num_samples > 1 else ""
         raise DataError(
-            f"{source.description} holds one {kind.name} only, which cannot be trained on and measured on. Pass more "
-            "data, or an `--eval_split`."
+            f"{source.description}: this is one {kind.name} only{times}, which cannot be trained on and measured on. "
+            "Pass more data, or an `--eval_split`."
         )
     chosen.setdefault(smallest[1], first)
     chosen.pop(largest[1], None)

@@ -17,7 +17,9 @@ step, each by the mean of all the logits of that step over all processes and acc
 the loss of crops is the mean over the pairs that there are. Sinkhorn's shares (of all processes), batch norm in the
 head (likewise) and KoLeo (of one process, as in the code) are those of one forward pass: with them accumulation steps
 are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it.
-Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). Of DINOv3 there is Gram
+Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). While they wait, their
+gradient neither counts in the norm by which all are clipped nor in Adam's moments; the code sets their rate to 0. It
+clips encoder and heads each by a norm of its own, here there is one of all. Of DINOv3 there is Gram
 anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code cuts them out of the
 image again, which shows more.
 """

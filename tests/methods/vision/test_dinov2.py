@@ -43,8 +43,20 @@ CONTRACT = Contract(
     variants={
         "without koleo": (two_layers, {"koleo_weight": 0.0}),
         "sinkhorn, separate heads": (dinov3, {"koleo_weight": 0.0, "centering": "sinkhorn", **SEPARATE}),
+        "as a checkpoint goes on": (
+            two_layers,
+            {
+                "koleo_weight": 0.0,
+                "centering": "sinkhorn",
+                "projector_batch_norm": True,
+                "freeze_encoder": 0.5,
+                "gram_weight": 1.0,
+                "gram_teacher_at": 0.2,
+                "gram_start": 0.5,
+            },
+        ),
     },
-    equal=frozenset({"without koleo", "sinkhorn, separate heads"}),
+    equal=frozenset({"without koleo", "sinkhorn, separate heads", "as a checkpoint goes on"}),
     collapse=without_sharpening,
 )
 
