@@ -363,6 +363,22 @@ def test_files_and_globs(everywhere, tmp_path):
     assert source.features["label"].names == list(CLASSES)
 
 
+@pytest.mark.parametrize("start, ending", [(b"\0" * 128 + b"DICM", ".dcm"), (IMAGES[0], ".png")])
+def test_files_without_an_ending_are_known_by_their_content_and_what_is_advised_helps(tmp_path, start, ending):
+    folder = tmp_path / "it's a study"
+    folder.mkdir()
+    (folder / "1.2.840.10008").write_bytes(b"a list of files")
+    for name in ("1.2.840.10009", "IM0001"):
+        (folder / name).write_bytes(start)
+    with pytest.raises(DataError, match=f"'1.2.840.10009' is a {ending} file.*give such files this one") as refused:
+        open_source(folder, modality="image")
+    subprocess.run(str(refused.value).split("`")[1], shell=True, check=True)
+    assert open_source(folder, modality="image").num_rows == 3
+    (tmp_path / "nothing").write_bytes(b"text")
+    with pytest.raises(DataError, match="Supported are [^.]*[.]$"):
+        open_source(str(tmp_path / "nothing"), modality="image")
+
+
 def test_very_many_files_share_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(sample_folders, "MAX_PIECES", 10)
     write_folder(tmp_path)
