@@ -30,15 +30,12 @@ from ..functional.keyed import Use
 from .blocks import Block, MadeBlock, Rows, Unmade, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
 from .modality import modality
 from .sources import DataError, Source, digest_of
+from .stream_state import BATCHING, STATE_VERSION, checked_state
 from .workers import BlocksOf, as_it_is, init_worker, signals_held_back
 
 
 logger = logging.getLogger(__name__)
 
-# Version of `ExactStream.state_dict`: 2 has lanes.
-STATE_VERSION = 2
-# How `batch_cost` makes batches of the rows of a block: 2 makes the fewest.
-BATCHING = 2
 # A run has at least so many lanes, where its data are not too small: it can go on with any number of processes that
 # divides theirs.
 LANES = 8
@@ -407,25 +404,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             DataError: if the states were made with other data, with settings that give other batches, or by a version
             of hfssl without lanes.
         """
-        if not states:
-            raise DataError(
-                "This stream cannot go on: the checkpoint holds no state of a stream. Start a run in another "
-                "`--output_dir`."
-            )
-        for state in states:
-            if state.get("version") != STATE_VERSION:
-                raise DataError(
-                    "This stream cannot go on from the checkpoint: its state is one of another version of hfssl "
-                    f"({state.get('version', 1)}, this one reads {STATE_VERSION}). Continue with the version that "
-                    "wrote it, or start a run in another `--output_dir`."
-                )
-        then = states[0]
-        for name, now in self._layout().items():
-            if then["layout"].get(name) != now:
-                raise DataError(
-                    f"This stream cannot go on from the checkpoint: {_LAYOUT_WORDS[name]} "
-                    f"({then['layout'].get(name)} then, {now} now)."
-                )
+        then = checked_state(states, self._layout())
         lanes = then["plan"]["lanes"]
         if self.stated_lanes not in (None, lanes):
             raise DataError(
@@ -469,16 +448,6 @@ class ExactStream(torch.utils.data.IterableDataset):
 
     def __getstate__(self) -> dict[str, Any]:  # what a spawned worker needs; caches are made anew
         return {**self.__dict__, "_orders": {}}
-
-
-_LAYOUT_WORDS = {
-    "data": "the data set has changed since, and other data have other samples. Start a run in another --output_dir",
-    "shares": "the shares of the mixture differ. Use the same --dataset",
-    "seed": "the seed differs. Use the same --seed",
-    "excluded": "what is held out or measured on differs. Use the same flags about held-out data and probes",
-    "batch_cost": "the size of the batches differs. Use the same --batch_tokens or --batch_seconds",
-    "batching": "this version puts other rows together in a batch. Start a run in another --output_dir",
-}
 
 
 class _NextBlocks(Sampler):

@@ -163,8 +163,8 @@ def _say_steps(args: Any) -> None:
     if steps < 1 or parts < 2:
         return
     words = (
-        f"{steps:,} step{'s' * (steps > 1)}, each of {size:,} samples that are compared; in batches of {size // parts:,} "
-        f"the same samples would be {steps * parts:,} steps."
+        f"{steps:,} step{'s' * (steps > 1)}, each of {size:,} samples that are compared; in batches of "
+        f"{size // parts:,} the same samples would be {steps * parts:,} steps."
     )
     if args.base_learning_rate is None:
         words += " The learning rate is not raised for the larger batch (`--learning_rate`)."
