@@ -19,6 +19,8 @@ from hfssl.cli.command import command
 @dataclass
 class StreamBenchmark:
     r"""
+    > Streams
+
     Args:
         rows (`int`, *optional*, defaults to `10000000`):
             Rows to read.

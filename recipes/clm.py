@@ -26,7 +26,7 @@ def main():
     defaults = {"output_dir": "outputs/clm", "max_steps": 400, **adam}
     parser = RecipeParser(
         CausalEncoderArguments, TextDataArguments, ClmPreTrainingConfig, TextProbeArguments, SSLTrainingArguments,
-        description=__doc__, defaults=defaults, unused=("lowercase", "strip_accents"),
+        description=__doc__, defaults=defaults, unused=("lowercase", "strip_accents", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -26,7 +26,8 @@ def main():
     defaults = {"output_dir": "outputs/cpc", "encoder": "cpc-mini", "max_steps": 400, **adam}
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, CpcPreTrainingConfig, AudioProbeArguments, SSLTrainingArguments,
-        description=__doc__, defaults=defaults, unused=("max_tokens", "per_device_train_batch_size"),
+        description=__doc__, defaults=defaults,
+        unused=("max_tokens", "per_device_train_batch_size", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -39,7 +39,7 @@ def main():
     defaults = {"output_dir": "outputs/deepcluster", "per_device_train_batch_size": 256, **short, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, DeepclusterPreTrainingConfig, ImageProbeArguments,
-        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

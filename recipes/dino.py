@@ -43,7 +43,7 @@ def main():
     defaults = {"output_dir": "outputs/dino", "per_device_train_batch_size": 256, **short, **paper, **adam}
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, DinoPreTrainingConfig, ImageProbeArguments,
-        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -56,7 +56,7 @@ def main():
     defaults = {"output_dir": "outputs/dinov2", "per_device_train_batch_size": 128, **short, **paper, **adam}
     parser = RecipeParser(
         Dinov2EncoderArguments, ImageDataArguments, ViewArguments, Dinov2PreTrainingConfig, ImageProbeArguments,
-        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens",),
+        SSLTrainingArguments, description=__doc__, defaults=defaults, unused=("max_tokens", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

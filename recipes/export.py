@@ -12,49 +12,20 @@ differs too much is not kept. Beside it lie the encoder's own processor, and exp
 samples, the largest difference, and how long one sample takes. ONNX needs `pip install "hfssl[export]"`.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 from hfssl.cli.command import command
 from hfssl.commands import first_named
-
-
-@dataclass
-class Export:
-    r"""
-    > Export
-
-    Args:
-        encoder (`str`):
-            Folder or Hub id of the encoder, with its tokenizer, image processor or feature extractor; or a checkpoint
-            of a run. It may stand first, without the name of the flag.
-        format (`str`, *optional*, defaults to `"torch_export"`):
-            torch_export (encoder.pt2, which `torch.export.load` reads) or onnx (encoder.onnx).
-        pooling (`str`, *optional*):
-            How one vector is made of the outputs. Images: cls, mean, cls+mean or last4; texts: mean, cls or last;
-            recordings: mean, or cls of an AST. Left out: the one that the encoder was trained with, where its folder
-            says so, else what fits it.
-        output_dir (`str`, *optional*):
-            Where it goes; outputs/export-<name of the encoder> when left out.
-    """
-
-    encoder: str
-    format: Literal["torch_export", "onnx"] = "torch_export"
-    pooling: str | None = None
-    output_dir: str | None = None
 
 
 @command
 def main():
     from hfssl import RecipeParser
+    from hfssl.cli.measuring import Export
     from hfssl.evaluation.graph import export_encoder
     from hfssl.machine import use_all_cores
 
     (recipe,) = RecipeParser(Export, description=__doc__).parse(first_named("encoder"))
     use_all_cores()
-    output_dir = recipe.output_dir or f"outputs/export-{Path(recipe.encoder).resolve().name}"
-    print(export_encoder(recipe.encoder, recipe.format, output_dir, recipe.pooling).summary())
+    print(export_encoder(recipe.encoder, recipe.format, recipe.folder, recipe.pooling).summary())
 
 
 if __name__ == "__main__":

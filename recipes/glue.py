@@ -11,44 +11,31 @@ is that of the last epoch on the validation split: nothing is chosen by looking 
 an interrupted run stopped. The protocol stands in hfssl/evaluation/glue.py.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 from hfssl.cli.command import command
-
-
-@dataclass
-class GlueRecipe:
-    encoder: str = field(metadata={"help": "Folder or Hub id of the encoder, with its tokenizer; or a checkpoint."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Where results.json goes; outputs/glue-<name of the encoder> when left out."}
-    )
+from hfssl.commands import first_named
 
 
 @command
 def main():
     from hfssl import RecipeParser
+    from hfssl.cli.measuring import Glue
     from hfssl.evaluation import format_table
-    from hfssl.evaluation.encoder_folder import stock_folder
     from hfssl.evaluation.glue import GlueEvaluator
     from hfssl.machine import process_state
     from hfssl.report.page import report_safely
 
-    parser = RecipeParser(GlueRecipe, GlueEvaluator, description=__doc__)
-    recipe, evaluator = parser.parse()
-    output_dir = recipe.output_dir or f"outputs/glue-{Path(recipe.encoder).resolve().name}"
-    results = evaluator(
-        stock_folder(recipe.encoder), output_dir=output_dir, command=parser.command_line(), name=recipe.encoder
-    )
+    parser = RecipeParser(Glue, GlueEvaluator, description=__doc__)
+    recipe, evaluator = parser.parse(first_named("encoder"))
+    results = evaluator(recipe.open(), output_dir=recipe.folder, command=parser.command_line(), name=recipe.encoder)
     echo = process_state().print
     echo(f"\n{recipe.encoder}, {evaluator.description} (last epoch, validation split)\n")
     echo(format_table(results))
     if len(evaluator.tasks) > 1:
         echo(f"\nMean over {len(evaluator.tasks)} tasks: {evaluator.score(results):.3f}")
-    page = report_safely(output_dir)
-    echo(f"\nWritten to {output_dir}/results.json" + (f", with a report: {page}" if page else ""))
+    page = report_safely(recipe.folder)
+    echo(f"\nWritten to {recipe.folder}/results.json" + (f", with a report: {page}" if page else ""))
     if evaluator.save_model:
-        echo(f"Classifiers (seed 0): {', '.join(f'{output_dir}/model/{task}' for task in evaluator.tasks)}")
+        echo(f"Classifiers (seed 0): {', '.join(f'{recipe.folder}/model/{task}' for task in evaluator.tasks)}")
 
 
 if __name__ == "__main__":

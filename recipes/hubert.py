@@ -30,7 +30,7 @@ def main():
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, IterationArguments, HubertPreTrainingConfig, AudioProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
-        unused=("max_tokens", "per_device_train_batch_size", "unit_features"),
+        unused=("max_tokens", "per_device_train_batch_size", "unit_features", "contrastive_batch_size"),
     )  # fmt: skip
     for (recipe, data_args, _, config, probe_args, args), unit_encoder in each_iteration(parser):
         checkpoint = args.claim_output_dir()

@@ -30,7 +30,7 @@ def main():
     defaults = {"output_dir": "outputs/mlm", "max_steps": 1200}
     parser = RecipeParser(
         TextEncoderArguments, TextDataArguments, MlmPreTrainingConfig, TextProbeArguments, SSLTrainingArguments,
-        description=__doc__, defaults=defaults,
+        description=__doc__, defaults=defaults, unused=("contrastive_batch_size",),
     )  # fmt: skip
     recipe, data_args, config, probe_args, args = parser.parse()
     if config["next_sentence_objective"]:

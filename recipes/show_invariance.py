@@ -8,10 +8,7 @@ not help to find the other view, and the encoder keeps the letter; where they ha
 Ends with probes of both for letter and colour. Look at your own views with recipes/show_views.py.
 """
 
-from dataclasses import dataclass
-
 from hfssl.cli.command import command
-from hfssl.errors import UserError
 
 
 VIEWS = {
@@ -21,36 +18,17 @@ VIEWS = {
 LABELS = {"letter": "label", "colour": "color"}
 
 
-@dataclass
-class ShowInvariance:
-    r"""
-    Args:
-        max_steps (`int`, *optional*, defaults to `200`):
-            Of each of the two runs, 256 images each.
-        seed (`int`, *optional*, defaults to `0`):
-            Of both.
-        output_dir (`str`, *optional*, defaults to `"outputs/invariance"`):
-            For both encoders, as plain transformers loads them.
-    """
-
-    max_steps: int = 200
-    seed: int = 0
-    output_dir: str = "outputs/invariance"
-
-    def __post_init__(self):
-        if self.max_steps < 1:
-            raise UserError(f"`--max_steps` must be at least 1, got {self.max_steps}.")
-
-
 @command
 def main():
     from hfssl import RecipeParser, SimclrForPreTraining, SSLTrainer, SSLTrainingArguments
     from hfssl.cli.image.data import ImageData, ImageDataArguments
     from hfssl.cli.image.encoders import VisionEncoderArguments, make_views
+    from hfssl.cli.image.invariance import ShowInvariance
     from hfssl.cli.labelled import load_splits
     from hfssl.cli.modality import build_method
     from hfssl.data.image.views import ViewArguments
-    from hfssl.evaluation.probes import probe_table
+    from hfssl.evaluation.probes import probe_table, title_of
+    from hfssl.evaluation.results import aligned
 
     (recipe,) = RecipeParser(ShowInvariance, description=__doc__).parse()
     data, encoder = ImageData(ImageDataArguments(dataset="letters")), VisionEncoderArguments()
@@ -68,15 +46,14 @@ def main():
         for what, column in LABELS.items():
             train, test = load_splits("letters", label_column=column, max_train_samples=3000)
             for result in probe_table(model.encoder, processor, train, test, name=name, pictures=False):
-                probe = f"{what}, {result.protocol}" + f" {result.hyperparameters.get('k', '')}"
+                probe = f"{what}, {title_of(result)}"
                 row = table.setdefault(probe, {"random encoder": result.baselines["random_init"]})
                 row[name] = result.value
         model.export_encoder(folder)
         processor.save_pretrained(folder)
     columns = [*VIEWS, "random encoder"]
-    print(f"\n{'':24}" + "".join(f"{column:>18}" for column in columns))
-    for probe, row in table.items():
-        print(f"{probe:24}" + "".join(f"{row[column]:18.3f}" for column in columns))
+    rows = [[probe, *(f"{row[column]:.3f}" for column in columns)] for probe, row in table.items()]
+    print("\n" + aligned([["", *columns], *rows]))
 
 
 if __name__ == "__main__":

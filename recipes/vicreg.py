@@ -33,7 +33,7 @@ def main():
     parser = RecipeParser(
         VisionEncoderArguments, ImageDataArguments, ViewArguments, VicregPreTrainingConfig, ImageProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
-        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale"),
+        unused=("max_tokens", "local_crops", "local_size", "local_crop_scale", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, view_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

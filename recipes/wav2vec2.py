@@ -28,7 +28,7 @@ def main():
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, Wav2vec2PreTrainingConfig, AudioProbeArguments,
         SSLTrainingArguments, description=__doc__, defaults=defaults,
-        unused=("max_tokens", "per_device_train_batch_size"),
+        unused=("max_tokens", "per_device_train_batch_size", "contrastive_batch_size"),
     )  # fmt: skip
     recipe, data_args, config, probe_args, args = parser.parse()
     checkpoint = args.claim_output_dir()

@@ -26,6 +26,13 @@ HF_HOME = Path(tempfile.mkdtemp(prefix="hfssl-tests-"))
 EMPTY_HUB = LocalHub()
 EMPTY_HUB.start()
 
+# What comes with hfssl is drawn in seconds and kept in a cache: one for all workers, which inherit the variable.
+DRAWN = "HFSSL_TESTS_DRAWN"
+IS_FIRST = DRAWN not in os.environ
+if IS_FIRST:
+    os.environ[DRAWN] = tempfile.mkdtemp(prefix="hfssl-tests-drawn-")
+(HF_HOME / "hfssl").symlink_to(os.environ[DRAWN])
+
 os.environ |= {
     "HF_HOME": str(HF_HOME),
     "HF_ENDPOINT": EMPTY_HUB.url,
@@ -41,9 +48,21 @@ os.environ |= {
 def pytest_unconfigure():
     EMPTY_HUB.stop()
     shutil.rmtree(HF_HOME, ignore_errors=True)
+    if IS_FIRST:
+        shutil.rmtree(os.environ.pop(DRAWN), ignore_errors=True)
+
+
+# Where files take long, though they have few tests. A long file that begins last is waited for by all but one worker.
+LONG = ("recipes", "distributed", "test_", "benchmarks", "training", "evaluation")
+
+
+def place(item) -> int:
+    first = os.path.relpath(item.path, Path(__file__).parent).split(os.sep)[0]
+    return next((i for i, beginning in enumerate(LONG) if first.startswith(beginning)), len(LONG))
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=place)
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("shared_data")
@@ -111,18 +130,3 @@ def pair(tmp_path_factory):
     two = Pair(tmp_path_factory.mktemp("pair"))
     yield two
     two.stop()
-
-
-@pytest.fixture
-def hub_env(tmp_path_factory):
-    """`hub_env(hub, token)`: the environment for a client of `hub`, which has to run in a process of its own.
-
-    Each call gives a fresh `HF_HOME`: `datasets` answers from its cache even what the token may not read.
-    """
-
-    def environment(hub: LocalHub, token: str | None = "hf_rw") -> dict[str, str]:
-        home = tmp_path_factory.mktemp("hf_home")
-        client = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
-        return client | {"HF_TOKEN": token} if token else client
-
-    return environment

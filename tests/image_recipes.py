@@ -40,9 +40,9 @@ def flags(**settings) -> list:
     return [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
 
 
-def run(method: str, folder: Path, **settings):
+def run(method: str, folder: Path, drawn: bool = True, **settings):
     settings = {"output_dir": folder / "out", **settings}
-    return recipe_server().run(folder, *flags(**settings), script=f"recipes/{method}.py")
+    return recipe_server().run(folder, *flags(**settings), script=f"recipes/{method}.py", drawn=drawn)
 
 
 def the_error(done) -> str:
@@ -102,7 +102,7 @@ StopOnSignal.on_step_begin = on_step_begin
 
 def stopped_and_continued(method: str, folder: Path, number: str = "SIGTERM", **settings) -> None:
     """A run that is stopped and continued ends with the weights of one that is not, to the bit."""
-    whole = run(method, folder / "whole", **settings)
+    whole = run(method, folder / "whole", drawn=False, **settings)
     assert whole.poll() == 0, whole.stderr
     out = folder / "parts" / "out"
     words = flags(output_dir=out, **settings)

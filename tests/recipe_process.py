@@ -2,6 +2,7 @@
 
 A server process imports what the recipes import and then forks: each run is a process of its own, with its own pid,
 files and exit status, that can be killed like any other and begins after a few milliseconds instead of many seconds.
+It is itself a fork of one that has imported everything but hfssl, whose processes show what works without it.
 What `accelerate launch` and `torchrun` themselves do is tested with the real commands.
 """
 
@@ -23,13 +24,28 @@ import traceback
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 
 ROOT = Path(__file__).parents[1]
+# As `conftest.py` made it. A server starts in the first test that asks for it, which may have changed its own.
+ENVIRONMENT = dict(os.environ)
 TINY_ENCODER = {
     "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
     "max_position_embeddings": 64,
 }  # fmt: skip
+
+# Pictures without anything in them.
+BLANK = """
+from matplotlib.figure import Figure
+from PIL import Image
+def savefig(self, target, **options):
+    if hasattr(target, "write"):
+        target.write('<svg viewBox="0 0 1 1"></svg>')
+    else:
+        Image.new("L", (8, 8)).save(target)
+Figure.savefig = savefig
+"""
 
 
 class Run:
@@ -77,34 +93,28 @@ class Run:
 class RecipeServer:
     """Starts recipes. The environment is that of the server: what libraries read when they are imported is fixed.
 
-    What it starts finds hfssl imported already, unless `stock`: then it has never heard of it.
+    Args:
+        questions, answers (`TextIO`):
+            To and from the process that forks.
     """
 
-    def __init__(self, stock: bool = False, **environment: str):
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *(["stock"] if stock else [])],
-            cwd=ROOT,
-            # one thread: two of them on cores that others use as well wait for each other most of the time
-            env=os.environ | {"PYTHONPATH": first_of_path(ROOT), "OMP_NUM_THREADS": "1"} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(20)
+    def __init__(self, questions: TextIO, answers: TextIO):
+        self.questions, self.answers = questions, answers
 
     def ask(self, question: dict):
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.questions.write(json.dumps(question) + "\n")
+        self.questions.flush()
+        return json.loads(self.answers.readline())
 
     def start(
-        self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", **environment
-    ) -> Run:
-        """Start a recipe; `folder` gets stdout and stderr. `before` is Python that the process executes first."""
+        self, folder: Path, *flags, script: str = "recipes/mlm.py", ranks: int = 1, before: str = "", drawn: bool = True,
+        **environment,
+    ) -> Run:  # fmt: skip
+        """Start a recipe; `folder` gets stdout and stderr. `before` is Python that the process executes first.
+
+        To draw is half of the time of a small run: it is left out by `drawn=False`, where nobody looks at pictures.
+        """
+        before += "" if drawn else BLANK
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("stdout", "stderr"):
             (folder / name).write_text("")
@@ -129,15 +139,35 @@ class RecipeServer:
 
 
 @cache
-def recipe_server() -> RecipeServer:
-    """The server of all tests, with the environment that `conftest.py` made."""
-    return RecipeServer()
+def stock_server() -> RecipeServer:
+    """A server whose processes have never heard of hfssl, for what has to work with plain transformers."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        cwd=ROOT,
+        # one thread: two of them on cores that others use as well wait for each other most of the time
+        env=ENVIRONMENT | {"PYTHONPATH": first_of_path(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def close() -> None:
+        process.stdin.close()
+        process.wait(20)
+
+    atexit.register(close)
+    return RecipeServer(process.stdin, process.stdout)
 
 
 @cache
-def stock_server() -> RecipeServer:
-    """A server without hfssl, for what has to work with plain transformers."""
-    return RecipeServer(stock=True)
+def recipe_server() -> RecipeServer:
+    """A server whose processes have hfssl imported already. It is a fork of the other: what both need is imported once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(300)
+        stock_server().ask({"serve": listener.getsockname()[1]})
+        connection = listener.accept()[0]
+    connection.settimeout(None)
+    return RecipeServer(connection.makefile("w"), connection.makefile("r"))
 
 
 def first_of_path(folder: Path) -> str:
@@ -145,13 +175,32 @@ def first_of_path(folder: Path) -> str:
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:
-    """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
+def printed_elsewhere(folder: Path, code: str, *arguments, server: RecipeServer | None = None) -> str:
+    """What some Python prints in another process; `folder` gets the script."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
-    run = stock_server().run(folder / "log", *arguments, script=str(script))
+    run = (server or recipe_server()).run(folder / "log", *arguments, script=str(script))
     assert run.poll() == 0, run.stderr
     return run.stdout
+
+
+def printed_without_hfssl(folder: Path, code: str, *arguments) -> str:
+    """What some Python prints in a process that has never heard of hfssl; `folder` gets the script."""
+    return printed_elsewhere(folder, code, *arguments, server=stock_server())
+
+
+def waiting_at(step: int, file: Path) -> str:
+    """Python by which a run says "waiting" before a step, and goes on once there is a file."""
+    return f"""
+import pathlib, time
+from hfssl.training.callbacks import StopOnSignal
+def on_step_begin(self, args, state, control, **kwargs):
+    if state.global_step == {step}:
+        print("waiting", flush=True)
+        while not pathlib.Path({str(file)!r}).exists():
+            time.sleep(0.01)
+StopOnSignal.on_step_begin = on_step_begin
+"""
 
 
 def _free_port() -> int:
@@ -170,9 +219,9 @@ def import_what_recipes_import() -> None:
                     getattr(module, alias.name)  # some load on first use
 
 
-def _serve() -> dict | None:
-    """Answer questions until there are none left (`None`); in a forked child return what it has to run."""
-    for line in sys.stdin:
+def _serve(questions: TextIO, answers: TextIO) -> dict | None:
+    """Answer questions until there are none left (`None`); in a forked child return what it has to do."""
+    for line in questions:
         question = json.loads(line)
         if "poll" in question:
             pid, status = os.waitpid(question["poll"], os.WNOHANG)
@@ -181,8 +230,18 @@ def _serve() -> dict | None:
             answer = os.fork()
             if answer == 0:
                 return question
-        print(json.dumps(answer), flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
     return None
+
+
+def _serve_with_hfssl(port: int) -> dict | None:
+    connection = socket.create_connection(("127.0.0.1", port))
+    import_what_recipes_import()
+    for report in ("card", "page"):  # their templates are compiled once in a process
+        import_module(f"hfssl.report.{report}")._template()
+    gc.freeze()
+    return _serve(connection.makefile("r"), connection.makefile("w"))
 
 
 def _run(job: dict) -> None:
@@ -238,11 +297,11 @@ if __name__ == "__main__":
     import transformers.models.bert.modeling_bert
     import transformers.models.modernbert.modeling_modernbert  # noqa: F401
 
-    if sys.argv[1:] != ["stock"]:
-        import_what_recipes_import()
     warm_up()
-
     gc.freeze()
-    job = _serve()
-    if job is not None:
-        _run(job)
+    job = _serve(sys.stdin, sys.stdout)
+    if job is not None and "serve" in job:
+        job = _serve_with_hfssl(job["serve"])
+    if job is None:  # the tests are over
+        os._exit(0)
+    _run(job)

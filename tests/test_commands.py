@@ -1,18 +1,28 @@
-"""What `hfssl mlm` says of commands can be typed, as what `python recipes/mlm.py` says can."""
+"""Commands that help texts and documents show can be typed, those of `hfssl mlm` as those of `python recipes/mlm.py`."""
 
 import re
 import shlex
 import sys
+import tomllib
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from recipe_process import ROOT
 
 from hfssl import RecipeParser, commands
-from hfssl.cli.declared import declared_parser, function_word
+from hfssl.cli.declared import declared_parser, function_word, word_after
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+
+
+# The recipe and the word of the command line that its flags depend on.
+COMMANDS = [
+    *((recipe, "") for recipe in RECIPES),
+    *(("benchmark", word) for word in ("mlm", "hubert", "clip", "views", "gpu", "scale")), ("simclr", "audio"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -23,6 +33,32 @@ def by_name(monkeypatch):
 def described(recipe: str) -> str:
     declared = declared_parser(ROOT / "recipes" / f"{recipe}.py")
     return RecipeParser(*declared.stand_ins(), **declared.options).description
+
+
+@cache
+def options_of(name: str, word: str = "", method: str = "simclr") -> set[str]:
+    """What a recipe can be given, by the word of the command line that this depends on, and of `show_views.py` by the
+    method whose flags it takes as well."""
+    declared = declared_parser(commands.recipes()[name], word)
+    options = set(RecipeParser(*declared.stand_ins(), **declared.options)._option_string_actions)
+    return options | options_of(method, word) if name == "show_views" else options
+
+
+def check(words: list[str]) -> None:
+    """The recipe is there, it takes the flags, and the yaml is found."""
+    name, *flags = words
+    assert name in commands.recipes(), words
+    # a remark may follow after a single space: words without dashes
+    given = names_of(word for word in flags if word.startswith("--"))
+    unknown = given - options_of(name, function_word(flags), word_after(flags, "--method", "simclr")) - {"--help"}
+    assert not unknown, (words, unknown)
+    config = word_after(flags, "--config")
+    assert not config or commands.find_config(config).is_file(), words
+
+
+def names_of(flags: Iterable[str]) -> set[str]:
+    """Flags without values, as the parser has them."""
+    return {"--" + re.split(r"[=|]", flag)[0].removeprefix("--").replace("-", "_") for flag in flags}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -36,19 +72,7 @@ def test_each_command_that_a_help_shows_can_be_typed(recipe, by_name):
     shown = re.findall(r"^ *((?:torchrun --nproc_per_node 2 -m )?hfssl .*?)(?:   .*)?$", usage, re.M)
     assert shown or "accelerate launch recipes/" not in (ROOT / "recipes" / f"{recipe}.py").read_text()
     for line in shown:
-        words = shlex.split(line.partition("-m ")[2] or line)[1:]
-        assert words[0] in commands.recipes(), line
-        # a remark may follow after a single space: words without dashes
-        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
-        declared = declared_parser(commands.recipes()[words[0]], function_word(words[1:]))
-        options, as_in = RecipeParser(*declared.stand_ins(), **declared.options)._option_string_actions, set()
-        if words[0] == "show_views":  # it takes the flags of another recipe as well
-            method = words[words.index("--method") + 1] if "--method" in words else "simclr"
-            other = declared_parser(commands.recipes()[method], function_word(words[1:]))
-            as_in = set(RecipeParser(*other.stand_ins(), **other.options)._option_string_actions)
-        assert set(flags) <= {*options, *as_in, "--help"}, line
-        if "--config" in words:
-            assert commands.find_config(words[words.index("--config") + 1]).is_file(), line
+        check(shlex.split(line.partition("-m ")[2] or line)[1:])
 
 
 def test_a_clone_says_what_is_written(monkeypatch):
@@ -98,3 +122,60 @@ def test_a_file_of_one_s_own_goes_before_one_that_comes_with_hfssl(tmp_path, mon
     assert commands.find_config("mine/mlm_tiny.yaml") == Path("mine/mlm_tiny.yaml")
     Path("mlm_tiny.yaml").touch()
     assert commands.find_config("mlm_tiny.yaml") == Path("mlm_tiny.yaml")
+
+
+DOCUMENTS = ("README.md", "recipes/README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md")
+
+
+def code_of(text: str) -> list[str]:
+    """What a document has as code: the lines of its blocks, and what stands between backticks in its paragraphs."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines = [line.partition(" # ")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [*lines, *(" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose))]
+
+
+def words_of(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an apostrophe in a remark
+        return command.split()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_command_of_a_document_can_be_typed(document, monkeypatch):
+    """Recipes and flags are there, also flags that stand alone, which some recipe (or `show_structure.py`) takes."""
+    monkeypatch.chdir(ROOT)
+    pieces = [part for code in code_of((ROOT / document).read_text(encoding="utf-8")) for part in code.split(" && ")]
+    anywhere = {"--help", "--names"}.union(*(options_of(name, word) for name, word in COMMANDS))
+    shown = 0
+    for code in pieces:
+        if found := re.search(r"(?:^|[ /])(\w+)\.py(?= |$)|^hfssl (\w+)", code):
+            name = found[1] or found[2]
+            if name in RECIPES:
+                check([name, *words_of(code[found.end() :])])
+                shown += 1
+        elif code.startswith("--"):
+            unknown = names_of(word for word in words_of(code) if word.startswith("--")) - anywhere
+            assert not unknown, (code, unknown)
+    assert shown or "CONTRIBUTING" in document
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_file_that_a_document_names_is_there(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.>-])((?:hfssl|tests|recipes|\.ci|\.github)/[\w/.-]*\w|hfssl/[\w/]+/)", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert named
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()]
+    missing += [link for link in links if not (ROOT / document).parent.joinpath(link).exists()]
+    assert missing == []
+
+
+def test_each_extra_that_is_named_can_be_installed():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [ROOT / document for document in DOCUMENTS]
+    sources += [path for folder in ("hfssl", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    for path in sources:
+        for named in re.findall(r"(?:hfssl|-e \"?\.)\[([a-z,]+)\]", path.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= set(extras), (path, named)

@@ -27,6 +27,9 @@ def test_the_names(method):
     parameters = inspect.signature(model.forward).parameters
     assert parameters["return_loss"].default is True  # or Trainer reports no eval_loss
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # or Trainer changes the scale of the loss
+    # what `help(…)` shows: the idea in a line, the paper, the code
+    idea, _, rest = type(model).__doc__.partition("\n\n")
+    assert "\n" not in idea and "https://" in rest
 
 
 def test_the_config_goes_round(method):

@@ -33,7 +33,7 @@ def test_nothing_imports_the_recipes_or_the_tests():
         assert [line for line in lines if line.strip().startswith(words)] == [], path.relative_to(ROOT)
 
 
-HEAVY = ("transformers.trainer", "datasets", "sklearn", "torchvision", "matplotlib", "pandas", "evaluate")
+HEAVY = ("transformers.trainer", "datasets", "sklearn", "torchvision", "matplotlib", "pandas", "evaluate", "peft")
 
 
 def test_importing_the_package_loads_nothing_heavy(tmp_path):

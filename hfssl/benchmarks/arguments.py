@@ -1,13 +1,16 @@
 """What the benchmarks that train share of their flags."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from ..cli.declared import names_of_function
 from ..cli.encoders import Presets, is_checkpoint
 from ..errors import UserError
 from ..machine import num_cores, use_all_cores
+from ..methods import METHODS
 
 
 @dataclass
@@ -77,3 +80,26 @@ class BenchmarkArguments:
         """Use the cores of this run, and say how many they are."""
         use_all_cores(self.cpu_threads)
         return self.cpu_threads or torch.get_num_threads()
+
+
+def measured_by(word: str, of_image_methods: Callable, *others: Callable) -> Callable:
+    """What measures that which the first word of a command line stands for.
+
+    Args:
+        word (`str`):
+            A method, or what another benchmark is called.
+        of_image_methods (`Callable`):
+            What measures the methods for images that another library has as well.
+        others (`Callable`):
+            What measures that after which each is called, `a_or_b` where it is for both.
+
+    Raises:
+        UserError: where nothing measures it.
+    """
+    by_word = {name: each for each in others for name in names_of_function(each.__name__)}
+    records = {name: model_class.method for name, model_class in METHODS.items()}
+    methods = [name for name, record in records.items() if record.views is not None and record.benchmark.against]
+    by_word |= dict.fromkeys(methods, of_image_methods)
+    if word not in by_word:
+        raise UserError(f"Say first what to measure ({', '.join(by_word)}), got {word or 'nothing'!r}.")
+    return by_word[word]

@@ -61,8 +61,10 @@ class ScaleBenchmark:
             Rate of a GPU's matrix products in half precision, in TFLOP/s: an H100 without sparsity.
         utilisation (`float`, *optional*, defaults to `0.4`):
             Share of it that a step reaches.
-        link_gb_s, network_gb_s (`float`, *optional*, defaults to `450.0` and `50.0`):
-            GB/s that a GPU sends to the others of its machine of 8, and to those of other machines.
+        link_gb_s (`float`, *optional*, defaults to `450.0`):
+            GB/s that a GPU sends to the others of its machine of 8.
+        network_gb_s (`float`, *optional*, defaults to `50.0`):
+            GB/s that it sends to those of other machines.
         latency_us (`float`, *optional*, defaults to `20.0`):
             Microseconds of a message, however short.
         cores_per_gpu (`int`, *optional*, defaults to `16`):

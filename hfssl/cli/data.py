@@ -1,6 +1,7 @@
 """The flags about data that all modalities have."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,10 @@ from ..data.modality import modality
 from ..data.stream import LANES
 from ..errors import UserError
 from ..training.arguments import SSLTrainingArguments
+
+
+# Fewest and most, where a modality says nothing of it.
+_SAMPLES_PER_BLOCK = (4, 256)
 
 
 @dataclass
@@ -52,6 +57,16 @@ class DataArguments:
             raise UserError(f"`--max_held_out` must be at least 1, got {self.max_held_out}.")
 
 
+def stream_options(args: SSLTrainingArguments, data: Any) -> dict[str, Any]:
+    """What the stream of this process is made with, whatever its rows are: its place in the run, and what of the data
+    is left out or may be damaged."""
+    return {
+        "seed": args.seed, "rank": args.process_index, "world_size": args.world_size, "lanes": args.lanes,
+        "num_workers": args.dataloader_num_workers, "exclude": data.exclude,
+        "max_bad_fraction": data.arguments.max_bad_fraction,
+    }  # fmt: skip
+
+
 def samples_a_block(args: SSLTrainingArguments, name: str, of_each: int = 1) -> float:
     """Samples in a block of a stream whose batches are of so many samples, of a modality.
 
@@ -59,6 +74,6 @@ def samples_a_block(args: SSLTrainingArguments, name: str, of_each: int = 1) -> 
     each sample that is read becomes several (`of_each`, as tiles of an image), a block has so many fewer.
     """
     lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
-    fewest, most = modality(name).samples_per_block
+    fewest, most = modality(name).samples_per_block or _SAMPLES_PER_BLOCK
     samples = args.per_device_train_batch_size / lanes_a_process / of_each
     return float(np.clip(samples, fewest if of_each == 1 else 1, most))

@@ -261,6 +261,11 @@ def function_word(argv: Sequence[str]) -> str:
     return word_after(argv, "--modality") or next(iter(argv), "")
 
 
+def names_of_function(name: str) -> list[str]:
+    """The words that a function of a recipe is called after: that of one that is for several is `a_or_b`."""
+    return name.split("_or_")
+
+
 def declared_parser(recipe: Path, word: str = "") -> DeclaredParser:
     """What the first call of `RecipeParser` in a recipe says.
 
@@ -276,7 +281,7 @@ def declared_parser(recipe: Path, word: str = "") -> DeclaredParser:
     """
     source = Source("__main__", recipe)
     functions = [node for node in source.tree.body if isinstance(node, ast.FunctionDef)]
-    for function in sorted(functions, key=lambda node: word not in node.name.split("_or_")):
+    for function in sorted(functions, key=lambda node: word not in names_of_function(node.name)):
         for part in ast.walk(function):
             if isinstance(part, ast.Call) and getattr(part.func, "id", "") == "RecipeParser":
                 source.add([statement for statement in function.body if statement.lineno < part.lineno])

@@ -1,11 +1,33 @@
-"""What `recipes/embed.py` takes of data: any modality, all of it, nothing held out."""
+"""What `recipes/embed.py` takes: an encoder, and data of any modality, all of it, nothing held out."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..data.mixtures import open_mixture
 from ..data.sources import Source
 from ..errors import UserError
 from .labelled import check_columns
+from .measuring import GivenEncoder
+
+
+@dataclass
+class Embed(GivenEncoder):
+    r"""
+    > Features
+
+    Args:
+        format (`str`, *optional*, defaults to `"parquet"`):
+            parquet (features.parquet), npy (features.npy, and places.parquet beside it) or dataset (a folder that
+            `datasets.load_from_disk` reads).
+        report (`str`, *optional*):
+            Of duplicates, outliers and clusters, separated by commas: what is nearly the same to the encoder, like
+            nothing else, or a group of its own, as csv files beside the features, and pictures of images.
+    """
+
+    recipe = "embed"
+
+    format: Literal["parquet", "npy", "dataset"] = "parquet"
+    report: str | None = None
 
 
 @dataclass

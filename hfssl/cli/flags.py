@@ -69,7 +69,7 @@ class Flag:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        kind = self.kinds[0]
+        kind = float if {int, float} <= set(self.kinds) else self.kinds[0]
         if kind is bool:
             return "" if len(self.kinds) == 1 else "VALUE"
         if _is_choice(kind):
@@ -208,22 +208,24 @@ def _entry(line: str) -> list[str]:
         return []
     names, before = line[:-1], ""
     while names != before:  # brackets in brackets
-        names, before = re.sub(r" \([^()]*\)", "", names), names
+        names, before = re.sub(r" ?\([^()]*\)", "", names), names
     return names.split(", ") if re.fullmatch(r"\w+(, \w+)*", names) else []
 
 
 def _brief(text: str, length: int = 160) -> str:
-    """The first sentence, and as many more as fit."""
+    """The first sentence, as many more as fit, and what holds where the flag is left out: that is its default."""
     # in the help of a field a percent may be written as argparse wants it
     text = text.replace("%%", "%")
-    text = re.sub(r"\[`?~?(?:\w+\.)*([^`\]]*)`?\](?:\([^)]*\))?", r"\1", " ".join(text.split())).replace("`", "")
-    sentences = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[^a-z])", text)
-    brief = sentences[0]
-    for sentence in sentences[1:]:
-        if len(f"{brief} {sentence}") > length:
-            break
-        brief += f" {sentence}"
-    return brief
+    # links, not what else is in brackets: a range, a list
+    text = re.sub(r"\[`~?(?:\w+\.)*([^`\]]*)`\](?:\([^)]*\))?", r"\1", " ".join(text.split()))
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "")
+    first, *others = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[^a-z])", text)
+    kept, fits = [first], True
+    for sentence in others:
+        fits = fits and len(" ".join([*kept, sentence])) <= length
+        if fits or sentence.startswith("Left out"):
+            kept.append(sentence)
+    return " ".join(kept)
 
 
 def _is_choice(kind: Any) -> bool:

@@ -221,7 +221,13 @@ def load_splits(
     compared_by: Sequence[str] = (),
 ) -> tuple[LabelledData, LabelledData]:
     """The labelled samples to learn from and those to measure on, checked to be of the same classes unless labels are
-    transcripts or of pixels."""
+    transcripts or of pixels.
+
+    Args are the flags of [`LabelledDataArguments`] and the arguments of its `load`; `column` is that of the samples.
+
+    Raises:
+        DataError, EvaluationError: where there are no such data, no labels, or the splits do not go together.
+    """
     if split == test_split:
         raise EvaluationError(f'Both splits are "{split}": what a probe learned from says nothing of what it knows.')
     options = {

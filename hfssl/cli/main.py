@@ -14,6 +14,15 @@ from ..commands import COMMAND, REPOSITORY, recipes
 from .command import HELP
 
 
+# How the names of recipes begin that are neither for pre-training nor for an encoder, by what is said of them.
+_OTHERS = {
+    "pretrain": "All in one command",
+    "benchmark": "Comparing",
+    "compare": "Comparing",
+    "show_": "Looking at views",
+}
+
+
 def main() -> None:
     """Do what the command line says.
 
@@ -49,15 +58,14 @@ def run(name: str, path: Path, flags: list[str]) -> None:
 
 def listing() -> str:
     """The recipes, those that pre-train by what they train on, each with what its source says of it first."""
-    package, families = Path(__file__).parents[1], {}
+    families = {}
     for name, path in recipes().items():
-        methods = list(package.glob(f"methods/*/{name}.py"))
-        family = f"Pre-training, {methods[0].parent.name}" if methods else "With an encoder, and beside it"
-        families.setdefault(family, []).append((name, _first_paragraph(path)))
+        families.setdefault(_family(name), []).append((name, _first_paragraph(path)))
     width = min(shutil.get_terminal_size().columns, 120)
     column = max((len(name) for family in families.values() for name, _ in family), default=0) + 4
     lines = [f"usage: {COMMAND} RECIPE [--config FILE] [--flag VALUE ...]"]
-    for family in sorted(families, key=lambda family: (not family.startswith("Pre-training"), family)):
+    first = ("All", "Pre-training", "With")
+    for family in sorted(families, key=lambda family: (not family.startswith(first), family)):
         lines += ["", f"{family}:"]
         for name, words in families[family]:
             lines += textwrap.wrap(
@@ -71,6 +79,12 @@ def listing() -> str:
             f"torchrun --nproc_per_node 2 -m {COMMAND} mlm, or accelerate launch -m {COMMAND} mlm.",
         ]
     )
+
+
+def _family(name: str) -> str:
+    for method in Path(__file__).parents[1].glob(f"methods/*/{name}.py"):
+        return f"Pre-training, {method.parent.name}"
+    return next((family for beginning, family in _OTHERS.items() if name.startswith(beginning)), "With an encoder")
 
 
 def _first_paragraph(path: Path) -> str:

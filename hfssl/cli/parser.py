@@ -105,8 +105,12 @@ class RecipeParser(argparse.ArgumentParser):
 
     def _add_arguments(self, own: tuple[type, ...]):
         options = self.add_argument_group("Help and settings")
-        options.add_argument("-h", "--help", action="help", help="Show the flags of the method, the data and the run.")
-        options.add_argument("--help_all", action=_HelpAllAction, nargs=0, help="Show all flags.")
+        is_short = any(flag.hidden and flag.owner in own for flag in self._flags.values())
+        options.add_argument("-h", "--help", action="help", help="Show this text.")
+        options.add_argument(
+            "--help_all", action=_HelpAllAction, nargs=0,
+            help="Show all flags, also those of transformers that are rarely set." if is_short else argparse.SUPPRESS,
+        )  # fmt: skip
         options.add_argument(
             "--config", metavar="FILE", help="A yaml whose keys are flags. What the command line gives as well, wins."
         )

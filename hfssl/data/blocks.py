@@ -64,9 +64,12 @@ class Rows:
             others are padded. Left out, `num_units`.
         num_empty (`int`, *optional*, defaults to 0):
             Samples that are whole and that nothing is left of, such as silence: they are counted apart from damage.
-        least_share (`float`, *optional*, defaults to 0):
-            A batch ends before a row that costs less than this share of its most costly one: less than `batch_cost`
-            is in it then, but little padding.
+        most_waste (`float`, *optional*, defaults to 1):
+            How much of a block may be padding, as a share of what its rows cost. Batches hold less than `batch_cost`
+            where this wants it.
+        is_cut (`bool`, *optional*, defaults to `False`):
+            Whether the rows of a batch are cut to the shortest of them: what is cut away is wasted then, as padding is
+            where they are padded to the longest.
     """
 
     columns: dict[str, Any]
@@ -75,7 +78,8 @@ class Rows:
     places: np.ndarray | None = None
     costs: np.ndarray | None = None
     num_empty: int = 0
-    least_share: float = 0.0
+    most_waste: float = 1.0
+    is_cut: bool = False
 
     def __len__(self) -> int:
         return len(self.num_units)
@@ -122,7 +126,7 @@ def shuffled_units(source: Source, shares: int, use: Use, *parts: int) -> np.nda
 
 
 def batches_of_cost(rows: Rows, batch_cost: int, key: int) -> tuple[Rows, np.ndarray]:
-    """Put rows of about the same cost together, so that little is spent on padding.
+    """Put rows of about the same cost together, so that little is spent on padding: in as few batches as can be.
 
     Args:
         rows (`Rows`):
@@ -140,21 +144,67 @@ def batches_of_cost(rows: Rows, batch_cost: int, key: int) -> tuple[Rows, np.nda
     """
     costs = rows.num_units if rows.costs is None else rows.costs
     order = np.argsort(-costs, kind="stable")
-    edges = [0]
-    while edges[-1] < len(rows):
-        most_costly = costs[order[edges[-1]]]
-        if most_costly > batch_cost:
-            raise DataError(f"A row costs {most_costly}, more than the {batch_cost} of a whole batch.")
-        of_like_cost = int((costs[order[edges[-1] :]] >= rows.least_share * most_costly).sum())
-        edges.append(edges[-1] + min(int(batch_cost // max(most_costly, 1)), of_like_cost))
+    edges = fewest_batches(costs[order], batch_cost, rows.most_waste, rows.is_cut)
     batches = [order[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
     batches = [batches[i] for i in keyed.permutation(len(batches), Use.ORDER_OF_BATCHES, key)]
     order = np.concatenate([np.zeros(0, np.int64), *batches])
-    columns = {
-        name: values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
-        for name, values in rows.columns.items()
-    }
+    columns = {name: take_rows(values, order) for name, values in rows.columns.items()}
     return Rows(columns, rows.num_units[order]), np.cumsum([0, *map(len, batches)])
+
+
+def fewest_batches(costs: np.ndarray, batch_cost: int, most_waste: float = 1.0, is_cut: bool = False) -> list[int]:
+    """Cut a sequence of rows into the fewest batches that waste little enough, and of such cuts the least wasteful.
+
+    Args:
+        costs (`np.ndarray` of integers and shape `(num_rows,)`):
+            What each row costs, the most costly first.
+        batch_cost (`int`):
+            Most that a batch may cost: its most costly row times the number of its rows.
+        most_waste, is_cut:
+            See [`Rows`].
+
+    Returns:
+        `list[int]`: where each batch begins, and the end of the last.
+
+    Raises:
+        DataError: if one row alone costs more than `batch_cost`.
+
+    Example:
+
+    ```python
+    >>> fewest_batches(np.array([9, 5, 5, 5, 2, 2]), batch_cost=20)
+    [0, 2, 6]
+    >>> fewest_batches(np.array([9, 5, 5, 5, 2, 2]), batch_cost=20, most_waste=0.1)
+    [0, 1, 4, 6]
+    ```
+    """
+    costs = costs.astype(np.int64)
+    number, total = len(costs), int(costs.sum())
+    if number and costs[0] > batch_cost:
+        raise DataError(f"A row costs {costs[0]}, more than the {batch_cost} of a whole batch.")
+    ends = np.minimum(np.arange(number) + batch_cost // np.maximum(costs, 1), number)
+    sums = np.concatenate([[0], np.cumsum(costs)])
+    never = np.iinfo(np.int64).max // 2
+    # of the first rows, how little is wasted in so many batches; and for each number of batches where the last began
+    wasted, began = np.full(number + 1, never), []
+    wasted[0] = 0
+    while wasted[number] > most_waste * total:
+        after, start = np.full(number + 1, never), np.zeros(number + 1, np.int64)
+        for begin in np.flatnonzero(wasted[:number] < never).tolist():
+            reached = slice(begin + 1, int(ends[begin]) + 1)
+            sizes = np.arange(1, reached.stop - begin)
+            inside = sums[reached] - sums[begin]
+            waste = inside - costs[begin : reached.stop - 1] * sizes if is_cut else costs[begin] * sizes - inside
+            waste += wasted[begin]
+            is_less = waste < after[reached]
+            after[reached][is_less] = waste[is_less]
+            start[reached][is_less] = begin
+        wasted = after
+        began.append(start)
+    edges = [number]
+    for start in reversed(began):
+        edges.append(int(start[edges[-1]]))
+    return edges[::-1]
 
 
 def interleaved(parts: list[tuple[slice, list[tuple[Rows, int, int]]]], size: int) -> dict[str, Any]:

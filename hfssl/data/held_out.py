@@ -132,9 +132,10 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
             f"another `{kind.column_flag}`."
         )
     if smallest == largest:
+        same = f"All {num_samples:,} {kind.samples} of {source.description} are one and the same"
         raise DataError(
-            f"{source.description} holds one {kind.name} only, which cannot be trained on and measured on. Pass more "
-            "data, or an `--eval_split`."
+            f"{same if num_samples > 1 else f'There is one sample in {source.description}'}, and the same cannot be "
+            "trained on and measured on. Pass more data, or an `--eval_split`."
         )
     chosen.setdefault(smallest[1], first)
     chosen.pop(largest[1], None)

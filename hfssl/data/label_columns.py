@@ -84,6 +84,7 @@ def find_label_column(
 
 
 def transcript_column(features: dict, name: str) -> str:
+    """The column of what is said, by its usual names; `name` is that of the data, for the error without one."""
     usual = [column for each in TRANSCRIPT_NAMES for column in features if column.lower() == each]
     if not usual:
         known = list_columns(features)

@@ -80,12 +80,14 @@ def names_of_groups(values: list, feature: Any, column: str, dataset: str) -> np
 
 
 def is_missing(value: Any) -> bool:
+    """Whether a cell of a table is empty: nothing, blanks, or no number."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or isinstance(value, float) and math.isnan(value)
 
 
 def whole(value: Any) -> Any:
+    """A whole number that a table has made a float of, as a whole number again; all else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

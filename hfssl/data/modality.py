@@ -129,6 +129,8 @@ class Modality:
             `dog.txt` beside `dog.jpg`. Left out, those of `folder_module`.
         decode_file (`Callable[[bytes], Any]`, *optional*):
             The sample that such a file holds, or a [`~hfssl.data.sources.base.Damage`]. Left out, its bytes.
+        ending_of (`Callable[[bytes], str | None]`, *optional*):
+            The extension that a file should have by its first 256 bytes, for those that have none.
         where_else (`str`, *optional*):
             Where else a sample may lie, as advice for those who have no such column.
         embedded (`tuple[EmbeddedData, ...]`, *optional*):
@@ -159,6 +161,7 @@ class Modality:
     shares_in_bytes: bool = False
     beside_extensions: tuple[str, ...] = ()
     decode_file: Callable[[bytes], object] = lambda data: data
+    ending_of: Callable[[bytes], str | None] = lambda start: None
     where_else: str = ""
     embedded: tuple[EmbeddedData, ...] = ()
 

@@ -93,6 +93,11 @@ class Evaluator(ABC):
         return f"{self.protocol}, version {self.version}"
 
 
+def name_of(encoder: str | Path | PreTrainedModel) -> str:
+    """What an encoder is called: by its folder or Hub id, else by where it was loaded from, else by its class."""
+    return str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+
+
 @contextmanager
 def encoder_source(encoder: str | Path | PreTrainedModel, processor: Any = None) -> Iterator[str]:
     """Folder or Hub id from which an encoder loads; a model given as an object is written to a temporary folder."""

@@ -81,19 +81,6 @@ class FewShotEvaluator(FrozenEvaluator):
         return measured
 
 
-def few_shot_predict(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    shots: int,
-    seed: int = 0,
-    *,
-    device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """Classes of `test_x`, of shape `(num_test,)`, from `shots` labels a class."""
-    return few_shot_logits(train_x, train_y, test_x, shots, seed, device=device).argmax(1)
-
-
 def few_shot_logits(
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -103,7 +90,7 @@ def few_shot_logits(
     *,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """How much speaks for each class, of shape `(num_test, num_classes)`."""
+    """How much speaks for each class, of shape `(num_test, num_classes)`, by `shots` labels of each."""
     check_features(train_x, train_y, test_x)
     rows = draw_rows(train_y, shots, seed)
     classifier = LogisticRegression(1.0 / len(rows), standardize=False, device=device)

@@ -31,7 +31,7 @@ from ..modeling.depth import depths, digest_of_depths
 from .cells import Cells, CellTrainer, training_arguments
 from .class_figures import class_figures, confusions
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
-from .evaluator import EvaluationError, Evaluator, encoder_source
+from .evaluator import EvaluationError, Evaluator, encoder_source, name_of
 from .finetune_settings import FinetuneSettings
 from .frozen import aligned_labels, classification_scores, make_results
 from .modality import evaluation_modality
@@ -87,8 +87,7 @@ class FinetuneEvaluator(Evaluator):
         command: str | None = None,
         name: str | None = None,
     ) -> list[Result]:
-        if name is None:
-            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        name = name or name_of(encoder)
         with encoder_source(encoder, processor) as source:
             keep = self.settings.save_model and output_dir is not None
             run = FinetuneRun(self, source, processor, name, output_dir, Path(output_dir) / MODEL if keep else None)

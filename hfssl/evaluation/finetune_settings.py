@@ -9,15 +9,17 @@ from .evaluator import EvaluationError
 
 # settings that change nothing about a single training
 _NO_MATTER = ("seeds", "random_init", "save_model")
+# of those that are left out, where a modality or a protocol says nothing else
+_USUAL = {"epochs": 20.0, "min_steps": 200, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3, "layer_decay": 0.75}
 
 
 @dataclass(frozen=True)
 class FinetuneDefaults:
-    """What a modality says of the settings.
+    """What a modality or a protocol says of the settings.
 
     Args:
         values (`dict[str, Any]`):
-            Of those that are left out.
+            Of those that are left out, where they are not the usual ones.
         unused (`tuple[str, ...]`):
             Those that mean nothing to it.
     """
@@ -36,18 +38,19 @@ class FinetuneSettings:
             Number of trainings, with seeds 0, 1, 2 …: mean and standard deviation are over these.
         epochs (`float`, *optional*):
             Passes over the labelled samples; 20 over images and recordings, 5 over texts when left out.
-        min_steps (`int`, *optional*, defaults to `200`):
-            Steps at least, where few samples make few of them.
+        min_steps (`int`, *optional*):
+            Steps at least, where few samples make few of them; 1,000 for recognition, else 200 when left out.
         train_batch_size (`int`, *optional*, defaults to `64`):
             Samples a step over all processes; fewer where there are fewer samples.
         learning_rate (`float`, *optional*):
             Peak learning rate of the head on a pre-trained encoder, whose blocks learn slower; 5e-4 for images and
-            recordings, 2e-4 for texts when left out.
+            recordings, 2e-4 for texts, 1e-3 for recognition when left out.
         scratch_learning_rate (`float`, *optional*):
             Peak learning rate of all blocks from scratch; 1e-3 for images and recordings, 3e-4 for
             texts when left out.
-        layer_decay (`float`, *optional*, defaults to `0.75`):
-            A pre-trained block learns by this factor slower than the one after it; 1 is no decay.
+        layer_decay (`float`, *optional*):
+            A pre-trained block learns by this factor slower than the one after it; 1, which is no decay, for
+            recognition, else 0.75 when left out.
         weight_decay (`float`, *optional*, defaults to `0.05`):
             Of all but norms and biases.
         shift (`float`, *optional*, defaults to `0.125`):
@@ -66,11 +69,11 @@ class FinetuneSettings:
 
     seeds: int = 3
     epochs: float | None = None
-    min_steps: int = 200
+    min_steps: int | None = None
     train_batch_size: int = 64
     learning_rate: float | None = None
     scratch_learning_rate: float | None = None
-    layer_decay: float = 0.75
+    layer_decay: float | None = None
     weight_decay: float = 0.05
     shift: float = 0.125
     flip: bool = False
@@ -94,14 +97,15 @@ class FinetuneSettings:
                 raise EvaluationError(f"`{name}` must be above 0, got {value}.")
         if self.max_length < 8:
             raise EvaluationError(f"`max_length` must be at least 8 tokens, got {self.max_length}.")
-        if not 0 < self.layer_decay <= 1:
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise EvaluationError(f"`layer_decay` must be above 0 and at most 1, got {self.layer_decay}.")
         if not 0 <= self.shift < 1:
             raise EvaluationError(f"`shift` must be at least 0 and below 1, got {self.shift}.")
 
     def filled(self, defaults: "FinetuneDefaults") -> "FinetuneSettings":
-        """With what is left out as a modality has it, and nothing of what other modalities have."""
-        missing = {name: value for name, value in defaults.values.items() if getattr(self, name) is None}
+        """With what is left out as a modality or a protocol has it."""
+        values = _USUAL | defaults.values
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
     def hyperparameters(self, defaults: "FinetuneDefaults") -> dict[str, Any]:

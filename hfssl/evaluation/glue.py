@@ -31,7 +31,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from ..machine import choose_precision, process_state, use_all_cores
 from .cells import Cells, CellTrainer, training_arguments
 from .classifier_folder import KEPT_SEED, save_classifier, write_classifier_card
-from .evaluator import EvaluationError, Evaluator, encoder_source
+from .evaluator import EvaluationError, Evaluator, encoder_source, name_of
 from .glue_tasks import HUB_DATASET, TASKS, load_task, parse_tasks, subset, task_scores
 from .probe_features import ENCODER, RANDOM_INIT
 from .results import Result, command_line, versions, write_results
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 class GlueEvaluator(Evaluator):
     r"""
     Fine-tunes on GLUE. The protocol stands at the top of the module; what is set here is recorded beside each figure.
+
+    > Fine-tuning
 
     Args:
         task (`str`, *optional*, defaults to `"all"`):
@@ -131,8 +133,7 @@ class GlueEvaluator(Evaluator):
     ) -> list[Result]:
         if os.environ.get("OMP_NUM_THREADS") == "1":  # perhaps by a launcher
             use_all_cores()
-        if name is None:
-            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        name = name or name_of(encoder)
         with encoder_source(encoder, processor) as source:
             return _Run(self, source, name, output_dir, command or command_line()).all_tasks()
 

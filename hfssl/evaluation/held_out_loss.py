@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..modeling.method import LossContext
-from .evaluator import Evaluator
+from .evaluator import Evaluator, name_of
 from .results import Result
 
 
@@ -125,7 +125,7 @@ class HeldOutLossEvaluator(Evaluator):
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The record of a pre-training model."""
-        return self.results(self.measure(encoder.eval()), model=encoder.name_or_path or type(encoder).__name__)
+        return self.results(self.measure(encoder.eval()), model=name_of(encoder))
 
     def results(self, measured: dict[str, float], model: str, **baselines: dict[str, float]) -> list[Result]:
         """The records of what was measured, beside baselines given by name."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..functional import keyed
 from ..functional.keyed import Use
 from ..machine import compute_device, process_state
-from .evaluator import EvaluationError, Evaluator, encoder_source
+from .evaluator import EvaluationError, Evaluator, encoder_source, name_of
 from .finetune import FinetuneRun, FinetuneSettings
 from .frozen import aligned_labels, classification_scores, features_of, make_results
 from .linear_probe import linear_probe_logits
@@ -88,8 +88,7 @@ class LabelEfficiencyEvaluator(Evaluator):
     ) -> list[Result]:
         from .image.pictures import plot_label_efficiency
 
-        if name is None:
-            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        name = name or name_of(encoder)
         is_main = process_state().is_main_process
         cache_dir = self.cache_dir or (Path(output_dir) / "features" if output_dir is not None else None)
         features = features or features_of(self.train)(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from .label_efficiency import FINETUNE, LabelEfficiencyEvaluator
 from .probe_features import RANDOM_INIT
@@ -126,4 +126,4 @@ def _certain(result: Result) -> float:
     if number < 2 or sum(of_each) == 0:
         return of_samples
     degrees = sum(of_each) ** 2 / sum(each**2 / (number - 1) for each in of_each)
-    return max(of_samples, float(t.ppf(_SURE, degrees)) * math.sqrt(sum(of_each)))
+    return max(of_samples, float(stdtrit(degrees, _SURE)) * math.sqrt(sum(of_each)))

@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from ..errors import first_line
 from ..modeling.depth import is_bare
 from .encoder_folder import check_loaded, load_config, quiet
-from .evaluator import EvaluationError
+from .evaluator import EvaluationError, name_of
 
 
 # fields of a configuration that do not change what a model computes
@@ -56,7 +56,7 @@ class ProcessedEncoder(ABC):
             self.config = load_config(self.source)
         else:
             self.source = None
-            self.name = encoder.name_or_path or type(encoder).__name__
+            self.name = name_of(encoder)
             # a pre-training model of ours knows which of its modules is the encoder
             model = encoder.encoder if hasattr(encoder, "export_encoder") else encoder
             self.model = model if is_bare(model) else model.base_model

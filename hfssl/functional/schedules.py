@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import SchedulerType, get_scheduler
 
 from ..errors import UserError
 
@@ -67,6 +66,9 @@ def budget_schedule(progress: float, warmup: float = 0.0, kind: str = "linear", 
 
 @cache
 def _curve(kind: str, warmup: float, options: tuple[tuple[str, Any], ...]) -> Callable[[float], float]:
+    # with it comes peft, which methods do not need
+    from transformers import SchedulerType, get_scheduler
+
     if not 0.0 <= warmup < 1.0:
         raise UserError(
             "With a budget of time the warm-up is a share of it, at least 0 and below 1, got "

@@ -9,4 +9,5 @@ def full_precision(tensor: torch.Tensor) -> torch.autocast:
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where it is that: in half precision sums over a batch lose what is small."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,12 @@ class SSLPreTrainedModel(PreTrainedModel):
     _kept: tuple[frozenset[str], ...] = ()
 
     encoder: PreTrainedModel
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # the file of a method says it all at its top: the idea, paper and code, departures
+        if "method" in vars(cls) and cls.__doc__ is None:
+            cls.__doc__ = sys.modules[cls.__module__].__doc__
 
     @property
     def modality(self) -> str:

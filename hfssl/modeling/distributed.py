@@ -73,29 +73,46 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
     Its state is that of `nn.BatchNorm1d` and `nn.BatchNorm2d`. On a GPU it computes what `nn.SyncBatchNorm` does; that
     class refuses a CPU, and so does DDP for it. In a single process and in evaluation mode it is plain batch norm.
+    [`forward`] can be told which rows the statistics are of.
     """
 
     process_group = None
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.training or world_size() == 1:
+    def forward(self, input: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalised rows.
+
+        Args:
+            input (`torch.Tensor` of shape `(n, num_features, ...)`):
+                Rows.
+            counts (`torch.BoolTensor` of shape `(n,)`, *optional*):
+                Which rows the statistics of a batch are of; the others, which fill it up, are normalised by them. All
+                are when left out.
+        """
+        if not self.training or (counts is None and world_size() == 1):
             return super().forward(input)
-        if input.device.type != "cpu":
+        if counts is None and input.device.type != "cpu":
             return nn.SyncBatchNorm.forward(self, input)
         dims = [0, *range(2, input.ndim)]
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = at_least_float32(input)
-        count = x.new_tensor([x.numel() // x.shape[1]])
+        rows = None if counts is None else counts.to(x.dtype).view(-1, *[1] * (input.ndim - 1))
+
+        def total_of(values: torch.Tensor) -> torch.Tensor:
+            return (values if rows is None else values * rows).sum(dims)
+
+        places = x.numel() // x.shape[1]
+        count = x.new_tensor([places]) if rows is None else rows.sum()[None] * (places // len(x))
         # the sum and how many it is of, in one message
-        total = all_reduce_with_grad(torch.cat([x.sum(dims), count]))
-        count = total[-1].detach()
+        total = all_reduce_with_grad(torch.cat([total_of(x), count]))
+        is_any = total[-1].detach() > 0
+        count = total[-1].detach().clamp(min=1)
         mean = total[:-1] / count
         centred = x - mean.view(shape)
-        variance = all_reduce_with_grad(centred.square().sum(dims)) / count
+        variance = all_reduce_with_grad(total_of(centred.square())) / count
         if self.track_running_stats:
-            self._track(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach())
+            self._track(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach(), is_any)
         weight, bias = (None if p is None else p.view(shape) for p in (self.weight, self.bias))
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if weight is not None:
@@ -103,11 +120,12 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         return normalised.to(input.dtype)
 
     @torch.no_grad()
-    def _track(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, is_any: torch.Tensor) -> None:
         self.num_batches_tracked.add_(1)
         share = 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        # of no rows there is nothing to learn
+        self.running_mean.lerp_(mean.where(is_any, self.running_mean), share)
+        self.running_var.lerp_(variance.where(is_any, self.running_var), share)
 
 
 def convert_batch_norm(module: nn.Module) -> nn.Module:

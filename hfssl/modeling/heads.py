@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..losses import at_least_float32, full_precision
+from .distributed import GlobalBatchNorm
 from .progress import not_trained
 
 
@@ -121,9 +122,15 @@ class DinoHead(nn.Module):
                 init.zeros_(layer.bias)
         init.kaiming_uniform_(self.prototypes.weight, a=math.sqrt(5))  # within ±1/√output_dim
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features `(n, input_dim)`, of images or of patches, to logits `(n, num_prototypes)` in [-1, 1]."""
-        projections = F.normalize(at_least_float32(self.layers(features)), dim=-1)
+    def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """Features `(n, input_dim)`, of images or of patches, to logits `(n, num_prototypes)` in [-1, 1].
+
+        `counts` `(n,)` is `True` for those that batch norm takes its statistics from; all do when left out.
+        """
+        hidden = features
+        for layer in self.layers:
+            hidden = layer(hidden, counts) if isinstance(layer, GlobalBatchNorm) else layer(hidden)
+        projections = F.normalize(at_least_float32(hidden), dim=-1)
         weight = self.prototypes.weight
         if not self.trains_prototypes:
             weight = not_trained(weight)

@@ -45,6 +45,25 @@ def takes_masked_patches(config: PreTrainedConfig) -> bool:
     return False
 
 
+def mask_of(masked_patches: torch.Tensor, num_views: int, num_patches: int) -> torch.BoolTensor:
+    """Which patches are masked.
+
+    Args:
+        masked_patches (`torch.LongTensor` of shape `(batch_size, most)`):
+            Those of each image, counted through the patches of all its views, view by view; -1 only fills up.
+        num_views (`int`), num_patches (`int`):
+            Views of an image, and patches of a view.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_views, num_patches)`.
+    """
+    last = num_views * num_patches
+    mask = torch.zeros(len(masked_patches), last + 1, dtype=torch.bool, device=masked_patches.device)
+    # one more place, for what only fills up
+    mask.scatter_(1, masked_patches.long().where(masked_patches >= 0, last), True)
+    return mask[:, :-1].unflatten(1, (num_views, num_patches))
+
+
 class MaskedBranch(VisionBranch):
     """[`VisionBranch`] whose [`encode`] takes `bool_masked_pos` whatever the encoder.
 

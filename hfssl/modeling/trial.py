@@ -146,6 +146,7 @@ def blank_copy(config: PreTrainedConfig, device: str = "meta") -> PreTrainedMode
 
 
 def blank_image(config: PreTrainedConfig, size: int, device: str = "meta") -> torch.Tensor:
+    """Zeros of the shape that an encoder of images or of spectrograms takes, a batch of one."""
     if is_grid(config):
         return torch.zeros(1, config.max_length, config.num_mel_bins, device=device)
     return torch.zeros(1, num_channels_of(config), size, size, device=device)

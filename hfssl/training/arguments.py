@@ -51,11 +51,14 @@ class SSLTrainingArguments(TrainingArguments):
             Length of the run in optimizer steps.
         per_device_train_batch_size (`int`, *optional*, defaults to `32`):
             Rows a process sees at once.
+        seed (`int`, *optional*, defaults to `42`):
+            Of new weights, of the order of the samples, and of what is random about each.
+        gradient_accumulation_steps (`int`, *optional*, defaults to `1`):
+            Batches whose gradients make one step together.
         contrastive_batch_size (`int`, *optional*):
-            Samples of a step that are compared with each other, over all processes, where they do not fit into memory
-            at once: batches of `per_device_train_batch_size` are embedded one after another, and once more for the
-            gradient, which is that of all together. For methods that compare samples. Left out, the samples of a
-            batch are compared.
+            For methods that compare the samples of a step with each other, where these do not fit into memory: so many
+            over all processes, embedded `per_device_train_batch_size` at a time and once more for the gradient, which
+            is that of all together. Left out, the samples of a batch are compared.
         freeze_batch_norm (`bool`, *optional*, defaults to `False`):
             Let batch norms keep the statistics that they have, those of a checkpoint: no sample depends on the others
             of its batch. From scratch they norm nothing then.
@@ -89,10 +92,14 @@ class SSLTrainingArguments(TrainingArguments):
             from, of this run or of one in another folder. A run may go on with more `max_steps`, `max_tokens` or
             `budget_minutes` than it had. Its warm-up stays as many steps; a learning rate that is constant until its
             decay goes on as it was; what follows the share of the run that is done is stretched to the new length.
+        hub_private_repo (`bool`, *optional*):
+            Make the repository private. Left out, it is public, unless its organisation has private ones by default.
         hub_license (`str`, *optional*):
             Licence of the result, for its card, by its name on the Hub, such as apache-2.0.
         hub_language (`list[str]`, *optional*):
             Languages of the data, for the card: codes such as en.
+        use_cpu (`bool`, *optional*, defaults to `False`):
+            Leave a GPU alone.
         cpu_threads (`int`, *optional*):
             Threads of each process. Left out, the cores are shared out among the processes, unless OMP_NUM_THREADS is
             set.
@@ -110,6 +117,10 @@ class SSLTrainingArguments(TrainingArguments):
         base_learning_rate (`float`, *optional*):
             Instead of `learning_rate`: its value for 256 samples a step. It grows in proportion to the samples of a
             step, over all processes and accumulation steps, as papers on images state it.
+        lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
+            How the learning rate falls after the warm-up: linear, cosine, constant_with_warmup, polynomial and others.
+        weight_decay (`float`, *optional*, defaults to `0.01`):
+            Weight decay of all but biases and norms.
         bias_rate (`float`, *optional*, defaults to `1.0`):
             Learning rate of biases and of the weights of norms, as a share of that of the others. LARS adapts its
             steps to the length of a matrix, not to theirs.
@@ -127,8 +138,7 @@ class SSLTrainingArguments(TrainingArguments):
             by peft); all else of the encoder stays as it is. 8 or 16 are usual, with a learning rate some ten times
             as high. What is exported has them merged: a stock encoder.
         weight_decay_end (`float`, *optional*):
-            Weight decay at the end of the run, to which it goes from `weight_decay` along half a cosine. Left out, it
-            stays.
+            Weight decay at the end of the run, to which it goes along half a cosine. Left out, it stays.
         lanes (`int`, *optional*):
             Parts that the stream of data is dealt to, a multiple of the number of processes: a run can go on with any
             number of processes that divides it. Left out, at least 8 (fewer for small data). Stated when a run begins;

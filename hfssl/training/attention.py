@@ -65,6 +65,7 @@ def take_memory_format(encoder: nn.Module, memory_format: str) -> None:
 
 
 def save(model: nn.Module, checkpoint: Path) -> None:
+    """Write down which attention, and which layout of images in memory, a checkpoint was trained with."""
     (checkpoint / FILE).write_text(json.dumps(attention_of(model), indent=1))
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and not getattr(part, "channels_last", True):

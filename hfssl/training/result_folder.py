@@ -16,6 +16,10 @@ from .checkpoints import STAGING
 from .record import RunRecord
 
 
+# of the staging folder, where a result lies until it is complete
+RESULT = "result"
+
+
 def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (), **told: Any) -> None:
     """Write the stock encoder, the processor, `pretraining/`, pictures, records and the card into `output_dir`.
 
@@ -32,7 +36,7 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
         told (`dict`, *optional*):
             Of [`~hfssl.training.record.RunRecord.as_json`].
     """
-    staging = output_dir / STAGING / "result"
+    staging = output_dir / STAGING / RESULT
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     run = replace(run, model=run.model.without_adapters())

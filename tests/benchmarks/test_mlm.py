@@ -1,20 +1,39 @@
 """Contenders in processes of their own, one at a time, and the figures that come of them."""
 
+import multiprocessing
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 from sleeper import sleeper
 
+from hfssl.benchmarks import base
 from hfssl.benchmarks.base import Contender, Pace, count_flops, matrix_product_rate, measure, ratio, table
 from hfssl.benchmarks.mlm import MlmBenchmark, num_tokens
 from hfssl.errors import UserError
+
+
+@pytest.fixture
+def small_products(monkeypatch):
+    """The rate that utilisation is a share of, from a product that takes no time."""
+    monkeypatch.setattr(base, "matrix_product_rate", partial(matrix_product_rate, size=64))
+
+
+@pytest.fixture
+def imported_once(monkeypatch):
+    """Contenders are forks of a process that has imported what they need, not each a process that does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hfssl.benchmarks.base"])
+    monkeypatch.setattr(base, "multiprocessing", SimpleNamespace(get_context=lambda method: context))
 
 
 def contender(name, log, **settings):
     return Contender(name, name, "fp32", sleeper, {"seconds": 0.02, "log": str(log), "mark": name} | settings)
 
 
-def test_contenders_take_turns_and_never_overlap(tmp_path):
+def test_contenders_take_turns_and_never_overlap(small_products, imported_once, tmp_path):
     log = tmp_path / "log"
     figures = measure([contender("a", log), contender("b", log, seconds=0.06)], blocks=2, steps_per_block=2, threads=1)
     entries = [line.split() for line in log.read_text().splitlines()]
@@ -45,10 +64,17 @@ def test_contenders_take_turns_and_never_overlap(tmp_path):
         ({"dies_at": 4}, UserError, "process of 'b' ended with exit code 9"),
     ],
 )
-def test_what_goes_wrong_in_a_contender_is_told(tmp_path, settings, error, words):
+def test_what_goes_wrong_in_a_contender_is_told(small_products, imported_once, tmp_path, settings, error, words):
     log = tmp_path / "log"
     with pytest.raises(error, match=words):
         measure([contender("b", log, **settings)], blocks=2, steps_per_block=2, threads=1)
+
+
+def test_a_contender_is_a_process_of_its_own(small_products, tmp_path):
+    """As it is where nobody waits for a test: nothing of the process that measures is there."""
+    log = tmp_path / "log"
+    figures = measure([contender("a", log, seconds=0.0)], blocks=1, steps_per_block=1, threads=1)
+    assert len(log.read_text().splitlines()) == 4 and figures["a"]["loss_last"] == 3.0
 
 
 def test_flops_are_those_of_the_matrix_products():

@@ -15,6 +15,7 @@ from hfssl.cli.image.choice import embedded_encoder
 from hfssl.cli.image.encoders import AUTO, EMBEDDED_VIEWS, IMAGE_SIZE
 from hfssl.cli.image.presets import VISION_PRESETS
 from hfssl.methods import METHODS
+from hfssl.modeling.contrast import ContrastMixin
 from hfssl.modeling.method import NARROW_HEAD_WIDTH, width_of
 
 
@@ -151,12 +152,22 @@ def test_no_flags_that_mean_nothing_to_the_method(recipe):
     assert ("max_tokens" in flags) == (record.modality == "text")
     assert ("local_crops" in flags) == (is_image and record.views.local is not None)
     assert ("lowercase" in flags) == (recipe == "mlm")
+    assert ("contrastive_batch_size" in flags) == issubclass(METHODS[recipe], ContrastMixin)
 
 
 def test_a_flag_without_a_meaning_is_refused_by_name(capsys):
     with pytest.raises(SystemExit):
         of_recipe("mae").parse(["--max-tokens", "5"])
     assert "--max_tokens has no meaning in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe, first_word", [*COMMANDS, ("benchmark", "gpu"), ("benchmark", "scale")])
+def test_each_flag_is_explained_under_a_heading_in_words(recipe, first_word):
+    declared = declared_parser(ROOT / "recipes" / f"{recipe}.py", first_word)
+    parser = RecipeParser(*declared.stand_ins(), **declared.options)
+    flags = [flag for flag in parser._flags.values() if not flag.hidden]
+    assert [flag.name for flag in flags if not flag.help] == []
+    assert not {flag.group for flag in flags} & {cls.__name__ for cls in parser.classes if len(cls.__name__) > 10}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,5 +1,6 @@
 """HuBERT's iterations on the command line."""
 
+import json
 import re
 import sys
 
@@ -50,3 +51,30 @@ def test_a_folder_without_an_encoder_of_waveforms(monkeypatch, tmp_path):
     tiny_audio.wav2vec2_bert().save_pretrained(tmp_path / "banks")
     with pytest.raises(UserError, match="is a wav2vec2-bert, and units are made by an encoder of waveforms"):
         fields(monkeypatch, tmp_path, "--unit_encoder", str(tmp_path / "banks"))
+
+
+def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path, caplog):
+    before = tmp_path / "out-iteration-1"
+    HubertModel(tiny_audio.hubert()).save_pretrained(before)
+    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "calls", "split": "train"}}}))
+    words = ("--iterations", "2", "--dataset", "calls/")
+    config, source, _ = fields(monkeypatch, tmp_path, *words)
+    assert source == str(before) and config["unit_features"] == "layer"
+    # it was stopped while its result was moved to where it belongs: what is there may be a part of it
+    (before / ".staging" / "result").mkdir(parents=True)
+    config, source, _ = fields(monkeypatch, tmp_path, *words)
+    assert source is None and config.get("unit_features") != "layer"
+
+
+@pytest.mark.parametrize("words", [("--dataset", "birds"), ("--dataset", "calls", "--split", "validation"), ()])
+def test_an_iteration_of_other_recordings_is_refused(monkeypatch, tmp_path, words):
+    before = tmp_path / "out-iteration-1"
+    HubertModel(tiny_audio.hubert()).save_pretrained(before)
+    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "calls", "split": "train"}}}))
+    with pytest.raises(
+        UserError, match="Iteration 1, in .*-iteration-1, was trained with `--(dataset calls|split train)`"
+    ):
+        fields(monkeypatch, tmp_path, "--iterations", "2", *words)
+    # what it advises
+    advised = ("--unit_encoder", str(before), "--iterations", "1", *words)
+    assert fields(monkeypatch, tmp_path, *advised)[1] == str(before)

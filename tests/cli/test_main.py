@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,9 @@ def hfssl(tmp_path):
 
     def run(*words, name="log", **environment):
         away = f"import os; os.chdir({str(tmp_path / 'here')!r})"
-        return recipe_server().run(tmp_path / name, *words, script=str(script), before=away, **environment)
+        return recipe_server().run(
+            tmp_path / name, *words, script=str(script), before=away, drawn=False, **environment
+        )
 
     return run
 
@@ -34,7 +37,10 @@ def test_alone_it_lists_the_recipes(monkeypatch):
     assert text.startswith("usage: hfssl RECIPE")
     for name in recipes():
         assert f"\n  {name} " in text
-    assert "mlm" in text.split("Pre-training, text:")[1].split("\n\n")[0]
+    families = dict(re.findall(r"^(\S.*):\n((?:  .*\n)+)", text, re.M))
+    assert next(iter(families)) == "All in one command" and list(families)[-1] == "Looking at views"
+    for family, name in (("Pre-training, text", "mlm"), ("With an encoder", "probe"), ("Comparing", "benchmark")):
+        assert f"  {name} " in families[family]
     assert "Masked language modelling: from text without labels to an encoder that plain transformers" in text
     assert all(len(line) <= 120 for line in text.splitlines())
 

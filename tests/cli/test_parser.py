@@ -43,6 +43,11 @@ class Recipe:
             Several documents a row.
         streaming (`bool`, *optional*, defaults to `False`):
             Read in place.
+        scale (`tuple[float, float]`, *optional*, defaults to `(0.2, 1.0)`):
+            Shares in [0, 1], see [the paper](https://huggingface.co/papers/2002.05709).
+        limit (`int` or `float`, *optional*):
+            Rows, or seconds, of a document. What does not fit in here, for it is long, longer than what is brief can
+            ever be, longer even than two lines of a docstring, is not shown. Left out: no limit. Nor is this.
     """
 
     dataset: str | None = None
@@ -355,6 +360,8 @@ def test_help(capsys, monkeypatch):
         "--max_length INT Tokens a row. (default: 128)",
         "--packing, --no_packing Several documents a row. (default: true)",
         "--precision {auto,bf16} Number format. (default: auto)",
+        "--scale VALUE ... Shares in [0, 1], see the paper. (default: 0.2 1.0)",
+        "--limit NUMBER Rows, or seconds, of a document. Left out: no limit.",
         "--layers VALUE ... (default: 1 2)",
         "--mask_ratio NUMBER Share of the tokens that are masked. (default: 0.15)",
         "--encoder_config JSON Encoder to pre-train.",

@@ -55,8 +55,10 @@ def test_of_few_samples_some_are_held_out_and_some_are_not():
         held_out = held_out_samples(MemorySource(texts, name="few"), 0.01)
         assert 1 <= len(held_out) < count
         assert 1 <= len(held_out_samples(MemorySource(texts * 2, name="twice"), 0.99)) < count
-    with pytest.raises(DataError, match="holds one text only, .* `--eval_split`"):
+    with pytest.raises(DataError, match="All 2 texts of .* are one and the same, .* `--eval_split`"):
         held_out_samples(MemorySource(["the same", "the same"], name="one"))
+    with pytest.raises(DataError, match="There is one sample in .* `--eval_split`"):
+        held_out_samples(MemorySource(["alone"], name="one"))
 
 
 def test_modalities_are_found_by_their_names():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import wave
 import zipfile
@@ -189,6 +190,54 @@ def test_several_captions_of_an_image_take_turns(tmp_path, tokenizer):
         )
     assert {pass_[0] for pass_ in taken} == {"adrawing", "thedigit"}
     assert len({pass_[0] == pass_[1] for pass_ in taken}) == 2
+
+
+def columns_of_languages():
+    """Captions in two languages, of which some rows lack one or both, and what a list of both would be."""
+    german = [f"eine Zeichnung der Ziffer {label}" for label in LABELS]
+    english, german = [*CAPTIONS[:3], None, " ", *CAPTIONS[5:]], [*german[:2], None, german[3], None, *german[5:]]
+    both = [[text for text in row if text and text.strip()] for row in zip(english, german, strict=True)]
+    return {"caption": english, "caption_de": german}, both
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "csv", "mixture"])
+def test_captions_in_several_columns_are_several_captions(tmp_path, kind):
+    columns, both = columns_of_languages()
+    if kind in ("parquet", "mixture"):
+        pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / "a.parquet")
+        dataset = tmp_path / "a.parquet"
+        if kind == "mixture":
+            dataset = f"{dataset}:0.5,{shutil.copy(dataset, tmp_path / 'b.parquet')}:0.5"
+    else:
+        dataset = tmp_path / "a"
+        dataset.mkdir()
+        rows = [{"file_name": f"{i:02}.png", **{name: columns[name][i] for name in columns}} for i in range(30)]
+        for row, image in zip(rows, IMAGES, strict=True):
+            (dataset / row["file_name"]).write_bytes(image)
+        if kind == "folder":
+            (dataset / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        else:
+            lines = [",".join(row[name] or "" for name in rows[0]) for row in rows]
+            (dataset / "metadata.csv").write_text("\n".join([",".join(rows[0]), *lines]))
+    source = open_mixture(dataset, inputs=pair_inputs("image,text", {"text": "caption, caption_de"}))
+    rows, bad, num_empty = read_all(source)
+    rows, num_empty = (rows[:29], num_empty / 2) if kind == "mixture" else (rows, num_empty)
+    assert [row["text"] for row in rows] == [each for each in both if each] and len(rows) == 29
+    assert not bad and num_empty == 1 and list(rows[0]) == list(INPUTS)
+    if kind == "parquet":
+        assert source.inputs["text"].column == "caption,caption_de"
+        assert source.read_input("text")[3] == both[3] and source.where(0, 7).endswith("row 7")
+        other = open_source(dataset, inputs=pair_inputs("image,text", {"text": "caption"}))
+        assert source.fingerprint != other.fingerprint
+
+
+def test_columns_of_captions_that_are_not_there_or_twice(tmp_path):
+    columns, _ = columns_of_languages()
+    pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no column 'caption_fr'.*Did you mean 'caption'"):
+        open_source(tmp_path, inputs=pair_inputs("image,text", {"text": "caption,caption_fr"}))
+    with pytest.raises(DataError, match="`--caption_column caption,caption` names several columns, each once"):
+        open_source(tmp_path, inputs=pair_inputs("image,text", {"text": "caption,caption"}))
 
 
 def test_a_batch_and_what_is_cut_and_padded(tokenizer):

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from hfssl.data.blocks import dealt
+from hfssl.data.blocks import dealt, fewest_batches
 from hfssl.data.sources import DataError, MemorySource, PieceRows, open_source
 from hfssl.data.stream import Block, ExactStream, Rows
 from hfssl.functional import keyed
@@ -444,6 +444,59 @@ def test_batches_of_equal_cost_resume_with_another_number_of_processes():
     # turn 21 is an odd lane's, and so that of process 1
     expected = [alone[22::2], alone[21::2]]
     assert [take_costs(half, 19) for half in both] == [part[:19] for part in expected]
+
+
+def test_the_fewest_batches_that_waste_little():
+    """Against all ways to cut a few rows, padded and cut: no fewer batches would do, and none of as many wastes less."""
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        costs = np.sort(generator.integers(1, 30, generator.integers(1, 9)))[::-1]
+        most, is_cut = float(generator.choice([1.0, 0.2, 0.05, 0.0])), bool(generator.integers(2))
+
+        def wasted(edges, costs=costs, is_cut=is_cut):
+            batches = [costs[begin:end] for begin, end in itertools.pairwise(edges)]
+            if any(batch[0] * len(batch) > 60 for batch in batches):
+                return np.inf
+            return sum(abs((batch.min() if is_cut else batch.max()) * len(batch) - batch.sum()) for batch in batches)
+
+        ways = [
+            [0, *inner, len(costs)]
+            for number in range(len(costs))
+            for inner in itertools.combinations(range(1, len(costs)), number)
+        ]
+        allowed = [edges for edges in ways if wasted(edges) <= most * costs.sum()]
+        fewest = min(map(len, allowed))
+        found = fewest_batches(costs, 60, most, is_cut)
+        assert len(found) == fewest
+        assert wasted(found) == min(wasted(edges) for edges in allowed if len(edges) == fewest)
+    assert fewest_batches(np.zeros(0, np.int64), 60) == [0]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_batches_of_very_different_lengths_are_full_and_pad_little(is_cut):
+    """Lengths as of recorded sentences, of which the longest are twenty times the shortest."""
+    lengths = np.clip(100 * np.exp(0.6 * np.random.default_rng(0).standard_normal(4000)), 40, 1100).astype(np.int64)
+
+    def to_rows(block):
+        own = lengths[[int(text.split()[1]) for text in block.columns["text"]]]
+        return Rows({"lengths": own}, own, most_waste=0.05, is_cut=is_cut)
+
+    source = MemorySource(texts(4000), name="memory", piece_bytes=400)
+    s = ExactStream(
+        source, to_rows, dict, 1, batch_cost=3200, block_cost=16 * 3200, piece_cost=lengths.sum() / len(source)
+    )
+    batches = [batch["lengths"] for batch in itertools.islice(iter(s), 150)]
+    sound = np.array([batch.sum() for batch in batches])
+    slots = np.array([(batch.min() if is_cut else batch.max()) * len(batch) for batch in batches])
+    assert sound.mean() >= 0.8 * 3200
+    assert abs(slots.sum() - sound.sum()) < 0.05 * max(sound.sum(), slots.sum())
+
+
+def test_a_state_of_batches_that_were_made_otherwise_is_refused():
+    state = cost_stream().state_dict()
+    del state["layout"]["batching"]
+    with pytest.raises(DataError, match="puts other rows together in a batch.*None then, 2 now"):
+        cost_stream().load_state_dict(state)
 
 
 def test_a_row_that_costs_more_than_a_batch_is_refused():

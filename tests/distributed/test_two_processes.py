@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from contract import load
-from recipe_process import ROOT, TINY_ENCODER, recipe_server
+from recipe_process import ROOT, TINY_ENCODER, recipe_server, waiting_at
 from safetensors.torch import load_file
 
 
@@ -132,35 +132,42 @@ class Launcher:
     [(False, 2), pytest.param(True, 0, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
 )
 def test_sigterm_saves_once_and_the_run_goes_on(tmp_path, torchrun, workers):
+    steps = 200 if torchrun else 40
     settings = {"dataset": write(tmp_path / "texts.jsonl", tiny.texts(1500)), "dataloader_num_workers": workers}
-    out = tmp_path / "out"
+    settings |= {"max_steps": steps, "eval_steps": steps}
+    out, sent = tmp_path / "out", tmp_path / "sent"
     words = flags(output_dir=out, **settings)
-    first = Launcher(tmp_path, words) if torchrun else recipe_server().start(tmp_path / "first", *words, ranks=2)
+    if torchrun:
+        first = Launcher(tmp_path, words)
+    else:
+        first = recipe_server().start(tmp_path / "first", *words, ranks=2, before=waiting_at(20, sent))
     try:
-        while "step 0: held-out" not in first.stderr:
+        while "step 0: held-out" not in first.stderr if torchrun else first.stdout.count("waiting") < 2:
             assert first.poll() is None, first.stderr
             time.sleep(0.01)
         if torchrun:
             first.terminate()
         else:
             first.kill(signal.SIGTERM)
+            sent.touch()
         assert first.wait(120) != 0
     finally:
         first.kill()
     said = first.stderr
     [checkpoint] = out.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
-    assert 0 < step < 200
+    assert 0 < step < steps
     assert said.count(f"Stopped at step {step}, saved as {checkpoint}.") == 1
     assert {"manifest.json", "stream_0.json", "stream_1.json"} <= {path.name for path in checkpoint.iterdir()}
     assert not any(out.glob(".staging/*"))
 
-    again = recipe_server().run(tmp_path / "again", *flags(output_dir=out, **settings), ranks=2)
+    again = recipe_server().run(tmp_path / "again", *words, ranks=2, drawn=False)
     assert again.poll() == 0, again.stderr
     assert f"Continuing from {checkpoint}" in again.stderr
-    whole = recipe_server().run(tmp_path / "whole", *flags(output_dir=tmp_path / "whole" / "out", **settings), ranks=2)
+    words = flags(output_dir=tmp_path / "whole" / "out", **settings)
+    whole = recipe_server().run(tmp_path / "whole", *words, ranks=2, drawn=False)
     assert whole.poll() == 0, whole.stderr
-    for name in ("model.safetensors", "checkpoint-200/optimizer.pt"):
+    for name in ("model.safetensors", f"checkpoint-{steps}/optimizer.pt"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes(), name
 
 
@@ -176,13 +183,14 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, rows_a_process
     for ranks, begin in ((2, 0), (1, 2), (2, 4)):
         for step in range(begin + 1, 7):
             shutil.rmtree(out / f"checkpoint-{step}", ignore_errors=True)
-        run = recipe_server().run(tmp_path / f"with-{ranks}-{begin}", *flags(output_dir=out, **settings), ranks=ranks)
+        words = flags(output_dir=out, **settings)
+        run = recipe_server().run(tmp_path / f"with-{ranks}-{begin}", *words, ranks=ranks, drawn=False)
         assert run.poll() == 0, run.stderr
         assert (f"Continuing from {out}/checkpoint-{begin}" in run.stderr) == (begin > 0)
         if ranks == 1:
             assert "goes on with 1 process(es) instead of 2: 2 accumulation step(s)" in run.stderr
     settings["gradient_accumulation_steps"] = 2
-    run = recipe_server().run(tmp_path / "one", *flags(output_dir=alone, **settings), ranks=1)
+    run = recipe_server().run(tmp_path / "one", *flags(output_dir=alone, **settings), drawn=False)
     assert run.poll() == 0, run.stderr
     begun, ours, theirs = (
         load_file(folder / "model.safetensors")
@@ -202,7 +210,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(tmp_path):
     words = flags(
         dataset=dataset, output_dir=tmp_path / "out", max_steps=2, save_steps=2, per_device_train_batch_size=3
     )
-    first = recipe_server().run(tmp_path / "first", *words, ranks=1)
+    first = recipe_server().run(tmp_path / "first", *words, drawn=False)
     assert first.poll() == 0, first.stderr
     second = recipe_server().run(tmp_path / "second", *words, ranks=2)
     assert second.poll() == 1 and "Traceback" not in second.stderr

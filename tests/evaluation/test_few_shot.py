@@ -3,7 +3,7 @@ import pytest
 import sklearn.linear_model
 from labelled import digits
 
-from hfssl.evaluation.few_shot import FewShotEvaluator, draw_rows, few_shot_predict
+from hfssl.evaluation.few_shot import FewShotEvaluator, draw_rows, few_shot_logits
 
 
 LABELS = np.array([0] * 30 + [1] * 12 + [2] * 3)
@@ -30,7 +30,7 @@ def test_the_classifier_is_scikit_learns_with_c_of_1():
     unit = [x - train_x.mean(0) for x in (train_x, test_x)]
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in unit]
     reference = sklearn.linear_model.LogisticRegression(C=1.0, tol=1e-8).fit(unit[0][rows], train_y[rows])
-    found = few_shot_predict(train_x, train_y, test_x, shots=5, seed=0)
+    found = few_shot_logits(train_x, train_y, test_x, shots=5, seed=0).argmax(1)
     assert np.mean(found == reference.predict(unit[1])) > 0.98
 
 
@@ -50,7 +50,7 @@ def test_figures_are_over_draws_and_short_classes_are_named(caplog):
 def test_what_all_features_have_in_common_hides_nothing():
     train, test = digits()
     x = [np.eye(10)[labels] for labels in (train.labels, test.labels)]
-    found = few_shot_predict(1e-3 * x[0] + 5.0, train.labels, 1e-3 * x[1] + 5.0, shots=1)
+    found = few_shot_logits(1e-3 * x[0] + 5.0, train.labels, 1e-3 * x[1] + 5.0, shots=1).argmax(1)
     assert np.array_equal(found, test.labels)
 
 

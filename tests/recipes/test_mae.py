@@ -7,7 +7,7 @@ from image_recipes import check_result, run, stopped_and_continued, the_error
 
 
 def test_from_digits_to_a_plain_vit_with_reconstructions(tmp_path):
-    done = run("mae", tmp_path, dataset="digits", probe_dataset=None)
+    done = run("mae", tmp_path, dataset="digits", probe_dataset=None, probe_max_samples=300)
     assert done.poll() == 0, done.stderr
     assert "k-NN, k = 20" in done.stdout and "reconstructions.png" in done.stdout
     records = check_result(tmp_path / "out")

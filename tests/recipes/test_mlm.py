@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from recipe_process import ROOT, TINY_ENCODER, RecipeServer, printed_without_hfssl, recipe_server
+from recipe_process import ROOT, TINY_ENCODER, printed_without_hfssl, recipe_server
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
@@ -29,13 +28,12 @@ from hfssl.cli.text.data import TextDataArguments
 LOCK = ".hfssl.lock"
 
 
-@cache
-def offline_server() -> RecipeServer:
-    """Its Hub is a port where nobody listens."""
+def no_way_out() -> dict[str, str]:
+    """The environment of a run whose way to the Hub leads over a port where nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return RecipeServer(HF_ENDPOINT=f"http://127.0.0.1:{port}")
+        proxy = f"http://127.0.0.1:{s.getsockname()[1]}"
+    return {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
 
 
 def flags(**settings) -> list:
@@ -149,22 +147,21 @@ MODERN_BERT = TINY_ENCODER | {"model_type": "modernbert", "local_attention": 8, 
     "write, settings, words",
     [
         (write_txt, {}, "3 txt files, 600 rows"),
-        (write_parquet, {}, "1 parquet file, 600 rows"),
-        (write_csv, {}, "600 rows, column 'text'"),
+        (write_parquet, {"packing": "false"}, "1 parquet file, 600 rows"),
+        (write_csv, {"whole_word_masking": "true", "mask_ratio": 0.3}, "600 rows, column 'text'"),
         (write_book, {"sample_by": "document"}, "1 text: too few to hold some out. Cut into "),
-        (write_txt, {"packing": "false"}, "Held out"),
-        (write_txt, {"whole_word_masking": "true", "mask_ratio": 0.3}, "Held out"),
         (write_splits, {"eval_split": "test"}, "Held out: 80 texts of the split test."),
         (write_txt, {"encoder_config": json.dumps(MODERN_BERT)}, "Held out"),
         (write_txt, {"encoder_config": json.dumps(TINY_ENCODER | {"model_type": "deberta-v2"}), "packing": "false"},
         ""), (write_txt, {"encoder_config": None, "encoder": "bert-tiny", "precision": "auto"}, "Held out"),
-        (write_txt, {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "gradient_checkpointing": "true"},
-        ""), (write_txt, {"max_steps": None, "max_tokens": 4 * 4 * 32}, "step 4: held-out"),
+        (write_txt, {"gradient_accumulation_steps": 2, "dataloader_num_workers": 1, "gradient_checkpointing": "true",
+        "max_steps": None, "max_tokens": 2 * 4 * 4 * 32}, "step 4: held-out"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_it_makes_a_stock_encoder(tmp_path, write, settings, words):
-    run = recipe_server().run(tmp_path, *flags(dataset=write(tmp_path), output_dir=tmp_path / "out", **settings))
+    command = flags(dataset=write(tmp_path), output_dir=tmp_path / "out", **settings)
+    run = recipe_server().run(tmp_path, *command, drawn=not settings)
     assert run.poll() == 0, run.stderr
     assert words in run.stderr
     assert "Traceback" not in run.stderr
@@ -176,9 +173,8 @@ def test_it_makes_a_stock_encoder(tmp_path, write, settings, words):
 
 
 def test_without_a_data_set_it_takes_the_embedded_corpus(tmp_path):
-    run = recipe_server().run(
-        tmp_path, *flags(output_dir=tmp_path / "out", vocab_size=1000, encoder="bert-tiny", encoder_config=None)
-    )
+    words = flags(output_dir=tmp_path / "out", vocab_size=1000, encoder="bert-tiny", encoder_config=None)
+    run = recipe_server().run(tmp_path, *words, drawn=False)
     assert run.poll() == 0, run.stderr
     assert "Data: embedded corpus" in run.stderr
     check_result(tmp_path / "out")
@@ -193,6 +189,7 @@ def test_it_continues_its_own_result_with_its_tokenizer_and_figures(finished, co
     run = recipe_server().run(
         tmp_path,
         *flags(dataset=corpus, output_dir=tmp_path / "out", encoder=finished, encoder_config=None, vocab_size=None),
+        drawn=False,
     )
     assert run.poll() == 0, run.stderr
     records = check_result(tmp_path / "out")
@@ -247,7 +244,7 @@ def test_the_seed_decides_the_first_weights_in_any_process(corpus, tmp_path):
     first = {}
     for name, seed, before in [("a", 1, ""), ("b", 2, ""), ("c", 1, "import torch; torch.rand(3)")]:
         words = flags(dataset=corpus, output_dir=tmp_path / name / "out", max_steps=1, learning_rate=0, seed=seed)
-        run = recipe_server().run(tmp_path / name, *words, before=before)
+        run = recipe_server().run(tmp_path / name, *words, before=before, drawn=False)
         assert run.poll() == 0, run.stderr
         first[name] = (tmp_path / name / "out" / "model.safetensors").read_bytes()
     assert first["a"] == first["c"] != first["b"]
@@ -297,10 +294,10 @@ def test_a_yaml_is_the_same_as_flags(corpus, tmp_path):
         "\n".join([*lines, "encoder_config:", *(f"  {k}: {v}" for k, v in TINY_ENCODER.items())])
     )
     by_yaml = recipe_server().run(
-        tmp_path / "a", "--config", tmp_path / "run.yaml", "--output_dir", tmp_path / "a" / "out"
+        tmp_path / "a", "--config", tmp_path / "run.yaml", "--output_dir", tmp_path / "a" / "out", drawn=False
     )
     by_flags = recipe_server().run(
-        tmp_path / "b", *flags(dataset=corpus, output_dir=tmp_path / "b" / "out", max_steps=2)
+        tmp_path / "b", *flags(dataset=corpus, output_dir=tmp_path / "b" / "out", max_steps=2), drawn=False
     )
     assert by_yaml.poll() == by_flags.poll() == 0, by_yaml.stderr
     same = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "ab"]
@@ -381,7 +378,8 @@ def damaged_rows(folder):
     ],
 )
 def test_data_that_cannot_be_had(tmp_path, write, settings, words):
-    run = recipe_server().run(tmp_path, *flags(dataset=write(tmp_path), output_dir=tmp_path / "out", **settings))
+    command = flags(dataset=write(tmp_path), output_dir=tmp_path / "out", **settings)
+    run = recipe_server().run(tmp_path, *command, drawn=not settings)
     error = the_error(run)
     for word in words:
         assert word in error
@@ -437,7 +435,8 @@ def test_settings_that_cannot_work(corpus, tmp_path, settings, words):
     ({"push_to_hub": "true", "hub_model_id": "alice/x"}, ["Cannot push to alice/x", "cannot be reached", "without"]),
 ], ids=["dataset", "tokenizer", "encoder", "push"])  # fmt: skip
 def test_a_hub_out_of_reach(corpus, tmp_path, settings, words):
-    run = offline_server().run(tmp_path, *flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings)))
+    command = flags(**({"dataset": corpus, "output_dir": tmp_path / "out"} | settings))
+    run = recipe_server().run(tmp_path, *command, **no_way_out())
     error = the_error(run)
     for word in words:
         assert word in error
@@ -449,7 +448,7 @@ def test_a_folder_where_a_run_failed_does_not_block_the_next(corpus, tmp_path):
     the_error(recipe_server().run(tmp_path / "a", *flags(**settings, text_column="body")))
     for resume in ("auto", "never"):
         the_error(recipe_server().run(tmp_path / "b", *flags(**settings, max_length=500, resume=resume)))
-    run = recipe_server().run(tmp_path / "c", *flags(**settings, resume="never"))
+    run = recipe_server().run(tmp_path / "c", *flags(**settings, resume="never"), drawn=False)
     assert run.poll() == 0, run.stderr
     check_result(tmp_path / "out")
 
@@ -563,14 +562,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(copy_of_finished, fi
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     command = flags(dataset=corpus, output_dir=copy_of_finished, max_steps=8)
-    run = recipe_server().run(tmp_path, *command)
+    run = recipe_server().run(tmp_path, *command, drawn=False)
     assert run.poll() == 0, run.stderr
     assert run.stderr.count("checkpoint-8 is damaged (optimizer.pt was changed). Trying the one before.") == 1
     assert f"Continuing from {copy_of_finished / 'checkpoint-6'}" in run.stderr
     for name in ("model.safetensors", "checkpoint-8/model.safetensors"):
         assert (copy_of_finished / name).read_bytes() == (finished / name).read_bytes()
     assert (copy_of_finished / "damaged-checkpoint-8").is_dir()
-    again = recipe_server().run(tmp_path, *command)
+    again = recipe_server().run(tmp_path, *command, drawn=False)
     assert again.poll() == 0 and "is damaged" not in again.stderr and "The run is finished" in again.stderr
     # none is left
     for checkpoint in copy_of_finished.glob("checkpoint-*"):
@@ -618,9 +617,11 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(small_disk, corpus, tmp_path):
     assert not any(out.glob(".staging/*"))
     for i in range(1, last):
         shutil.rmtree(out / f"checkpoint-{i}")
-    again = recipe_server().run(tmp_path / "again", *flags(**settings, output_dir=out, save_total_limit=1))
+    words = flags(**settings, output_dir=out, save_total_limit=1)
+    again = recipe_server().run(tmp_path / "again", *words, drawn=False)
     assert again.poll() == 0, again.stderr
-    whole = recipe_server().run(tmp_path / "whole", *flags(**settings, output_dir=tmp_path / "whole" / "out"))
+    words = flags(**settings, output_dir=tmp_path / "whole" / "out")
+    whole = recipe_server().run(tmp_path / "whole", *words, drawn=False)
     assert whole.poll() == 0, whole.stderr
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "out" / "model.safetensors").read_bytes()
 
@@ -647,7 +648,7 @@ def test_a_disk_without_room_for_the_result_costs_no_training(small_disk, corpus
     assert "No space left for the result" in error and "checkpoint-4" in error
     assert not (out / "config.json").exists()
     (out / "ballast").unlink()
-    again = recipe_server().run(tmp_path / "again", *command, before=NO_TRAINING)
+    again = recipe_server().run(tmp_path / "again", *command, before=NO_TRAINING, drawn=False)
     assert again.poll() == 0, again.stderr
     check_result(out)
 
@@ -663,6 +664,8 @@ def launched(*command, cwd=ROOT, **environment):
     )
 
 
+# slow: mistakes above end in forks, real commands below train
+@pytest.mark.slow
 def test_a_mistake_in_a_real_command(tmp_path):
     process = launched("recipes/mlm.py", "--dataset", tmp_path / "nope.txt", "--output_dir", tmp_path / "out")
     assert process.returncode == 1

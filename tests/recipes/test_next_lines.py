@@ -36,7 +36,7 @@ def next_lines(stdout: str) -> dict[str, list[str]]:
 
 
 def follow(folder: Path, words: list[str], *more) -> str:
-    done = recipe_server().run(folder, *words[1:], *more, script=words[0])
+    done = recipe_server().run(folder, *words[1:], *more, script=words[0], drawn=False)
     assert done.poll() == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -111,7 +111,7 @@ def test_the_snippet_of_the_card_makes_the_feature_that_was_measured(labelled, m
 def test_images_without_labels_are_not_probed(tmp_path):
     """Neither on themselves nor, silently, on those that come with hfssl."""
     data = images(tmp_path / "satellite")
-    done = run_image_recipe("mae", tmp_path, dataset=data, max_steps=1, eval_steps=1)
+    done = run_image_recipe("mae", tmp_path, drawn=False, dataset=data, max_steps=1, eval_steps=1)
     assert done.poll() == 0, done.stderr
     assert set(next_lines(done.stdout)) == {"embed", "mae"}
     for recipe in ("probe", "finetune"):

@@ -26,7 +26,8 @@ def run(folder, *flags):
 
 
 def test_ends_with_a_table_records_and_pictures(encoder, tmp_path):
-    flags = ["--encoder", encoder, "--protocol", "knn,linear", "--output_dir", tmp_path, "--max_train_samples", 300]
+    flags = ["--encoder", encoder, "--protocol", "knn,linear", "--output_dir", tmp_path]
+    flags += ["--max_train_samples", 300, "--max_test_samples", 100]
     result = run(tmp_path / "log", *flags)
     assert result.poll() == 0, result.stderr
     assert "linear probe" in result.stdout and "raw input" in result.stdout

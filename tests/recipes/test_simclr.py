@@ -18,7 +18,7 @@ RESNET = {
 
 
 def test_from_digits_to_a_stock_encoder_with_probes_and_pictures(tmp_path):
-    done = run("simclr", tmp_path, dataset="digits", probe_dataset=None)
+    done = run("simclr", tmp_path, dataset="digits", probe_dataset=None, probe_max_samples=300)
     assert done.poll() == 0, done.stderr
     assert "Data: embedded digits" in done.stderr and "knn accuracy" in done.stderr
     assert "Held-out loss" in done.stdout and "contrasted at once, in training 16)" in done.stdout

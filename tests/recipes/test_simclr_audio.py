@@ -38,13 +38,13 @@ def flags(recordings, out, **settings) -> list:
     return [word for name, value in words for word in (f"--{name}", value)]
 
 
-def run(folder, recordings, before="", script="simclr", **settings):
+def run(folder, recordings, before="", script="simclr", drawn=True, **settings):
     words = flags(recordings, settings.pop("output_dir", folder / "out"), **settings)
-    return recipe_server().run(folder, *words, script=f"recipes/{script}.py", before=before)
+    return recipe_server().run(folder, *words, script=f"recipes/{script}.py", before=before, drawn=drawn)
 
 
 def test_stopped_and_continued_it_is_the_same_run_to_a_stock_encoder(tmp_path, recordings):
-    whole = run(tmp_path / "whole", recordings)
+    whole = run(tmp_path / "whole", recordings, drawn=False)
     assert whole.poll() == 0, whole.stderr
     out = tmp_path / "parts" / "out"
     first = run(tmp_path / "parts", recordings, before=STOP.format(step=4, signal="SIGTERM"))

@@ -18,7 +18,7 @@ METHODS = {
 
 @pytest.mark.slow
 def test_from_digits_to_a_stock_teacher_with_probes_and_pictures(tmp_path):
-    done = run("dino", tmp_path, dataset="digits", probe_dataset=None, centering="mean")
+    done = run("dino", tmp_path, dataset="digits", probe_dataset=None, probe_max_samples=300, centering="mean")
     assert done.poll() == 0, done.stderr
     assert "Data: embedded digits" in done.stderr and "knn accuracy" in done.stderr
     assert "Held-out loss" in done.stdout and "k-NN, k = 20" in done.stdout and "linear probe" in done.stdout

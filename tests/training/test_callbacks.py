@@ -12,7 +12,7 @@ import time
 
 import pytest
 import tiny
-from recipe_process import TINY_ENCODER, recipe_server
+from recipe_process import TINY_ENCODER, recipe_server, waiting_at
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -208,22 +208,24 @@ def wait_for(condition, run):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_saves_although_workers_get_it_too(tmp_path, number):
     """Ctrl-C goes to all processes of a terminal's group, a launcher's SIGTERM to all of the run's session."""
-    words = flags(tmp_path, dataloader_num_workers=2)
-    run = recipe_server().start(tmp_path / "first", *words)
-    wait_for(lambda: "step 0: held-out" in run.stderr, run)
-    time.sleep(0.2)
+    steps, sent = {"max_steps": 40, "eval_steps": 40}, tmp_path / "sent"
+    words = flags(tmp_path, dataloader_num_workers=2, **steps)
+    run = recipe_server().start(tmp_path / "first", *words, before=waiting_at(20, sent))
+    wait_for(lambda: "waiting" in run.stdout, run)
     os.killpg(run.pids[0], number)
+    sent.touch()
     assert run.wait() == 128 + number
     assert "Traceback" not in run.stderr
     [checkpoint] = list_checkpoints(tmp_path / "out")
     step = int(checkpoint.name.split("-")[1])
-    assert 0 < step < 150
+    assert 0 < step < 40
     assert run.stderr.splitlines()[-1] == (
         f"Stopped at step {step}, saved as {checkpoint}. The same command goes on from there."
     )
-    again = recipe_server().run(tmp_path / "again", *words)
+    again = recipe_server().run(tmp_path / "again", *words, drawn=False)
     assert again.poll() == 0, again.stderr
-    whole = recipe_server().run(tmp_path / "whole", *flags(tmp_path, output_dir=tmp_path / "whole" / "out"))
+    words = flags(tmp_path, output_dir=tmp_path / "whole" / "out", **steps)
+    whole = recipe_server().run(tmp_path / "whole", *words, drawn=False)
     assert whole.poll() == 0, whole.stderr
     same = [(folder / "out" / "model.safetensors").read_bytes() for folder in (tmp_path, tmp_path / "whole")]
     assert same[0] == same[1]
@@ -247,7 +249,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, workers):
     run.kill(signal.SIGTERM)
     assert run.wait(60) == -signal.SIGTERM
     assert list_checkpoints(tmp_path / "out") == []
-    assert recipe_server().run(tmp_path / "again", *flags(tmp_path, max_steps=2)).poll() == 0
+    assert recipe_server().run(tmp_path / "again", *flags(tmp_path, max_steps=2), drawn=False).poll() == 0
 
 
 SLOW_TOKENIZER = """

@@ -1,23 +1,20 @@
-"""Results on their way to the Hub: the real client in processes of its own, against the Hub of `local_hub.py`."""
+"""Results on their way to the Hub: recipes in processes of their own, with the real client, against the Hub of
+`local_hub.py`."""
 
 import json
-import os
 import shlex
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 import pytest
 import tiny
 from image_recipes import few_images, flags
-from recipe_process import ROOT, TINY_ENCODER, RecipeServer
+from recipe_process import ROOT, TINY_ENCODER, printed_without_hfssl, recipe_server
 from sounds import NAMES, SMALL_WAVE, tone, wav
 
-from local_hub import LocalHub, User
+from local_hub import User
 
 
 TOKEN = "hf_0123456789abcdef"
@@ -27,24 +24,11 @@ PUSHED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def hub():
+@pytest.fixture
+def hub(hub_here, monkeypatch):
     tokens = {TOKEN: User("alice", organizations=("acme",)), "hf_read_only_0": User("bob", can_write=False)}
-    with LocalHub(tokens) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def server(hub):
-    server = RecipeServer(HF_ENDPOINT=hub.url)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def no_faults(hub):
-    yield
-    hub.faults.clear()
+    monkeypatch.setattr(hub_here, "tokens", tokens)
+    return hub_here
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +39,10 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
-def push(server, corpus, tmp_path):
+def push(hub, corpus, tmp_path):
     """`push("alice/x", token, flag=value)`: run the recipe that pushes there."""
 
-    def run(repo, token=TOKEN, ranks=1, before="", **settings):
+    def run(repo, token=TOKEN, ranks=1, before="", drawn=False, **settings):
         settings = {
             "dataset": corpus, "output_dir": tmp_path / "out", "encoder_config": json.dumps(TINY_ENCODER),
             "vocab_size": 150, "max_length": 32, "max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4,
@@ -66,68 +50,55 @@ def push(server, corpus, tmp_path):
         }  # fmt: skip
         words = [word for name, value in settings.items() if value is not None for word in (f"--{name}", value)]
         environment = {"HF_TOKEN": token} if token else {}
-        return server.run(tmp_path / "log", *words, ranks=ranks, before=before, **environment)
+        return recipe_server().run(tmp_path / "log", *words, ranks=ranks, before=before, drawn=drawn, **environment)
 
     return run
 
 
-def client(hub, code: str, tmp_path: Path) -> list[str]:
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
-
-
 def test_the_result_arrives_and_nothing_else(hub, push, tmp_path):
-    run = push("alice/novels", hub_token=TOKEN)
+    run = push("alice/arrived", hub_token=TOKEN, drawn=True)
     assert run.poll() == 0, run.stderr
-    assert f"Pushed to {hub.url}/alice/novels" in run.stderr
+    assert f"Pushed to {hub.url}/alice/arrived" in run.stderr
     out = tmp_path / "out"
     assert any((out / "runs").rglob("events.*"))  # what must not be pushed is there
-    arrived = hub.files("alice/novels")
+    arrived = hub.files("alice/arrived")
     assert set(arrived) == PUSHED
     for name, content in arrived.items():
         assert content == (out / name).read_bytes(), name
         if not name.endswith((".png", ".safetensors")):
             assert TOKEN not in content.decode()
             assert socket.gethostname() not in content.decode()
-    assert hub.commits("alice/novels") == ["End of training", "initial commit"]
-    assert not hub.repos["models", "alice/novels"].private
+    assert hub.commits("alice/arrived") == ["End of training", "initial commit"]
+    assert not hub.repos["models", "alice/arrived"].private
     assert not (out / ".staging").exists()
 
-    answer = client(
-        hub,
-        """
+    code = """
         import sys
 
         sys.modules["hfssl"] = None  # importing it fails
         from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
 
-        _, info = AutoModelForMaskedLM.from_pretrained("alice/novels", output_loading_info=True)
+        _, info = AutoModelForMaskedLM.from_pretrained("alice/arrived", output_loading_info=True)
         print([sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")])
-        tokens = AutoTokenizer.from_pretrained("alice/novels")("the quick brown fox", return_tensors="pt")
-        print(tuple(AutoModel.from_pretrained("alice/novels")(**tokens).last_hidden_state.shape))
+        tokens = AutoTokenizer.from_pretrained("alice/arrived")("the quick brown fox", return_tensors="pt")
+        print(tuple(AutoModel.from_pretrained("alice/arrived")(**tokens).last_hidden_state.shape))
         del sys.modules["hfssl"]
         import hfssl
 
-        print(type(AutoModelForPreTraining.from_pretrained("alice/novels", subfolder="pretraining")).__name__)
-        """,
-        tmp_path,
-    )
+        print(type(AutoModelForPreTraining.from_pretrained("alice/arrived", subfolder="pretraining")).__name__)
+        """
+    answer = printed_without_hfssl(tmp_path, code).splitlines()
     assert answer == ["[[], [], []]", "(1, 6, 32)", "MlmForPreTraining"]
 
 
-def test_no_folder_of_this_machine_arrives(hub, push, server, tmp_path):
+def test_no_folder_of_this_machine_arrives(hub, push, tmp_path):
     """Whatever was recorded: neither of data, nor of a checkpoint that is continued, nor of the result."""
     home = tmp_path / "home of" / "jdoe"
     home.mkdir(parents=True)
     texts = home / "my texts [2024].txt"
     texts.write_text("\n".join(tiny.texts(600)))
     before = f"import os; os.environ['HOME'] = {str(home)!r}"
-    first = push("alice/first", dataset=texts, output_dir=home / "runs" / "first", before=before)
+    first = push("alice/first", dataset=texts, output_dir=home / "runs" / "first", before=before, drawn=True)
     assert first.poll() == 0, first.stderr
     continued = {"encoder": home / "runs" / "first", "encoder_config": None, "vocab_size": None}
     others = texts.with_name("others.txt")
@@ -143,7 +114,7 @@ def test_no_folder_of_this_machine_arrives(hub, push, server, tmp_path):
         dataset=classes, probe_dataset=classes, output_dir=home / "pictures", push_to_hub="true",
         hub_model_id="alice/pictures", max_steps=1,
     )  # fmt: skip
-    third = server.run(tmp_path / "log", *words, script="recipes/simclr.py", before=before, HF_TOKEN=TOKEN)
+    third = recipe_server().run(tmp_path / "log", *words, script="recipes/simclr.py", before=before, HF_TOKEN=TOKEN)
     assert third.poll() == 0, third.stderr
     for repo in ("alice/first", "alice/second", "alice/pictures"):
         check_what_arrived(hub.files(repo), tmp_path)
@@ -167,7 +138,7 @@ def check_what_arrived(arrived, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hubert", "cpc", "clip"])
-def test_no_folder_of_this_machine_arrives_of_sounds_and_pairs(hub, server, tmp_path, method):
+def test_no_folder_of_this_machine_arrives_of_sounds_and_pairs(hub, tmp_path, method):
     home = tmp_path / "home of" / "jdoe"
     data, out = home / "my data [2024]", home / "runs" / method
     for i in range(60):
@@ -191,7 +162,7 @@ def test_no_folder_of_this_machine_arrives_of_sounds_and_pairs(hub, server, tmp_
     }  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     before = f"import os; os.environ['HOME'] = {str(home)!r}"
-    run = server.run(tmp_path / "log", *words, script=f"recipes/{method}.py", before=before)
+    run = recipe_server().run(tmp_path / "log", *words, script=f"recipes/{method}.py", before=before)
     assert run.poll() == 0, run.stderr
     check_what_arrived(hub.files(f"alice/{method}"), tmp_path)
 
@@ -228,7 +199,7 @@ def test_what_cannot_be_pushed_is_known_before_the_training(hub, push, tmp_path,
     # the client tries again for half a minute where a server is only busy
     [("POST", "/commit/", 503), ("POST", "/preupload/", 403), ("PUT", "/lfs/", 403)],
 )
-def test_a_push_that_fails_at_the_end_does_not_cost_the_run(hub, server, push, tmp_path, method, path, status):
+def test_a_push_that_fails_at_the_end_does_not_cost_the_run(hub, push, tmp_path, method, path, status):
     repo = f"alice/later{path.replace('/', '-').rstrip('-')}"
     # before the training it is asked twice whether one may write
     hub.fail(method, path, status=status, times=1000, after=2 if path == "/preupload/" else 0)
@@ -248,7 +219,7 @@ def test_a_push_that_fails_at_the_end_does_not_cost_the_run(hub, server, push, t
     # what it says, and the same command again
     if path == "/commit/":
         words = shlex.split(line.partition("To push it later: python ")[2])
-        later = server.run(tmp_path / "later", *words[1:], script=words[0], HF_TOKEN=TOKEN)
+        later = recipe_server().run(tmp_path / "later", *words[1:], script=words[0], HF_TOKEN=TOKEN)
     else:
         later = push(repo, before=NO_TRAINING, seed=seed)
     assert later.poll() == 0, later.stderr

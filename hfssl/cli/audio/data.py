@@ -20,7 +20,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import SSLPreTrainedModel
 from ...training.arguments import SSLTrainingArguments
-from ..data import DataArguments, samples_a_block
+from ..data import DataArguments, samples_a_block, stream_options
 
 
 logger = logging.getLogger(__name__)
@@ -111,13 +111,7 @@ class AudioData:
             self.source,
             self.format(model, processor),
             self.arguments.batch_seconds,
-            seed=args.seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-            lanes=args.lanes,
-            num_workers=args.dataloader_num_workers,
-            exclude=self.exclude,
-            max_bad_fraction=self.arguments.max_bad_fraction,
+            **stream_options(args, self),
         )
 
     def stream_of_views(self, args: SSLTrainingArguments, views: AudioViews) -> ExactStream:
@@ -127,13 +121,7 @@ class AudioData:
             views.rows,
             views.collator(args.device),
             args.per_device_train_batch_size,
-            seed=args.seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-            lanes=args.lanes,
-            num_workers=args.dataloader_num_workers,
-            exclude=self.exclude,
-            max_bad_fraction=self.arguments.max_bad_fraction,
+            **stream_options(args, self),
             block_cost=samples_a_block(args, "audio"),
             piece_cost=max(self.source.num_rows, 1) / len(self.source),
         )

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.modality import modality
 from ...errors import UserError
+from ...evaluation.results import read_json
+from ...report.record import RUN
+from ...training.checkpoints import STAGING
+from ...training.result_folder import RESULT
 from ..parser import RecipeParser
+from .data import AudioDataArguments
 
 
 logger = logging.getLogger(__name__)
@@ -58,8 +64,10 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         # not within it: each is a run of its own, with a folder of its own
         before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
         folder = output_dir if number == arguments.iterations else before
-        is_done = folder != output_dir and (folder / "config.json").exists()
-        if not is_done:
+        if folder != output_dir and _is_done(folder):
+            _check_data(folder, number, parsed[1])
+            logger.info("Iteration %d of %d is done, in %s.", number, arguments.iterations, folder)
+        else:
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
             parsed = parser.parse(words)
             if source is not None:
@@ -71,6 +79,29 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
                 logger.info("Iteration %d of %d, in %s.", number, arguments.iterations, folder)
             yield parsed, source
         source = str(folder)
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a run has ended here. A result is moved into its folder file by file: what is left of it is not here."""
+    return (folder / "config.json").exists() and not (folder / STAGING / RESULT).exists()
+
+
+def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
+    """Refuse an encoder of an earlier iteration that has heard other recordings."""
+    embedded = modality("audio").embedded_set(arguments.dataset)
+    now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
+    then = read_json(folder / RUN, default={}).get("settings", {}).get("data", {})
+    for name, value in now.items():
+        if name in then and str(then[name]) != str(value) and _path(then[name]) != _path(value):
+            raise UserError(
+                f"Iteration {number}, in {folder}, was trained with `--{name} {then[name]}`, and now it is {value}: "
+                f"units would be those of other recordings. Pass another `--output_dir`, or delete {folder}. To use "
+                f"this encoder all the same, pass it as `--unit_encoder {folder}`, with one iteration less."
+            )
+
+
+def _path(name: str | None) -> Path:
+    return Path(str(name)).resolve()
 
 
 def _shape_of(source: str) -> dict[str, int]:

@@ -26,7 +26,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...training.arguments import SSLTrainingArguments
 from ...training.checkpoints import read_settings
-from ..data import DataArguments, samples_a_block
+from ..data import DataArguments, samples_a_block, stream_options
 
 
 logger = logging.getLogger(__name__)
@@ -262,13 +262,7 @@ class ImageData:
             views.rows,
             views.collator(args.device),
             args.per_device_train_batch_size,
-            seed=args.seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-            lanes=args.lanes,
-            num_workers=args.dataloader_num_workers,
-            exclude=self.exclude,
-            max_bad_fraction=self.arguments.max_bad_fraction,
+            **stream_options(args, self),
             block_cost=samples_a_block(args, "image", self.arguments.tiles_per_image if self.arguments.tile else 1),
             piece_cost=max(self.num_images, 1) / len(self.source),
             rows_per_step=args.global_batch_size,

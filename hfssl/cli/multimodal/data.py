@@ -20,7 +20,7 @@ from ...data.image.value_range import ValueRange, judge_range
 from ...data.mixtures import open_mixture, parts_of, stream_class
 from ...data.modality import modality
 from ...data.multimodal.rows import PairRows, pair_inputs, pair_names
-from ...data.stream import LANES, ExactStream
+from ...data.stream import ExactStream
 from ...data.text.fit import check_fit_to_corpus, tokenizer_fit
 from ...data.text.tokenizer import choose_vocab_size, load_tokenizer, train_tokenizer
 from ...errors import UserError
@@ -29,7 +29,7 @@ from ...functional.keyed import Use
 from ...machine import say_choice
 from ...training.arguments import SSLTrainingArguments
 from ...training.checkpoints import read_settings
-from ..data import DataArguments
+from ..data import DataArguments, samples_a_block, stream_options
 
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ class PairDataArguments(DataArguments):
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
         caption_column (`str`, *optional*):
-            Column with the captions: a text, or a list of several of which each pass takes one. Left out, it is found
-            by its type and name.
+            Column with the captions: a text, or a list of several of which each pass takes one; or several columns,
+            such as caption,caption_de. Left out, it is found by its type and name.
         audio_column (`str`, *optional*):
             Column with the recordings. Left out, it is found by its type.
 
@@ -284,22 +284,13 @@ class PairData:
         """The stream of this process."""
         if "text" in self.names:
             self.say_what_repeats(args.compared_at_once)
-        lanes_a_process = (args.lanes or max(LANES, args.world_size)) / args.world_size
-        pairs = args.per_device_train_batch_size / lanes_a_process
-        fewest, most = modality(self.source.modality).samples_per_block or (4, 256)
         return stream_class(self.source)(
             self.source,
             rows,
             rows.collator(args.device, args.gradient_accumulation_steps if args.contrastive_batch_size else 1),
             args.per_device_train_batch_size,
-            seed=args.seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-            lanes=args.lanes,
-            num_workers=args.dataloader_num_workers,
-            exclude=self.exclude,
-            max_bad_fraction=self.arguments.max_bad_fraction,
-            block_cost=min(max(pairs, fewest), most),
+            **stream_options(args, self),
+            block_cost=samples_a_block(args, self.source.modality),
             piece_cost=self.source.num_rows / len(self.source),
             rows_per_step=args.global_batch_size,
         )

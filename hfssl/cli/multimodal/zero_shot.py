@@ -20,10 +20,46 @@ from ...evaluation.multimodal.retrieval import distinct
 from ...evaluation.multimodal.scores import CUTS, retrieval_scores
 from ...evaluation.probes import warn_of_seen
 from ...evaluation.results import Result
+from ..measuring import result_folder
 
 
 # Of these the first that is there is measured on.
 _SPLITS = ("test", "validation")
+
+
+@dataclass
+class ZeroShot:
+    r"""
+    > Zero-shot
+
+    Args:
+        model (`str`):
+            Folder or Hub id of the two encoders, with tokenizer and image processor.
+        tokenizer (`str`, *optional*):
+            Folder or Hub id of their tokenizer, where it does not lie beside them.
+        classes (`str`, *optional*):
+            File with what the classes are called: a name a line in their order, or a JSON object from class to name or
+            names. Left out, they are called as in the data.
+        templates (`str`, *optional*):
+            File with sentences, one a line, {} where a name stands. Left out: a photo of a {}, and of
+            the embedded characters the name alone.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Images or texts a forward pass.
+        output_dir (`str`, *optional*):
+            Where results and pictures go; outputs/zero_shot-<name of the model> when left out.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    classes: str | None = None
+    templates: str | None = None
+    batch_size: int = 64
+    output_dir: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return result_folder("zero_shot", self.model, self.output_dir)
 
 
 @dataclass
@@ -46,7 +82,7 @@ class ZeroShotDataArguments:
         label_column (`str`, *optional*):
             Column of the labels; found by its type and name when left out.
         caption_column (`str`, *optional*):
-            Column of the captions; found by its type and name when left out.
+            Column of the captions, or several such as caption,caption_de; found by its type and name when left out.
         max_samples (`int`, *optional*, defaults to `5000`):
             Measure on so many at most.
     """

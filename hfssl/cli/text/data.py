@@ -24,7 +24,7 @@ from ...machine import say_choice
 from ...modeling.tokenizer import table_size
 from ...modeling.vocabulary import add_words, find_words
 from ...training.arguments import SSLTrainingArguments
-from ..data import DataArguments
+from ..data import DataArguments, stream_options
 from .presets import CAUSAL_PRESETS, TEXT_PRESETS
 
 
@@ -264,13 +264,7 @@ class TextData:
                 self.tokenizer.pad_token_id, positions="target_positions" if self.causal else "masked_positions"
             ),
             args.per_device_train_batch_size,
-            seed=args.seed,
-            rank=args.process_index,
-            world_size=args.world_size,
-            lanes=args.lanes,
-            num_workers=args.dataloader_num_workers,
-            exclude=self.exclude,
-            max_bad_fraction=self.arguments.max_bad_fraction,
+            **stream_options(args, self),
             batch_cost=self.arguments.batch_tokens,
             block_bytes=self._block_bytes(),
         )

@@ -2,7 +2,8 @@
 
 Channels are averaged. libsndfile (the package `soundfile`) decodes wav, flac, ogg, opus, mp3, aiff and their like of
 any depth; for what it does not know (m4a, aac, wma) PyAV is asked, where it is installed. Resampling is torchaudio's
-windowed sinc, with a kernel as long as its default.
+windowed sinc, with a kernel as long as its default; between rates with little in common, whose kernel would fill the
+memory, SciPy's polyphase filter.
 
 What cannot be decoded raises [`DamagedAudio`] with a short reason: no sound at all, a file that ends before its header
 says so, values that are no numbers.
@@ -23,8 +24,14 @@ import torch
 from ...errors import UserError, first_line
 
 
-# Of a decoded recording, all channels together: a small file can hold far more than there is memory.
+# Of a decoded recording, all channels together, and of what is resampled: a small file can hold far more than there is
+# memory.
 MAX_SAMPLES = 1 << 30
+# Samples a second of anything that was recorded, bats and machines included.
+_MAX_RATE = 1 << 20
+# Numbers in a kernel of torchaudio's, which grows with the product of both rates without what divides them: 44,100 to
+# 16,000 Hz needs 76,000, 11,127 Hz 178 million.
+_MAX_KERNEL = 1 << 22
 # Sizes in a header that mean "not known": of a stream that was written while it was recorded.
 _UNKNOWN_SIZE = 0x7FFFF000
 _END_OF_STREAM = 0x04
@@ -115,6 +122,8 @@ def decode_audio(data: bytes, sampling_rate: int) -> np.ndarray:
     # one sum instead of a mask: infinite and undefined values stay what they are in it
     if not math.isfinite(float(sound.sum(dtype=np.float64))):
         raise DamagedAudio("it holds values that are no numbers (NaN or infinity)")
+    if rate > _MAX_RATE or len(sound) * sampling_rate > MAX_SAMPLES * rate:
+        raise DamagedAudio(f"its header says {rate:,} samples a second, and it has {len(sound):,}")
     return resampled(sound, rate, sampling_rate)
 
 
@@ -148,6 +157,12 @@ def resampled(sound: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
     """
     if rate == sampling_rate:
         return np.ascontiguousarray(sound, dtype=np.float32)
+    common = math.gcd(rate, sampling_rate)
+    before, after = rate // common, sampling_rate // common
+    if before * after > _MAX_KERNEL:
+        from scipy.signal import resample_poly
+
+        return resample_poly(sound, after, before).astype(np.float32)
     return _resampler(rate, sampling_rate)(torch.from_numpy(np.ascontiguousarray(sound, np.float32))).numpy()
 
 

@@ -32,9 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Added to a variance, as stock feature extractors do.
 _EPSILON = 1e-7
-# Of the longest row of a batch, how long the others are at least: of batches of a few seconds, which few rows of a
-# block fit, less than 5 % is padding then.
-_LEAST_SHARE = 0.9
+# Of the sound of a block, how much padding its batches may add, or how much of it may be cut away.
+_MOST_WASTE = 0.05
 # What an encoder has to make of the shortest clip: one frame to hide and one to see.
 _MIN_FRAMES = 2
 
@@ -166,7 +165,7 @@ class AudioRows:
             columns = self.format.columns(sounds, keys, np.zeros(len(keys), np.int64))
         return Rows(
             columns, lengths / SAMPLING_RATE, bad, places[order], costs=lengths, num_empty=num_empty,
-            least_share=_LEAST_SHARE,
+            most_waste=_MOST_WASTE, is_cut=self.format.is_cut,
         )  # fmt: skip
 
     def decoded(self, block: Block) -> tuple[list[tuple[int, int, np.ndarray]], list[tuple[int, str]]]:

@@ -21,9 +21,11 @@ logger = logging.getLogger(__name__)
 
 # Recordings whose headers are looked at to know how long they are.
 LENGTHS_SAMPLE = 64
-# Batches in a block: of the recordings of a block those of about the same length share a batch. More of them are less
-# padding, more memory and a longer resume.
-BATCHES_A_BLOCK = 8
+# Batches in a block: of the recordings of a block those of about the same length share a batch. More of them fill
+# their batches better, and are more memory and a longer resume. A second of sound is 64 kB, and a process holds two
+# blocks of each of its lanes: 0.5 GB for 8 lanes and batches of 32 s. Of 1,000 captions of 0.4 to 11 s (median 1.1 s),
+# with less than 5 % padding, batches of 32 s hold 28 s; 17 s where a block has 8 of them.
+BATCHES_A_BLOCK = 16
 
 
 def recordings(source: Source, number: int) -> Iterator[tuple[str, bytes]]:

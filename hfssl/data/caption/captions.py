@@ -49,11 +49,6 @@ def texts_of(caption: str | list) -> list[str]:
     return [text for text in several if isinstance(text, str) and text and not text.isspace()]
 
 
-def first_text(caption: str | list) -> str:
-    """The caption by which a sample is measured and shown: the first that says something."""
-    return texts_of(caption)[0]
-
-
 class CaptionRows:
     """Turns captions into tokens: a pure function of the block.
 

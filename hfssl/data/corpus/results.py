@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 
 
 def part_path(folder: Path, part: int) -> Path:
+    """Where the results of a part of the corpus lie."""
     return folder / f"part-{part:05d}.arrow"
 
 

@@ -9,6 +9,10 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".pbm",
     ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".ico", ".btf", ".npy", ".npz", ".dcm", ".dicom",
 )  # fmt: skip
+# How files begin, of the formats that are often without an extension.
+_BEGINNINGS = {
+    b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n": ".png", b"II*\0": ".tif", b"MM\0*": ".tif", b"\x93NUMPY": ".npy",
+}  # fmt: skip
 # What the values of the masks of the embedded scenes stand for.
 SCENE_CLASSES = ("ground", *string.ascii_uppercase)
 
@@ -39,6 +43,12 @@ def _feature():
     import datasets
 
     return datasets.Image()
+
+
+def _ending_of(start: bytes) -> str | None:
+    if start[128:132] == b"DICM":
+        return ".dcm"
+    return next((ending for beginning, ending in _BEGINNINGS.items() if start.startswith(beginning)), None)
 
 
 def _from_arrow(column) -> list:
@@ -104,6 +114,7 @@ MODALITY = Modality(
     from_arrow=_from_arrow,
     readers={"imagefolder": _read_folder, "webdataset": _read_tars},
     beside_samples=(".npy", ".npz"),
+    ending_of=_ending_of,
     folder_module="imagefolder",
     # Neighbours often show the same thing (files are sorted by class), so runs of them are short.
     samples_per_piece=8,

@@ -5,7 +5,8 @@ shorter one of the first and the last are the channels, the last where they are 
 that is stated and fits only one of them decides; more axes have to be of length 1. Of an .npz it is the only array, or
 the one called `image`. In a TIFF the samples of a pixel are the channels, together or plane by plane; where a pixel
 has one sample, the pages of the size of the first are (or frames of a DICOM); of several pages with several samples it
-is the first. Reduced copies and masks among the pages do not count. What a GeoTIFF calls no data is no number (NaN).
+is the first. Reduced copies and masks among the pages do not count. What a GeoTIFF calls no data, and a DICOM padding,
+is no number (NaN), but for values of 8 bits.
 
 TIFF that Pillow cannot read is read by `tifffile`, DICOM by `pydicom`: both are optional.
 """
@@ -191,9 +192,17 @@ def _dicom(data: bytes) -> ArrayFile:
         is_signed = bool(dataset.get("PixelRepresentation", 0))
     # a slope and an offset, or a table: the values of the device become those of a scale, such as Hounsfield's
     is_scaled = samples == 1 and any(name in dataset for name in ("ModalityLUTSequence", "RescaleSlope"))
+    bits = 16 if is_scaled or is_signed or depth > 8 else 8
+    padding = dataset.get("PixelPaddingValue") if samples == 1 and bits > 8 else None
 
     def read() -> np.ndarray:
         values = dataset.pixel_array
+        is_padding = np.False_
+        if padding is not None:  # of the device, not of its scale
+            # written as one with a sign or without, whatever the values are
+            ends = [padding, dataset.get("PixelPaddingRangeLimit", padding)]
+            low, high = np.sort(np.array([int(end) for end in ends], np.int64).astype(values.dtype))
+            is_padding = (values >= low) & (values <= high)
         if kind == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)[..., :3]
         if kind == "MONOCHROME1":  # the least is white
@@ -202,9 +211,8 @@ def _dicom(data: bytes) -> ArrayFile:
             values = apply_modality_lut(values, dataset).astype(np.float32)
         if samples > 1:
             return np.moveaxis(values[0] if frames > 1 else values, -1, 0)
-        return values.reshape(frames, *values.shape[-2:])
+        return _without(values, is_padding).reshape(frames, *values.shape[-2:])
 
-    bits = 16 if is_scaled or is_signed or depth > 8 else 8
     return ArrayFile(
         "DICOM", (samples if samples > 1 else frames, int(dataset.Rows), int(dataset.Columns)), bits, read
     )
@@ -337,7 +345,11 @@ def tiff_array(data: bytes) -> ArrayFile:
 
 def _with_nan(values: np.ndarray, nodata: float | None) -> np.ndarray:
     """Values among which those that stand for no data are NaN; as they are where there are none."""
-    nothing = values == nodata if nodata is not None else np.False_
+    return values if nodata is None else _without(values, values == nodata)
+
+
+def _without(values: np.ndarray, nothing: np.ndarray) -> np.ndarray:
+    """Values of which those where there is `nothing` are NaN; as they are where there is none."""
     if not nothing.any():
         return values
     wide = values.dtype.itemsize > 2 and values.dtype != np.float32

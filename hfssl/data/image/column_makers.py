@@ -134,7 +134,7 @@ class BlockMasks:
         masks = np.zeros((len(kept), self.num_views, num_patches), bool)
         found = block_masks(keys_of_masks.ravel(), numbers.ravel(), self.side).reshape(*views.shape, num_patches)
         np.put_along_axis(masks, views[..., None], found, axis=1)
-        masks = masks.reshape(len(kept), -1)
+        masks = masks.reshape(len(kept), self.num_views * num_patches)  # also of none
         most = masked_views * int(num_patches * high)
         patches = np.argsort(~masks, axis=1, kind="stable")[:, :most].astype(np.int32)
         return {self.name: np.where(np.arange(most) < masks.sum(1, keepdims=True), patches, -1)}

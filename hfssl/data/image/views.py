@@ -72,7 +72,7 @@ class ViewArguments:
             run, which adapt it to larger images (DINOv3). Local views change in proportion. The largest is
             `image_size`; held-out losses are of it.
         crop_scale (`tuple[float, float]`, *optional*):
-            Smallest and largest share of the image's area that a view shows.
+            Smallest and largest share of the image's area that a view shows. Left out: that of the method.
         crop_ratio (`tuple[float, float]`, *optional*):
             Smallest and largest width / height of what is cut out. 3/4 and 4/3 when left out.
         interpolation (`str`, *optional*):
@@ -82,17 +82,19 @@ class ViewArguments:
             How many views are mirrored left to right. 0.5 when left out.
         jitter (`tuple[float, float, float, float]`, *optional*):
             Largest change of brightness, contrast, saturation (1 + or - so much, not below 0) and hue (turns, at most
-            0.5).
+            0.5). Left out: that of the method.
         jitter_probability (`float`, *optional*):
-            How many views are jittered.
+            How many views are jittered. Left out: as the method has it.
         grey_probability (`float`, *optional*):
-            How many views lose their colours.
+            How many views lose their colours. Left out: as the method has it.
         blur_probability (`list[float]`, *optional*):
             How many views are blurred: one value for all, or one for each view of full size and one for local views.
+            Left out: as the method has it.
         blur_sigma (`tuple[float, float]`, *optional*):
             Smallest and largest sigma of the blur in pixels. 0.1 and 2 when left out.
         solarize_probability (`list[float]`, *optional*):
-            How many views are solarised: one value for all, or one for each as in `blur_probability`.
+            How many views are solarised: one value for all, or one for each as in `blur_probability`. Left out: as the
+            method has it.
         local_crops (`int`, *optional*):
             Local views an image, for methods that have them. Left out: none of images below 64 pixels, unless another
             flag speaks of them.
@@ -100,7 +102,7 @@ class ViewArguments:
             Height and width of a local view. 3/7 of `image_size` when left out, rounded up to whole patches,
             and at least 24 pixels for encoders that have none.
         local_crop_scale (`tuple[float, float]`, *optional*):
-            Smallest and largest share of the image's area that a local view shows.
+            Smallest and largest share of the image's area that a local view shows. Left out: that of the method.
         normalization (`str`, *optional*):
             Mean and standard deviation that pixels are normalised with: imagenet, half (0.5 and 0.5, to [-1, 1]) or
             dataset (measured on a sample, of each channel). Left out: those of a checkpoint that is continued, else

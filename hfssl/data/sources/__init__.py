@@ -38,6 +38,7 @@ from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_di
 from .find import Found, find_data
 from .tables import ParquetSource, TableSource
 from .text_files import TXT_SOURCES
+from .together import ColumnsTogether, split_columns
 
 
 __all__ = [
@@ -87,7 +88,8 @@ def open_source(
         inputs (`Mapping[str, Input]`, *optional*):
             What to read by name, instead of these three: `modality="image", column="photo", extra_columns=("cls",)` is
             short for `{"image": Input("image", "photo"), "cls": Input(None, "cls", required=False)}`. Files are looked
-            for as those of the [`~hfssl.data.modality.leading_input`].
+            for as those of the [`~hfssl.data.modality.leading_input`]. Of captions `column` may be several, with
+            commas between them: a sample is the list of what a row has in them.
         config, split, revision (`str`, *optional*):
             As in `datasets.load_dataset`; `revision` for Hub ids only.
         sample_by (`str`, *optional*, defaults to `"line"`):
@@ -110,12 +112,13 @@ def open_source(
         inputs |= {name: Input(None, name, required=False) for name in extra_columns}
     elif column is not None or extra_columns:
         raise ValueError("Columns are stated in `inputs`: pass no `column` and no `extra_columns` beside it.")
+    stated, (inputs, together) = inputs, split_columns(inputs)
     leading = inputs[leading_input(inputs)]
     kind = find_modality(leading.modality)
     if sample_by not in TXT_SOURCES:
         known = ", ".join(TXT_SOURCES)
         raise DataError(f"`sample_by` says what a sample of a txt file is: {known}. Got {sample_by!r}.")
-    options = {"inputs": dict(inputs), "piece_bytes": piece_bytes}
+    options = {"inputs": inputs, "piece_bytes": piece_bytes}
     embedded = kind.embedded_set(dataset)
     if embedded is not None:
         _check_embedded(kind, embedded, leading.column, config, split)
@@ -130,7 +133,7 @@ def open_source(
         raise DataError(
             f"{str(dataset)!r} is empty: its split {split!r} ({source.description.split(',')[0]}) has no rows."
         )
-    return source
+    return ColumnsTogether(source, stated, together) if together else source
 
 
 def available_splits(

@@ -408,6 +408,7 @@ def _missing(values: list, wanted: Input, null_is_empty: bool) -> tuple[dict[int
 
 
 def decode_utf8(value: bytes):
+    """The text of some bytes, or the damage where they are none."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -448,6 +449,7 @@ def even_pieces(count: int, size: float, piece_bytes: int) -> tuple[np.ndarray, 
 
 
 def new_digest(*parts) -> "hashlib._Hash":
+    """A SHA-256 that has these parts in it, and the version of how data are laid out in pieces."""
     digest = hashlib.sha256(f"hfssl layout {LAYOUT_VERSION}".encode())
     for part in parts:
         digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
@@ -455,4 +457,5 @@ def new_digest(*parts) -> "hashlib._Hash":
 
 
 def describe(count: int, what: str) -> str:
+    """So many of something, named in the plural: `"1 image"`, `"1,200 images"`."""
     return f"{count:,} {what}" if count != 1 else f"1 {what.removesuffix('s')}"

@@ -64,6 +64,7 @@ class SplitFiles:
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path is an address, such as `hf://…` or `https://…`."""
     return "://" in path
 
 
@@ -130,6 +131,7 @@ def download_once(paths: Sequence[str], dataset: str, sizes: Sequence[int]) -> l
 
 
 def unreadable(name: str, error: Exception) -> DataError:
+    """The error for the user where a file cannot be read, and what to do about it."""
     if isinstance(error, PermissionError):
         return DataError(
             f"{name!r} cannot be read: permission denied. Change its permissions (e.g. `chmod +r`) or its owner."

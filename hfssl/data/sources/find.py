@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -43,6 +44,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Of tables that name files, such as those with their labels.
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
+# So many files, and bytes of each, are looked into where none is called by its format.
+_LOOKED_INTO, _BEGINNING = 8, 256
 # What formats of the `datasets` library hold that hold nothing else.
 _HOLDS = {
     "imagefolder": "images",
@@ -76,6 +79,11 @@ class Found:
 
 
 def find_data(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
+    """The files that one name stands for: a file, a zip, a folder, a glob, or a data set of the Hub.
+
+    Raises:
+        DataError: where there is nothing of the kind.
+    """
     if not dataset.strip():
         raise DataError(
             "`--dataset` is empty. Pass a Hub id, a file, a folder or a glob, or leave it out for the embedded data."
@@ -115,7 +123,7 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
         )
         raise DataError(
             f"{dataset!r} is {_extensions(paths)}, which cannot be read. Supported are {kind.supported}."
-            + (hint if is_table else "")
+            + (hint if is_table else _ending_that_lacks(paths, kind))
         )
     # As `datasets` does: the most frequent format wins; the others are left out.
     extension, _ = max(count.items(), key=lambda item: (item[1], item[0] == ".parquet", item[0]))
@@ -231,10 +239,26 @@ def _format_of(dataset: str, splits: Mapping[str, list[str]], kind: Modality) ->
 def _nothing_to_read(dataset: str, files: Sequence[str], kind: Modality) -> DataError:
     zipped = next((file for file in files if file.lower().endswith(".zip")), None)
     hint = f" A zip is read where it is named itself: pass {zipped}." if zipped and kind.folder_module is None else ""
+    hint += _ending_that_lacks(files, kind)
     return DataError(
         f"The folder {dataset!r} holds {_extensions(files)}, none of which can be read. "
         f"Supported are {kind.supported}.{hint}"
     )
+
+
+def _ending_that_lacks(files: Sequence[str], kind: Modality) -> str:
+    """Advice, where some of the first files are samples by their content, and are not called so."""
+    for file in files[:_LOOKED_INTO]:
+        with suppress(OSError), open(file, "rb") as opened:
+            ending = kind.ending_of(opened.read(_BEGINNING))
+            if ending is not None:
+                folder, name = map(shlex.quote, (os.path.dirname(file), f"*{ending}"))
+                rename = f"find {folder} -type f ! -name {name} -exec mv {{}} {{}}{ending} ';'"
+                return (
+                    f" By its content {os.path.basename(file)!r} is a {ending} file, and files are known by their "
+                    f"endings: give such files this one, for example all of a folder by `{rename}`."
+                )
+    return ""
 
 
 def _is_as_datasets_sees_it(folder: str, files: Sequence[str]) -> bool:

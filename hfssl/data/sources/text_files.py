@@ -160,6 +160,7 @@ class TextFiles:
 
 
 def check_encoding(text: TextFiles) -> None:
+    """Refuse UTF-16, which each line would be damaged in, by the first bytes of the first file that is not empty."""
     file = int(np.flatnonzero(text.sizes)[0])
     if text.read(file, 0, 2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise DataError(

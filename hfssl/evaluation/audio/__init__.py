@@ -15,10 +15,6 @@ from .samples import AudioSampleFeatures
 
 MODALITY = EvaluationModality(
     "audio", MAIN_INPUTS, AudioEmbedder, probe_features, draw_pictures, AudioSampleFeatures, check_pooling,
-    AudioFinetuning,
-    FinetuneDefaults(
-        {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3},
-        unused=("shift", "flip", "max_length"),
-    ),
+    AudioFinetuning, FinetuneDefaults(unused=("shift", "flip", "max_length")),
     {"classification": "finetune", "ctc": "ctc"}, has_layers=True, inside=AudioInside, graph=audio_graph,
 )  # fmt: skip

@@ -1,18 +1,19 @@
 """Speech recognition: train the whole encoder to write down what is said, and the same from scratch beside it.
 
-Protocol "ctc", version 1. Stock `AutoModelForCTC`: one linear layer on the encoder, characters, the loss of Graves et
+Protocol "ctc", version 2. Stock `AutoModelForCTC`: one linear layer on the encoder, characters, the loss of Graves et
 al. (2006), the most likely character of each frame, no language model. Characters are those of the transcripts of
-train: in lower case, without signs that are not said. Optimizer, schedule, learning rates and layer-wise decay are
-those of the protocol "finetune". Recordings are taken whole, as their transcripts are: of train, those that are longer
-than `max_seconds` are left out; of test, none is. The score is that of the last step on test; nothing is chosen by
-looking at it. The recogniser that stays is that of seed 0.
+train: in lower case, without signs that are not said. Optimizer and schedule are those of the protocol "finetune",
+with 1,000 steps at least. Both sides learn at one rate in all of the model: the loss first falls to that of blanks
+alone, and what learns slower stays there for longer. Recordings are taken whole, as their transcripts are: of train,
+those that are longer than `max_seconds` are left out; of test, none is. The score is that of the last step on test;
+nothing is chosen by looking at it. The recogniser that stays is that of seed 0.
 """
 
 import hashlib
 import json
 import logging
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -38,7 +39,7 @@ from ...modeling.frames import frame_mask
 from .. import metrics
 from ..cells import Cells
 from ..classifier_folder import save_classifier, write_classifier_card
-from ..evaluator import EvaluationError, Evaluator, encoder_source
+from ..evaluator import EvaluationError, Evaluator, encoder_source, name_of
 from ..finetune import MODEL, kept_folder, steps_of, train_whole, what_learns
 from ..finetune_rows import readable
 from ..finetune_settings import FinetuneSettings
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLANK, UNKNOWN, SPACE = "[PAD]", "[UNK]", "|"
+# Settings that are left out, where they are not those of the protocol "finetune".
+_VALUES = {"min_steps": 1000, "learning_rate": 1e-3, "layer_decay": 1.0}
 # All but letters, the marks on them, digits, and what is part of a word.
 _UNSAID = regex.compile(r"[^\p{L}\p{M}\p{N}'’\s-]+")
 
@@ -99,7 +102,7 @@ class CtcEvaluator(Evaluator):
     """
 
     protocol: ClassVar[str] = "ctc"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "recognition (CTC)"
     primary_metric = "cer"
     greater_is_better: ClassVar[bool] = False
@@ -118,8 +121,7 @@ class CtcEvaluator(Evaluator):
         command: str | None = None,
         name: str | None = None,
     ) -> list[Result]:
-        if name is None:
-            name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+        name = name or name_of(encoder)
         state = process_state()
         with encoder_source(encoder, processor) as source:
             keep = self.settings.save_model and output_dir is not None
@@ -160,7 +162,7 @@ class _CtcRun:
     ):
         from . import MODALITY
 
-        self.defaults = MODALITY.finetune_defaults
+        self.defaults = replace(MODALITY.finetune_defaults, values=_VALUES)
         self.settings, self.model_dir = evaluator.settings.filled(self.defaults), model_dir
         self.train, self.test = evaluator.train, evaluator.test
         self.precision = choose_precision(evaluator.precision, use_cpu=process_state().device.type == "cpu")

@@ -20,7 +20,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.corpus_targets import NO_TARGET
 from ...modeling.units import unit_quality
-from ..evaluator import Evaluator
+from ..evaluator import Evaluator, name_of
 from ..online_knn import stratified
 from ..results import Result
 
@@ -125,7 +125,7 @@ class UnitQuality(Evaluator):
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The records of a pre-training model."""
-        return self.results(encoder.eval(), encoder.name_or_path or type(encoder).__name__)
+        return self.results(encoder.eval(), name_of(encoder))
 
     def get_config_dict(self) -> dict[str, Any]:
         return {name: data.name for name, data in self.labelled.items()}

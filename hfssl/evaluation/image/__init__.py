@@ -14,9 +14,6 @@ from .samples import ImageSampleFeatures
 
 MODALITY = EvaluationModality(
     "image", ("pixel_values",), ImageEmbedder, probe_features, draw_pictures, ImageSampleFeatures, check_pooling,
-    ImageFinetuning,
-    FinetuneDefaults(
-        {"epochs": 20.0, "learning_rate": 5e-4, "scratch_learning_rate": 1e-3}, unused=("max_length", "max_seconds"),
-    ),
+    ImageFinetuning, FinetuneDefaults(unused=("max_length", "max_seconds")),
     draw_report=draw_report, inside=ImageInside, graph=image_graph,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from ...modeling.base import evaluating
 from ...modeling.packing import position_limit
 from ...modeling.tokenizer import table_size
 from ..encoder_folder import load_config, quiet
-from ..evaluator import EvaluationError
+from ..evaluator import EvaluationError, name_of
 from ..image.features import measured_images, normalized
 
 
@@ -62,7 +62,7 @@ class StockPair:
         batch_size: int = 64,
         device: torch.device | str | None = None,
     ):
-        self.name = str(model) if isinstance(model, str | Path) else model.name_or_path or type(model).__name__
+        self.name = name_of(model)
         self.model = _load(str(model)) if isinstance(model, str | Path) else model
         if device is not None:
             self.model.to(device)
@@ -117,7 +117,7 @@ class TowerPair:
     """
 
     def __init__(self, model: PreTrainedModel, image_processor: Any, captions: CaptionRows, batch_size: int = 64):
-        self.name, self.model = model.name_or_path or type(model).__name__, model
+        self.name, self.model = name_of(model), model
         self.image_processor, self.captions, self.batch_size = image_processor, captions, batch_size
 
     def images(self, samples: Sequence[bytes]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ...functional import keyed
 from ...functional.keyed import Use
 from ...modeling.base import evaluating
 from ...modeling.method import LossContext
-from ..evaluator import Evaluator
+from ..evaluator import Evaluator, name_of
 from ..results import Result
 from .scores import CUTS, retrieval_scores
 
@@ -130,7 +130,7 @@ class RetrievalEvaluator(Evaluator):
 
     def __call__(self, encoder, processor=None, *, output_dir=None, command=None) -> list[Result]:
         """The records of a pre-training model."""
-        return self.results(self.measure(encoder.eval()), model=encoder.name_or_path or type(encoder).__name__)
+        return self.results(self.measure(encoder.eval()), model=name_of(encoder))
 
     def results(self, measured: dict[str, float], model: str, **baselines: dict[str, float]) -> list[Result]:
         """The records of what was measured, beside baselines given by name, and chance."""

@@ -16,7 +16,7 @@ from ...data.sources.base import Damage
 from ...data.text.words import SPACELESS
 from ...machine import process_state
 from ...modeling.base import evaluating
-from ..evaluator import EvaluationError, encoder_source
+from ..evaluator import EvaluationError, encoder_source, name_of
 from ..feature_files import digest, read_features, write_features
 from ..probe_features import BAG_OF_WORDS, ENCODER, RANDOM_INIT, ProbeFeatures
 from ..progress import Progress
@@ -52,7 +52,7 @@ def probe_features(
 ) -> ProbeFeatures:
     """Features of both splits by the encoder, by its random initialisation (seed 0), and as bags of words."""
     settings = EmbedSettings(pooling=pooling, batch_size=batch_size, max_length=MAX_LENGTH, precision=precision)
-    name = str(encoder) if isinstance(encoder, (str, Path)) else encoder.name_or_path or type(encoder).__name__
+    name = name_of(encoder)
     splits = {"train": train, "test": test}
     found: dict[str, dict[str, Any]] = {split: {} for split in splits}
     with encoder_source(encoder, processor) as source:

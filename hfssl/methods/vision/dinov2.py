@@ -17,7 +17,9 @@ step, each by the mean of all the logits of that step over all processes and acc
 the loss of crops is the mean over the pairs that there are. Sinkhorn's shares (of all processes), batch norm in the
 head (likewise) and KoLeo (of one process, as in the code) are those of one forward pass: with them accumulation steps
 are not one larger batch. An encoder without a mask token of its own, such as a ViT, gets one that lies beside it.
-Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). Of DINOv3 there is Gram
+Prototypes have the length 1, as in DINO, where the code trains their lengths too (`weight_g`). While they wait, their
+gradient neither counts in the norm by which all are clipped nor in Adam's moments; the code sets their rate to 0. It
+clips encoder and heads each by a norm of its own, here there is one of all. Of DINOv3 there is Gram
 anchoring (`gram_weight`), whose teacher may get its crops enlarged (`gram_image_size`): the code cuts them out of the
 image again, which shows more.
 """
@@ -42,7 +44,7 @@ from ...modeling.branch import crop_by_crop
 from ...modeling.distributed import convert_batch_norm
 from ...modeling.gram import GramMixin, check_gram
 from ...modeling.heads import DinoHead
-from ...modeling.masked_branch import MaskedBranch, has_mask_token, takes_masked_patches
+from ...modeling.masked_branch import MaskedBranch, has_mask_token, mask_of, takes_masked_patches
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.self_distillation import SelfDistillationMixin, check_self_distillation
@@ -313,11 +315,17 @@ class Dinov2Branch(MaskedBranch):
             patch_size = feature_size(config.encoder_config, "mean")
             self.patch_projector = head(patch_size, output_dim, config.num_patch_prototypes)
 
-    def project(self, features: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of crops and of patches, both through one head at once where they share it."""
+    def project(
+        self, features: torch.Tensor, patches: torch.Tensor, is_masked: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of crops and of patches, both through one head at once where they share it.
+
+        What only fills up the patches, where `is_masked` is `False`, changes nothing of the others.
+        """
         if self.patch_projector is not None:
-            return self.projector(features), self.patch_projector(patches)
-        logits = self.projector(torch.cat([features, patches]))
+            return self.projector(features), self.patch_projector(patches, is_masked)
+        counts = torch.cat([is_masked.new_ones(len(features)), is_masked])
+        logits = self.projector(torch.cat([features, patches]), counts)
         return logits[: len(features)], logits[len(features) :]
 
 
@@ -385,11 +393,11 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         with torch.no_grad():
             teacher_outputs = self.teacher.encode(large)
             mask, places, image_index = self._masks(masked_patches, teacher_outputs, batch_size, num_large)
+            is_masked = image_index < len(large)
             teacher_logits, teacher_patch_logits = self.teacher.project(
-                self.teacher.pool(teacher_outputs), self.teacher.patches_at(teacher_outputs, places)
+                self.teacher.pool(teacher_outputs), self.teacher.patches_at(teacher_outputs, places), is_masked
             )
             teacher_logits = teacher_logits.unflatten(0, (-1, batch_size))
-            is_masked = image_index < len(large)
             patch_targets = self._targets("patch_center", teacher_patch_logits, is_masked)
         self.follow_schedules()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_encoder):
@@ -400,7 +408,7 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
                 features = torch.cat([features, self.student.features(crop_by_crop(local_pixel_values))])
         if not self._trains_encoder:  # a gradient of 0, for which DDP waits
             features = features + 0.0 * sum(parameter.sum() for parameter in self.student.parameters_below_heads())
-        student_logits, patch_logits = self.student.project(features, patches)
+        student_logits, patch_logits = self.student.project(features, patches, is_masked)
         student_logits = student_logits.unflatten(0, (-1, batch_size))
         temperature = self.config.student_temperature
         terms = {
@@ -441,26 +449,17 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         num_patches = hidden.shape[1] - self.student.num_own
         if masked_patches is None:
             masked_patches = torch.full((batch_size, 1), -1, device=hidden.device)
-        mask = crop_by_crop(self._mask(masked_patches, num_large, num_patches))
+        mask = crop_by_crop(mask_of(masked_patches, num_large, num_patches))
         is_masked, patch = masked_patches >= 0, masked_patches.long().clamp(min=0)
         crop = patch // num_patches * batch_size + torch.arange(batch_size, device=hidden.device)[:, None]
         places = crop * num_patches + patch % num_patches
         return mask, places.flatten(), crop.where(is_masked, num_large * batch_size).flatten()
 
-    @staticmethod
-    def _mask(masked_patches: torch.Tensor, num_large: int, num_patches: int) -> torch.Tensor:
-        """Which patches are masked, `(batch_size, num_large, num_patches)`."""
-        last = num_large * num_patches
-        mask = torch.zeros(len(masked_patches), last + 1, dtype=torch.bool, device=masked_patches.device)
-        # one more place, for what only fills up
-        mask.scatter_(1, masked_patches.long().where(masked_patches >= 0, last), True)
-        return mask[:, :-1].unflatten(1, (num_large, num_patches))
-
     def hidden_pixels(self, batch: dict[str, torch.Tensor]) -> torch.BoolTensor:
         """Which pixels of its large crops the student does not see, `(batch_size, num_large_crops, height, width)`."""
         size = side(self.config.encoder_config.patch_size)
         num_large, height = batch["pixel_values"].shape[1], batch["pixel_values"].shape[-1]
-        mask = self._mask(batch["masked_patches"], num_large, (height // size) ** 2)
+        mask = mask_of(batch["masked_patches"], num_large, (height // size) ** 2)
         hidden = unpatchify(mask.flatten(0, 1)[..., None].expand(-1, -1, size**2), size)
         return hidden[:, 0].unflatten(0, (-1, num_large))
 

@@ -44,7 +44,7 @@ def test_channels_are_averaged():
     assert audio_header(encoded(both)).num_channels == 3
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 96_000])
+@pytest.mark.parametrize("rate", [8_000, 22_254, 44_101, 44_100, 96_000])
 def test_other_rates_are_resampled(rate):
     time = np.arange(rate // 2) / rate
     tone = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
@@ -53,6 +53,18 @@ def test_other_rates_are_resampled(rate):
     if rate == 96_000:  # what the new rate cannot hold is filtered, not folded
         high = (0.5 * np.sin(2 * np.pi * 15_000 * time)).astype(np.float32)
         assert np.abs(decode_audio(encoded(high, rate, subtype="FLOAT"), RATE)[200:-200]).max() < 0.01
+
+
+def test_rates_that_divide_nothing_need_no_kernel_that_fills_the_memory(monkeypatch):
+    made = []
+    monkeypatch.setattr("hfssl.data.audio.decode._resampler", lambda *rates: made.append(rates))
+    assert len(resampled(TONE, 11_127, RATE)) == -(-8_000 * 16_000 // 11_127) and not made
+
+
+@pytest.mark.parametrize(("rate", "number"), [(1, 100_000), (2_000_000_011, 8_000)])
+def test_a_rate_that_nothing_is_recorded_at_is_damage(rate, number):
+    with pytest.raises(DamagedAudio, match=f"its header says {rate:,} samples a second, and it has {number:,}"):
+        decode_audio(encoded(np.resize(TONE, number), rate, subtype="PCM_U8"), RATE)
 
 
 def test_the_length_after_resampling_is_rounded_up():

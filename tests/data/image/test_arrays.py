@@ -59,7 +59,10 @@ def dicom(values, **elements):
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(values.dtype.kind == "i")
     dataset.PixelData = values.tobytes()
     for name, value in elements.items():
-        setattr(dataset, name, value)
+        if isinstance(value, pydicom.DataElement):
+            dataset.add(value)
+        else:
+            setattr(dataset, name, value)
     file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
@@ -280,6 +283,33 @@ def test_dicom_is_what_the_device_measured():
     assert open_array(dicom(values_of(1, kind="i1"))).bits == 16  # not the range of a byte
     frames = values_of(4)
     assert decode_image(dicom(frames), num_channels=4).numpy().tolist() == frames.tolist()
+
+
+def test_what_a_dicom_is_padded_with_is_no_number():
+    values = values_of(1, kind="i2")
+    padded = values.copy()
+    padded[0, :2], padded[0, 2] = -2000, -1990
+    expected = values.astype(float)
+    expected[0, :2] = np.nan
+    scale = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    pydicom = pytest.importorskip("pydicom")
+    without_sign = pydicom.DataElement(0x00280120, "US", 63536)  # as some devices write it
+    for elements, read in [
+        ({}, lambda x: x),
+        ({"PixelPaddingValue": without_sign}, lambda x: x),
+        (scale, lambda x: x - 1024),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, lambda x: -1 - x),
+    ]:
+        file = dicom(padded, **{"PixelPaddingValue": -2000, **elements})
+        found = open_array(file).read()
+        assert np.array_equal(found[0, :2], read(expected)[0, :2], equal_nan=True)
+        assert np.array_equal(found[0, 3:], read(expected)[0, 3:]) and found[0, 2, 0] == read(-1990)
+    between = open_array(dicom(padded, PixelPaddingValue=-1990, PixelPaddingRangeLimit=-2000)).read()
+    assert np.isnan(between[0, :3]).all() and np.array_equal(between[0, 3:], expected[0, 3:])
+    # what is there is judged by, and what is not is black
+    file = dicom(padded + (padded > -1000) * 1000, PixelPaddingValue=-1990, PixelPaddingRangeLimit=-2000)
+    assert judge_range([file])[0] >= 0 and decode_image(file, value_range=judge_range([file]))[:, :3].max() == 0
+    assert open_array(dicom(values_of(1), PixelPaddingValue=0)).read().dtype == np.uint8
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -9,11 +9,12 @@ import torch
 
 from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.data.image import decode
+from hfssl.data.image.arrays import open_array
 from hfssl.data.image.contact_sheet import views_of
 from hfssl.data.image.tiles import Tiles
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.sources import identity
-from hfssl.data.stream import Block
+from hfssl.data.stream import Block, ExactStream
 from hfssl.errors import UserError
 from hfssl.functional.views import View, ViewPreset
 
@@ -142,6 +143,31 @@ def test_a_stream_of_tiles_goes_on_where_it_was_and_holds_out_whole_images(tmp_p
     args.epochs = 2.0
     with pytest.raises(UserError, match="`--epochs 2` counts images, and with `--tile` each is several"):
         stream()
+
+
+def test_no_tile_of_an_image_that_is_held_out_is_trained_on(tmp_path):
+    for i in range(60):  # each tile shows of which image it is
+        np.save(tmp_path / f"{i}.npy", np.full((4, 20, 20), 4 * i, np.uint8))
+    data = ImageData(ImageDataArguments(dataset=str(tmp_path), tile=16, tiles_per_image=4))
+    plain = View(size=8, scale=(1.0, 1.0), jitter_probability=0.0, blur_probability=0.0)
+    # with masks, and blocks of one image each
+    preset, arguments = ViewPreset((plain, plain), mask_ratio=(0.1, 0.5)), ViewArguments(image_size=8)
+    views = Views(
+        preset, arguments, is_grey=False, num_channels=4, mean_std=([0.0] * 4, [1.0] * 4), patch_size=2,
+        tiles=data.tiles,
+    )  # fmt: skip
+    stream = ExactStream(
+        data.source, views.rows, views.collator(), 8, exclude=data.exclude, block_cost=1,
+        piece_cost=60 / len(data.source),
+    )  # fmt: skip
+    batches = iter(stream)
+    seen = {
+        round(value / 4)
+        for _ in range(60)
+        for value in (next(batches)["pixel_values"] * 255).flatten(1).mean(1).tolist()
+    }
+    held_out = {int(open_array(each).read().max()) // 4 for each in data.held_out}
+    assert held_out and seen == set(range(60)) - held_out
 
 
 def test_impossible_tiles_are_refused():

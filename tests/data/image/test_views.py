@@ -18,6 +18,7 @@ import hfssl
 from hfssl import SimclrForPreTraining
 from hfssl.cli.parser import RecipeParser
 from hfssl.data.image.png import encoded_image
+from hfssl.data.image.tiles import Tiles
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.sources import MemorySource
 from hfssl.data.stream import Block, ExactStream
@@ -231,6 +232,23 @@ def test_damaged_images_are_left_out():
     assert len(rows) == 5 and [index for index, _ in rows.bad] == [2]
     for name, values in whole.columns.items():
         assert np.array_equal(rows.columns[name], np.delete(values, 2, axis=0))
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("method", ["dino", "dinov2", "mae"])
+@pytest.mark.parametrize("images", [[], [b"damaged"]], ids=["held out", "damaged"])
+def test_a_block_of_which_nothing_is_left(method, tile, images):
+    """One image is a block where it is cut into tiles."""
+    tiles = None if tile is None else Tiles(tile, 2)
+    made = Views(preset_of(method), ViewArguments(image_size=16), is_grey=False, patch_size=8, tiles=tiles)
+    found = made.rows(
+        Block({"image": images}, keyed.key(0, np.arange(len(images))), 9, np.zeros((len(images), 4), int))
+    )
+    assert len(found) == 0 and [index for index, _ in found.bad] == list(range(len(images)))
+    other = made.rows(Block({"image": [image(0)]}, keyed.key(0, np.arange(1)), 9, np.zeros((1, 4), int)))
+    assert {name: values.shape[1:] for name, values in found.columns.items()} == {
+        name: values.shape[1:] for name, values in other.columns.items()
+    }
 
 
 def test_dataset_statistics_have_to_be_given():

@@ -2,12 +2,10 @@ import itertools
 import json
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from recipe_process import printed_without_hfssl
+from recipe_process import printed_elsewhere, printed_without_hfssl
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -79,18 +77,14 @@ def test_normalisation_is_that_of_bert_but_for_accents(tokenizer):
     assert tokenizer.tokenize("語") == ["語"] and tokenizer.tokenize("☃") == ["[UNK]"]
 
 
-def test_same_texts_give_the_same_tokenizer():
+def test_same_texts_give_the_same_tokenizer(tmp_path):
     # another process: the order of a hash map is what changes
     code = (
-        "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); from hfssl.data.text.tokenizer import train_tokenizer; "
-        "t = train_tokenizer(json.loads(sys.argv[2]), 256); print(json.dumps(sorted(t.get_vocab().items())))"
+        "import sys, json; from hfssl.data.text.tokenizer import train_tokenizer; "
+        "t = train_tokenizer(json.loads(sys.argv[1]), 256); print(json.dumps(sorted(t.get_vocab().items())))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(TEXTS)], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
     vocab = sorted(train_tokenizer(iter(TEXTS), 256).get_vocab().items())
-    assert [list(item) for item in vocab] == json.loads(run.stdout)
+    assert [list(item) for item in vocab] == json.loads(printed_elsewhere(tmp_path, code, json.dumps(TEXTS)))
 
 
 def test_saved_tokenizer_is_stock(tokenizer, tmp_path):
@@ -224,12 +218,10 @@ def test_bpe_gives_every_text_back_and_begins_it():
 def test_bpe_saved_is_stock_and_the_same_in_another_process(tmp_path):
     train_bpe_tokenizer(TEXTS, 300, model_max_length=64).save_pretrained(tmp_path / "here")
     code = (
-        "import sys, json; sys.path[:0] = json.loads(sys.argv[1])\n"
-        "from hfssl.data.text.tokenizer import train_bpe_tokenizer\n"
-        "train_bpe_tokenizer(json.loads(sys.argv[2]), 300, model_max_length=64).save_pretrained(sys.argv[3])"
+        "import sys, json; from hfssl.data.text.tokenizer import train_bpe_tokenizer\n"
+        "train_bpe_tokenizer(json.loads(sys.argv[1]), 300, model_max_length=64).save_pretrained(sys.argv[2])"
     )
-    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(TEXTS), str(tmp_path / "there")]
-    subprocess.run(command, check=True, capture_output=True)
+    printed_elsewhere(tmp_path, code, json.dumps(TEXTS), tmp_path / "there")
     assert (tmp_path / "here" / "tokenizer.json").read_bytes() == (tmp_path / "there" / "tokenizer.json").read_bytes()
     # beside a model of another type as well
     LlamaConfig().save_pretrained(tmp_path / "there")

@@ -13,7 +13,7 @@ from hfssl.evaluation import EvaluationError, metrics
 from hfssl.evaluation.audio.ctc import Collator, CtcEvaluator, build_processor, said
 from hfssl.evaluation.audio.encoder import make_inputs
 from hfssl.evaluation.audio.finetuning import AudioFinetuning, TrainingClips
-from hfssl.evaluation.finetune import FinetuneEvaluator
+from hfssl.evaluation.finetune import FinetuneEvaluator, layer_groups
 from hfssl.evaluation.finetune_settings import FinetuneSettings
 from hfssl.evaluation.probes import parse_task
 
@@ -111,6 +111,22 @@ def test_a_recogniser_stays_that_a_pipeline_loads(tmp_path):
     assert set(found["text"].lower()) <= set("highlow ")
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert "to write down what is said, in 9 tokens" in card
+
+
+def test_both_sides_of_recognition_learn_at_one_rate(tmp_path, monkeypatch):
+    """Head, blocks and convolutions, of the pre-trained encoder and of the one from scratch."""
+    train, test = spoken()
+    rates = []
+
+    def noted(model, learning_rate, layer_decay, weight_decay):
+        groups = layer_groups(model, learning_rate, layer_decay, weight_decay)
+        rates.append({group["lr"] for group in groups})
+        return groups
+
+    monkeypatch.setattr("hfssl.evaluation.finetune.layer_groups", noted)
+    cer, _ = CtcEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")(save(hubert(1), tmp_path / "encoder"))
+    assert rates == [{1e-3}, {1e-3}] and cer.version == 2
+    assert (cer.hyperparameters["layer_decay"], cer.hyperparameters["learning_rate"]) == (1.0, 1e-3)
 
 
 def test_a_recogniser_learns_of_whole_recordings_and_is_measured_on_them(tmp_path, caplog, monkeypatch):

@@ -10,7 +10,7 @@ import sklearn.linear_model
 from text_encoder import make_tokenizer, opinions, save_text_encoder
 
 from hfssl.evaluation import EvaluationError, FinetuneEvaluator
-from hfssl.evaluation.few_shot import few_shot_predict
+from hfssl.evaluation.few_shot import few_shot_logits
 from hfssl.evaluation.finetune_settings import FinetuneSettings
 from hfssl.evaluation.knn import knn_predict
 from hfssl.evaluation.linear_probe import LogisticRegression, linear_probe_predict
@@ -75,6 +75,7 @@ def test_what_is_left_out_is_as_the_modality_has_it():
         defaults = evaluation_modality(name).finetune_defaults
         chosen = FinetuneSettings().hyperparameters(defaults)
         assert chosen["learning_rate"] == learning_rate and other not in chosen
+        assert (chosen["min_steps"], chosen["layer_decay"]) == (200, 0.75)
         assert FinetuneSettings(learning_rate=1.0).hyperparameters(defaults)["learning_rate"] == 1.0
 
 
@@ -119,7 +120,7 @@ def test_probes_of_sparse_features_are_those_of_dense_ones():
     theirs = sklearn.linear_model.LogisticRegression(C=1 / (40 * 0.01), tol=1e-8, max_iter=1000).fit(x[:40], y[:40])
     assert np.mean(theirs.predict(x[40:]) == of_sparse.predict(sparse[40:])) > 0.9
     assert linear_probe_predict(sparse[:40], y[:40], sparse[40:])[0].shape == (20,)
-    assert few_shot_predict(sparse[:40], y[:40], sparse[40:], 2).shape == (20,)
+    assert few_shot_logits(sparse[:40], y[:40], sparse[40:], 2).argmax(1).shape == (20,)
 
 
 def test_a_model_in_memory_needs_its_tokenizer(encoder):

@@ -43,8 +43,20 @@ CONTRACT = Contract(
     variants={
         "without koleo": (two_layers, {"koleo_weight": 0.0}),
         "sinkhorn, separate heads": (dinov3, {"koleo_weight": 0.0, "centering": "sinkhorn", **SEPARATE}),
+        "as a checkpoint goes on": (
+            two_layers,
+            {
+                "koleo_weight": 0.0,
+                "centering": "sinkhorn",
+                "projector_batch_norm": True,
+                "freeze_encoder": 0.5,
+                "gram_weight": 1.0,
+                "gram_teacher_at": 0.2,
+                "gram_start": 0.5,
+            },
+        ),
     },
-    equal=frozenset({"without koleo", "sinkhorn, separate heads"}),
+    equal=frozenset({"without koleo", "sinkhorn, separate heads", "as a checkpoint goes on"}),
     collapse=without_sharpening,
 )
 
@@ -222,16 +234,26 @@ def test_hidden_pixels_are_those_of_the_masked_patches():
     assert torch.equal(hidden, expected)
 
 
-@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
-def test_places_that_fill_up_change_nothing(centering):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"centering": "sinkhorn"},
+        {"centering": "sinkhorn", "projector_batch_norm": True},
+        {"projector_batch_norm": True, **SEPARATE},
+    ],
+    ids=["mean", "sinkhorn", "batch norm", "batch norm of patches"],
+)
+def test_places_that_fill_up_change_nothing(config):
     found = []
     for width in (0, 5):
-        model, batch = moved(dinov2(centering=centering)).train(), masked_crops()
+        model, batch = moved(dinov2(**config)).train(), masked_crops()
         batch["masked_patches"] = F.pad(batch["masked_patches"], (0, width), value=-1)
         loss = model(**batch).loss
         loss.backward()
         model.after_optimizer_step(0.5)
-        found.append([loss, model.patch_center, *(p.grad for p in model.parameters() if p.grad is not None)])
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([loss, *model.buffers(), *gradients])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
