@@ -69,6 +69,8 @@ _ENOUGH_TO_JUDGE = 2048
 _LUMA = (0.299, 0.587, 0.114)
 # Tags of a TIFF.
 _BITS, _SAMPLE_FORMAT = 258, 339
+# With these a JPEG 2000 begins its description, in which so many bytes further stand the bits of a value.
+_START_OF_JPEG2000, _BITS_IN_JPEG2000 = b"\xff\x4f\xff\x51", 42
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -123,7 +125,7 @@ def image_header(data: bytes, num_channels: int | None = None, any_size: bool = 
         others = None if channels in (1, 3) else channels
         return ImageHeader(height, width, channels == 1, array.format, array.bits, others)
     with _opened(data) as image:
-        return _header(image)
+        return _header(image, data)
 
 
 def decode_image(
@@ -167,7 +169,7 @@ def decode_image(
     if array is not None:
         return array_pixels(array, value_range, num_channels)
     with _opened(data) as image:
-        bits = _header(image).bits  # checks the size
+        bits = _header(image, data).bits  # checks the size
         turn = _TURNS.get(_orientation(image))
         try:
             if shrink > 1 and image.format in ("JPEG", "MPO"):
@@ -261,12 +263,12 @@ def raw_values(data: bytes, num_channels: int | None = None) -> np.ndarray | Non
         except Exception as error:
             raise DamagedImage(_reason(error)) from error
     with _opened(data) as image:
-        if _header(image).bits <= 8:
+        if (bits := _header(image, data).bits) <= 8:
             return None
         try:
             image.load()
             if image.mode in _DEEP_MODES:
-                return _values(image)
+                return _values(image, bits)
             colours = _deep_colours(image, data)
             if colours is None:
                 return np.asarray(image.convert("RGB"))
@@ -291,19 +293,22 @@ def _opened(data: bytes) -> Image.Image:
         raise DamagedImage(_reason(error)) from error
 
 
-def _header(image: Image.Image) -> ImageHeader:
+def _header(image: Image.Image, data: bytes) -> ImageHeader:
     width, height = image.size
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     _check_size(height, width)
     format = "JPEG" if image.format == "MPO" else image.format
-    return ImageHeader(height, width, image.mode in _GREY_MODES, format, _open_bits(image))
+    return ImageHeader(height, width, image.mode in _GREY_MODES, format, _open_bits(image, data))
 
 
-def _open_bits(image: Image.Image) -> int:
+def _open_bits(image: Image.Image, data: bytes) -> int:
     """Bits of a value in a format that does not say which of them are in use; Pillow scales the others: 8."""
     if image.format == "TIFF":
         return max(8, *image.tag_v2.get(_BITS, (1,)))
+    if image.format == "JPEG2000" and image.mode in _DEEP_MODES:
+        at = data.find(_START_OF_JPEG2000) + _BITS_IN_JPEG2000
+        return min((data[at] & 127) + 1, 16) if at < len(data) else 16
     # after loading there is no tile, and a header is looked at before
     return 16 if image.format == "PNG" and image.tile and "16" in str(image.tile[0][3]) else 8
 
@@ -335,7 +340,7 @@ def _rgb(image: Image.Image, bits: int, data: bytes, value_range: tuple[float, f
                 _no_known_range("floats" if image.mode == "F" else "integers with a sign or of 32 bits")
             )
         all_of_them = (0.0, 2.0**bits - 1) if bits > 8 else ALL_OF_SIXTEEN_BITS
-        image = Image.fromarray(_in_bytes(_values(image), chosen or all_of_them))
+        image = Image.fromarray(_in_bytes(_values(image, bits), chosen or all_of_them))
     elif bits > 8 and value_range not in (None, ALL_OF_SIXTEEN_BITS):
         image = _colours_in_range(image, data, value_range)
     if image.has_transparency_data:
@@ -371,9 +376,11 @@ def _bands(
     return Image.fromarray(_in_bytes(colours, value_range).transpose(1, 2, 0))
 
 
-def _values(image: Image.Image) -> np.ndarray:
-    """The values of an image in one channel."""
+def _values(image: Image.Image, bits: int) -> np.ndarray:
+    """The values of an image in one channel, as the file has them."""
     values = np.asarray(image)
+    if image.format == "JPEG2000":  # Pillow makes them fill 16 bits
+        return values >> (16 - bits)
     # Pillow takes the bits of unsigned integers for those of signed ones
     unsigned = image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1
     return values.view(np.uint32) if unsigned else values

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hfssl.data.image.decode import decode_image, image_header, raw_values
 from hfssl.data.image.value_range import RangeOfSet, check_range, judge_range
 from hfssl.errors import UserError
 
@@ -41,6 +42,23 @@ def test_the_range_is_the_powers_of_two_that_hold_the_values(low, high, kind, ju
     with caplog.at_level(logging.INFO, "hfssl"):
         assert judge_range(images(low, high, kind)) == judged
     assert f"{judged[0]:.6g} to {judged[1]:.6g} become black to white. `--value_range LOW HIGH`" in caplog.text
+
+
+@pytest.mark.parametrize("bits", [16, 15, 12])
+def test_of_jpeg_2000_the_values_are_those_of_the_file(bits):
+    """Pillow makes those with fewer bits fill 16; satellites say 15, and use less."""
+    values = np.random.default_rng(0).integers(100, 4000, (32, 32)).astype(np.uint16)
+    file = io.BytesIO()
+    if bits == 16:
+        Image.fromarray(values).save(file, "JPEG2000", irreversible=False)
+    else:
+        encode = pytest.importorskip("imagecodecs").jpeg2k_encode
+        file.write(encode(values, level=0, bitspersample=bits, reversible=True))
+    data = file.getvalue()
+    assert image_header(data).bits == bits and np.array_equal(raw_values(data), values)
+    assert judge_range([data]) == (0, 4095)
+    assert np.array_equal(decode_image(data, value_range=(0, 4095))[0], np.rint(values * (255 / 4095)))
+    assert np.array_equal(decode_image(data)[0], np.rint(values * (255 / (2**bits - 1))))
 
 
 def test_values_in_a_corner_have_a_range_of_their_own():
