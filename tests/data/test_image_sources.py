@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
