@@ -15,30 +15,26 @@ With `batch_cost`, what the lanes hand out in turn is not a row but a whole batc
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from ..functional import keyed
 from ..functional.keyed import Use
 from .blocks import Block, MadeBlock, Rows, Unmade, WholeCollate, batches_of_cost, dealt, interleaved, shuffled_units
+from .lanes import Lane, NextBlocks
 from .modality import modality
 from .sources import DataError, Source, digest_of
+from .stream_state import BATCHING, STATE_VERSION, checked_state
 from .workers import BlocksOf, as_it_is, init_worker, signals_held_back
 
 
 logger = logging.getLogger(__name__)
 
-# Version of `ExactStream.state_dict`: 2 has lanes.
-STATE_VERSION = 2
-# How `batch_cost` makes batches of the rows of a block: 2 makes the fewest.
-BATCHING = 2
 # A run has at least so many lanes, where its data are not too small: it can go on with any number of processes that
 # divides theirs.
 LANES = 8
@@ -54,17 +50,6 @@ MOST_FILES_NAMED = 20
 MIN_ROWS_TO_JUDGE = 1000
 # So many blocks of a lane in a row may be empty by chance: a lane of a tiny source has a row or two.
 MOST_EMPTY_BLOCKS = 100
-
-
-@dataclass
-class _Lane:
-    """The blocks of a lane that are made or asked for."""
-
-    next: tuple[int, int]  # pass and block to ask for next
-    used: int  # turns of the first block that were taken
-    made: deque[tuple[tuple[int, int], MadeBlock]] = field(default_factory=deque)
-    asked: int = 0  # blocks in `made` and those on their way
-    is_new: bool = True  # whether the first block has not been looked at yet
 
 
 class ExactStream(torch.utils.data.IterableDataset):
@@ -274,13 +259,13 @@ class ExactStream(torch.utils.data.IterableDataset):
     # -- the stream -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        lanes = {lane: _Lane((at["pass"], at["block"]), at["row"]) for lane, at in self.positions.items()}
+        lanes = {lane: Lane((at["pass"], at["block"]), at["row"]) for lane, at in self.positions.items()}
         with signals_held_back():  # workers ignore them, see `hfssl.data.workers`
             blocks = iter(self._loader(lanes))
         while True:
             yield self._batch(lanes, blocks)
 
-    def _batch(self, lanes: dict[int, _Lane], blocks: Iterator) -> dict[str, torch.Tensor]:
+    def _batch(self, lanes: dict[int, Lane], blocks: Iterator) -> dict[str, torch.Tensor]:
         size = self.batch_size if self.batch_cost is None else 1
         # the first turn that is this process's; then its lanes take turns, each the same number of rows apart
         first = self.turn + (self.rank - self.turn) % self.world_size
@@ -312,7 +297,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         batch = self.collate({name: values for name, values in columns.items() if name != "places"})
         return batch | ({"places": torch.from_numpy(columns["places"])} if "places" in columns else {})
 
-    def _take(self, lanes: dict[int, _Lane], number: int, turns: int, blocks: Iterator) -> list[tuple[Rows, int, int]]:
+    def _take(self, lanes: dict[int, Lane], number: int, turns: int, blocks: Iterator) -> list[tuple[Rows, int, int]]:
         """The next rows of a lane: `(rows, begin, end)` of each block that they come from."""
         lane, taken, empty = lanes[number], [], 0
         while turns:
@@ -340,12 +325,12 @@ class ExactStream(torch.utils.data.IterableDataset):
                 lane.asked, lane.used, lane.is_new = lane.asked - 1, 0, True
         return taken
 
-    def _loader(self, lanes: dict[int, _Lane]) -> DataLoader:
+    def _loader(self, lanes: dict[int, Lane]) -> DataLoader:
         # while the blocks in use are read, the next one of each lane is made
         ahead = max(2, -(-len(lanes) // max(self.num_workers, 1)))
         return DataLoader(
             BlocksOf(self),
-            sampler=_NextBlocks(self, lanes),
+            sampler=NextBlocks(self, lanes),
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=self.num_workers,
@@ -407,25 +392,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             DataError: if the states were made with other data, with settings that give other batches, or by a version
             of hfssl without lanes.
         """
-        if not states:
-            raise DataError(
-                "This stream cannot go on: the checkpoint holds no state of a stream. Start a run in another "
-                "`--output_dir`."
-            )
-        for state in states:
-            if state.get("version") != STATE_VERSION:
-                raise DataError(
-                    "This stream cannot go on from the checkpoint: its state is one of another version of hfssl "
-                    f"({state.get('version', 1)}, this one reads {STATE_VERSION}). Continue with the version that "
-                    "wrote it, or start a run in another `--output_dir`."
-                )
-        then = states[0]
-        for name, now in self._layout().items():
-            if then["layout"].get(name) != now:
-                raise DataError(
-                    f"This stream cannot go on from the checkpoint: {_LAYOUT_WORDS[name]} "
-                    f"({then['layout'].get(name)} then, {now} now)."
-                )
+        then = checked_state(states, self._layout())
         lanes = then["plan"]["lanes"]
         if self.stated_lanes not in (None, lanes):
             raise DataError(
@@ -469,34 +436,3 @@ class ExactStream(torch.utils.data.IterableDataset):
 
     def __getstate__(self) -> dict[str, Any]:  # what a spawned worker needs; caches are made anew
         return {**self.__dict__, "_orders": {}}
-
-
-_LAYOUT_WORDS = {
-    "data": "the data set has changed since, and other data have other samples. Start a run in another --output_dir",
-    "shares": "the shares of the mixture differ. Use the same --dataset",
-    "seed": "the seed differs. Use the same --seed",
-    "excluded": "what is held out or measured on differs. Use the same flags about held-out data and probes",
-    "batch_cost": "the size of the batches differs. Use the same --batch_tokens or --batch_seconds",
-    "batching": "this version puts other rows together in a batch. Start a run in another --output_dir",
-}
-
-
-class _NextBlocks(Sampler):
-    """Which block to make next, decided when it is asked: one of the lane that has the fewest, made or asked for.
-
-    Of several such lanes, that whose turn comes first. Only the time of waiting depends on this choice, not the rows.
-    """
-
-    def __init__(self, stream: ExactStream, lanes: dict[int, _Lane]):
-        self.stream, self.lanes = stream, lanes
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        while True:
-            stream = self.stream
-            number = min(self.lanes, key=lambda lane: (self.lanes[lane].asked, (lane - stream.turn) % stream.lanes))
-            lane = self.lanes[number]
-            pass_index, block = lane.next
-            is_last = stream.blocks_per_lane is not None and block + 1 == stream.blocks_per_lane
-            lane.next = (pass_index + 1, 0) if is_last else (pass_index, block + 1)
-            lane.asked += 1
-            yield number, pass_index, block

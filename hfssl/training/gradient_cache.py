@@ -162,9 +162,10 @@ def _say_steps(args: Any) -> None:
     steps, parts, size = args.max_steps, args.gradient_accumulation_steps, args.contrastive_batch_size
     if steps < 1 or parts < 2:
         return
+    number = f"{steps:,} step{'s' * (steps > 1)}"
     words = (
-        f"{steps:,} step{'s' * (steps > 1)}, each of {size:,} samples that are compared; in batches of {size // parts:,} "
-        f"the same samples would be {steps * parts:,} steps."
+        f"{number}, each of {size:,} samples that are compared; in batches of {size // parts:,} the same samples "
+        f"would be {steps * parts:,} steps."
     )
     if args.base_learning_rate is None:
         words += " The learning rate is not raised for the larger batch (`--learning_rate`)."
