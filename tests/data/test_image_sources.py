@@ -211,7 +211,7 @@ def test_any_order_any_process(everywhere, name):
     child = context.Process(target=lambda: queue.put(source.read(3).columns[source.columns[0]]))
     child.start()
     source.read(1)
-    assert queue.get(timeout=60) == expected[3]
+    assert queue.get(timeout=300) == expected[3]
     child.join()
 
 

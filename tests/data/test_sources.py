@@ -275,7 +275,7 @@ def test_any_order_any_process(tmp_path, name):
     for process, index in ((child, 3), (forked, 5)):
         process.start()
         source.read(1)
-        assert queue.get(timeout=60) == expected[index]
+        assert queue.get(timeout=300) == expected[index]
         process.join()
 
 

@@ -48,7 +48,7 @@ def run(folder, code):
 
 
 def wait_for(process, word):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while word not in process.stdout:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr
         time.sleep(0.01)
