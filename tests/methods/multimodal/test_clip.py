@@ -29,9 +29,7 @@ from hfssl.modeling.pairs import PairOutput
 
 def without_negatives(change):
     """Only what belongs together counts: one vector for everything is best."""
-    change(
-        clip_module, "clip_loss", lambda first, second, scale, **_: (1 - (first * second).sum(-1)).mean() + 0 * scale
-    )
+    change(clip_module, "clip_loss", lambda a, b, scale, /, **_: (1 - (a * b).sum(-1)).mean() + 0 * scale)
     return {}
 
 

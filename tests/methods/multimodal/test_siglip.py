@@ -16,11 +16,7 @@ from hfssl.methods.multimodal import siglip as siglip_module
 
 def without_negatives(change):
     """Only what belongs together counts: one vector for everything is best."""
-    change(
-        siglip_module,
-        "siglip_loss",
-        lambda first, second, scale, bias, **_: (1 - (first * second).sum(-1)).mean() + 0 * scale,
-    )
+    change(siglip_module, "siglip_loss", lambda a, b, scale, bias, /, **_: (1 - (a * b).sum(-1)).mean() + 0 * scale)
     return {}
 
 
