@@ -46,6 +46,17 @@ def test_every_trained_parameter_gets_a_gradient(method):
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_a_method_that_is_made_to_collapse_still_trains(method, monkeypatch):
+    """What the calibration of the verdict records; without a run of it, nobody sees that it no longer fits."""
+    model, batch = method
+    collapse = contract(type(model).__name__).collapse
+    if collapse is None:
+        pytest.skip("nothing brings its collapse about")
+    collapse(monkeypatch.setattr)
+    loss = model.train()(**batch).loss
+    assert loss.ndim == 0 and loss.isfinite()
+
+
 def test_the_same_seed_gives_the_same_loss_and_order_does_not_matter(method):
     model, batch = method
     model.eval()
