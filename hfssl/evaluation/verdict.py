@@ -38,8 +38,10 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
 vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5
-directions can hold a handful of groups apart, not samples. Recognition by chance is 1/2 and three standard errors,
-0.55 for 256 samples. How large the margin is says little: views that differ much leave a small one.
+directions can hold a handful of groups apart, not samples. For narrowing only evaluations that told samples apart
+count: two towers with new weights have the rank of noise, more than there is to learn. Recognition by chance is 1/2
+and three standard errors, 0.55 for 256 samples. How large the margin is says little: views that differ much leave a
+small one.
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass
@@ -211,12 +213,14 @@ def limits(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> dict[str,
     found = {"health_std": {COLLAPSED: INPUTS_TOLD_APART * _most("health_std", everything)}}
     if "health_projection_std" in figures:
         std = _most("health_projection_std", everything)
-        most = max(_most("health_projection_effective_rank", everything), past[0]["health_effective_rank"])
-        most = min(most, figures["health_random_rank"])
+        most, learned = (
+            min(_most_directions(entries, past[0]), figures["health_random_rank"])
+            for entries in (everything, [entry for entry in everything if not _says_nothing(entry)] or everything)
+        )
         least = figures["health_random_rank"] ** LEAST_ENTROPY
         found["health_projection_std"] = {NARROWING: NARROW * std, COLLAPSED: GONE * std}
         found["health_projection_effective_rank"] = {
-            NARROWING: NARROW * most, COLLAPSED: max(GONE * most, min(least, most / 2)),
+            NARROWING: NARROW * learned, COLLAPSED: max(GONE * most, min(least, most / 2)),
         }  # fmt: skip
     if "health_target_margin" in figures:
         found["health_target_margin"] = {COLLAPSED: TARGETS_TOLD_APART}
@@ -228,6 +232,12 @@ def limits(figures: dict[str, Any], past: Sequence[dict[str, Any]]) -> dict[str,
 def _most(name: str, entries: Sequence[dict[str, Any]]) -> float:
     """The most that a run had of a figure."""
     return max(max(entry.get(name, 0.0) for entry in entries), 1e-12)
+
+
+def _most_directions(entries: Sequence[dict[str, Any]], before: dict[str, Any]) -> float:
+    """The highest rank of projections, and of the encoder before training where that is among the entries."""
+    most = _most("health_projection_effective_rank", entries)
+    return max(most, before["health_effective_rank"]) if before in entries else most
 
 
 def has_ended(verdict: str) -> bool:

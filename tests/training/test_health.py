@@ -239,6 +239,10 @@ def test_a_run_that_has_learned_nothing_in_a_fair_share_of_its_steps_has_collaps
         assert verdict(few) == ("collapsed since step 0", CONSTANT)
     few = with_views(rank_deficient(128, 64, 2), 0.9, 3e-3)
     assert verdict(few) == ("collapsed since step 0", FEW_DIRECTIONS)
+    # two towers with new weights: of noise there were more directions than there is to learn
+    some = with_views(rank_deficient(128, 64, 9), 0.9)
+    assert verdict(some) == ("learning", None)
+    assert verdict(some, {0: start, 100: with_views(z, 0.9)}) == ("narrowing", FEW_DIRECTIONS)
     # since it was lost, where there was one
     past = {0: start, 100: with_views(z, 0.9), 200: with_views(z, 0.5), 300: with_views(z, 0.5)}
     assert verdict(with_views(z, 0.5), past)[0] == "collapsed since step 200"
