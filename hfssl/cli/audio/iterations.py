@@ -92,7 +92,7 @@ def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> Non
     now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
     then = read_json(folder / RUN, default={}).get("settings", {}).get("data", {})
     for name, value in now.items():
-        if name in then and str(then[name]) != str(value) and _path(then[name]) != _path(value):
+        if name in then and _last_names(then[name]) != _last_names(value):
             raise UserError(
                 f"Iteration {number}, in {folder}, was trained with `--{name} {then[name]}`, and now it is {value}: "
                 f"units would be those of other recordings. Pass another `--output_dir`, or delete {folder}. To use "
@@ -100,8 +100,9 @@ def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> Non
             )
 
 
-def _path(name: str | None) -> Path:
-    return Path(str(name)).resolve()
+def _last_names(named: str | None) -> list[str]:
+    """What a record keeps of local data, which may leave this machine: of each folder and file the name."""
+    return [Path(part).name for part in str(named).split(",")]
 
 
 def _shape_of(source: str) -> dict[str, int]:
