@@ -65,7 +65,7 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
         folder = output_dir if number == arguments.iterations else before
         if folder != output_dir and _is_done(folder):
-            _check_data(folder, number, parsed[1])
+            check_data(folder, number, parsed[1])
             logger.info("Iteration %d of %d is done, in %s.", number, arguments.iterations, folder)
         else:
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
@@ -86,7 +86,7 @@ def _is_done(folder: Path) -> bool:
     return (folder / "config.json").exists() and not (folder / STAGING / RESULT).exists()
 
 
-def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
+def check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
     """Refuse an encoder of an earlier iteration that has heard other recordings."""
     embedded = modality("audio").embedded_set(arguments.dataset)
     now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
