@@ -56,8 +56,9 @@ def test_a_folder_without_an_encoder_of_waveforms(monkeypatch, tmp_path):
 def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path, caplog):
     before = tmp_path / "out-iteration-1"
     HubertModel(tiny_audio.hubert()).save_pretrained(before)
-    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "calls", "split": "train"}}}))
-    words = ("--iterations", "2", "--dataset", "calls/")
+    # a record has the names of folders, not where they lie
+    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "my calls", "split": "train"}}}))
+    words = ("--iterations", "2", "--dataset", str(tmp_path / "my calls") + "/")
     config, source, _ = fields(monkeypatch, tmp_path, *words)
     assert source == str(before) and config["unit_features"] == "layer"
     # it was stopped while its result was moved to where it belongs: what is there may be a part of it

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 import hfssl.methods  # noqa: F401 - what the result folders hold is registered
+from hfssl.cli.audio.data import AudioDataArguments
+from hfssl.cli.audio.iterations import check_data
 from hfssl.modeling.base import load_plain_encoder
 
 
@@ -60,6 +62,8 @@ def test_two_iterations_of_hubert(tmp_path, recordings):
     assert done.stderr.count("8 units in use") == 2 and "Iteration 2 of 2" in done.stderr
     # a batch is so many seconds, not samples
     assert "learning_rate 0.001 (of wide encoders 0.0005)" in done.stderr
+    # stopped in the second, the same command would go on from the first
+    check_data(before, 1, AudioDataArguments(dataset=str(recordings)))
     assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
     assert AutoFeatureExtractor.from_pretrained(out).sampling_rate == 16_000
 

@@ -65,7 +65,7 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
         folder = output_dir if number == arguments.iterations else before
         if folder != output_dir and _is_done(folder):
-            _check_data(folder, number, parsed[1])
+            check_data(folder, number, parsed[1])
             logger.info("Iteration %d of %d is done, in %s.", number, arguments.iterations, folder)
         else:
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
@@ -86,13 +86,13 @@ def _is_done(folder: Path) -> bool:
     return (folder / "config.json").exists() and not (folder / STAGING / RESULT).exists()
 
 
-def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
+def check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
     """Refuse an encoder of an earlier iteration that has heard other recordings."""
     embedded = modality("audio").embedded_set(arguments.dataset)
     now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
     then = read_json(folder / RUN, default={}).get("settings", {}).get("data", {})
     for name, value in now.items():
-        if name in then and str(then[name]) != str(value) and _path(then[name]) != _path(value):
+        if name in then and _last_names(then[name]) != _last_names(value):
             raise UserError(
                 f"Iteration {number}, in {folder}, was trained with `--{name} {then[name]}`, and now it is {value}: "
                 f"units would be those of other recordings. Pass another `--output_dir`, or delete {folder}. To use "
@@ -100,8 +100,9 @@ def _check_data(folder: Path, number: int, arguments: AudioDataArguments) -> Non
             )
 
 
-def _path(name: str | None) -> Path:
-    return Path(str(name)).resolve()
+def _last_names(named: str | None) -> list[str]:
+    """What a record keeps of local data, which may leave this machine: of each folder and file the name."""
+    return [Path(part).name for part in str(named).split(",")]
 
 
 def _shape_of(source: str) -> dict[str, int]:

@@ -4,7 +4,8 @@ Protocol "ctc", version 2. Stock `AutoModelForCTC`: one linear layer on the enco
 al. (2006), the most likely character of each frame, no language model. Characters are those of the transcripts of
 train: in lower case, without signs that are not said. Optimizer and schedule are those of the protocol "finetune",
 with 1,000 steps at least. Both sides learn at one rate in all of the model: the loss first falls to that of blanks
-alone, and what learns slower stays there for longer. Recordings are taken whole, as their transcripts are: of train,
+alone, and what learns slower stays there for longer. Pre-trained convolutions over samples stay as they are, as in
+wav2vec 2.0 (https://huggingface.co/papers/2006.11477). Recordings are taken whole, as their transcripts are: of train,
 those that are longer than `max_seconds` are left out; of test, none is. The score is that of the last step on test;
 nothing is chosen by looking at it. The recogniser that stays is that of seed 0.
 """
@@ -199,7 +200,8 @@ class _CtcRun:
         return readable(rows, clips.bad)
 
     def hyperparameters(self) -> dict[str, Any]:
-        return self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
+        chosen = self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
+        return chosen | {"pretrained_convolutions": "frozen"}
 
     def scores(self, kind: str, seed: int, position: int, number: int) -> dict[str, float]:
         parts = [
@@ -226,6 +228,8 @@ class _CtcRun:
         # a transcript that is longer than its recording has frames has no loss, instead of an infinite one
         config.ctc_loss_reduction, config.ctc_zero_infinity = "mean", True
         model = encoder.with_head(AutoModelForCTC, config, seed, kind == RANDOM_INIT, "speech recognition")
+        if kind == ENCODER and hasattr(model, "freeze_feature_encoder"):
+            model.freeze_feature_encoder()
         trainer = train_whole(
             model, len(self.rows),
             lambda length: TrainingClips(

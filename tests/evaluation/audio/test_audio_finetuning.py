@@ -114,18 +114,21 @@ def test_a_recogniser_stays_that_a_pipeline_loads(tmp_path):
 
 
 def test_both_sides_of_recognition_learn_at_one_rate(tmp_path, monkeypatch):
-    """Head, blocks and convolutions, of the pre-trained encoder and of the one from scratch."""
+    """Head and blocks, of the pre-trained encoder and of the one from scratch; pre-trained convolutions not at all."""
     train, test = spoken()
-    rates = []
+    rates, frozen = [], []
 
     def noted(model, learning_rate, layer_decay, weight_decay):
         groups = layer_groups(model, learning_rate, layer_decay, weight_decay)
         rates.append({group["lr"] for group in groups})
+        kept = (name for name, p in model.named_parameters() if not p.requires_grad)
+        frozen.append({name.split(".")[1] for name in kept})
         return groups
 
     monkeypatch.setattr("hfssl.evaluation.finetune.layer_groups", noted)
     cer, _ = CtcEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")(save(hubert(1), tmp_path / "encoder"))
     assert rates == [{1e-3}, {1e-3}] and cer.version == 2
+    assert frozen == [{"feature_extractor", "masked_spec_embed"}, {"masked_spec_embed"}]
     assert (cer.hyperparameters["layer_decay"], cer.hyperparameters["learning_rate"]) == (1.0, 1e-3)
 
 
