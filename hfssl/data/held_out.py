@@ -127,10 +127,14 @@ def held_out_samples(source: Source, fraction: float = 0.01, max_samples: int = 
                 if len(chosen) >= max_samples:
                     return list(chosen.values())
     if not num_samples:
-        raise DataError(
-            f"{source.description} has no {kind.name}: every sample is empty or damaged.{example} Pass other data, or "
-            f"another `{kind.column_flag}`."
-        )
+        sides = [modality(given.modality) for given in source.inputs.values() if given.modality]
+        if len(sides) > 1:
+            sides_of = " and ".join(f"one {side.name}" for side in sides)
+            problem = f"has no sample with {sides_of}: of each one is empty, missing or damaged"
+        else:
+            problem = f"has no {kind.name}: every sample is empty or damaged"
+        flags = " or ".join(f"`{side.column_flag}`" for side in sides or [kind])
+        raise DataError(f"{source.description} {problem}.{example} Pass other data, or another {flags}.")
     if smallest == largest:
         same = f"All {num_samples:,} {kind.samples} of {source.description} are one and the same"
         raise DataError(

@@ -17,6 +17,7 @@ import torch
 from hfssl.data.audio.clips import ClipRows
 from hfssl.data.audio.rows import AudioFormat
 from hfssl.data.caption.captions import CaptionRows, texts_of
+from hfssl.data.held_out import held_out_samples
 from hfssl.data.image.digits import digits
 from hfssl.data.image.views import ViewArguments, Views
 from hfssl.data.mixtures import open_mixture
@@ -167,6 +168,51 @@ def test_metadata_that_name_files_that_are_gone_say_so(tmp_path, caplog):
         rows, bad, _ = read_all(open_source(tmp_path / "a", inputs=INPUTS))
     assert len(rows) == 29 and not bad
     assert "1 of the 30 files that" in caplog.text and "'03.png'" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_metadata_in_another_encoding_are_read_or_refused_in_a_sentence(tmp_path, caplog, ending):
+    write_metadata(tmp_path / "a", ending)
+    table = tmp_path / "a" / f"metadata.{ending}"
+    text = table.read_text().replace("a drawing of", "ein schönes Gerät, größer als Öl und weiß, für")
+    separator = ";" if ending == "csv" else ","
+    table.write_bytes(
+        (text.replace("png,", "png;").replace("name,", "name;") if ending == "csv" else text).encode("cp1252")
+    )
+    with caplog.at_level("INFO"):
+        rows, bad, _ = read_all(open_source(tmp_path / "a", inputs=INPUTS))
+    assert not bad and len(rows) == 30 and "is no UTF-8 and is read as" in caplog.text
+    assert rows[0]["text"] == f"ein schönes Gerät, größer als Öl und weiß, für the digit {LABELS[0]}"
+    # one broken byte among much that is UTF-8
+    broken = table.read_bytes().decode("cp1252").encode() + (b"\nx.png" + separator.encode() + b"\xff")
+    table.write_bytes(broken)
+    with pytest.raises(DataError, match=r"not in UTF-8 \(byte \d+\).*iconv"):
+        open_source(tmp_path / "a", inputs=INPUTS)
+
+
+def test_a_comma_in_a_table_is_explained(tmp_path):
+    write_metadata(tmp_path / "a", "csv")
+    table = tmp_path / "a" / "metadata.csv"
+    written = table.read_text()
+    # in all rows, and in some: pandas takes the one for an index and refuses the other
+    for number in (30, 3):
+        table.write_text(written.replace("a drawing of", "a drawing, small, of", number))
+        words = "rows of more values.*A value with a ',' in it stands in quotation marks"
+        with pytest.raises(DataError, match=words):
+            open_source(tmp_path / "a", inputs=INPUTS)
+    # what was advised helps
+    lines = [line.replace(",a drawing", ',"a drawing, small,') for line in written.splitlines()]
+    table.write_text("\n".join([lines[0], *(f'{line}"' for line in lines[1:])]))
+    assert read_all(open_source(tmp_path / "a", inputs=INPUTS))[0][0]["text"].startswith("a drawing, small, of")
+
+
+def test_captions_that_are_all_empty_are_named(tmp_path):
+    write_folder(tmp_path / "a")
+    for path in (tmp_path / "a").glob("*.txt"):
+        path.write_text(" ")
+    words = "no sample with one image and one caption.*`--image_column` or `--caption_column`"
+    with pytest.raises(DataError, match=words):
+        held_out_samples(open_source(tmp_path / "a", inputs=INPUTS))
 
 
 def test_several_captions_of_an_image_take_turns(tmp_path, tokenizer):

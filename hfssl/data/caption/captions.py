@@ -112,7 +112,8 @@ class CaptionRows:
 
     def num_cut(self, texts: Sequence[str]) -> int:
         """How many of some captions are longer than `max_length`."""
-        lengths = map(len, self.tokenizer(list(texts))["input_ids"])
+        # not to the end: tokenizers warn of what is longer than a model takes
+        lengths = map(len, self.tokenizer(list(texts), truncation=True, max_length=self.max_length + 1)["input_ids"])
         return sum(length > self.max_length for length in lengths)
 
     def collator(self, device: torch.device | str = "cpu") -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:

@@ -68,8 +68,8 @@ def _write_texts(openers: Sequence[tuple[str, Any]], path: Path, options: dict[s
                     head = file.read(_SAMPLE_BYTES)
                 if not head:
                     continue
-                encoding = options.get("encoding") or _encoding(head, name)
-                separator = options.get("sep") or _separator(head.decode(encoding, "replace"))
+                encoding = options.get("encoding") or encoding_of(head, name)
+                separator = options.get("sep") or separator_of(head.decode(encoding, "replace"))
                 header, num_lines = _header(head.decode(encoding, "replace"), separator)
                 if not header:
                     raise DataError(f"The first line of {name!r} is blank, but names of columns are needed there.")
@@ -144,7 +144,8 @@ def _number(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return pc.if_else(is_blank, None, values).cast(kind)
 
 
-def _encoding(head: bytes, name: str) -> str:
+def encoding_of(head: bytes, name: str) -> str:
+    """The encoding of a file by how it begins: UTF-8, unless it is none."""
     for bom, encoding in _BOMS:
         if head.startswith(bom):
             return encoding
@@ -164,7 +165,7 @@ def _encoding(head: bytes, name: str) -> str:
     return "utf-8"
 
 
-def _separator(head: str) -> str:
+def separator_of(head: str) -> str:
     """The one of the usual separators that the first line has most often."""
     line = head.removeprefix("\ufeff").partition("\n")[0]
     return max(_SEPARATORS, key=lambda separator: (line.count(separator), separator == ","))

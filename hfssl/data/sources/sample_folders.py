@@ -1,5 +1,6 @@
 """Folders of files that are a sample each, such as images or recordings, and zip files of them."""
 
+import io
 import itertools
 import json
 import logging
@@ -21,6 +22,7 @@ from ...errors import DataError, first_line
 from ..modality import Input, Modality, leading_input, modality
 from .base import MAX_PIECES, Cache, Damage, PieceRows, Source, describe, good_rows, new_digest, third_party
 from .columns import find_inputs
+from .delimited import encoding_of, separator_of
 from .files import MAX_SAMPLE_BYTES, SplitFiles, is_remote, open_bytes, read_file, unreadable, with_retries
 from .find import METADATA
 from .walk import class_names, class_of
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Between the path of a zip file and that of a file in it.
 _INSIDE = "::/"
+# What is looked at for the separator of a table.
+_HEAD_BYTES = 1 << 20
 
 
 def encoded_samples(column: pa.ChunkedArray) -> list:
@@ -106,14 +110,41 @@ def _read_metadata(path: str) -> pa.Table:
         with open_bytes(path) as file:
             if path.endswith(".parquet"):
                 return pq.read_table(file)
-            if path.endswith(".csv"):
-                return pa.Table.from_pandas(pd.read_csv(file), preserve_index=False)
-            # values as they are, which pandas would not leave: "007" is no number, and no text is a date
-            records = [json.loads(line) for line in file.read().splitlines() if line.strip()]
-            names = dict.fromkeys(name for record in records for name in record)
-            return pa.table({name: [record.get(name) for record in records] for name in names})
+            data = file.read()
+        encoding = encoding_of(data, repr(path))
+        if path.endswith(".csv"):
+            return pa.Table.from_pandas(_read_csv(data, encoding, path), preserve_index=False)
+        # values as they are, which pandas would not leave: "007" is no number, and no text is a date
+        lines = data.decode(encoding).removeprefix("\ufeff").split("\n")
+        records = [json.loads(line) for line in lines if line.strip()]
+        names = dict.fromkeys(name for record in records for name in record)
+        return pa.table({name: [record.get(name) for record in records] for name in names})
 
-    return third_party(lambda: with_retries(read), f"{path!r} cannot be read")
+    try:
+        return third_party(lambda: with_retries(read), f"{path!r} cannot be read")
+    except DataError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise DataError(
+                f"{path!r} is not in UTF-8 (byte {error.__cause__.start}), nor wholly in another encoding. Save it in "
+                "UTF-8, e.g. with `iconv -f LATIN1 -t UTF-8`."
+            ) from error
+        raise
+
+
+def _read_csv(data: bytes, encoding: str, path: str) -> pd.DataFrame:
+    separator = separator_of(data[:_HEAD_BYTES].decode(encoding, "replace"))
+    try:
+        table = pd.read_csv(io.BytesIO(data), encoding=encoding, sep=separator)
+        # where all rows have more values than there are columns, pandas takes the first ones for names of rows
+        problem = "" if isinstance(table.index, pd.RangeIndex) else "all of them"
+    except pd.errors.ParserError as error:
+        problem = first_line(error)
+    if problem:
+        raise DataError(
+            f"{path!r} has rows of more values than there are columns ({problem}). A value with a {separator!r} in it "
+            f'stands in quotation marks, as in "a cat{separator} asleep"; metadata.jsonl is without such rules.'
+        )
+    return table
 
 
 @cache
