@@ -54,9 +54,12 @@ def _forward(branch: VisionBranch, batch_size: int) -> Callable:
 
 
 def _project(branch: Any, batch_size: int, num_large: int) -> Callable:
-    def project(features: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(
+        features: torch.Tensor, patches: torch.Tensor, is_masked: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         head = branch.patch_projector or branch.projector
         of_crops = [branch.projector(crop) for crop in features.split(batch_size)]
-        return torch.cat(of_crops), torch.cat([head(part) for part in patches.chunk(num_large)])
+        parts = zip(patches.chunk(num_large), is_masked.chunk(num_large), strict=True)
+        return torch.cat(of_crops), torch.cat([head(*part) for part in parts])
 
     return project
