@@ -105,6 +105,18 @@ def config_of(fields: Mapping[str, Any], flag: str, such_as: str = "bert") -> Pr
         raise UserError(f"`{flag}` is no configuration of a {model_type}: {brief(error)}.") from error
 
 
+def checkpoint_config(encoder: str, presets: Presets, kind: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint; the arguments are those of [`no_encoder`].
+
+    Raises:
+        UserError: where there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(encoder)
+    except Exception as error:  # a damaged or foreign file shows itself in many ways
+        raise no_encoder(encoder, presets, kind, error) from error
+
+
 def no_encoder(encoder: str, presets: Presets, kind: str, error: Exception) -> UserError:
     """The error of an `--encoder` that nothing can be made of; `kind` is what it should be, such as "an encoder"."""
     nearest = difflib.get_close_matches(encoder, presets, n=1)

@@ -156,7 +156,7 @@ class Method:
         causal (`bool`, *optional*, defaults to `False`):
             Whether its encoder is a decoder: no token sees those after it.
         narrow_heads (`dict`, *optional*):
-            Fields of the config where the encoder is narrower than 384.
+            Fields of the config where the encoder is narrower than 384, from scratch or continued.
         fresh_encoder (`Callable[[PreTrainedConfig], dict]`, *optional*):
             Fields of the config for an encoder from scratch, by its configuration.
         continued (`dict`, *optional*), continued_training (`dict`, *optional*):
@@ -199,7 +199,11 @@ class Method:
             object.__setattr__(self, "inputs", (self.modality,))
 
     def fields_for(
-        self, encoder: PreTrainedConfig | None, given: set[str], embedded: str | None = None
+        self,
+        encoder: PreTrainedConfig | None,
+        given: set[str],
+        embedded: str | None = None,
+        checkpoint: PreTrainedConfig | None = None,
     ) -> dict[str, Any]:
         """Fields of the method's config that fit the encoder and the data, in what the user did not give.
 
@@ -210,12 +214,17 @@ class Method:
                 Names of the fields that the user gave.
             embedded (`str`, *optional*):
                 The embedded set that is trained on.
+            checkpoint (`PreTrainedConfig`, *optional*):
+                Of the encoder that is continued: its heads are as new as those of one from scratch.
         """
         fields: dict[str, Any] = {}
         if encoder is not None:
             fields |= self.narrow_heads if width_of(encoder) < NARROW_HEAD_WIDTH else {}
             fields |= self.fresh_encoder(encoder)
         else:
+            # of a checkpoint with several encoders, and of one that does not say it, the heads are wide
+            width = checkpoint and _stated_width(checkpoint)
+            fields |= self.narrow_heads if width and width < NARROW_HEAD_WIDTH else {}
             fields |= self.continued
         fields |= self.embedded_config.get(embedded, {})
         return {name: value for name, value in fields.items() if name not in given}
@@ -223,5 +232,8 @@ class Method:
 
 def width_of(encoder: PreTrainedConfig) -> int:
     """Width of an encoder: of its last stage, where it has several."""
-    known = getattr(encoder, "hidden_size", None) or getattr(encoder, "hidden_sizes", [None])[-1]
-    return known or layout(encoder).dim
+    return _stated_width(encoder) or layout(encoder).dim
+
+
+def _stated_width(encoder: PreTrainedConfig) -> int | None:
+    return getattr(encoder, "hidden_size", None) or getattr(encoder, "hidden_sizes", [None])[-1]

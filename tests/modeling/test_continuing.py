@@ -8,8 +8,9 @@ import tiny
 import torch
 from contract import METHODS, model_and_batch
 from tiny_vision import build
-from transformers import AutoModelForPreTraining, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForPreTraining, CLIPConfig, GPT2Config, GPT2LMHeadModel, ViTConfig
 
+from hfssl import Dinov2ForPreTraining
 from hfssl.errors import UserError
 from hfssl.evaluation.image.encoder import VisionEncoder
 from hfssl.modeling.adapters import add_adapters, merge_adapters
@@ -143,3 +144,12 @@ def test_what_stands_before_the_blocks_has_depth_0(name):
     # and as an object it is probed as a whole
     processor = SimpleNamespace(image_mean=[0.5] * 3)
     assert VisionEncoder(encoder, processor).model is encoder
+
+
+def test_new_heads_of_a_narrow_checkpoint_are_as_narrow_as_from_scratch():
+    record = Dinov2ForPreTraining.method
+    narrow = record.fields_for(None, {"projector_hidden_dim"}, None, ViTConfig(hidden_size=192))
+    assert narrow["num_prototypes"] == record.narrow_heads["num_prototypes"] and "projector_hidden_dim" not in narrow
+    for wide in (ViTConfig(hidden_size=768), CLIPConfig(), None):  # one of two towers does not say it
+        assert record.fields_for(None, set(), None, wide) == record.continued
+    assert record.continued.items() <= narrow.items()

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoFeatureExtractor
+from transformers import AutoFeatureExtractor
 
 from ...data.audio.views import check_takes_spectrograms
 from ...errors import UserError, first_line
@@ -17,6 +17,9 @@ from ...training.arguments import SSLTrainingArguments
 from .. import encoders
 from .data import AudioData
 from .presets import AUDIO_PRESETS
+
+
+_KIND = "an encoder of sound"
 
 
 @dataclass
@@ -90,7 +93,8 @@ def build(
     record = method.method
     overrides = config.pop("encoder_config", None)
     fresh = encoders.fresh_config(recipe.encoder, AUDIO_PRESETS, overrides, such_as="hubert")
-    config |= record.fields_for(fresh, given, data.embedded)
+    continued = None if fresh is not None else encoders.checkpoint_config(recipe.encoder, AUDIO_PRESETS, _KIND)
+    config |= record.fields_for(fresh, given, data.embedded, continued)
     gets_views = record.modality != "audio"  # a method for images, of spectrograms here
     if fresh is not None:
         if gets_views:
@@ -107,12 +111,12 @@ def build(
     else:
         try:
             if gets_views:
-                check_takes_spectrograms(AutoConfig.from_pretrained(recipe.encoder))
+                check_takes_spectrograms(continued)
             model = method.from_encoder(recipe.encoder, **config)
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways
-            raise encoders.no_encoder(recipe.encoder, AUDIO_PRESETS, "an encoder of sound", error) from error
+            raise encoders.no_encoder(recipe.encoder, AUDIO_PRESETS, _KIND, error) from error
     if args.learning_rate is None:
         rate = record.learning_rates.choose(args.optim, width_of(model.encoder.config), fresh is not None)
         args.set_learning_rate(rate, record.learning_rates.per_256_samples)

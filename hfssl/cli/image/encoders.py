@@ -177,10 +177,7 @@ def vision_encoder_config(encoder: str, overrides: dict[str, Any] | None = None)
 
 
 def _checkpoint_config(encoder: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(encoder)
-    except Exception as error:  # a damaged or foreign file shows itself in many ways
-        raise _no_encoder(encoder, error) from error
+    return encoders.checkpoint_config(encoder, VISION_PRESETS, "an image encoder")
 
 
 def _no_encoder(encoder: str, error: Exception) -> UserError:
@@ -290,7 +287,8 @@ def build(
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     record, image_size = method.method, views.image_size
     fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
-    config |= record.fields_for(fresh, given, views.embedded)
+    continued = None if fresh is not None else _checkpoint_config(recipe.encoder)
+    config |= record.fields_for(fresh, given, views.embedded, continued)
     if config.get("gram_teacher") is not None:
         check_input(config["gram_teacher"], views, "--gram_teacher")
     if fresh is not None:
@@ -348,7 +346,7 @@ def _train_continued(
     frozen = getattr(model.config, "freeze_encoder", 0.0)
     if frozen:
         alone = f"{100 * frozen:g} % of the run"
-        if args.max_steps > 0:
+        if args.max_steps > 0 and args.budget_minutes is None:
             alone = f"{math.ceil(round(frozen * args.max_steps, 6))} of {args.max_steps} steps"
         logger.info("In the first %s only the heads learn.", alone)
 
