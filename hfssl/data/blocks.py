@@ -179,22 +179,44 @@ def fewest_batches(costs: np.ndarray, batch_cost: int, most_waste: float = 1.0, 
     ```
     """
     costs = costs.astype(np.int64)
-    number, total = len(costs), int(costs.sum())
+    number = len(costs)
     if number and costs[0] > batch_cost:
         raise DataError(f"A row costs {costs[0]}, more than the {batch_cost} of a whole batch.")
     ends = np.minimum(np.arange(number) + batch_cost // np.maximum(costs, 1), number)
-    sums = np.concatenate([[0], np.cumsum(costs)])
+    # how many batches the rows from each on need, if nothing counts but their number
+    needed = np.zeros(number + 1, np.int64)
+    for begin in reversed(range(number)):
+        needed[begin] = needed[ends[begin]] + 1
+    # with few to spare, few ways to cut are left to compare
+    edges, spare = None, 0
+    while edges is None:
+        edges = _least_wasteful(costs, ends, needed, int(needed[0]) + spare, most_waste * costs.sum(), is_cut)
+        spare = 2 * spare + 1
+    return edges
+
+
+def _least_wasteful(
+    costs: np.ndarray, ends: np.ndarray, needed: np.ndarray, most_batches: int, most_waste: float, is_cut: bool
+) -> list[int] | None:
+    """The edges of [`fewest_batches`], if so many are enough."""
+    number, sums = len(costs), np.concatenate([[0], np.cumsum(costs)])
     never = np.iinfo(np.int64).max // 2
     # of the first rows, how little is wasted in so many batches; and for each number of batches where the last began
     wasted, began = np.full(number + 1, never), []
     wasted[0] = 0
-    while wasted[number] > most_waste * total:
+    while wasted[number] > most_waste:
+        left = most_batches - len(began) - 1
+        if left < 0:
+            return None
+        # a batch that ends before has rows behind it that need more than are left
+        first = int(np.searchsorted(-needed, -left))
         after, start = np.full(number + 1, never), np.zeros(number + 1, np.int64)
         for begin in np.flatnonzero(wasted[:number] < never).tolist():
-            reached = slice(begin + 1, int(ends[begin]) + 1)
-            sizes = np.arange(1, reached.stop - begin)
+            reached = slice(max(begin + 1, first), int(ends[begin]) + 1)
+            sizes = np.arange(reached.start, reached.stop) - begin
             inside = sums[reached] - sums[begin]
-            waste = inside - costs[begin : reached.stop - 1] * sizes if is_cut else costs[begin] * sizes - inside
+            shortest = costs[reached.start - 1 : reached.stop - 1]
+            waste = inside - shortest * sizes if is_cut else costs[begin] * sizes - inside
             waste += wasted[begin]
             is_less = waste < after[reached]
             after[reached][is_less] = waste[is_less]

@@ -160,7 +160,7 @@ def _say_steps(args: Any) -> None:
     The rates of the field hardly follow the batch: of CLIP 5e-4 for 32,768 pairs, 1e-3 for 88,000 and for 1,024.
     """
     steps, parts, size = args.max_steps, args.gradient_accumulation_steps, args.contrastive_batch_size
-    if steps < 1 or parts < 2:
+    if args.budget_minutes is not None or steps < 1 or parts < 2:  # by the clock nobody knows how many
         return
     number = f"{steps:,} step{'s' * (steps > 1)}"
     words = (

@@ -472,6 +472,19 @@ def test_the_fewest_batches_that_waste_little():
     assert fewest_batches(np.zeros(0, np.int64), 60) == [0]
 
 
+def test_of_many_short_rows_few_ways_are_compared(monkeypatch):
+    """A block of texts has ten thousands of rows, of which a batch holds hundreds."""
+    costs = np.sort(np.random.default_rng(0).integers(5, 128, 5000))[::-1]
+    begins, find = [], np.flatnonzero
+    monkeypatch.setattr(np, "flatnonzero", lambda values: begins.append(find(values)) or begins[-1])
+    edges, greedy = fewest_batches(costs, 8192), [0]
+    while greedy[-1] < len(costs):
+        greedy.append(min(greedy[-1] + 8192 // int(costs[greedy[-1]]), len(costs)))
+    wasted = [sum(costs[a] * (b - a) for a, b in itertools.pairwise(each)) - costs.sum() for each in (edges, greedy)]
+    assert len(edges) == len(greedy) and wasted[0] <= wasted[1]
+    assert sum(map(len, begins)) <= len(costs)
+
+
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_batches_of_very_different_lengths_are_full_and_pad_little(is_cut):
     """Lengths as of recorded sentences, of which the longest are twenty times the shortest."""

@@ -1,7 +1,6 @@
 """The gradient cache: the gradient of a batch that is embedded part by part is that of the batch."""
 
 import weakref
-from types import SimpleNamespace
 
 import contract
 import device_checks
@@ -101,9 +100,9 @@ def test_what_waits_is_made_when_it_is_embedded_and_let_go(tmp_path, monkeypatch
     assert trainer.cache.batches == [None, None]
 
 
-def arguments(folder, **fields):
+def arguments(folder, max_steps=1, **fields):
     return SSLTrainingArguments(
-        str(folder), max_steps=1, report_to="none", use_cpu=True, precision="fp32", save_strategy="no",
+        str(folder), max_steps=max_steps, report_to="none", use_cpu=True, precision="fp32", save_strategy="no",
         eval_strategy="no", disable_tqdm=True, **fields,
     )  # fmt: skip
 
@@ -129,11 +128,13 @@ def test_a_batch_that_cannot_be_cut_is_explained(tmp_path, fields, words):
         arguments(tmp_path, per_device_train_batch_size=8, **fields)
 
 
-@pytest.mark.parametrize("steps, base_rate, level", [(12, None, "WARNING"), (300, 1e-3, "INFO"), (-1, None, None)])
-def test_how_many_steps_are_left_of_large_batches_is_said(caplog, steps, base_rate, level):
-    args = SimpleNamespace(
-        max_steps=steps, gradient_accumulation_steps=16, contrastive_batch_size=1024, base_learning_rate=base_rate
+@pytest.mark.parametrize("steps, base_rate, level", [(12, None, "WARNING"), (300, 1e-3, "INFO"), (None, None, None)])
+def test_how_many_steps_are_left_of_large_batches_is_said(tmp_path, caplog, steps, base_rate, level):
+    length = {"budget_minutes": 1.0} if steps is None else {"max_steps": steps}
+    args = arguments(
+        tmp_path, per_device_train_batch_size=64, contrastive_batch_size=1024, base_learning_rate=base_rate, **length
     )
+    caplog.clear()
     with caplog.at_level("INFO"):
         GradientCache(contract.build("ClipForPreTraining"), args)
     if level is None:  # of a run by the clock nobody knows
