@@ -114,8 +114,9 @@ def local_hub():
 
 @pytest.fixture
 def hub_here(monkeypatch):
-    """The Hub that this process asks, and each recipe that a test starts, as alice, who may write. Empty again after
-    the test; names in it are to be new ones all the same, since clients keep what they have downloaded."""
+    """The Hub that this process asks, as alice, who may write, and each recipe that a test starts, as who its `HF_TOKEN`
+    says. Empty again after the test; names in it are to be new ones all the same, since clients keep what they have
+    downloaded."""
     monkeypatch.setenv("HF_TOKEN", "hf_rw")
     yield EMPTY_HUB
     for kept in (EMPTY_HUB.repos, EMPTY_HUB.lfs_objects, EMPTY_HUB.requests, EMPTY_HUB.faults):

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import CONFIG_NAME
+
 from ..evaluation.encoder_folder import weights_digest
 from ..evaluation.results import Result, write_json, write_results
 from ..evaluation.verdict import plot_health
@@ -16,15 +18,11 @@ from .checkpoints import STAGING
 from .record import RunRecord
 
 
-# of the staging folder, where a result lies until it is complete
-RESULT = "result"
-
-
 def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (), **told: Any) -> None:
     """Write the stock encoder, the processor, `pretraining/`, pictures, records and the card into `output_dir`.
 
-    Everything is written aside first and moved when it is complete. The card has the figures of later probes, too,
-    where the folder holds these weights already.
+    Everything is written aside first and moved when it is complete, `config.json` last: where it is, all is. The card
+    has the figures of later probes, too, where the folder holds these weights already.
 
     Args:
         run ([`RunRecord`]):
@@ -36,7 +34,7 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
         told (`dict`, *optional*):
             Of [`~hfssl.training.record.RunRecord.as_json`].
     """
-    staging = output_dir / STAGING / RESULT
+    staging = output_dir / STAGING / "result"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     run = replace(run, model=run.model.without_adapters())
@@ -53,7 +51,8 @@ def write_result(run: RunRecord, output_dir: Path, results: Sequence[Result] = (
     record = Record(staging, run.as_json(**told) | {"encoder": encoder}, results)
     write_json(staging / RUN, record.run)
     write_card(staging / "README.md", record)
-    for entry in staging.iterdir():
+    (output_dir / CONFIG_NAME).unlink(missing_ok=True)
+    for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == CONFIG_NAME):
         target = output_dir / entry.name
         if target.is_dir():
             shutil.rmtree(target)

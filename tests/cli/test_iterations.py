@@ -61,8 +61,8 @@ def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path, capl
     words = ("--iterations", "2", "--dataset", str(tmp_path / "my calls") + "/")
     config, source, _ = fields(monkeypatch, tmp_path, *words)
     assert source == str(before) and config["unit_features"] == "layer"
-    # it was stopped while its result was moved to where it belongs: what is there may be a part of it
-    (before / ".staging" / "result").mkdir(parents=True)
+    # of a result that is moved to where it belongs, this is the last
+    (before / "config.json").unlink()
     config, source, _ = fields(monkeypatch, tmp_path, *words)
     assert source is None and config.get("unit_features") != "layer"
 
@@ -72,10 +72,10 @@ def test_an_iteration_of_other_recordings_is_refused(monkeypatch, tmp_path, word
     before = tmp_path / "out-iteration-1"
     HubertModel(tiny_audio.hubert()).save_pretrained(before)
     (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "calls", "split": "train"}}}))
-    with pytest.raises(
-        UserError, match="Iteration 1, in .*-iteration-1, was trained with `--(dataset calls|split train)`"
-    ):
-        fields(monkeypatch, tmp_path, "--iterations", "2", *words)
+    with pytest.raises(UserError, match="-iteration-1 was trained with `--(dataset calls|split train)`") as refused:
+        fields(monkeypatch, tmp_path, "--iterations", "3", *words)
     # what it advises
-    advised = ("--unit_encoder", str(before), "--iterations", "1", *words)
-    assert fields(monkeypatch, tmp_path, *advised)[1] == str(before)
+    advised = re.search("`(--unit_encoder [^`]+)`", str(refused.value))[1].split()
+    assert advised[-2:] == ["--iterations", "2"]
+    advised += ["--output_dir", str(tmp_path / "another")]
+    assert fields(monkeypatch, tmp_path, *words, *advised)[1] == str(before)

@@ -63,7 +63,7 @@ def test_two_iterations_of_hubert(tmp_path, recordings):
     # a batch is so many seconds, not samples
     assert "learning_rate 0.001 (of wide encoders 0.0005)" in done.stderr
     # stopped in the second, the same command would go on from the first
-    check_data(before, 1, AudioDataArguments(dataset=str(recordings)))
+    check_data(before, AudioDataArguments(dataset=str(recordings)), to_come=1)
     assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
     assert AutoFeatureExtractor.from_pretrained(out).sampling_rate == 16_000
 

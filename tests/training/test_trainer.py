@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -432,6 +433,22 @@ def test_the_result_folder(tmp_path):
     } <= there
     assert not any(p.name == "training_args.bin" for p in tmp_path.glob("*"))
     assert "![Loss during the run](assets/loss.png)" in (tmp_path / "README.md").read_text()
+
+
+def test_a_result_that_is_half_moved_is_none(tmp_path, monkeypatch):
+    """Who looks for the encoder of a run looks for its config.json, also where there was an earlier one."""
+    t, move = trainer(tmp_path), Path.replace
+    (tmp_path / "config.json").touch()
+
+    def stopped_before_the_last(path, target):
+        if path.parent == tmp_path / ".staging" / "result" and len(list(path.parent.iterdir())) == 1:
+            raise OSError("stopped")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped_before_the_last)
+    with pytest.raises(OSError, match="stopped"):
+        t.finish()
+    assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "config.json").exists()
 
 
 def test_figures_are_told_of_the_weights_that_they_are_of(tmp_path):

@@ -10,9 +10,8 @@ from typing import Any
 from ...data.modality import modality
 from ...errors import UserError
 from ...evaluation.results import read_json
+from ...machine import fit_to_leave
 from ...report.record import RUN
-from ...training.checkpoints import STAGING
-from ...training.result_folder import RESULT
 from ..parser import RecipeParser
 from .data import AudioDataArguments
 
@@ -64,8 +63,9 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         # not within it: each is a run of its own, with a folder of its own
         before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
         folder = output_dir if number == arguments.iterations else before
-        if folder != output_dir and _is_done(folder):
-            check_data(folder, number, parsed[1])
+        # it is there once all of the result is
+        if folder != output_dir and (folder / "config.json").exists():
+            check_data(folder, parsed[1], arguments.iterations - number)
             logger.info("Iteration %d of %d is done, in %s.", number, arguments.iterations, folder)
         else:
             words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
@@ -81,28 +81,24 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         source = str(folder)
 
 
-def _is_done(folder: Path) -> bool:
-    """Whether a run has ended here. A result is moved into its folder file by file: what is left of it is not here."""
-    return (folder / "config.json").exists() and not (folder / STAGING / RESULT).exists()
-
-
-def check_data(folder: Path, number: int, arguments: AudioDataArguments) -> None:
-    """Refuse an encoder of an earlier iteration that has heard other recordings."""
+def check_data(folder: Path, arguments: AudioDataArguments, to_come: int) -> None:
+    """Refuse the encoder of an iteration that has heard other recordings, with so many iterations to come."""
     embedded = modality("audio").embedded_set(arguments.dataset)
     now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
     then = read_json(folder / RUN, default={}).get("settings", {}).get("data", {})
     for name, value in now.items():
         if name in then and _last_names(then[name]) != _last_names(value):
             raise UserError(
-                f"Iteration {number}, in {folder}, was trained with `--{name} {then[name]}`, and now it is {value}: "
+                f"The earlier iteration in {folder} was trained with `--{name} {then[name]}`, and now it is {value}: "
                 f"units would be those of other recordings. Pass another `--output_dir`, or delete {folder}. To use "
-                f"this encoder all the same, pass it as `--unit_encoder {folder}`, with one iteration less."
+                f"this encoder all the same, pass another `--output_dir` and `--unit_encoder {folder} "
+                f"--iterations {to_come}`."
             )
 
 
 def _last_names(named: str | None) -> list[str]:
     """What a record keeps of local data, which may leave this machine: of each folder and file the name."""
-    return [Path(part).name for part in str(named).split(",")]
+    return [Path(part).name for part in str(fit_to_leave(named)).split(",")]
 
 
 def _shape_of(source: str) -> dict[str, int]:

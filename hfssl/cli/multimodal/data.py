@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +214,19 @@ class PairData:
             compared_at_once (`int`):
                 Pairs of a step that are compared.
         """
-        captions = Counter(text for pair in self.held_out for text in texts_of(pair["text"])[:1])
-        number, pairs = captions.total(), sum(count * (count - 1) for count in captions.values())
+        texts = [several for pair in self.held_out if (several := set(texts_of(pair["text"])))]
+        captions, number = Counter(chain.from_iterable(texts)), len(texts)
         if len(captions) == 1 and number >= _FEWEST_CAPTIONS:
             raise UserError(
                 f"All {number:,} captions looked at are the same, {next(iter(captions))!r}: they tell no pair from "
                 "another. Pass other captions, or another `--caption_column`."
             )
-        others = (compared_at_once - 1) * pairs / max(number * (number - 1), 1)
+        # of two pairs, how often both have the same one: each has one of several in its turn
+        shown: Counter[str] = Counter()
+        for several in texts:
+            shown.update(dict.fromkeys(several, 1 / len(several)))
+        same = sum(share**2 for share in shown.values()) - sum(1 / len(several) for several in texts)
+        others = (compared_at_once - 1) * same / max(number * (number - 1), 1)
         there = max(self.source.num_rows - len(self.exclude), 1)
         if self.arguments.mask_duplicates:
             return
@@ -235,7 +240,7 @@ class PairData:
             logger.warning(
                 "%s of %s captions looked at are different: of the %s pairs that are compared some %.0f others have "
                 "the caption of a pair and are its negatives. `--mask_duplicates true` leaves them out.",
-                f"{len(captions):,}", f"{number:,}", f"{compared_at_once:,}", others,
+                f"{len(captions):,}", f"{captions.total():,}", f"{compared_at_once:,}", others,
             )  # fmt: skip
 
     @property
