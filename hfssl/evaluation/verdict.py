@@ -38,10 +38,10 @@ unless it is the last of the run. Nothing is left, or was ever learned, if
 and there is much less if `std` or rank of projections are below 1/3 of the most. "The most" of the rank is also that
 of the encoder before training, which shows how many directions there are in the data, and never more than `n` random
 vectors of size `d` have ([`~hfssl.functional.embedding_figures.random_rank`]): 256 samples of size 128 that keep 5
-directions can hold a handful of groups apart, not samples. For narrowing only evaluations that told samples apart
-count: two towers with new weights have the rank of noise, more than there is to learn. Recognition by chance is 1/2
-and three standard errors, 0.55 for 256 samples. How large the margin is says little: views that differ much leave a
-small one.
+directions can hold a handful of groups apart, not samples. For narrowing only ranks of evaluations that told samples
+apart count: two towers with new weights have the rank of noise, more than there is to learn. Recognition by chance is
+1/2 and three standard errors, 0.55 for 256 samples. How large the margin is says little: views that differ much leave
+a small one.
 
 Masked and causal models compare no samples. Their embeddings often lie in a narrow cone and are none the worse for it:
 cosine and rank are reported, and only whether the encoder still tells its inputs apart is judged. Language models pass

@@ -103,7 +103,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             return (values if rows is None else values * rows).sum(dims)
 
         places = x.numel() // x.shape[1]
-        count = x.new_tensor([places]) if rows is None else rows.sum()[None] * (places // len(x))
+        count = x.new_tensor([places]) if rows is None else rows.sum()[None] * input.shape[2:].numel()
         # the sum and how many it is of, in one message
         total = all_reduce_with_grad(torch.cat([total_of(x), count]))
         is_any = total[-1].detach() > 0

@@ -369,12 +369,13 @@ def test_files_without_an_ending_are_known_by_their_content_and_what_is_advised_
     folder = tmp_path / "it's a study"
     folder.mkdir()
     (folder / "1.2.840.10008").write_bytes(b"a list of files")
+    (folder / "notes.txt").write_text("of the patients")
     for name in ("1.2.840.10009", "IM0001"):
         (folder / name).write_bytes(start)
     with pytest.raises(DataError, match=f"'1.2.840.10009' is a {ending} file.*give such files this one") as refused:
         open_source(folder, modality="image")
     subprocess.run(str(refused.value).split("`")[1], shell=True, check=True)
-    assert open_source(folder, modality="image").num_rows == 3
+    assert open_source(folder, modality="image").num_rows == 3 and (folder / "notes.txt").is_file()
     (tmp_path / "nothing").write_bytes(b"text")
     with pytest.raises(DataError, match="Supported are [^.]*[.]$"):
         open_source(str(tmp_path / "nothing"), modality="image")

@@ -230,7 +230,7 @@ def _format_of(dataset: str, splits: Mapping[str, list[str]], kind: Modality) ->
         return module, options
     if module is None:
         raise _nothing_to_read(dataset, files, kind)
-    _check_format(dataset, module, kind)
+    _check_format(dataset, module, kind, files)
     raise DataError(
         f"{dataset!r} holds files of the format {module}, which cannot be read. Supported are {kind.supported}."
     )
@@ -252,11 +252,12 @@ def _ending_that_lacks(files: Sequence[str], kind: Modality) -> str:
         with suppress(OSError), open(file, "rb") as opened:
             ending = kind.ending_of(opened.read(_BEGINNING))
             if ending is not None:
-                folder, name = map(shlex.quote, (os.path.dirname(file), f"*{ending}"))
-                rename = f"find {folder} -type f ! -name {name} -exec mv {{}} {{}}{ending} ';'"
+                # a table or a text beside them keeps its name
+                folder, named = map(shlex.quote, (os.path.dirname(file), "*.[a-zA-Z]*"))
+                rename = f"find {folder} -type f ! -name {named} -exec mv {{}} {{}}{ending} ';'"
                 return (
                     f" By its content {os.path.basename(file)!r} is a {ending} file, and files are known by their "
-                    f"endings: give such files this one, for example all of a folder by `{rename}`."
+                    f"endings: give such files this one, all of a folder that have none by `{rename}`."
                 )
     return ""
 
@@ -366,10 +367,13 @@ def _module(builder) -> str:
     return type(builder).__module__.rpartition(".")[2]
 
 
-def _check_format(dataset: str, module: str, kind: Modality) -> None:
+def _check_format(dataset: str, module: str, kind: Modality, files: Sequence[str] = ()) -> None:
     """Raise where a format of `datasets` holds nothing of this modality."""
     if module in _HOLDS and module not in kind.extensions.values():
-        raise DataError(f"{dataset!r} holds {_HOLDS[module]}, no {kind.samples}. Supported are {kind.supported}.")
+        raise DataError(
+            f"{dataset!r} holds {_HOLDS[module]}, no {kind.samples}. Supported are {kind.supported}."
+            + _ending_that_lacks(files, kind)
+        )
     if module == "harbor":
         raise DataError(
             f"{dataset!r} holds markdown or toml files, which are not read. Supported are {kind.supported}"

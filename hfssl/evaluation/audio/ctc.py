@@ -24,6 +24,7 @@ import regex
 import torch
 import torch.distributed as dist
 from transformers import (
+    MODEL_FOR_CTC_MAPPING,
     AutoModelForCTC,
     PreTrainedModel,
     ProcessorMixin,
@@ -201,7 +202,10 @@ class _CtcRun:
 
     def hyperparameters(self) -> dict[str, Any]:
         chosen = self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
-        return chosen | {"pretrained_convolutions": "frozen"}
+        # of a front end without convolutions over samples there are none to freeze
+        model_class = MODEL_FOR_CTC_MAPPING[type(self.finetuning.encoder.fresh_config())]
+        frozen = hasattr(model_class, "freeze_feature_encoder")
+        return chosen | {"pretrained_convolutions": "frozen" if frozen else "none"}
 
     def scores(self, kind: str, seed: int, position: int, number: int) -> dict[str, float]:
         parts = [
