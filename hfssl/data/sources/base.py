@@ -347,10 +347,10 @@ def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Inpu
             By the name of the input, one value per row. [`Damage`] stands for what is broken.
         inputs (`dict[str, Input]`):
             The inputs of the source. A value of a modality is missing where it is null, damaged, of another type or
-            empty; any other value where it is null or damaged. Where a sample is of several inputs with a modality, a
-            row that has none of one that is required is no sample: it counts as empty and not as damaged.
+            empty; any other value where it is null or damaged. Where a sample needs several modalities, a row that has
+            none of one of them is no sample: it counts as empty and not as damaged.
     """
-    several = sum(wanted.modality is not None for wanted in inputs.values()) > 1
+    several = sum(wanted.required and wanted.modality is not None for wanted in inputs.values()) > 1
     bad: dict[int, str] = {}
     empty: set[int] = set()
     num_without: dict[int, int] = {}  # row -> inputs of a modality that it lacks
