@@ -203,7 +203,7 @@ class _CtcRun:
     def hyperparameters(self) -> dict[str, Any]:
         chosen = self.settings.hyperparameters(self.defaults) | {"precision": self.precision}
         # of a front end without convolutions over samples there are none to freeze
-        model_class = MODEL_FOR_CTC_MAPPING[type(self.finetuning.encoder.fresh_config())]
+        model_class = MODEL_FOR_CTC_MAPPING.get(type(self.finetuning.encoder.fresh_config()), None)
         frozen = hasattr(model_class, "freeze_feature_encoder")
         return chosen | {"pretrained_convolutions": "frozen" if frozen else "none"}
 

@@ -199,3 +199,17 @@ def test_recognition_is_for_encoders_of_sound():
         EvaluationError, match="`--task ctc` is nothing to train an encoder of images for: there is classification"
     ):
         parse_task("ctc", "image")
+
+
+def test_an_encoder_that_transformers_recognises_nothing_with_is_refused_in_a_sentence(tmp_path):
+    train, test = spoken()
+    with pytest.raises(EvaluationError, match="speech recognition"):
+        CtcEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")(save(ast(), tmp_path / "encoder"))
+
+
+@pytest.mark.parametrize("make, what", [(hubert, "frozen"), (wav2vec2_bert, "none")])
+def test_what_of_the_encoder_is_frozen_is_in_the_result(tmp_path, make, what):
+    train, test = spoken(8)
+    settings = FinetuneSettings(**QUICK, random_init=False)
+    cer, _ = CtcEvaluator(train, test, settings, "fp32")(save(make(), tmp_path / "encoder"))
+    assert cer.hyperparameters["pretrained_convolutions"] == what
