@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..errors import UserError
+from ..modeling.base import read_encoder_config
 
 
 Presets = Mapping[str, Callable[[], PreTrainedConfig]]
@@ -112,7 +113,7 @@ def checkpoint_config(encoder: str, presets: Presets, kind: str) -> PreTrainedCo
         UserError: where there is none.
     """
     try:
-        return AutoConfig.from_pretrained(encoder)
+        return read_encoder_config(encoder)
     except Exception as error:  # a damaged or foreign file shows itself in many ways
         raise no_encoder(encoder, presets, kind, error) from error
 

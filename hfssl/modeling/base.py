@@ -348,10 +348,18 @@ def write_plain_encoder(
     (Path(folder) / PLAIN_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def read_encoder_config(name_or_path: str | Path) -> PreTrainedConfig:
+    """The configuration of an encoder: of a stock one, or of one that [`write_plain_encoder`] wrote."""
+    settings_file = Path(name_or_path) / PLAIN_SETTINGS
+    if not settings_file.is_file():
+        return AutoConfig.from_pretrained(name_or_path)
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    return AutoConfig.for_model(settings.pop("encoder_type"), **settings)
+
+
 def load_plain_encoder(folder: str | Path) -> PreTrainedModel:
     """The encoder in a folder that [`write_plain_encoder`] wrote, in evaluation mode."""
-    settings = json.loads((Path(folder) / PLAIN_SETTINGS).read_text(encoding="utf-8"))
-    encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("encoder_type"), **settings))
+    encoder = AutoModel.from_config(read_encoder_config(folder))
     encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return encoder.eval()
 

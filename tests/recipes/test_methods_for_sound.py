@@ -38,15 +38,17 @@ def recordings(tmp_path_factory):
     return folder
 
 
-def run(method, folder, recordings, **settings):
+def run(method, folder, recordings, drawn=True, **settings):
     settings = {
         "dataset": recordings, "max_steps": 2, "save_steps": 2, "eval_steps": 2, "report_to": "none", "precision": "fp32",
         "batch_seconds": 4, "max_seconds": 2, "max_held_out": 6, "output_dir": folder / "out", **SETTINGS[method], **settings,
     }  # fmt: skip
     words = []
     for name, value in settings.items():
+        if value is None:
+            continue
         words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else value]
-    return recipe_server().run(folder, *words, script=f"recipes/{method}.py")
+    return recipe_server().run(folder, *words, script=f"recipes/{method}.py", drawn=drawn)
 
 
 def test_two_iterations_of_hubert(tmp_path, recordings):
@@ -80,3 +82,13 @@ def test_from_recordings_to_an_encoder(tmp_path, recordings, method):
         assert tensor.equal(encoder.state_dict()[name])
     assert (out / "config.json").exists() == (method != "cpc")
     assert "def load_encoder(folder)" in (out / "README.md").read_text() or method != "cpc"
+
+
+@pytest.mark.parametrize("method", ["cpc", "best_rq"])
+def test_a_result_is_continued(tmp_path, recordings, method):
+    """CPC's has no configuration that transformers knows."""
+    assert run(method, tmp_path, recordings, max_steps=1, drawn=False).poll() == 0
+    stated = {"encoder": tmp_path / "out", "encoder_config": None, "max_steps": 1}
+    done = run(method, tmp_path / "on", recordings, drawn=False, **stated)
+    assert done.poll() == 0, done.stderr
+    assert json.loads((tmp_path / "on" / "out" / "run.json").read_text())["base_model"].endswith("out")
