@@ -4,6 +4,7 @@ Recipes, `show_views`, health, benchmarks and the card read it. So a new method 
 a recipe with its yamls, tests and a row of results.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,7 +117,7 @@ class LossContext:
         num_samples (`float`):
             Samples that are compared at once: the batch of all processes; of several batches the geometric mean.
         target_entropy (`float`, *optional*):
-            Entropy (nats) of the tokens that are predicted: the loss of who knows how frequent each is.
+            Entropy (nats) of the tokens, units or codes to predict: the loss of who knows how frequent each is.
         target_variance (`float`, *optional*):
             Variance of what is reconstructed: the mean squared error of who knows its mean.
     """
@@ -124,6 +125,11 @@ class LossContext:
     num_samples: float
     target_entropy: float | None = None
     target_variance: float | None = None
+
+    def entropy_of(self, num_targets: int) -> float:
+        """That of the targets, which is at most that of as many of equal frequency; that where it is not known."""
+        most = math.log(num_targets)
+        return most if self.target_entropy is None else min(self.target_entropy, most)
 
 
 def no_chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:

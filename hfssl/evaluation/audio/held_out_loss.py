@@ -81,6 +81,7 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
         levels = model.method.chance(model.config, LossContext(self.batch_size))
         terms = [name.removeprefix("loss_") for name in levels if name.startswith("loss_")]
         self.loss_term = terms[0] if terms else None
+        self.target_entropy: float | None = None  # known once it was measured
 
     def batch(self, device: torch.device | str, index: int = 0) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device) for name, tensor in self.collate(dict(self._columns(index))).items()}
@@ -124,15 +125,24 @@ class AudioLossEvaluator(HeldOutLossEvaluator):
             if counts.numel():
                 dist.all_reduce(counts)
         loss, count = sums.tolist()
+        if not counts.numel():
+            return {"loss": loss / max(count, 1.0)}
+        in_use = code_perplexity(counts[None])
+        self.target_entropy = (in_use.log() + _too_little(counts)).mean().item()
         # codes of several books are one target together
-        in_use = {"target_perplexity": code_perplexity(counts[None]).prod().item()} if counts.numel() else {}
-        return {"loss": loss / max(count, 1.0), **in_use}
+        return {"loss": loss / max(count, 1.0), "target_perplexity": in_use.prod().item()}
 
     def loss_context(self, model: torch.nn.Module) -> LossContext:
-        return LossContext(self.batch_size)
+        return LossContext(self.batch_size, target_entropy=self.target_entropy)
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"recordings": self.num_samples, "batch_seconds": self.batch_seconds, "term": self.loss_term}
+
+
+def _too_little(counts: torch.Tensor) -> torch.Tensor:
+    """By what the entropy of few frames is too low, of each book, to the first order in their number (Miller, 1955):
+    with as many frames as codes it would pass for that of half of the codes."""
+    return ((counts > 0).sum(1) - 1) / (2 * counts.sum(1)).clamp(min=1.0)
 
 
 def _num_bytes(columns: dict[str, Any]) -> int:

@@ -14,7 +14,6 @@ the paper's encoder made frames of 40 ms, so that targets are of 20 ms too. An e
 `Wav2Vec2ConformerModel`, gets its targets from filter banks that begin where its frames do.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +63,7 @@ METHOD = Method(
     learning_rates=LearningRates(narrow=1e-3, wide=5e-4, checkpoint=1e-4, per_256_samples=False),
     narrow_heads={"num_codes": 1024},
     collapse_hints=_collapse_hints,
-    chance=lambda config, context: {"loss": math.log(config.num_codes)},
+    chance=lambda config, context: {"loss": context.entropy_of(config.num_codes)},
 )
 
 
@@ -126,7 +125,7 @@ class BestRqOutput(ModelOutput):
     r"""
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Mean cross-entropy (nats) over the hidden frames. log(num_codes) is chance.
+            Mean cross-entropy (nats) over the hidden frames. The entropy of the codes is chance.
         figures (`dict[str, torch.FloatTensor]` of shape `()`):
             `code_perplexity`, how many codes are targets of this batch, and `code_accuracy`, the share of the hidden
             frames whose code is the likeliest.

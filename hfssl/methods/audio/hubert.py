@@ -19,7 +19,6 @@ would wait for its gradients.
 """
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +50,7 @@ from ...modeling.convolutions import channels_last_convolutions
 from ...modeling.corpus_targets import NO_TARGET, CorpusTargetsMixin
 from ...modeling.filter_banks import HOP, WINDOW, mfcc
 from ...modeling.grouped import keep_narrow_groups_exact
-from ...modeling.method import LearningRates, Method
+from ...modeling.method import LearningRates, LossContext, Method
 
 
 logger = logging.getLogger(__name__)
@@ -73,9 +72,10 @@ def _collapse_hints(config: PreTrainedConfig) -> dict[str, str]:
     }
 
 
-def _chance(config: PreTrainedConfig, context: Any) -> dict[str, float]:
+def _chance(config: PreTrainedConfig, context: LossContext) -> dict[str, float]:
     # where the convolutions give next to nothing
-    levels = {f"loss_{name}": math.log(config.num_units) for name in _NAMES if getattr(config, f"{name}_weight")}
+    entropy = context.entropy_of(config.num_units)
+    levels = {f"loss_{name}": entropy for name in _NAMES if getattr(config, f"{name}_weight")}
     return {"loss": sum(getattr(config, f"{name[5:]}_weight") * level for name, level in levels.items()), **levels}
 
 
@@ -200,7 +200,7 @@ class HubertOutput(ModelOutput):
             The weighted sum of the terms.
         loss_terms (`dict[str, torch.FloatTensor]` of shape `()`):
             Without gradient, of those that have a weight: `masked` and `unmasked`, mean cross-entropy (nats) over the
-            hidden frames and over the others, of which log(num_units) is chance, and `penalty`.
+            hidden frames and over the others, of which the entropy of the units is chance, and `penalty`.
         figures (`dict[str, torch.FloatTensor]` of shape `()`):
             Of the hidden frames: `unit_accuracy`, the share whose unit is the likeliest, and `unit_perplexity`, how
             many units are said to be there.

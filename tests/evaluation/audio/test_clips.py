@@ -22,7 +22,8 @@ from hfssl.evaluation.audio import clips as clips_of
 from hfssl.evaluation.audio.clips import Clips
 from hfssl.evaluation.audio.embedder import AudioEmbedder
 from hfssl.evaluation.audio.finetuning import AudioFinetuning
-from hfssl.evaluation.audio.held_out_loss import AudioLossEvaluator
+from hfssl.evaluation.audio.held_out_loss import AudioLossEvaluator, _too_little
+from hfssl.evaluation.chance import chance_levels
 from hfssl.evaluation.finetune_rows import readable
 from hfssl.evaluation.finetune_settings import FinetuneSettings
 from hfssl.modeling.feature_extractor import build_feature_extractor
@@ -99,10 +100,17 @@ def test_targets_that_are_all_the_same_are_called_a_collapse(name, monkeypatch):
     takes = frozenset(("sample_keys", "starts")) & set(inspect.signature(model.forward).parameters)
     format = AudioFormat(model.encoder.config, model.config.masking, takes)
     evaluator = AudioLossEvaluator(sounds, AudioRows(format), AudioCollator(), model)
-    assert evaluator.measure(model)["target_perplexity"] > 2.5
+    spread_out = chance_levels(model, [evaluator], 1)["eval_chance_loss"]
+    in_use = evaluator.measure(model)["target_perplexity"]
+    assert in_use > 2.5
+    known = chance_levels(model, [evaluator], 1)["eval_chance_loss"]
     of.collapse(monkeypatch.setattr)
     collapsed = evaluator.measure(model)
     assert collapsed["target_perplexity"] == pytest.approx(1.0)
+    if name != "Wav2vec2ForPreTraining":  # which tells codes from those of other frames
+        # who knows how frequent units are and hears nothing
+        assert np.log(in_use) - 1e-6 <= known < spread_out
+        assert chance_levels(model, [evaluator], 1)["eval_chance_loss"] == pytest.approx(0.0, abs=1e-6)
     monitor = HealthMonitor(sounds, build_feature_extractor(model.encoder.config), "audio")
     spread = {"health_std": 0.5, "health_effective_rank": 9.0}
     monkeypatch.setattr(monitor, "measure", lambda model: dict(spread))
@@ -110,6 +118,15 @@ def test_targets_that_are_all_the_same_are_called_a_collapse(name, monkeypatch):
     found = monitor.check(model, 500, past, 1.0, {f"eval_{name}": value for name, value in collapsed.items()})
     assert found["health_verdict"] == "collapsed since step 500" and found["health_target_perplexity"] == 1.0
     assert found["health_cause"] == model.method.collapse_hints(model.config)["one target"]
+
+
+def test_the_entropy_of_few_frames_is_mended():
+    codes = torch.randint(0, 64, (200, 128), generator=torch.Generator().manual_seed(0))  # 128 of 64 codes, 200 times
+    counts = torch.nn.functional.one_hot(codes, 64).sum(1).double()
+    shares = counts / 128
+    plain = torch.special.entr(shares).sum(1)
+    assert plain.mean() < np.log(64) - 0.2
+    assert (plain + _too_little(counts)).mean() == pytest.approx(np.log(64), abs=0.08)
 
 
 def _block(sounds):
