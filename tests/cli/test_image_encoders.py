@@ -14,6 +14,7 @@ from hfssl import methods
 from hfssl.cli.image.choice import Choice, choose
 from hfssl.cli.image.data import ImageData, ImageDataArguments
 from hfssl.cli.image.encoders import (
+    Dinov2EncoderArguments,
     MaeEncoderArguments,
     VisionEncoderArguments,
     is_checkpoint,
@@ -334,7 +335,9 @@ def folder_of(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    "arguments, name", [(VisionEncoderArguments, "simclr"), (MaeEncoderArguments, "mae")], ids=["simclr", "mae"]
+    "arguments, name",
+    [(VisionEncoderArguments, "simclr"), (MaeEncoderArguments, "mae"), (Dinov2EncoderArguments, "dinov2")],
+    ids=["simclr", "mae", "dinov2"],
 )
 def test_an_encoder_is_chosen_for_the_data_and_said(tmp_path, caplog, monkeypatch, arguments, name):
     caplog.set_level("INFO", logger="hfssl")
@@ -342,13 +345,14 @@ def test_an_encoder_is_chosen_for_the_data_and_said(tmp_path, caplog, monkeypatc
     method, recipe, data = methods.METHODS[name], arguments(), ImageData(folder_of(tmp_path, 90))
     views = make_views(method, recipe, {}, data, ViewArguments(), set())
     assert views.image_size == 64 and recipe.base_model is None
-    assert recipe.encoder == {"simclr": "resnet-mini", "mae": "vit-mini-patch8"}[name]
+    assert recipe.encoder == {"simclr": "resnet-mini"}.get(name, "vit-mini-patch8")
     assert f"Chosen: --encoder {recipe.encoder} --image_size 64, for 4 images of about 90 pixels" in caplog.text
     caplog.clear()
     # of what comes with hfssl it is what was measured, and what is stated is taken
     recipe = arguments()
     assert make_views(method, recipe, {}, ImageData(ImageDataArguments()), ViewArguments(), set()).image_size == 32
-    assert recipe.encoder == {"simclr": "resnet-mini", "mae": "vit-mini-patch4"}[name]
+    embedded = {"simclr": "resnet-mini", "mae": "vit-mini-patch4", "dinov2": "vit-mini-patch8"}
+    assert recipe.encoder == embedded[name]
     recipe = arguments(encoder="vit-tiny-patch4")
     assert make_views(method, recipe, {}, data, ViewArguments(), set()).image_size == 32
     assert "Chosen" not in caplog.text

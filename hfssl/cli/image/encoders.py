@@ -43,7 +43,7 @@ from ...training.attention import (
 )
 from ...training.checkpoints import read_settings
 from .. import encoders
-from .choice import CONVOLUTIONAL, TRANSFORMER, choose, embedded_encoder, say
+from .choice import CONVOLUTIONAL, DISTILLED_PATCHES, TRANSFORMER, choose, embedded_encoder, say
 from .data import ImageData
 from .presets import IMAGE_SIZES, VISION_PRESETS
 from .trained_input import check_input, trained_colors, trained_mean_std
@@ -154,14 +154,15 @@ class Dinov2EncoderArguments(VisionEncoderArguments):
     Args:
         encoder (`str`, *optional*, defaults to `"auto"`):
             auto (chosen for the size and the number of the images and for the machine); vit-mini-patch4 or
-            vit-tiny-patch4 for images of 32 pixels or less; vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for
-            those of 64 to 128; vit-tiny-patch16, vit-small-patch16, vit-base-patch16, dinov2-small-patch14,
-            dinov2-base-patch14, dinov2-large-patch14, dinov3-small-patch16, dinov3-base-patch16 or
-            dinov3-large-patch16 for larger ones; a config file; or a Hub id or folder to continue from: DINOv2, with
-            and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or I-JEPA.
+            vit-tiny-patch4 for images of 32 pixels or less, of which vit-mini-patch8 is what a CPU trains in minutes;
+            vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for those of 64 to 128; vit-tiny-patch16,
+            vit-small-patch16, vit-base-patch16, dinov2-small-patch14, dinov2-base-patch14, dinov2-large-patch14,
+            dinov3-small-patch16, dinov3-base-patch16 or dinov3-large-patch16 for larger ones; a config file; or a Hub
+            id or folder to continue from: DINOv2, with and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or
+            I-JEPA.
     """
 
-    kind: ClassVar[str] = TRANSFORMER
+    kind: ClassVar[str] = DISTILLED_PATCHES
 
     encoder: str = AUTO
 
