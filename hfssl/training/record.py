@@ -15,7 +15,7 @@ from ..modeling.base import SSLPreTrainedModel
 from ..report.record import thinned
 from .arguments import SSLTrainingArguments
 from .cost import device_name
-from .settings import IDENTITY
+from .settings import IDENTITY, identity_of_run
 
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class RunRecord:
             The command of the run, without secrets.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run: data, views, tokenizer.
+        identity (`dict[str, Any]`, *optional*):
+            See [`~hfssl.training.settings.identity_of_run`].
         cost (`dict[str, float]`, *optional*):
             See [`~hfssl.training.cost.Cost.so_far`].
         device (`str`, *optional*):
@@ -71,6 +73,7 @@ class RunRecord:
     passes: dict[str, float] = field(default_factory=dict)
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     device: str = ""
     left_out: int = 0
@@ -129,6 +132,7 @@ class RunRecord:
             "processes": args.world_size, "device": self.device, "cost": self.cost,
             "command": self.command, "commit": commit(), "versions": versions(), "choices": choices(),
             "settings": {"run": _plain(args), "method": _plain(model.config), "data": data_settings},
+            "identity": self.identity,
             "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
@@ -152,6 +156,7 @@ def record_of(trainer: "SSLTrainer") -> RunRecord:
         passes={} if stream is None else stream.passes,
         command=command_line(),
         settings=trainer.extra_settings,
+        identity=identity_of_run(trainer.settings, stream, trainer.args),
         cost=trainer.cost.so_far(),
         device=device_name(trainer.args.device),
         left_out=0 if stream is None else len(stream.exclude),

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ IDENTITY = (
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
+# Of these what the number of processes changes, which a run may go on with.
+FOLLOW_PROCESSES = frozenset(("global_batch_size", "batches_per_step"))
 
 
 def settings_of_run(
@@ -50,6 +53,15 @@ def settings_of_run(
         method.pop(name, None)
     settings = {**more, **arguments, **method}
     return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+
+def identity_of_run(
+    settings: Mapping[str, Any], stream: ExactStream | None, args: SSLTrainingArguments
+) -> dict[str, Any]:
+    """What a result keeps to tell whether a command would make the same one: the settings that a resume compares, and
+    what a stream in a checkpoint is compared by. The place of local data is no part of it, their digest is."""
+    layout = {} if stream is None else {name: value for name, value in stream.layout().items() if value is not None}
+    return {**settings, **layout, "world_size": args.world_size}
 
 
 def set_length(args: SSLTrainingArguments, stream: ExactStream | None) -> None:
