@@ -277,6 +277,15 @@ def test_captions_in_several_columns_are_several_captions(tmp_path, kind):
         assert source.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("caption", ["caption", "caption,caption_de"])
+def test_a_row_without_an_image_is_empty_in_however_many_columns_its_captions_are(tmp_path, caption):
+    columns = {"image": [None, b"", *IMAGES[2:]], "caption": CAPTIONS, "caption_de": CAPTIONS}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows, bad, num_empty = read_all(open_source(tmp_path, inputs=pair_inputs("image,text", {"text": caption})))
+    # an image without a byte is a damaged one
+    assert (len(rows), len(bad), num_empty) == (28, 1, 1)
+
+
 def test_columns_of_captions_that_are_not_there_or_twice(tmp_path):
     columns, _ = columns_of_languages()
     pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / "a.parquet")
