@@ -15,7 +15,7 @@ from ..modeling.base import SSLPreTrainedModel
 from ..report.record import thinned
 from .arguments import SSLTrainingArguments
 from .cost import device_name
-from .settings import IDENTITY, identity_of_run
+from .settings import IDENTITY
 
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RunRecord:
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run: data, views, tokenizer.
         identity (`dict[str, Any]`, *optional*):
-            See [`~hfssl.training.settings.identity_of_run`].
+            From [`identity_of`].
         cost (`dict[str, float]`, *optional*):
             See [`~hfssl.training.cost.Cost.so_far`].
         device (`str`, *optional*):
@@ -156,12 +156,23 @@ def record_of(trainer: "SSLTrainer") -> RunRecord:
         passes={} if stream is None else stream.passes,
         command=command_line(),
         settings=trainer.extra_settings,
-        identity=identity_of_run(trainer.settings, stream, trainer.args),
+        identity=identity_of(trainer),
         cost=trainer.cost.so_far(),
         device=device_name(trainer.args.device),
         left_out=0 if stream is None else len(stream.exclude),
         hub_data=[part.source.hub for part in parts if part.source.hub],
     )
+
+
+def identity_of(trainer: "SSLTrainer") -> dict[str, Any]:
+    """What a record keeps to tell whether a command would make the same result: the settings that a resume compares,
+    and what a stream in a checkpoint is compared by. It may leave this machine: local data are known by their digest.
+    """
+    layout = {} if trainer.stream is None else trainer.stream.layout()
+    identity = {**trainer.settings, **layout, "world_size": trainer.args.world_size}
+    # where a checkpoint was that is continued says nothing of its weights
+    named = {name: value for name, value in identity.items() if not name.endswith("_name_or_path")}
+    return fit_to_leave({name: _as_typed(value) for name, value in named.items() if value is not None})
 
 
 def _plain(settings: Any) -> dict[str, Any]:

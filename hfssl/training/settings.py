@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,6 @@ def settings_of_run(
         method.pop(name, None)
     settings = {**more, **arguments, **method}
     return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
-
-
-def identity_of_run(
-    settings: Mapping[str, Any], stream: ExactStream | None, args: SSLTrainingArguments
-) -> dict[str, Any]:
-    """What a result keeps to tell whether a command would make the same one: the settings that a resume compares, and
-    what a stream in a checkpoint is compared by. The place of local data is no part of it, their digest is."""
-    layout = {} if stream is None else {name: value for name, value in stream.layout().items() if value is not None}
-    return {**settings, **layout, "world_size": args.world_size}
 
 
 def set_length(args: SSLTrainingArguments, stream: ExactStream | None) -> None:

@@ -16,7 +16,7 @@ from hfssl.cli.audio.encoders import AudioEncoderArguments
 from hfssl.cli.audio.iterations import DoneIteration, IterationArguments, each_iteration, encoders_begun_with
 from hfssl.cli.audio.probes import AudioProbeArguments
 from hfssl.errors import UserError
-from hfssl.training.settings import identity_of_run
+from hfssl.training.record import identity_of
 
 
 def fields(monkeypatch, tmp_path, *words):
@@ -82,7 +82,7 @@ def run_of(data="1a", processes=1, base_learning_rate=None, **settings):
 
 def check_against(folder, then, now):
     folder.mkdir(exist_ok=True)
-    record = {} if then is None else {"identity": identity_of_run(then.settings, then.stream, then.args)}
+    record = {} if then is None else {"identity": identity_of(then)}
     (folder / "run.json").write_text(json.dumps(record))
     DoneIteration(folder, 1, 3).check(now)
 

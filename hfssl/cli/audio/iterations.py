@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UserError
 from ...evaluation.encoder_folder import weights_digest
 from ...evaluation.results import read_json
-from ...machine import fit_to_leave
 from ...report.record import RUN
 from ...training.checkpoints import changed_settings
-from ...training.settings import FOLLOW_PROCESSES, identity_of_run
+from ...training.record import identity_of
+from ...training.settings import FOLLOW_PROCESSES
 from ..parser import RecipeParser
 
 
@@ -110,7 +110,7 @@ class DoneIteration:
         if then is None:
             changed = [f"{RUN} there does not say with which settings it was made"]
         else:
-            now = fit_to_leave(identity_of_run(trainer.settings, trainer.stream, trainer.args))
+            now = identity_of(trainer)
             may_differ = {"world_size"}
             if then.get("data") == now.get("data"):
                 may_differ.add("dataset")  # the same files in another place
