@@ -57,9 +57,12 @@ def recipe_words(name: str, *starter: str) -> list[str]:
 
 
 def first_named(flag: str) -> list[str]:
-    """The flags of this process, of which the values of `flag` may stand first, without its name."""
+    """The flags of this process, of which the values of `flag`, or a yaml of flags, may stand first without a name."""
     words = sys.argv[1:]
-    return words if not words or words[0].startswith("-") else [f"--{flag}", *words]
+    if not words or words[0].startswith("-"):
+        return words
+    is_config = words[0].endswith((".yaml", ".yml")) and not Path(words[0]).is_dir()
+    return ["--config" if is_config else f"--{flag}", *words]
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ def main():
     from hfssl.cli.audio.data import AudioData, AudioDataArguments
     from hfssl.cli.audio.encoders import AudioEncoderArguments, make_processor
     from hfssl.cli.audio.finish import finish_audio
-    from hfssl.cli.audio.iterations import IterationArguments, each_iteration
+    from hfssl.cli.audio.iterations import IterationArguments, each_iteration, encoders_begun_with
     from hfssl.cli.audio.probes import AudioProbeArguments, audio_evaluators
     from hfssl.cli.modality import build_method
 
@@ -32,8 +32,8 @@ def main():
         SSLTrainingArguments, description=__doc__, defaults=defaults,
         unused=("max_tokens", "per_device_train_batch_size", "unit_features", "contrastive_batch_size"),
     )  # fmt: skip
-    for (recipe, data_args, _, config, probe_args, args), unit_encoder in each_iteration(parser):
-        checkpoint = args.claim_output_dir()
+    for (recipe, data_args, _, config, probe_args, args), unit_encoder, done in each_iteration(parser):
+        checkpoint = args.claim_output_dir() if done is None else None
         data = AudioData(data_args, checkpoint)
         model = build_method(HubertForPreTraining, recipe, config, data, args, parser.given)
         if unit_encoder is not None:
@@ -41,10 +41,14 @@ def main():
         processor = make_processor(recipe, model)
         stream = data.stream(args, model, processor)
         evaluators = audio_evaluators(model, data, stream, processor, probe_args, args)
+        settings = data.settings | encoders_begun_with(recipe.base_model, unit_encoder)
         trainer = SSLTrainer(
-            model, args, stream, evaluators=evaluators, settings=data.settings, held_out=data.held_out,
+            model, args, stream, evaluators=evaluators, settings=settings, held_out=data.held_out,
             processing_class=processor,
         )  # fmt: skip
+        if done is not None:
+            done.check(trainer)
+            continue
         trainer.train()
         finish_audio(trainer, data, recipe.base_model)
 

@@ -30,6 +30,24 @@ def by_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["hfssl mlm", "--seed", "1"])
 
 
+@pytest.mark.parametrize(
+    "words, flags",
+    [
+        (["outputs/mlm", "--seed", "1"], ["--encoder", "outputs/mlm", "--seed", "1"]),
+        (["run.yaml", "--seed", "1"], ["--config", "run.yaml", "--seed", "1"]),
+        (["run.yml"], ["--config", "run.yml"]),
+        (["folder.yaml"], ["--encoder", "folder.yaml"]),
+        (["--config", "run.yaml"], ["--config", "run.yaml"]),
+        ([], []),
+    ],
+)
+def test_what_may_stand_first(words, flags, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    monkeypatch.setattr(sys, "argv", ["hfssl probe", *words])
+    assert commands.first_named("encoder") == flags
+
+
 def described(recipe: str) -> str:
     declared = declared_parser(ROOT / "recipes" / f"{recipe}.py")
     return RecipeParser(*declared.stand_ins(), **declared.options).description

@@ -194,8 +194,8 @@ class MixtureStream(ExactStream):
             for i, part in enumerate(self.source.parts)
         }
 
-    def _layout(self) -> dict[str, Any]:
-        layout = super()._layout()
+    def layout(self) -> dict[str, Any]:
+        layout = super().layout()
         # in the order in which a difference explains itself
         return {"data": layout["data"], "shares": [round(part.share, 12) for part in self.source.parts], **layout}
 

@@ -37,11 +37,15 @@ class Input:
         required (`bool`, *optional*, defaults to `True`):
             A row without it is left out: as damaged, or as empty where the value is blank. Otherwise the row comes
             with `None` in its place, also where the value is damaged.
+        part_of (`str`, *optional*):
+            The name of a required input that is read from this column and others together: a row needs one of them.
     """
 
     modality: str | None
     column: str | None = None
     required: bool = True
+    # not shown: fingerprints are made of what is, and the rows that are read are the same
+    part_of: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -372,7 +372,7 @@ class ExactStream(torch.utils.data.IterableDataset):
         """Where the stream stands after the last batch that it yielded: a few integers, ready for json."""
         return {
             "version": STATE_VERSION,
-            "layout": self._layout(),
+            "layout": self.layout(),
             "plan": dict(self.plan),
             "rank": self.rank,
             "world_size": self.world_size,
@@ -392,7 +392,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             DataError: if the states were made with other data, with settings that give other batches, or by a version
             of hfssl without lanes.
         """
-        then = checked_state(states, self._layout())
+        then = checked_state(states, self.layout())
         lanes = then["plan"]["lanes"]
         if self.stated_lanes not in (None, lanes):
             raise DataError(
@@ -424,7 +424,7 @@ class ExactStream(torch.utils.data.IterableDataset):
             }
             self.counts = dict.fromkeys(self.counts, 0)
 
-    def _layout(self) -> dict[str, Any]:
+    def layout(self) -> dict[str, Any]:
         """What has to be the same for a state to fit."""
         layout = {
             "data": self.source.fingerprint,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -326,13 +327,30 @@ class StopOnNonFiniteLoss(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")
         if loss is not None and not torch.isfinite(torch.tensor(loss)):
-            raise non_finite_loss(state.global_step, logs.get("learning_rate"), self.last_checkpoint())
+            raise _not_finite("loss is", state.global_step, logs.get("learning_rate"), self.last_checkpoint())
 
 
-def non_finite_loss(step: int, learning_rate: float | None, checkpoint) -> UserError:
-    """The error of a run whose loss is no number any more."""
+def check_finite(
+    loss: torch.Tensor, model: torch.nn.Module, step: int, learning_rate: float, last_checkpoint: Path | None
+) -> None:
+    """Refuse to save a run whose loss or weights are no numbers any more.
+
+    The loss of a step is that of the weights before it: where its gradient was none, only the weights tell.
+
+    Raises:
+        UserError: naming the checkpoint to go back to.
+    """
+    if not torch.isfinite(loss):
+        raise _not_finite("loss is", step, learning_rate, last_checkpoint)
+    # one answer for all: a GPU is waited for once
+    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
+        raise _not_finite("weights are", step, learning_rate, last_checkpoint)
+
+
+def _not_finite(what: str, step: int, learning_rate: float | None, checkpoint: Path | None) -> UserError:
+    """The error of a run of which something is no number any more."""
     return UserError(
-        f"The loss is not finite at step {step}, at a learning rate of {learning_rate:g}. "
+        f"The {what} not finite at step {step}, at a learning rate of {learning_rate:g}. "
         f"Last good checkpoint: {checkpoint or 'none yet'}. Begin a run in another `--output_dir` with a lower "
         "`--learning_rate`, more `--warmup_steps` or `--precision fp32`."
     )

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,8 @@ _MOST_NAMED = 6
 _LENGTHS = ("max_steps", "budget_minutes")
 _WORDS = {
     "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
+    "data": "the digest of the data",
+    "excluded": "what is held out or measured on",
     "batches_per_step": "the batches of a step (gradient_accumulation_steps × processes)",
 }
 
@@ -218,24 +220,43 @@ def check_settings(checkpoint: Path, settings: dict[str, Any], is_named: bool = 
     Raises:
         UserError: naming each setting that differs.
     """
-    now = json.loads(json.dumps(settings))
-    # a switch that the version of hfssl that wrote the checkpoint did not have was off
-    then = {name: False for name, value in now.items() if isinstance(value, bool)} | read_settings(checkpoint)
-    changed = [
-        difference
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name) and not (name in _LENGTHS and then.get(name, math.inf) < now.get(name, 0))
-        for difference in _differences(_WORDS.get(name, name), then.get(name), now.get(name))
-    ]
+    then = read_settings(checkpoint)
+    longer = {name for name in _LENGTHS if then.get(name, math.inf) < settings.get(name, 0)}
+    changed = changed_settings(then, settings, may_differ=longer)
     if changed:
-        changed = list(dict.fromkeys(changed))
-        changed[_MOST_NAMED:] = [f"and {len(changed) - _MOST_NAMED} more"] if len(changed) > _MOST_NAMED else []
         new_run = "another `--output_dir`" + (" and no `--resume`" if is_named else "")
         raise UserError(
             f"{checkpoint.parent} holds another run: {'; '.join(changed)}. Pass {new_run} for a new run, or the same "
             "settings to continue this one (only `--max_steps`, `--epochs`, `--max_tokens` and `--budget_minutes` may "
             "be larger than they were)."
         )
+
+
+def changed_settings(
+    then: Mapping[str, Any], settings: Mapping[str, Any], may_differ: Iterable[str] = ()
+) -> list[str]:
+    """In words, the settings in which two runs differ, the first few of them.
+
+    Args:
+        then (`Mapping[str, Any]`):
+            Those that a file kept.
+        settings (`Mapping[str, Any]`):
+            Those of this run.
+        may_differ (`Iterable[str]`, *optional*):
+            Names that do not count.
+    """
+    now = json.loads(json.dumps(dict(settings)))
+    # a switch that the version of hfssl that wrote the file did not have was off
+    then = {name: False for name, value in now.items() if isinstance(value, bool)} | then
+    changed = [
+        difference
+        for name in sorted({*then, *now} - set(may_differ))
+        if then.get(name) != now.get(name)
+        for difference in _differences(_WORDS.get(name, name), then.get(name), now.get(name))
+    ]
+    changed = list(dict.fromkeys(changed))
+    changed[_MOST_NAMED:] = [f"and {len(changed) - _MOST_NAMED} more"] if len(changed) > _MOST_NAMED else []
+    return changed
 
 
 def _differences(name: str, then: Any, now: Any) -> list[str]:

@@ -51,6 +51,8 @@ class RunRecord:
             The command of the run, without secrets.
         settings (`dict[str, Any]`, *optional*):
             What else makes this run this run: data, views, tokenizer.
+        identity (`dict[str, Any]`, *optional*):
+            From [`identity_of`].
         cost (`dict[str, float]`, *optional*):
             See [`~hfssl.training.cost.Cost.so_far`].
         device (`str`, *optional*):
@@ -71,6 +73,7 @@ class RunRecord:
     passes: dict[str, float] = field(default_factory=dict)
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     device: str = ""
     left_out: int = 0
@@ -129,6 +132,7 @@ class RunRecord:
             "processes": args.world_size, "device": self.device, "cost": self.cost,
             "command": self.command, "commit": commit(), "versions": versions(), "choices": choices(),
             "settings": {"run": _plain(args), "method": _plain(model.config), "data": data_settings},
+            "identity": self.identity,
             "changed": _changed(args) + _changed(model.config), "batch": args.global_batch_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "loss_units": dict(model.loss_units), "contrasted": contrasted, "examples": list(examples),
@@ -152,11 +156,23 @@ def record_of(trainer: "SSLTrainer") -> RunRecord:
         passes={} if stream is None else stream.passes,
         command=command_line(),
         settings=trainer.extra_settings,
+        identity=identity_of(trainer),
         cost=trainer.cost.so_far(),
         device=device_name(trainer.args.device),
         left_out=0 if stream is None else len(stream.exclude),
         hub_data=[part.source.hub for part in parts if part.source.hub],
     )
+
+
+def identity_of(trainer: "SSLTrainer") -> dict[str, Any]:
+    """What a record keeps to tell whether a command would make the same result: the settings that a resume compares,
+    and what a stream in a checkpoint is compared by. It may leave this machine: local data are known by their digest.
+    """
+    layout = {} if trainer.stream is None else trainer.stream.layout()
+    identity = {**trainer.settings, **layout, "world_size": trainer.args.world_size}
+    # where a checkpoint was that is continued says nothing of its weights
+    named = {name: value for name, value in identity.items() if not name.endswith("_name_or_path")}
+    return fit_to_leave({name: _as_typed(value) for name, value in named.items() if value is not None})
 
 
 def _plain(settings: Any) -> dict[str, Any]:

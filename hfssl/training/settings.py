@@ -22,6 +22,8 @@ IDENTITY = (
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
     "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "bf16", "fp16",
 )  # fmt: skip
+# Of these what the number of processes changes, which a run may go on with.
+FOLLOW_PROCESSES = frozenset(("global_batch_size", "batches_per_step"))
 
 
 def settings_of_run(

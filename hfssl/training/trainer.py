@@ -60,7 +60,7 @@ from .callbacks import (
     StopOnNonFiniteLoss,
     StopOnSignal,
     WeightDecaySchedule,
-    non_finite_loss,
+    check_finite,
 )
 from .corpus_targets import CorpusTargets
 from .cost import Cost, gpu_energy
@@ -393,8 +393,8 @@ class SSLTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Write the checkpoint aside, seal it, then rename it: a folder called checkpoint-N is always whole."""
-        if not torch.isfinite(self._tr_loss):
-            raise non_finite_loss(self.state.global_step, self._get_learning_rate(), self.last_checkpoint())
+        here = self.state.global_step, self._get_learning_rate(), self.last_checkpoint()
+        check_finite(self._tr_loss, self.model, *here)
         output_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         staging = output_dir / checkpoints.STAGING

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny_audio
@@ -11,19 +13,20 @@ from transformers import HubertModel
 from hfssl import HubertForPreTraining, HubertPreTrainingConfig, RecipeParser, SSLTrainingArguments
 from hfssl.cli.audio.data import AudioDataArguments
 from hfssl.cli.audio.encoders import AudioEncoderArguments
-from hfssl.cli.audio.iterations import IterationArguments, each_iteration
+from hfssl.cli.audio.iterations import DoneIteration, IterationArguments, each_iteration, encoders_begun_with
 from hfssl.cli.audio.probes import AudioProbeArguments
 from hfssl.errors import UserError
+from hfssl.training.record import identity_of
 
 
 def fields(monkeypatch, tmp_path, *words):
-    """Fields of the config of the first iteration, and the encoder of its units."""
+    """Fields of the config of the first iteration that is to be trained, and the encoder of its units."""
     monkeypatch.setattr(sys, "argv", ["hubert.py", "--output_dir", str(tmp_path / "out"), "--use_cpu", *words])
     parser = RecipeParser(
         AudioEncoderArguments, AudioDataArguments, IterationArguments, HubertPreTrainingConfig, AudioProbeArguments,
         SSLTrainingArguments, description="", defaults={"encoder": "hubert-mini"},
     )  # fmt: skip
-    parsed, source = next(each_iteration(parser))
+    parsed, source, _ = next(each for each in each_iteration(parser) if each[2] is None)
     return parsed[3], source, parser.given
 
 
@@ -53,29 +56,74 @@ def test_a_folder_without_an_encoder_of_waveforms(monkeypatch, tmp_path):
         fields(monkeypatch, tmp_path, "--unit_encoder", str(tmp_path / "banks"))
 
 
-def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path, caplog):
+def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path):
     before = tmp_path / "out-iteration-1"
     HubertModel(tiny_audio.hubert()).save_pretrained(before)
-    # a record has the names of folders, not where they lie
-    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "my calls", "split": "train"}}}))
-    words = ("--iterations", "2", "--dataset", str(tmp_path / "my calls") + "/")
-    config, source, _ = fields(monkeypatch, tmp_path, *words)
+    config, source, _ = fields(monkeypatch, tmp_path, "--iterations", "2")
     assert source == str(before) and config["unit_features"] == "layer"
     # of a result that is moved to where it belongs, this is the last
     (before / "config.json").unlink()
-    config, source, _ = fields(monkeypatch, tmp_path, *words)
+    config, source, _ = fields(monkeypatch, tmp_path, "--iterations", "2")
     assert source is None and config.get("unit_features") != "layer"
 
 
-@pytest.mark.parametrize("words", [("--dataset", "birds"), ("--dataset", "calls", "--split", "validation"), ()])
-def test_an_iteration_of_other_recordings_is_refused(monkeypatch, tmp_path, words):
-    before = tmp_path / "out-iteration-1"
-    HubertModel(tiny_audio.hubert()).save_pretrained(before)
-    (before / "run.json").write_text(json.dumps({"settings": {"data": {"dataset": "calls", "split": "train"}}}))
-    with pytest.raises(UserError, match="-iteration-1 was trained with `--(dataset calls|split train)`") as refused:
-        fields(monkeypatch, tmp_path, "--iterations", "3", *words)
-    # what it advises
-    advised = re.search("`(--unit_encoder [^`]+)`", str(refused.value))[1].split()
-    assert advised[-2:] == ["--iterations", "2"]
-    advised += ["--output_dir", str(tmp_path / "another")]
-    assert fields(monkeypatch, tmp_path, *words, *advised)[1] == str(before)
+SETTINGS = {"learning_rate": 1e-3, "dataset": "train", "batches_per_step": 1, "lr_scheduler_type": "linear"}
+
+
+def run_of(data="1a", processes=1, base_learning_rate=None, **settings):
+    """What is asked of a trainer."""
+    args = SimpleNamespace(world_size=processes, base_learning_rate=base_learning_rate)
+    return SimpleNamespace(
+        settings=SETTINGS | settings,
+        stream=SimpleNamespace(layout=lambda: {"data": data, "batch_cost": None}),
+        args=args,
+    )
+
+
+def check_against(folder, then, now):
+    folder.mkdir(exist_ok=True)
+    record = {} if then is None else {"identity": identity_of(then)}
+    (folder / "run.json").write_text(json.dumps(record))
+    DoneIteration(folder, 1, 3).check(now)
+
+
+def test_what_an_earlier_iteration_is_reused_for(tmp_path):
+    check_against(tmp_path / "before", run_of(), run_of())
+    # the same recordings, moved; and what a run may go on with
+    check_against(tmp_path / "before", run_of(), run_of(dataset="moved"))
+    check_against(tmp_path / "before", run_of(), run_of(processes=2, batches_per_step=2))
+    fourfold = {"processes": 4, "batches_per_step": 4, "base_learning_rate": 1e-3, "learning_rate": 4e-3}
+    check_against(tmp_path / "before", run_of(base_learning_rate=1e-3), run_of(**fourfold))
+
+
+@pytest.mark.parametrize(
+    "now, words",
+    [
+        (run_of(learning_rate=1e-4), "learning_rate was 0.001, is 0.0001. Pass"),
+        (run_of(batches_per_step=2), "is 2. Pass"),
+        (
+            run_of("2b", dataset="birds"),
+            "the digest of the data was '1a', is '2b'; dataset was 'train', is 'birds'. Pass",
+        ),
+        # folders of one name
+        (run_of("2b"), "the digest of the data was '1a', is '2b'. Pass"),
+        (run_of(unit_encoder="0f"), "unit_encoder was None, is '0f'. Pass"),
+    ],
+)
+def test_what_it_is_not_reused_for(tmp_path, now, words):
+    with pytest.raises(UserError, match=f"before holds an earlier iteration.*{words}.*--iterations 2"):
+        check_against(tmp_path / "before", run_of(), now)
+
+
+def test_an_earlier_iteration_that_does_not_say_what_it_was_made_with(tmp_path):
+    with pytest.raises(UserError, match="run.json there does not say with which settings"):
+        check_against(tmp_path / "before", None, run_of())
+
+
+def test_encoders_are_known_by_their_weights(tmp_path):
+    HubertModel(tiny_audio.hubert()).save_pretrained(tmp_path / "a" / "encoder")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    HubertModel(tiny_audio.hubert()).save_pretrained(tmp_path / "c" / "encoder")
+    a, b, c = (encoders_begun_with(None, str(tmp_path / name / "encoder")) for name in "abc")
+    assert a == b != c and len(a["unit_encoder"]) == 16
+    assert encoders_begun_with("org/name", None) == {"encoder": "org/name"}

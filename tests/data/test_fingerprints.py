@@ -16,7 +16,7 @@ from hfssl.data import sources
 from hfssl.data.image.digits import digits
 from hfssl.data.labelled import open_labelled
 from hfssl.data.mixtures import open_mixture
-from hfssl.data.sources import MemorySource, open_source
+from hfssl.data.sources import Input, MemorySource, open_source
 
 
 TEXTS = [f"Text number {i}, naïve." for i in range(40)]
@@ -70,6 +70,7 @@ PINNED = {
     "digits": "ccb8ddc75e292577",
     "mixture": "640062357591faed",
     "images mixed": "a2c2bda2c76e589c",
+    "pairs": "fca27eb50b9b4b4a",
     "labelled": "312c30d23d2e7bcd",
     "labelled digits": "ac956717cf90e2d7",
 }
@@ -127,6 +128,13 @@ def test_samples_in_memory_mixtures_and_labelled_sets(folder):
         "digits": open_source("digits", modality="image", extra_columns=("label",)),
         "mixture": open_mixture(f"{folder / 'text/a.txt'}:1,{folder / 'text/a.jsonl'}:3"),
         "images mixed": open_mixture(f"{folder / 'image/a.tar'},{folder / 'image/classes'}", modality="image"),
+        "pairs": MemorySource(
+            IMAGES,
+            name="memory",
+            column="image",
+            beside={"text": TEXTS},
+            inputs={"image": Input("image", "image"), "text": Input("text", "text", required=False)},
+        ),
         "labelled": open_labelled(folder / "image/classes", "train"),
         "labelled digits": open_labelled("digits", "test", max_samples=9),
     }

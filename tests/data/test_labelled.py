@@ -341,7 +341,9 @@ def test_a_table_in_the_folder_is_found_and_offered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pd.DataFrame({"file": range(4), "label": list("uvuv")}).to_csv(tmp_path / "findings.csv")
     assert names_of(open_labelled("pictures", "train", labels_file="findings.csv")) == list("uvuv")
-    with pytest.raises(DataError, match="is a file .csv, which cannot be read.*pass their folder.*`--labels` takes"):
+    with pytest.raises(
+        DataError, match="No column of .* holds paths of image files.*pass their folder.*`--labels` takes"
+    ):
         open_labelled("findings.csv", "train")
 
 

@@ -277,6 +277,78 @@ def test_captions_in_several_columns_are_several_captions(tmp_path, kind):
         assert source.fingerprint != other.fingerprint
 
 
+def write_table_of_files(path, relative=True, images=IMAGES):
+    """A table beside `images/`, whose column names files there."""
+    folder = path.parent / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        (folder / f"{i:02}.png").write_bytes(image)
+    names = [f"images/{i:02}.png" if relative else str(folder / f"{i:02}.png") for i in range(len(images))]
+    rows = [{"image_path": name, "caption": caption} for name, caption in zip(names, CAPTIONS, strict=False)]
+    if path.suffix == ".csv":
+        lines = ["image_path,caption", *(f'"{row["image_path"]}","{row["caption"]}"' for row in rows)]
+    else:
+        lines = map(json.dumps, rows)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_table_that_names_files(tmp_path, name, relative):
+    table = write_table_of_files(tmp_path / "my pairs" / name, relative)
+    source = open_source(table, inputs=INPUTS)
+    rows, bad, num_empty = read_all(source)
+    assert [row["image"] for row in rows] == IMAGES and [row["text"] for row in rows] == CAPTIONS
+    assert (bad, num_empty, source.num_rows) == ([], 0, 30)
+    # read from whichever folder, and its columns stated
+    inputs = pair_inputs("image,text", {"image": "image_path", "text": "caption"})
+    assert read_all(open_source(table, inputs=inputs))[0] == rows
+    assert open_source(table, inputs=inputs, streaming=False).fingerprint == source.fingerprint
+    # images alone
+    alone = open_source(table, modality="image")
+    assert [sample for i in range(len(alone)) for sample in alone.read(i).columns["image"]] == IMAGES
+    # one that is gone is damaged, and other files are other data
+    (table.parent / "images" / "03.png").unlink()
+    rows, bad, _ = read_all(open_source(table, inputs=INPUTS))
+    assert len(rows) == 29 and [reason for _, reason in bad] == [
+        f"the file '{table.parent / 'images' / '03.png'}' is missing"
+    ]
+    assert open_source(table, inputs=INPUTS).fingerprint != source.fingerprint
+
+
+def test_a_table_of_files_is_the_same_data_elsewhere(tmp_path):
+    here, there = (write_table_of_files(tmp_path / name / "pairs.csv") for name in "ab")
+    assert open_source(here, inputs=INPUTS).fingerprint == open_source(there, inputs=INPUTS).fingerprint
+    changed = [*IMAGES[:-1], IMAGES[0] + b" "]
+    other = write_table_of_files(tmp_path / "c" / "pairs.csv", images=changed)
+    assert open_source(here, inputs=INPUTS).fingerprint != open_source(other, inputs=INPUTS).fingerprint
+
+
+def test_a_table_that_names_no_files_that_are_there(tmp_path):
+    (tmp_path / "a.csv").write_text("image_path,caption\nimages/1.png,one\nimages/2.png,two\n")
+    with pytest.raises(DataError, match="None of the files .*'image_path' is there, such as 'images/1.png'.*folder"):
+        open_source(tmp_path / "a.csv", inputs=INPUTS)
+    (tmp_path / "b.csv").write_text("name,caption\none,two\n")
+    with pytest.raises(
+        DataError, match="No column of .*b.csv' holds paths of image files.*'name' .string.*`--image_c"
+    ):
+        open_source(tmp_path / "b.csv", inputs=INPUTS)
+    # names without an ending, where the user says that they are files
+    (tmp_path / "one").write_bytes(IMAGES[0])
+    rows, _, _ = read_all(open_source(tmp_path / "b.csv", inputs=pair_inputs("image,text", {"image": "name"})))
+    assert rows == [{"image": IMAGES[0], "text": "two"}]
+
+
+@pytest.mark.parametrize("caption", ["caption", "caption,caption_de"])
+def test_a_row_without_an_image_is_empty_in_however_many_columns_its_captions_are(tmp_path, caption):
+    columns = {"image": [None, b"", *IMAGES[2:]], "caption": CAPTIONS, "caption_de": CAPTIONS}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows, bad, num_empty = read_all(open_source(tmp_path, inputs=pair_inputs("image,text", {"text": caption})))
+    # an image without a byte is a damaged one
+    assert (len(rows), len(bad), num_empty) == (28, 1, 1)
+
+
 def test_columns_of_captions_that_are_not_there_or_twice(tmp_path):
     columns, _ = columns_of_languages()
     pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / "a.parquet")

@@ -1,6 +1,7 @@
 """`recipes/{hubert,wav2vec2,best_rq,cpc}.py` as commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 import hfssl.methods  # noqa: F401 - what the result folders hold is registered
-from hfssl.cli.audio.data import AudioDataArguments
-from hfssl.cli.audio.iterations import check_data
 from hfssl.modeling.base import load_plain_encoder
 
 
@@ -64,10 +63,29 @@ def test_two_iterations_of_hubert(tmp_path, recordings):
     assert done.stderr.count("8 units in use") == 2 and "Iteration 2 of 2" in done.stderr
     # a batch is so many seconds, not samples
     assert "learning_rate 0.001 (of wide encoders 0.0005)" in done.stderr
-    # stopped in the second, the same command would go on from the first
-    check_data(before, AudioDataArguments(dataset=str(recordings)), to_come=1)
     assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
     assert AutoFeatureExtractor.from_pretrained(out).sampling_rate == 16_000
+
+    # the same command goes on from the first, whatever the log is to be like
+    again = run("hubert", tmp_path, recordings, iterations=2, precision="bf16", logging_steps=1)
+    assert again.poll() == 0, again.stderr
+    assert "Iteration 1 of 2 is done" in again.stderr and "The run is finished" in again.stderr
+    # another one does not
+    others = tmp_path / recordings.name
+    shutil.copytree(recordings, others)
+    (others / "1.wav").write_bytes((others / "2.wav").read_bytes())
+    changed = {"learning_rate": 0.01, "seed": 7, "max_steps": 3, "dataset": others}
+    other = run("hubert", tmp_path, recordings, iterations=2, precision="bf16", **changed)
+    assert other.poll() == 1
+    assert f"{before} holds an earlier iteration that this command would not make" in other.stderr
+    for words in (
+        "learning_rate was 0.001, is 0.01",
+        "seed was 42, is 7",
+        "max_steps was 2, is 3",
+        "the digest of the",
+    ):
+        assert words in other.stderr
+    assert f"--unit_encoder {before} --iterations 1" in other.stderr
 
 
 @pytest.mark.slow

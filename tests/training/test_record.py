@@ -26,6 +26,9 @@ def test_settings_say_what_was_changed_and_no_folder_of_this_machine(tmp_path):
     assert told["settings"]["data"] == {
         "dataset": "mine.txt:0.5,my texts.txt:0.5", "tokenizer": "words", "split": "train", "x": "{}",
     }  # fmt: skip
+    # what tells whether a command would make the same
+    assert told["identity"]["data"] == trainer.stream.source.fingerprint
+    assert (told["identity"]["learning_rate"], told["identity"]["dataset"]) == (2e-3, "mine.txt:0.5,my texts.txt:0.5")
     text = json.dumps(told)
     assert "jdoe" not in text and "hf_0123" not in text and str(tmp_path) not in text
     assert {"max_steps", "learning_rate", "per_device_train_batch_size"} <= set(told["changed"])

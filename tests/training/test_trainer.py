@@ -386,6 +386,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="not finite at step 4"):
         trainer(tmp_path / "b", model, callbacks=[Poison()], logging_steps=100).train()
     assert [c.name for c in list_checkpoints(tmp_path / "b")] == ["checkpoint-2"]
+    # nor where the gradient of the very step that is saved is none, of which the loss knows nothing yet
+    model = tiny.mlm()
+
+    class PoisonGradient(MethodCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                next(model.parameters()).grad[0] = float("nan")
+
+    with pytest.raises(
+        UserError, match="The weights are not finite at step 4, .*Last good checkpoint: .*checkpoint-2"
+    ):
+        trainer(tmp_path / "c", model, callbacks=[PoisonGradient()]).train()
+    assert [c.name for c in list_checkpoints(tmp_path / "c")] == ["checkpoint-2"]
     # what it says helps
     trainer(tmp_path / "another", max_steps=1, learning_rate=1e-3, warmup_steps=0.5).train()
 

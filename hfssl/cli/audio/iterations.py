@@ -5,21 +5,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...data.modality import modality
 from ...errors import UserError
+from ...evaluation.encoder_folder import weights_digest
 from ...evaluation.results import read_json
-from ...machine import fit_to_leave
 from ...report.record import RUN
+from ...training.checkpoints import changed_settings
+from ...training.record import identity_of
+from ...training.settings import FOLLOW_PROCESSES
 from ..parser import RecipeParser
-from .data import AudioDataArguments
 
+
+if TYPE_CHECKING:
+    from ...training.trainer import SSLTrainer
 
 logger = logging.getLogger(__name__)
 
 # Units of the second and further iterations, where the user says nothing; as in the paper.
 LATER_UNITS = 500
+# Of a digest as many as a message can show.
+_DIGITS = 16
 
 
 @dataclass
@@ -31,7 +37,7 @@ class IterationArguments:
         iterations (`int`, *optional*, defaults to `1`):
             How many encoders are trained one after another, each from scratch: the first on units of MFCC, the next on
             units of a layer of the one before. Those before the last one lie beside `--output_dir`, in folders of its
-            name with -iteration-1 and so on behind it.
+            name with -iteration-1 and so on behind it, and are used again where the same command would make them.
         unit_encoder (`str`, *optional*):
             Folder or Hub id of an encoder that was trained before, to make the units of the first iteration of a layer
             of it, the one in the middle unless `--unit_layer` says another.
@@ -45,16 +51,17 @@ class IterationArguments:
             raise UserError(f"`--iterations` must be at least 1, got {self.iterations}.")
 
 
-def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str | None]]:
-    """Parse the flags for each iteration that is not done yet.
+def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str | None, "DoneIteration | None"]]:
+    """Parse the flags for each iteration.
 
     Args:
         parser ([`~hfssl.cli.parser.RecipeParser`]):
             Whose classes are, in this order: encoder, data, [`IterationArguments`], config, probes, training.
 
     Yields:
-        `tuple`: what was parsed, with the config's fields and the output folder of the iteration; and the encoder of
-        whose layer its units are made, `None` for MFCC.
+        `tuple`: what was parsed, with the config's fields and the output folder of the iteration; the encoder of whose
+        layer its units are made, `None` for MFCC; and the result of an iteration that is there already, which is not
+        to be trained again.
     """
     parsed = parser.parse()
     arguments, output_dir = parsed[2], Path(parsed[5].output_dir)
@@ -63,42 +70,73 @@ def each_iteration(parser: RecipeParser) -> Iterator[tuple[tuple[Any, ...], str 
         # not within it: each is a run of its own, with a folder of its own
         before = output_dir.with_name(f"{output_dir.name}-iteration-{number}")
         folder = output_dir if number == arguments.iterations else before
+        words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
+        parsed = parser.parse(words)
+        if source is not None:
+            fields = {"num_units": LATER_UNITS, **_shape_of(source)}
+            parsed[3].update({name: value for name, value in fields.items() if name not in parser.given})
+            parsed[3]["unit_features"] = "layer"
+            parser.given |= set(fields)
         # it is there once all of the result is
-        if folder != output_dir and (folder / "config.json").exists():
-            check_data(folder, parsed[1], arguments.iterations - number)
-            logger.info("Iteration %d of %d is done, in %s.", number, arguments.iterations, folder)
-        else:
-            words = sys.argv[1:] if folder == output_dir else [*sys.argv[1:], "--output_dir", str(folder)]
-            parsed = parser.parse(words)
-            if source is not None:
-                fields = {"num_units": LATER_UNITS, **_shape_of(source)}
-                parsed[3].update({name: value for name, value in fields.items() if name not in parser.given})
-                parsed[3]["unit_features"] = "layer"
-                parser.given |= set(fields)
-            if arguments.iterations > 1:
-                logger.info("Iteration %d of %d, in %s.", number, arguments.iterations, folder)
-            yield parsed, source
+        is_done = folder != output_dir and (folder / "config.json").exists()
+        if arguments.iterations > 1 and not is_done:
+            logger.info("Iteration %d of %d, in %s.", number, arguments.iterations, folder)
+        yield parsed, source, DoneIteration(folder, number, arguments.iterations) if is_done else None
         source = str(folder)
 
 
-def check_data(folder: Path, arguments: AudioDataArguments, to_come: int) -> None:
-    """Refuse the encoder of an iteration that has heard other recordings, with so many iterations to come."""
-    embedded = modality("audio").embedded_set(arguments.dataset)
-    now = {"dataset": embedded.name if embedded else arguments.dataset, "split": arguments.split}
-    then = read_json(folder / RUN, default={}).get("settings", {}).get("data", {})
-    for name, value in now.items():
-        if name in then and _last_names(then[name]) != _last_names(value):
+@dataclass(frozen=True)
+class DoneIteration:
+    """The result of an earlier iteration, whose encoder makes the units of the next.
+
+    Args:
+        folder (`Path`):
+            Where it lies.
+        number, of (`int`):
+            Which of how many iterations it is.
+    """
+
+    folder: Path
+    number: int
+    of: int
+
+    def check(self, trainer: "SSLTrainer") -> None:
+        """Refuse a result that is not what the trainer of this iteration would make.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        then = read_json(self.folder / RUN, default={}).get("identity")
+        if then is None:
+            changed = [f"{RUN} there does not say with which settings it was made"]
+        else:
+            now = identity_of(trainer)
+            may_differ = {"world_size"}
+            if then.get("data") == now.get("data"):
+                may_differ.add("dataset")  # the same files in another place
+            if then.get("world_size") != now["world_size"]:
+                # a run may go on with another number of processes, so the next iteration may begin with it
+                may_differ |= FOLLOW_PROCESSES | ({"learning_rate"} if trainer.args.base_learning_rate else set())
+            changed = changed_settings(then, now, may_differ)
+        if changed:
             raise UserError(
-                f"The earlier iteration in {folder} was trained with `--{name} {then[name]}`, and now it is {value}: "
-                f"units would be those of other recordings. Pass another `--output_dir`, or delete {folder}. To use "
-                f"this encoder all the same, pass another `--output_dir` and `--unit_encoder {folder} "
-                f"--iterations {to_come}`."
+                f"{self.folder} holds an earlier iteration that this command would not make: {'; '.join(changed)}. "
+                f"Pass another `--output_dir`, or delete {self.folder} to train it anew. To use its encoder all the "
+                f"same, pass another `--output_dir` and `--unit_encoder {self.folder} --iterations "
+                f"{self.of - self.number}`."
             )
+        logger.info("Iteration %d of %d is done, in %s.", self.number, self.of, self.folder)
 
 
-def _last_names(named: str | None) -> list[str]:
-    """What a record keeps of local data, which may leave this machine: of each folder and file the name."""
-    return [Path(part).name for part in str(fit_to_leave(named)).split(",")]
+def encoders_begun_with(base_model: str | None, unit_encoder: str | None) -> dict[str, str]:
+    """What makes an iteration this one beside data and flags: the weights that it continues, and those that make its
+    units, by their digest where they lie in a folder."""
+    named = {"encoder": base_model, "unit_encoder": unit_encoder}
+    return {
+        name: (weights_digest(source) or source)[:_DIGITS] if Path(source).is_dir() else source
+        for name, source in named.items()
+        if source is not None
+    }
 
 
 def _shape_of(source: str) -> dict[str, int]:

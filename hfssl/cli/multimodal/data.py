@@ -51,9 +51,9 @@ class PairDataArguments(DataArguments):
 
     Args:
         dataset (`str`, *optional*):
-            Hub id, folder, file or glob: dog.jpg beside dog.txt, images with a metadata.jsonl or csv, webdataset tars,
-            parquet, arrow; or several with their shares, such as a/:0.7,org/name:0.3. Left out: characters, some
-            40,000 drawn ones with captions, which come with hfssl.
+            Hub id, folder, file or glob: dog.jpg beside dog.txt, images with a metadata.jsonl or csv, a csv or json
+            lines with a column of paths, webdataset tars, parquet, arrow; or several with their shares, such as
+            a/:0.7,org/name:0.3. Left out: characters, some 40,000 drawn ones with captions, which come with hfssl.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.
         caption_column (`str`, *optional*):

@@ -12,6 +12,7 @@ piece by piece. Local folders are gone through here, by the same rules:
 | image and audio files in folders and zip files, local or on the Hub | file by file | a file |
 | webdataset tars | looked through once, then by ranges of bytes | a few samples |
 | compressed jsonl, txt and tars; a zip that is named itself | unpacked once, then as above | as above |
+| csv, tsv and json lines that name image or audio files | converted once, the files where they are | a few rows |
 | csv and tsv | converted once, with their damaged records | a range of rows |
 | all else (a JSON array) | converted once by `load_dataset` | a range of rows |
 
@@ -34,6 +35,7 @@ from ..modality import modality as find_modality
 from .base import PIECE_BYTES, MemorySource, PieceRows, Source, describe, digest_of, identity, third_party
 from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
+from .file_tables import open_table_of_files
 from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
 from .find import Found, find_data
 from .tables import ParquetSource, TableSource
@@ -176,6 +178,8 @@ def _open(found: Found, split: str, sample_by: str, streaming: bool, options: di
             f"{found.name!r} is empty: {describe(len(paths), 'files')} of split {split!r} without a single byte."
         )
     fingerprint = files_digest(paths, names, sizes, ids)
+    if found.kind.folder_module is not None and found.module in ("csv", "json"):
+        return open_table_of_files(found, split, fingerprint, **options)
     # a copy of a folder of images would hold their paths
     why = why_convert(found, paths, sizes) if streaming or in_folder else "streaming is off"
     if why:

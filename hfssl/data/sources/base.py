@@ -347,10 +347,13 @@ def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Inpu
             By the name of the input, one value per row. [`Damage`] stands for what is broken.
         inputs (`dict[str, Input]`):
             The inputs of the source. A value of a modality is missing where it is null, damaged, of another type or
-            empty; any other value where it is null or damaged. Where a sample needs several modalities, a row that has
-            none of one of them is no sample: it counts as empty and not as damaged.
+            empty; any other value where it is null or damaged. Where a sample needs several inputs of a modality, a
+            row that has none of one of them is no sample: it counts as empty and not as damaged. The parts of an
+            input are one.
     """
-    several = sum(wanted.required and wanted.modality is not None for wanted in inputs.values()) > 1
+    of_modality = {name: wanted for name, wanted in inputs.items() if wanted.modality is not None}
+    needed = {wanted.part_of or name for name, wanted in of_modality.items() if wanted.required or wanted.part_of}
+    several = len(needed) > 1
     bad: dict[int, str] = {}
     empty: set[int] = set()
     num_without: dict[int, int] = {}  # row -> inputs of a modality that it lacks
@@ -369,8 +372,7 @@ def good_rows(rows: np.ndarray, columns: dict[str, list], inputs: dict[str, Inpu
             values[i] = None
             if wanted.modality is not None:
                 num_without[i] = num_without.get(i, 0) + 1
-    num_of_modality = sum(wanted.modality is not None for wanted in inputs.values())
-    empty |= {i for i, number in num_without.items() if number == num_of_modality}  # nothing is left of the row
+    empty |= {i for i, number in num_without.items() if number == len(of_modality)}  # nothing is left of the row
     empty -= set(bad)
     if not bad and not empty:
         return PieceRows(rows, columns, [])

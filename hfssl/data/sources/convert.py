@@ -83,25 +83,6 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
     """
     folder_of_copies = writable(datasets.config.HF_DATASETS_CACHE)
     paths = found.splits[split]
-    if fingerprint and found.module == "csv" and _is_plain_csv(found):
-        separator = found.load.get("sep", found.options.get("sep"))
-        given = {"sep": separator} if separator and separator != "," else {}
-        target = folder_of_copies / new_digest("csv", fingerprint, given).hexdigest()[:32] / "rows.arrow"
-        openers = [
-            (name, partial(_open_plain, path))
-            for path, name in zip(paths, relative_names(paths, found.root), strict=True)
-        ]
-        if not target.is_file():
-            _say_once(found.name, folder_of_copies, why)
-        _make_once(target, found.name, lambda path: convert_delimited(openers, path, given))
-        table = third_party(lambda: datasets.Dataset.from_file(str(target)), f"The copy {target} cannot be opened")
-        return TableSource(
-            table,
-            name=found.name,
-            fingerprint=new_digest(fingerprint, sample_by).hexdigest(),
-            damage=DAMAGE,
-            **options,
-        )
     packed = [path for path in paths if path.endswith(COMPRESSIONS)]
     if fingerprint and packed and found.module in found.kind.readers and why.startswith("compressed"):
         folder = folder_of_copies / new_digest("plain", fingerprint).hexdigest()[:32]
@@ -125,6 +106,29 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
                 )
             )  # fmt: skip
         found = copy
+    table, damage = converted_table(found, split, sample_by, fingerprint, why)
+    fingerprint = fingerprint and new_digest(fingerprint, sample_by).hexdigest()
+    return TableSource(table, name=found.name, fingerprint=fingerprint, damage=damage, **options)
+
+
+def converted_table(
+    found: Found, split: str, sample_by: str, fingerprint: str | None, why: str
+) -> tuple[datasets.Dataset, str | None]:
+    """The memory-mapped copy of what is found, made once; and the column that says which rows are damaged, if any."""
+    folder_of_copies = writable(datasets.config.HF_DATASETS_CACHE)
+    if fingerprint and found.module == "csv" and _is_plain_csv(found):
+        paths, separator = found.splits[split], found.load.get("sep", found.options.get("sep"))
+        given = {"sep": separator} if separator and separator != "," else {}
+        target = folder_of_copies / new_digest("csv", fingerprint, given).hexdigest()[:32] / "rows.arrow"
+        openers = [
+            (name, partial(_open_plain, path))
+            for path, name in zip(paths, relative_names(paths, found.root), strict=True)
+        ]
+        if not target.is_file():
+            _say_once(found.name, folder_of_copies, why)
+        _make_once(target, found.name, lambda path: convert_delimited(openers, path, given))
+        table = third_party(lambda: datasets.Dataset.from_file(str(target)), f"The copy {target} cannot be opened")
+        return table, DAMAGE
     if found.module != "cache":
         _say_once(found.name, folder_of_copies, why)  # whether there is a copy, `datasets` knows
     load = _load_by_links(found, split) or found.load
@@ -134,9 +138,7 @@ def convert_once(found: Found, split: str, sample_by: str, fingerprint: str | No
             lambda: datasets.load_dataset(**load, **sampling, split=split, **_cache_dir(folder_of_copies)),
             f"{found.name!r} cannot be converted to a memory-mapped copy in {folder_of_copies}",
         )
-    return TableSource(
-        table, name=found.name, fingerprint=fingerprint and new_digest(fingerprint, sample_by).hexdigest(), **options
-    )
+    return table, None
 
 
 @cache

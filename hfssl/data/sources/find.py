@@ -43,7 +43,7 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 # Files with columns beside the images of a folder.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Of tables that name files, such as those with their labels.
-_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+_TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 # So many files, and bytes of each, are looked into where none is called by its format.
 _LOOKED_INTO, _BEGINNING = 8, 256
 # What formats of the `datasets` library hold that hold nothing else.
@@ -115,15 +115,15 @@ def _find_files(dataset: str, paths: list[str], config: str | None, kind: Modali
         raise DataError(f"{dataset!r} has no configuration {config!r}: files have none. Leave `--dataset_config` out.")
     formats = kind.extensions
     count = Counter(extension for path in paths if (extension := _extension(path)) in formats)
+    # columns of such a table may name files; all lie in one folder, from which relative paths start
+    is_table = len({os.path.dirname(path) for path in paths}) == 1 and not is_remote(paths[0])
+    if not count and kind.folder_module is not None and is_table:
+        formats = _TABLES
+        count = Counter(extension for path in paths if (extension := _extension(path)) in formats)
     if not count:
-        is_table = kind.folder_module is not None and all(_extension(path) in _TABLES for path in paths)
-        hint = (
-            " A table that says something of files goes with them: pass their folder. Where labels are needed, "
-            "`--labels` takes the table."
-        )
         raise DataError(
             f"{dataset!r} is {_extensions(paths)}, which cannot be read. Supported are {kind.supported}."
-            + (hint if is_table else _ending_that_lacks(paths, kind))
+            + _ending_that_lacks(paths, kind)
         )
     # As `datasets` does: the most frequent format wins; the others are left out.
     extension, _ = max(count.items(), key=lambda item: (item[1], item[0] == ".parquet", item[0]))

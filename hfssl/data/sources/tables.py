@@ -1,5 +1,6 @@
 """Sources of rows and columns, read with `pyarrow`: parquet files, and the memory-mapped tables of `datasets`."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -214,6 +215,9 @@ class TableSource(Source):
             About how large a piece of small samples is.
         damage (`str`, *optional*):
             Column that says why a row is damaged, null where it is not.
+        named_files (`tuple[dict, str]`, *optional*):
+            Features of the columns with paths of files, which are read in their place, and the folder from which
+            relative paths start.
     """
 
     def __init__(
@@ -225,8 +229,11 @@ class TableSource(Source):
         fingerprint: str | None = None,
         piece_bytes: int = PIECE_BYTES,
         damage: str | None = None,
+        named_files: tuple[dict, str] = ({}, ""),
     ):
+        self._named, self._folder = named_files
         features = with_fields({name: feature for name, feature in dataset.features.items() if name != damage})
+        features |= self._named
         inputs = find_inputs(features, inputs, repr(name))
         leading = inputs[leading_input(inputs)]
         column = leading.column
@@ -256,6 +263,7 @@ class TableSource(Source):
         table = self._table[start:stop]
         wanted = [wanted.column for wanted in self.inputs.values()]
         columns = {name: _plain(column_of_table(table, name)) for name in [*wanted, *filter(None, [self._damage])]}
+        columns |= {name: _files(columns[name], self._folder) for name in self._named if name in columns}
         values = _values(columns, self.inputs)
         if self._damage is not None and columns[self._damage].null_count < len(table):
             reasons = columns[self._damage].to_pylist()
@@ -271,6 +279,12 @@ class TableSource(Source):
         column = self.inputs[name].column
         of_column = self._table.select_columns([_column_with(column, self._table.features)])
         return column_of_table(of_column[:], column).to_pylist()
+
+
+def _files(paths: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+    """Paths as a column of files, of which a blank one is none."""
+    full = [os.path.join(folder, path) if path and path.strip() else None for path in paths.to_pylist()]
+    return pa.chunked_array([pa.array([path and {"path": path} for path in full], pa.struct({"path": pa.string()}))])
 
 
 def _column_with(column: str, features: dict) -> str:

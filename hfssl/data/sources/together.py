@@ -34,7 +34,7 @@ def split_columns(inputs: Mapping[str, Input]) -> tuple[dict[str, Input], dict[s
             )
         together[name] = [f"{name} of {column}" for column in columns]
         alone |= {
-            part: Input(wanted.modality, column, required=False)
+            part: Input(wanted.modality, column, required=False, part_of=name)
             for part, column in zip(together[name], columns, strict=True)
         }
     return alone, together
