@@ -49,7 +49,7 @@ def main():
     paper = {"weight_decay": 0.04, "weight_decay_end": 0.4, "max_grad_norm": 3.0}
     # a teacher that gets away from its start in so few steps, and what keeps images apart until then (see above)
     short = {
-        "max_steps": 220, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
+        "max_steps": 600, "momentum_start": 0.97, "pooling": "mean", "projector_batch_norm": True,
         "centering": "sinkhorn", "teacher_temperature_start": 0.02, "teacher_temperature_end": 0.02,
         "drop_path_rate": 0.1,
     }  # fmt: skip
