@@ -38,6 +38,11 @@ from .data import ImageData
 from .trained_input import trained_colors
 
 
+# Of a checkpoint that was continued on images with masks.
+_MASKS_WOULD_SAY = (
+    "Whether patches of the checkpoint that was continued got better or worse, the masks beside the images say: the "
+    "command with `--protocol patches` below. Of whole images labels say it: `--probe_dataset` takes them."
+)
 # Of a transformer whose stock class has one.
 _NO_POOLER = (
     "\n# not `pooler_output`, where there is one: pre-training has no pooler, and its weights are drawn at random"
@@ -69,7 +74,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
             before=None if base_model is None else _as_it_came(base_model, views, model.device),
         )  # fmt: skip
     elif base_model is not None:
-        trainer.accelerator.print(LABELS_WOULD_SAY)
+        trainer.accelerator.print(_MASKS_WOULD_SAY if data.source.mask_folders else LABELS_WOULD_SAY)
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -123,10 +128,13 @@ def _commands(
             recipe_command("probe", encoder=folder, **labelled, protocol=protocol, pooling=pooling),
             recipe_command("finetune", encoder=folder, **labelled),
         ]
-    # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
-    if data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
-        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     same_data = changed_flags(data.arguments)
+    if data.source.mask_folders:
+        named = {name: same_data.get(name) for name in ("dataset", "dataset_config")}
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches", **named))
+    # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
+    elif data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
     size = getattr(model.encoder.config, "image_size", None)
