@@ -47,7 +47,8 @@ class ImageDataArguments(DataArguments):
     Args:
         dataset (`str`, *optional*):
             Hub id, folder, file or glob (image files with or without class folders, webdataset tars, parquet, arrow,
-            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3; letters or
+            `save_to_disk`), or several with their shares of the images, such as photos/:0.7,org/name:0.3. Of a folder
+            with images/ and masks/ the images alone, and npy and npz files only where there are no others. Letters or
             characters (drawn ones, 32 pixels), scenes (several letters, 64 pixels) or digits (scikit-learn's, 8
             pixels), which come with hfssl. Left out: letters.
         image_column (`str`, *optional*):
