@@ -308,11 +308,14 @@ def open_labelled(
 def _masks_instead(name: str, dataset: str | os.PathLike, folders: Sequence[str]) -> str:
     """What to do with images that have no labels, but masks."""
     where = ", ".join(f"{folder}/" for folder in folders)
+    # masks find their images in a folder, not in a zip or on the Hub
+    is_folder = os.path.isdir(dataset)
+    of, unpacked = (shlex.quote(str(dataset)), "") if is_folder else ("FOLDER", " with its files in a folder")
     return (
         f"{name} has masks ({where}) and no labels of whole images. What an encoder knows of masks is measured when "
-        f"it is trained: `recipes/probe.py ENCODER --protocol patches --dataset {shlex.quote(str(dataset))}`, and "
-        "`--beside CHECKPOINT` puts the checkpoint that it was beside it. Whole images have labels where there is a "
-        "folder for each class in that of the images, or a table (`--labels`)."
+        f"it is trained: `recipes/probe.py ENCODER --protocol patches --dataset {of}`{unpacked}, and `--beside "
+        "CHECKPOINT` puts the checkpoint that it was beside it. Whole images have labels where there is a folder for "
+        "each class in that of the images, or a table (`--labels`)."
     )
 
 

@@ -619,6 +619,18 @@ def test_a_data_set_of_the_hub(everywhere, hub_here):
     assert len(found) == 1
 
 
+def test_masks_on_the_hub_are_no_images(tmp_path, hub_here):
+    for split, folder in itertools.product(("train", "test"), ("images", "masks")):
+        write_folder(tmp_path / folder / split, IMAGES[:3], LABELS[:3])
+    api = HfApi()
+    api.create_repo("alice/scenes", repo_type="dataset")
+    api.upload_folder(repo_id="alice/scenes", repo_type="dataset", folder_path=tmp_path)
+    assert available_splits("alice/scenes", modality="image") == ["train", "test"]
+    source = open_source("alice/scenes", modality="image", split="test")
+    assert source.files == [f"images/test/{name}/{i:03}.png" for i, name in enumerate(CLASSES)]
+    assert source.mask_folders == ["masks"] and source.class_folders == CLASSES
+
+
 # -- the embedded sets ------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The end of a run on images: held-out loss, probes, pictures, the result folder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
             before=None if base_model is None else _as_it_came(base_model, views, model.device),
         )  # fmt: skip
     elif base_model is not None:
-        trainer.accelerator.print(_MASKS_WOULD_SAY if data.source.mask_folders else LABELS_WOULD_SAY)
+        trainer.accelerator.print(_MASKS_WOULD_SAY if _has_masks(data) else LABELS_WOULD_SAY)
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -99,6 +100,11 @@ def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrain
     """The checkpoint that a run continued, as the method took it."""
     encoder = load_vision_encoder(base_model, views.image_size)
     return with_num_channels(encoder, views.num_channels, views.colors, trained_colors(base_model)).to(device)
+
+
+def _has_masks(data: ImageData) -> bool:
+    """Whether the protocol patches takes what a run was trained on: a folder, not a zip or a data set of the Hub."""
+    return bool(data.source.mask_folders) and os.path.isdir(data.arguments.dataset)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
@@ -129,9 +135,9 @@ def _commands(
             recipe_command("finetune", encoder=folder, **labelled),
         ]
     same_data = changed_flags(data.arguments)
-    if data.source.mask_folders:
-        named = {name: same_data.get(name) for name in ("dataset", "dataset_config")}
-        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches", **named))
+    if _has_masks(data):
+        named = {"protocol": "patches", "dataset": data.arguments.dataset}
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, **named))
     # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
     elif data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
         commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))

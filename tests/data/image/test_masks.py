@@ -191,6 +191,9 @@ def test_masks_are_no_labels_of_whole_images(tmp_path):
     root = folder(tmp_path / "my scenes", [mask(1)] * 3)
     with pytest.raises(DataError, match=r"has masks \(masks/\) and no labels of whole images") as error:
         load_splits(str(root))
-    assert f"`recipes/probe.py ENCODER --protocol patches --dataset '{root}'`" in str(error.value)
+    assert f"`recipes/probe.py ENCODER --protocol patches --dataset '{root}'`, and" in str(error.value)
+    shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    with pytest.raises(DataError, match="--protocol patches --dataset FOLDER` with its files in a folder, and"):
+        load_splits(str(tmp_path / "packed.zip"))
     (root / "labels.csv").write_text("file,kind\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(3)))
     assert open_labelled(root, "train", label_column="kind").class_names == ["a", "b"]
