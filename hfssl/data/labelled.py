@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from .held_out import content_keys
 from .image.value_range import RangeOfSet
 from .label_columns import FOLDERS, TRANSCRIPT_NAMES, find_label_column, say_which, transcript_column
 from .label_files import LabelFile, only_table, tables_in
-from .label_values import check_compared, group_names, names_of_groups, numbers, say_several, whole
+from .label_values import NoLabels, check_compared, group_names, names_of_groups, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
 from .modality import modality as find_modality
@@ -240,7 +241,9 @@ def open_labelled(
     except DataError as error:
         there = tables_in(dataset, opened.tables) if table is None and opened.unit == "file" else []
         hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes what it says." if there else ""
-        raise type(error)(f"{error}{hint if unfit is None else f' {unfit}'}") from error
+        is_masked = isinstance(error, NoLabels) and opened.mask_folders
+        said = _masks_instead(name, dataset, opened.mask_folders) if is_masked else str(error)
+        raise type(error)(f"{said}{hint if unfit is None else f' {unfit}'}") from error
     if is_chosen and of_folders and len(features) > 2:
         say_which(label_column, list_columns(features), name)
     # not required: a sample without a label is left out with a word, and damaged ones are not counted
@@ -299,6 +302,20 @@ def open_labelled(
     by = {each: names_of_groups(by_column[each], features[each], each, name)[rows] for each in compared_by}
     return LabelledData(
         samples, labels[rows], class_names, digest.hexdigest(), f"{short} ({split})", modality, groups, compared_by=by
+    )
+
+
+def _masks_instead(name: str, dataset: str | os.PathLike, folders: Sequence[str]) -> str:
+    """What to do with images that have no labels, but masks."""
+    where = ", ".join(f"{folder}/" for folder in folders)
+    # masks find their images in a folder, not in a zip or on the Hub
+    is_folder = os.path.isdir(dataset)
+    of, unpacked = (shlex.quote(str(dataset)), "") if is_folder else ("FOLDER", " with its files in a folder")
+    return (
+        f"{name} has masks ({where}) and no labels of whole images. What an encoder knows of masks is measured when "
+        f"it is trained: `recipes/probe.py ENCODER --protocol patches --dataset {of}`{unpacked}, and `--beside "
+        "CHECKPOINT` puts the checkpoint that it was beside it. Whole images have labels where there is a folder for "
+        "each class in that of the images, or a table (`--labels`)."
     )
 
 

@@ -8,7 +8,7 @@ when they are called. Adding such a folder is all that makes a modality readable
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -116,6 +116,9 @@ class Modality:
         beside_samples (`tuple[str, ...]`, *optional*):
             Among the extensions, those of files that often lie beside samples and are none, such as arrays of
             features. They are samples where there are no others.
+        mask_folders (`Callable[[Iterable[str]], list[str]]`, *optional*):
+            From the names of the sample files of a data set, relative to its folder, the folders in it that hold masks
+            of samples, which are none themselves.
         folder_module (`str`, *optional*):
             The module of `datasets` for folders in which each file is a sample.
         samples_per_piece (`int`, *optional*):
@@ -158,6 +161,7 @@ class Modality:
     from_arrow: "Callable[[pa.ChunkedArray], list]" = lambda column: column.to_pylist()
     readers: "Mapping[str, Callable[[SplitFiles], Source]]" = field(default_factory=dict)
     beside_samples: tuple[str, ...] = ()
+    mask_folders: Callable[[Iterable[str]], list[str]] = lambda names: []
     folder_module: str | None = None
     samples_per_piece: int | None = None
     samples_per_block: tuple[int, int] | None = None

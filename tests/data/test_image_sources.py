@@ -619,6 +619,18 @@ def test_a_data_set_of_the_hub(everywhere, hub_here):
     assert len(found) == 1
 
 
+def test_masks_on_the_hub_are_no_images(tmp_path, hub_here):
+    for split, folder in itertools.product(("train", "test"), ("images", "masks")):
+        write_folder(tmp_path / folder / split, IMAGES[:3], LABELS[:3])
+    api = HfApi()
+    api.create_repo("alice/scenes", repo_type="dataset")
+    api.upload_folder(repo_id="alice/scenes", repo_type="dataset", folder_path=tmp_path)
+    assert available_splits("alice/scenes", modality="image") == ["train", "test"]
+    source = open_source("alice/scenes", modality="image", split="test")
+    assert source.files == [f"images/test/{name}/{i:03}.png" for i, name in enumerate(CLASSES)]
+    assert source.mask_folders == ["masks"] and source.class_folders == CLASSES
+
+
 # -- the embedded sets ------------------------------------------------------------------------------------------------
 
 
@@ -849,3 +861,25 @@ def test_a_zip_that_is_named_itself_is_as_its_folder(everywhere, tmp_path):
         source = open_source(path, modality="image", extra_columns=("label",))
         assert sorted(images_of(source)) == sorted(zip(IMAGES, LABELS, strict=True))
         assert source.features["label"].names == list(CLASSES)
+
+
+def test_arrays_beside_images_are_left_out_with_a_word(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    write_folder(tmp_path / "a")
+    for name in ("0.npy", "1.npy"):
+        np.save(tmp_path / "a" / "cat" / name, np.zeros(8))
+    assert open_source(tmp_path / "a", modality="image").num_rows == 60
+    said = "2 .npy files beside the images are left out; put arrays that are images into a folder of their own."
+    assert said in caplog.text
+    np.savez(tmp_path / "a" / "cat" / "2.npz", np.zeros(8))
+    open_source(tmp_path / "a", modality="image")
+    assert "3 .npy and .npz files beside the images are left out" in caplog.text
+    with zipfile.ZipFile(tmp_path / "a" / "more.zip", "w") as archive:
+        archive.writestr("3.npy", b"")
+    open_source(tmp_path / "a", modality="image")
+    assert "4 .npy and .npz files beside the images are left out" in caplog.text
+    # where there is nothing else they are images
+    caplog.clear()
+    (tmp_path / "b").mkdir()
+    np.save(tmp_path / "b" / "0.npy", np.zeros((8, 8)))
+    assert open_source(tmp_path / "b", modality="image").num_rows == 1 and "left out" not in caplog.text

@@ -12,7 +12,8 @@ from image_recipes import run as run_image_recipe
 from image_recipes import the_error
 from PIL import Image
 from recipe_process import recipe_server
-from transformers import AutoModel
+from tiny_vision import build
+from transformers import AutoModel, ViTImageProcessor
 
 from hfssl.modeling.pooling import pool_features
 
@@ -124,6 +125,30 @@ def test_images_without_labels_are_not_probed(tmp_path):
     assert own == "my_labelled_images/" and words[-1] == "--dataset"
     follow(tmp_path / "named", [*words, "digits"], "--output_dir", tmp_path / "probe", "--protocol", "knn",
            "--max_train_samples", 100, "--max_test_samples", 20)  # fmt: skip
+
+
+def test_a_checkpoint_that_is_continued_on_images_with_masks_is_judged_by_them(tmp_path):
+    build("dinov2").save_pretrained(tmp_path / "dino")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "dino")
+    root = tmp_path / "my scenes"
+    for number in range(60):
+        values = np.zeros((16, 16), np.uint8)
+        values[:, : 4 + number % 8] = 1
+        for name, pixels in (("images", np.stack([values * (99 + number)] * 3, -1)), ("masks", values)):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    settings = {"encoder": tmp_path / "dino", "encoder_config": None, "dataset": root, "max_steps": 1, "eval_steps": 1}
+    error = the_error(run_image_recipe("dinov2", tmp_path / "wrong", **settings, probe_dataset=root))
+    assert f"recipes/probe.py ENCODER --protocol patches --dataset '{root}'" in error and "`--probe_labels`" in error
+    done = run_image_recipe("dinov2", tmp_path, **settings)
+    assert done.poll() == 0, done.stderr
+    assert "60 files in masks/ are left out" in done.stderr and "Data: 60 image files." in done.stderr
+    assert "the masks beside the images say: the command with `--protocol patches` below" in done.stdout
+    words = next_lines(done.stdout)["probe"]
+    assert value_of(words, "--beside") == str(tmp_path / "dino") and value_of(words, "--dataset") == str(root)
+    follow(tmp_path / "log", words, "--output_dir", tmp_path / "probe", "--patch_image_size", 16)
+    records = json.loads((tmp_path / "probe" / "results.json").read_text())
+    assert "dino" in records[0]["baselines"]
 
 
 def test_lines_on_text(tmp_path):

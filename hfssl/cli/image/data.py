@@ -48,7 +48,8 @@ class ImageDataArguments(DataArguments):
         dataset (`str`, *optional*):
             Hub id, folder, file or glob (image files with or without class folders, a csv or json lines with their
             paths, webdataset tars, parquet, arrow, `save_to_disk`), or several with their shares of the images, such
-            as photos/:0.7,org/name:0.3; letters or characters (drawn ones, 32 pixels), scenes (several letters, 64
+            as photos/:0.7,org/name:0.3. Of a folder with images/ and masks/ the images alone, and npy and npz files
+            only where there are no others. Letters or characters (drawn ones, 32 pixels), scenes (several letters, 64
             pixels) or digits (scikit-learn's, 8 pixels), which come with hfssl. Left out: letters.
         image_column (`str`, *optional*):
             Column with the images. Left out, it is found by its type.

@@ -1,5 +1,6 @@
 """The end of a run on images: held-out loss, probes, pictures, the result folder."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ from .data import ImageData
 from .trained_input import trained_colors
 
 
+# Of a checkpoint that was continued on images with masks.
+_MASKS_WOULD_SAY = (
+    "Whether patches of the checkpoint that was continued got better or worse, the masks beside the images say: the "
+    "command with `--protocol patches` below. Of whole images labels say it: `--probe_dataset` takes them."
+)
 # Of a transformer whose stock class has one.
 _NO_POOLER = (
     "\n# not `pooler_output`, where there is one: pre-training has no pooler, and its weights are drawn at random"
@@ -69,7 +75,7 @@ def finish_images(trainer: SSLTrainer, data: ImageData, views: Views, base_model
             before=None if base_model is None else _as_it_came(base_model, views, model.device),
         )  # fmt: skip
     elif base_model is not None:
-        trainer.accelerator.print(LABELS_WOULD_SAY)
+        trainer.accelerator.print(_MASKS_WOULD_SAY if _has_masks(data) else LABELS_WOULD_SAY)
     pooling = knn.pooling if knn is not None else getattr(model.config, "pooling", None)
     pictures, usage = [], ""
     if trainer.is_world_process_zero():
@@ -94,6 +100,11 @@ def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrain
     """The checkpoint that a run continued, as the method took it."""
     encoder = load_vision_encoder(base_model, views.image_size)
     return with_num_channels(encoder, views.num_channels, views.colors, trained_colors(base_model)).to(device)
+
+
+def _has_masks(data: ImageData) -> bool:
+    """Whether the protocol patches takes what a run was trained on: a folder, not a zip or a data set of the Hub."""
+    return bool(data.source.mask_folders) and os.path.isdir(data.arguments.dataset)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:
@@ -123,10 +134,13 @@ def _commands(
             recipe_command("probe", encoder=folder, **labelled, protocol=protocol, pooling=pooling),
             recipe_command("finetune", encoder=folder, **labelled),
         ]
-    # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
-    if data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
-        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     same_data = changed_flags(data.arguments)
+    if _has_masks(data):
+        named = {"protocol": "patches", "dataset": data.arguments.dataset}
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, **named))
+    # it learns of each patch, of which some are hidden; of images of one's own, scenes of letters say little
+    elif data.embedded is not None and (views.preset.mask_ratio is not None or views.preset.has_noise):
+        commands.append(recipe_command("probe", encoder=folder, beside=base_model, protocol="patches"))
     whole = {name: value for name, value in same_data.items() if hasattr(WholeDataArguments, name)}
     commands.append(recipe_command("embed", encoder=folder, **whole, pooling=pooling))
     size = getattr(model.encoder.config, "image_size", None)

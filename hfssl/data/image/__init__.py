@@ -70,6 +70,12 @@ def _read_tars(files):
     return read_tars(files)
 
 
+def _mask_folders(names):
+    from .mask_folders import mask_folders
+
+    return mask_folders(names)
+
+
 def _load_letters(split: str):
     from .embedded import load_letters
 
@@ -114,6 +120,7 @@ MODALITY = Modality(
     from_arrow=_from_arrow,
     readers={"imagefolder": _read_folder, "webdataset": _read_tars},
     beside_samples=(".npy", ".npz"),
+    mask_folders=_mask_folders,
     ending_of=_ending_of,
     folder_module="imagefolder",
     # Neighbours often show the same thing (files are sorted by class), so runs of them are short.

@@ -6,7 +6,8 @@ that is stated and fits only one of them decides; more axes have to be of length
 the one called `image`. In a TIFF the samples of a pixel are the channels, together or plane by plane; where a pixel
 has one sample, the pages of the size of the first are (or frames of a DICOM); of several pages with several samples it
 is the first. Reduced copies and masks among the pages do not count. What a GeoTIFF calls no data, and a DICOM padding,
-is no number (NaN), but for values of 8 bits.
+is no number (NaN), but for values of 8 bits. Where a TIFF or DICOM says that its least value is white, values are
+turned round: the greatest is white in all that comes out.
 
 TIFF that Pillow cannot read is read by `tifffile`, DICOM by `pydicom`: both are optional.
 """
@@ -37,7 +38,7 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 254, 256, 257, 258, 262, 277, 338
 _COMPRESSION, _ORIENTATION, _GDAL_NODATA = 259, 274, 42113
 _REDUCED_OR_MASK = 1 | 4
-_BLACK_IS_0, _RGB, _CMYK, _YCBCR = 1, 2, 5, 6
+WHITE_IS_0, _BLACK_IS_0, _RGB, _CMYK, _YCBCR = 0, 1, 2, 5, 6
 _NONE, _JPEG = 1, 7
 _ALPHA = (1, 2)
 
@@ -206,7 +207,7 @@ def _dicom(data: bytes) -> ArrayFile:
         if kind == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)[..., :3]
         if kind == "MONOCHROME1":  # the least is white
-            values = np.invert(values) if is_signed else values.dtype.type((1 << depth) - 1) - values
+            values = np.invert(values) if is_signed else turned_round(values, depth)
         if is_scaled:
             values = apply_modality_lut(values, dataset).astype(np.float32)
         if samples > 1:
@@ -249,7 +250,7 @@ def _picture_in_parts(data: bytes) -> ArrayFile | None:
             pages = _whole_pages(data)
         first = pages[0]
         bits, compression, samples = first.get(_BITS, (1,)), first.get(_COMPRESSION, _NONE), first.get(_SAMPLES, 1)
-        kinds = {1: (_BLACK_IS_0,), 3: (_RGB, _YCBCR) if compression == _JPEG else (_RGB,)}
+        kinds = {1: (WHITE_IS_0, _BLACK_IS_0), 3: (_RGB, _YCBCR) if compression == _JPEG else (_RGB,)}
         is_plain = (
             first.get(_PHOTOMETRIC) in kinds.get(samples, ())
             and (samples == 3 or _num_alike(pages) == 1)
@@ -329,23 +330,34 @@ def tiff_array(data: bytes) -> ArrayFile:
         return values.transpose([left.index(axis) for axis in (channel, "Y", "X")])
 
     nodata = page.nodata if _GDAL_NODATA in page.tags and np.dtype(dtype) != np.uint8 else None
+    # what is white is said of grey, and of no further samples; where nothing is said, tifffile has 0 as well
+    is_turned = page.photometric == WHITE_IS_0 and _PHOTOMETRIC in page.tags and np.dtype(dtype).kind in "bu"
+    num_grey = page.samplesperpixel - len(page.extrasamples) if samples > 1 else None
+
+    def upright(values: np.ndarray) -> np.ndarray:
+        """Values, channels first, with the greatest as white and those that stand for no data as NaN."""
+        is_nothing = np.False_ if nodata is None else values == nodata  # as they are stored
+        if is_turned:
+            grey = turned_round(values[:num_grey], page.bitspersample)
+            values = np.concatenate([grey, values[len(grey) :]])
+        return _without(values, is_nothing)
 
     def read() -> np.ndarray:
-        return _with_nan(arrange(series.asarray()), nodata)
+        return upright(arrange(series.asarray()))
 
     def region(top: int, left: int, height: int, width: int) -> np.ndarray:
         pages = [series.keyframe] if channel == "S" else series.pages
         values = np.concatenate([_region_of_page(page, top, left, height, width) for page in pages])
-        return _with_nan(values, nodata)
+        return upright(values)
 
     is_cut = len(page.dataoffsets) > 1 and page.imagedepth == 1
     shape = (sizes.get(channel, 1), sizes["Y"], sizes["X"])
     return ArrayFile("TIFF", shape, _bits(np.dtype(dtype)), read, region if is_cut else None)
 
 
-def _with_nan(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """Values among which those that stand for no data are NaN; as they are where there are none."""
-    return values if nodata is None else _without(values, values == nodata)
+def turned_round(values: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned integers of so many bits, or booleans: what was the least is the greatest."""
+    return np.invert(values) if values.dtype.kind == "b" else values.dtype.type((1 << bits) - 1) - values
 
 
 def _without(values: np.ndarray, nothing: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import first_line
-from .arrays import ArrayFile, DamagedImage, open_array, tiff_array
+from .arrays import WHITE_IS_0, ArrayFile, DamagedImage, open_array, tiff_array, turned_round
 
 
 try:
@@ -68,7 +68,7 @@ _ENOUGH_TO_JUDGE = 2048
 # Rec. 601
 _LUMA = (0.299, 0.587, 0.114)
 # Tags of a TIFF.
-_BITS, _SAMPLE_FORMAT = 258, 339
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 # With these a JPEG 2000 begins its description, in which so many bytes further stand the bits of a value.
 _START_OF_JPEG2000, _BITS_IN_JPEG2000 = b"\xff\x4f\xff\x51", 42
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -377,13 +377,16 @@ def _bands(
 
 
 def _values(image: Image.Image, bits: int) -> np.ndarray:
-    """The values of an image in one channel, as the file has them."""
+    """The values of an image in one channel, as the file has them, the greatest of them white."""
     values = np.asarray(image)
     if image.format == "JPEG2000":  # Pillow makes them fill 16 bits
         return values >> (16 - bits)
+    if image.format != "TIFF" or image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] != 1:
+        return values
     # Pillow takes the bits of unsigned integers for those of signed ones
-    unsigned = image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1
-    return values.view(np.uint32) if unsigned else values
+    values = values.view(np.uint32) if image.mode == "I" else values
+    # which it turns round in 8 bits only
+    return turned_round(values, bits) if image.tag_v2.get(_PHOTOMETRIC) == WHITE_IS_0 else values
 
 
 def _in_bytes(values: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:

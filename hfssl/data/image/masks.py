@@ -28,13 +28,13 @@ from ..modality import modality as find_modality
 from ..sources import Source, available_splits, open_source
 from ..sources.base import new_digest
 from ..sources.columns import list_columns
+from ..sources.walk import files_below
 from .decode import DamagedImage, image_header
+from .mask_folders import IMAGE_FOLDERS, MASK_FOLDERS, masked_folders
 
 
 # What counts nowhere.
 IGNORED = 255
-IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentations", "gt")
 MASK_COLUMNS = (
     "mask", "masks", "annotation", "annotations", "segmentation", "segmentation_mask", "semantic_mask", "label",
     "labels", "label_image", "gt",
@@ -206,29 +206,14 @@ def _folders(dataset: str | os.PathLike | None) -> dict[str, tuple[str, str]] | 
     if dataset is None or find_modality("image").embedded_set(dataset) or not os.path.isdir(dataset):
         return None
     root = Path(dataset)
-    found = _pair(root)
-    if found is not None:
-        splits = sorted(each.name for each in found[0].iterdir() if each.is_dir() and (found[1] / each.name).is_dir())
-        if splits:
-            return {split: tuple(str(folder / split) for folder in found) for split in splits}
-        return {"train": tuple(map(str, found))}
-    pairs = {each.name: _pair(each) for each in sorted(root.iterdir()) if each.is_dir()}
-    of_splits = {split: tuple(map(str, pair)) for split, pair in pairs.items() if pair is not None}
+    of_splits = masked_folders(PurePath(file).relative_to(root).as_posix() for file in files_below(str(root)))
     if of_splits:
-        return of_splits
+        return {split: tuple(str(root / folder) for folder in pair) for split, pair in of_splits.items()}
     if any((root / name).is_dir() for name in IMAGE_FOLDERS):
         raise DataError(
             f"{root} has images, but no folder of masks beside them: it is called one of {', '.join(MASK_FOLDERS)}."
         )
     return None
-
-
-def _pair(folder: Path) -> tuple[Path, Path] | None:
-    images, masks = (
-        next((folder / name for name in names if (folder / name).is_dir()), None)
-        for names in (IMAGE_FOLDERS, MASK_FOLDERS)
-    )
-    return (images, masks) if images and masks else None
 
 
 def _pairs(images: Sequence[str], masks: Sequence[str], folders: tuple[str, str]) -> np.ndarray:

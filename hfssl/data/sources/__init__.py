@@ -37,7 +37,8 @@ from .columns import find_column, find_inputs
 from .convert import convert_once, why_convert
 from .file_tables import open_table_of_files
 from .files import SplitFiles, as_patterns, check_readable, file_sizes, files_digest, is_remote, relative_names
-from .find import Found, find_data
+from .find import find_data
+from .found import Found
 from .tables import ParquetSource, TableSource
 from .text_files import TXT_SOURCES
 from .together import ColumnsTogether, split_columns
@@ -131,6 +132,7 @@ def open_source(
         found = find_data(os.fspath(dataset), config, revision, kind)
         source = _open(found, split, sample_by, streaming, options)
         source.hub = found.hub and found.hub | {"split": split}
+        source.mask_folders = found.mask_folders
     if source.num_rows == 0:
         raise DataError(
             f"{str(dataset)!r} is empty: its split {split!r} ({source.description.split(',')[0]}) has no rows."

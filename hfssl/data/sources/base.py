@@ -86,6 +86,8 @@ class Source:
             The folders that are the classes of the column `label`, where these are what it is made of.
         tables (`Sequence[str]`):
             Names of the files beside the samples whose columns are among `features`.
+        mask_folders (`Sequence[str]`):
+            The folders with masks of its samples, which are left out.
         hub (`dict[str, str]`):
             Of a data set of the Hub `id`, `split` and, where they are known, `config` and `revision`; else empty.
     """
@@ -93,6 +95,7 @@ class Source:
     unit = "row"
     class_folders: Sequence[str] = ()
     tables: Sequence[str] = ()
+    mask_folders: Sequence[str] = ()
     hub: dict[str, str] = {}
     groups_at_once = 1  # groups between which a process may go to and fro without reading one of them twice
 

@@ -24,7 +24,8 @@ from .base import Source, new_digest, third_party
 from .copies import writable
 from .delimited import DAMAGE, convert_delimited
 from .files import SplitFiles, as_patterns, file_sizes, is_remote, open_bytes, relative_names, with_retries
-from .find import COMPRESSIONS, Found, quiet_cards
+from .find import COMPRESSIONS, quiet_cards
+from .found import Found
 from .tables import TableSource
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import datasets
 from datasets.data_files import resolve_pattern
@@ -34,6 +34,7 @@ from ..modality import Modality, modalities, modality
 from .base import third_party
 from .copies import unpacked_zip
 from .files import as_patterns, is_remote, with_retries
+from .found import Found, load_files, without_masks
 from .walk import each_once, files_below, splits_of
 
 
@@ -58,32 +59,18 @@ _HOLDS = {
 }
 
 
-@dataclass
-class Found:
-    """A data set whose files are known and not yet opened.
-
-    `module` is the format by the `datasets` library's name, `"saved"` for a folder of `save_to_disk`. `splits` maps to
-    the paths of the files; `load` holds the arguments with which `datasets.load_dataset` loads the same. `hub` names
-    id, configuration and revision of a data set of the Hub, as far as they are known.
-    """
-
-    kind: Modality
-    name: str
-    module: str
-    splits: dict[str, list[str]]
-    root: str = ""
-    features: dict | None = None
-    options: dict = field(default_factory=dict)
-    load: dict = field(default_factory=dict)
-    hub: dict[str, str] = field(default_factory=dict)
-
-
 def find_data(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
-    """The files that one name stands for: a file, a zip, a folder, a glob, or a data set of the Hub.
+    """The files that one name stands for: a file, a zip, a folder, a glob, or a data set of the Hub. Masks are left
+    out that lie in a folder beside that of their images.
 
     Raises:
         DataError: where there is nothing of the kind.
     """
+    found = _find(dataset, config, revision, kind)
+    return without_masks(found) if found.module == kind.folder_module else found
+
+
+def _find(dataset: str, config: str | None, revision: str | None, kind: Modality) -> Found:
     if not dataset.strip():
         raise DataError(
             "`--dataset` is empty. Pass a Hub id, a file, a folder or a glob, or leave it out for the embedded data."
@@ -186,7 +173,7 @@ def _find_folder(dataset: str, path: str, config: str | None, kind: Modality) ->
                     of_split.append(file)
     if not splits:  # in archives only
         raise _nothing_to_read(dataset, files, kind)
-    load = {"path": module, **_load_files(splits), **options}
+    load = {"path": module, **load_files(splits), **options}
     if module == kind.folder_module and not twice and _is_as_datasets_sees_it(path, files):
         # instead of a million patterns
         load = {"path": module, "data_dir": path}
@@ -286,10 +273,6 @@ def _find_by_card(dataset: str, path: str, config: str | None, kind: Modality) -
         raise _builder_error(error, dataset, lambda: datasets.get_dataset_config_names(path), kind) from error
     found = _from_builder(builder, dataset, path, load, kind)
     return replace(found, splits={split: each_once(paths) for split, paths in found.splits.items()})
-
-
-def _load_files(splits: Mapping[str, list[str]]) -> dict:
-    return {"data_files": {str(split): as_patterns(paths) for split, paths in splits.items()}}
 
 
 def _pattern(path: str) -> str:

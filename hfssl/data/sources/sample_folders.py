@@ -53,16 +53,23 @@ def read_folder(files: SplitFiles) -> Source:
     columns of metadata, which go before it where they have one of that name."""
     options = {"inputs": files.inputs, "dataset": repr(files.dataset), "fingerprint": files.fingerprint}
     kind = modality(files.inputs[leading_input(files.inputs)].modality)
-    found = sample_files(files.paths, files.names, files.sizes, kind)
+    there = _files_of(files.paths, files.names, files.sizes, kind)
+    found = _samples_among(there, kind)
     if not found:
         raise DataError(
             f"{files.dataset!r} has no {kind.name} file in this split. It holds: {', '.join(files.names[:4])}. "
             f"Supported are {kind.supported}."
         )
+    if len(found) < len(there):
+        names = [path.lower() for path, _, _ in there]
+        endings = " and ".join(each for each in kind.beside_samples if any(name.endswith(each) for name in names))
+        _say_what_is_beside(files.dataset, len(there) - len(found), endings, kind.samples)
     sides, digest = _files_beside(files.inputs, found)
     if sides:
         options["fingerprint"] = new_digest(files.fingerprint, "beside", digest).hexdigest()
-    of_splits = [sample_files(paths, paths, [0] * len(paths), kind) for paths in files.splits.values()]
+    of_splits = [
+        _samples_among(_files_of(paths, paths, [0] * len(paths), kind), kind) for paths in files.splits.values()
+    ]
     in_splits = [[path for path, _, _ in of_split] for of_split in of_splits]
     read = {path: _read_metadata(path) for path in files.paths if is_metadata(path)}
     for path, table in read.items():
@@ -76,10 +83,19 @@ def read_folder(files: SplitFiles) -> Source:
     )
 
 
-def sample_files(
+@cache
+def _say_what_is_beside(dataset: str, number: int, endings: str, samples: str) -> None:
+    """Once, and not for each time that a split is opened."""
+    logger.info(
+        "%s: %s beside the %s %s left out; put arrays that are %s into a folder of their own.", dataset,
+        describe(number, f"{endings} files"), samples, "is" if number == 1 else "are", samples,
+    )  # fmt: skip
+
+
+def _files_of(
     paths: Sequence[str], names: Sequence[str], sizes: Sequence[int], kind: Modality
 ) -> list[tuple[str, str, int]]:
-    """Path, name and bytes of the samples of a modality among these files, and in the zip files among them."""
+    """Path, name and bytes of the files of a modality among these, and in the zip files among them."""
     files, extensions = [], kind.file_extensions
     for path, name, size in zip(paths, names, sizes, strict=True):
         if path.lower().endswith(extensions):
@@ -94,6 +110,11 @@ def sample_files(
                         files.append(
                             (f"{path}{_INSIDE}{member.filename}", f"{name}/{member.filename}", member.file_size)
                         )
+    return files
+
+
+def _samples_among(files: list[tuple[str, str, int]], kind: Modality) -> list[tuple[str, str, int]]:
+    """Those that are samples: what often lies beside samples is one where there is nothing else."""
     others = [file for file in files if not file[0].lower().endswith(kind.beside_samples)]
     return others or files
 

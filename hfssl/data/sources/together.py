@@ -74,6 +74,7 @@ class ColumnsTogether(Source):
         )  # fmt: skip
         self.unit, self.groups_at_once = source.unit, source.groups_at_once
         self.class_folders, self.tables, self.hub = source.class_folders, source.tables, source.hub
+        self.mask_folders = source.mask_folders
 
     def read(self, index: int) -> PieceRows:
         read = self.source.read(index)

@@ -96,12 +96,11 @@ METHOD = Method(
     continued={"pooling": None, "projector_batch_norm": False, "momentum_start": 0.999, "freeze_encoder": 0.1},
     # of ssl_default_config.yaml
     continued_training={"layer_decay": 0.9, "patch_embed_rate": 0.2},
+    # A digit is its brightness: recoloured, views of one are no more alike than two digits. Of letters half of the
+    # patches are ground, and equal shares of the prototypes make of its lightness what tells patches apart.
     embedded_views={
-        # a digit is its brightness: recoloured, views of one are no more alike than two digits
-        "digits": {"jitter": (0.0, 0.0, 0.0, 0.0), "solarize_probability": [0.0]},
-        # half of the patches are ground, and equal shares of prototypes make of its lightness what tells them apart
-        "letters": {"jitter": (0.8, 0.8, 0.0, 0.0)},
-    },
+        "digits": {"jitter": (0.0,) * 4, "solarize_probability": [0.0]}, "letters": {"jitter": (0.8, 0.8, 0.0, 0.0)},
+    },  # fmt: skip
     collapse_hints=_collapse_hints,
     chance=_chance,
     benchmark=BenchmarkSettings(

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hfssl.data.image.arrays import open_array
-from hfssl.data.image.decode import DamagedImage, decode_image, image_header
+from hfssl.data.image.decode import DamagedImage, decode_image, image_header, raw_values
+from hfssl.data.image.tiles import Tiles
 from hfssl.data.image.value_range import judge_range
 from hfssl.data.modality import modality
 from hfssl.data.sources import open_source
@@ -140,6 +141,46 @@ def test_reduced_copies_among_the_pages_are_no_channels():
         writer.write(np.moveaxis(values, 0, -1), subifds=0, **whole)
         writer.write(np.moveaxis(values[:, ::2, ::2], 0, -1), subfiletype=1, **whole)
     assert decode_image(file.getvalue(), num_channels=4).numpy().tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", ">u2", "u4"])
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}, {"rowsperstrip": 8}])
+def test_where_the_least_of_a_tiff_is_white_it_is_the_greatest(kind, options):
+    dtype = np.dtype(kind)
+    values, most = values_of(1, 37, 50, dtype), 256**dtype.itemsize - 1
+    data = tiff(values[0], photometric="miniswhite", byteorder=dtype.byteorder.replace("|", "<"), **options)
+    range_of_all = (0.0, float(most)) if dtype.itemsize > 2 else None
+    expected = np.rint((most - values.astype(float)) * (255 / most)).repeat(3, 0)
+    assert decode_image(data, value_range=range_of_all).numpy().tolist() == expected.tolist()
+    tiles = Tiles(16, 12, range_of_all)
+    for number, tile in tiles.of_image(data, 0):
+        top, left, height, width = tiles.boxes(37, 50)[number]
+        assert tile.numpy().tolist() == expected[:, top : top + height, left : left + width].tolist()
+    if dtype.itemsize > 1:  # of which the range is judged
+        assert raw_values(data).reshape(values.shape).tolist() == (most - values.astype(int)).tolist()
+
+
+def test_of_what_is_white_in_a_tiff_pages_are_told_and_further_samples_are_not():
+    values = values_of(4, 37, 50, "u2")
+    pages = open_array(tiff(values, photometric="miniswhite", rowsperstrip=8))
+    assert np.array_equal(pages.read(), 65535 - values)
+    assert np.array_equal(pages.read_region(5, 17, 20, 30), 65535 - values[:, 5:25, 17:47])
+    samples = open_array(tiff(np.moveaxis(values, 0, -1), photometric="miniswhite", planarconfig="contig"))
+    assert np.array_equal(samples.read(), np.concatenate([65535 - values[:1], values[1:]]))
+    # what stands for no data is a value of the file, and floats have no greatest one
+    without = tiff(values[0], photometric="miniswhite", extratags=[(42113, 2, 0, str(values[0, 0, 0]), True)])
+    read = open_array(without).read()
+    nothing = values[:1] == values[0, 0, 0]
+    assert np.isnan(read[nothing]).all() and np.array_equal(read[~nothing], (65535 - values[:1])[~nothing])
+    floats = tiff(values[0].astype("f4"), photometric="miniswhite")
+    assert np.array_equal(raw_values(floats), values[0])
+
+
+def test_white_of_twelve_bits_is_the_greatest_of_them():
+    pytest.importorskip("imagecodecs")
+    values = values_of(4, kind="u2")
+    twelve = open_array(tiff(values, photometric="miniswhite", bitspersample=12))
+    assert np.array_equal(twelve.read(), 4095 - values)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Images with masks: folders, tables, and what is wrong with them."""
 
 import io
+import logging
+import shutil
 import tarfile
 
 import datasets
@@ -10,6 +12,8 @@ from PIL import Image
 
 from hfssl.cli.labelled import load_splits
 from hfssl.data.image.masks import masked_splits, open_masked, read_mask
+from hfssl.data.labelled import open_labelled
+from hfssl.data.sources import available_splits, open_source
 from hfssl.errors import DataError
 
 
@@ -134,3 +138,62 @@ def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "bare" / "images").mkdir(parents=True)
     with pytest.raises(DataError, match="no folder of masks beside them: it is called one of masks"):
         open_masked(tmp_path / "bare", "train")
+
+
+def shown(root, split="train"):
+    source = open_source(root, modality="image", split=split)
+    return source.files, source.description, source.mask_folders
+
+
+def test_masks_in_a_folder_are_no_images_to_train_on(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = folder(tmp_path / "a", [mask(1)] * 3)
+    (root / "masks" / "metadata.csv").write_text("file_name,area\n0.png,3\n")
+    alone = (["images/0.png", "images/1.png", "images/2.png"], "3 image files", ["masks"])
+    assert shown(root) == alone
+    assert "3 files in masks/ are left out, since these are masks of the images beside them" in caplog.text
+    shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    assert shown(tmp_path / "packed.zip") == alone
+    assert shown(str(root / "*" / "*.png")) == alone
+    for split in ("train", "val"):
+        folder(tmp_path / "b", [mask(1)] * 2, split)
+        folder(tmp_path / "c" / split, [mask(1)] * 2)
+    for name, first, masks in (
+        ("b", "images/val/0.png", ["masks"]),
+        ("c", "val/images/0.png", ["train/masks", "val/masks"]),
+    ):
+        assert available_splits(tmp_path / name, modality="image") == ["train", "validation"]
+        files, description, left_out = shown(tmp_path / name, "validation")
+        assert files[0] == first and description == "2 image files" and left_out == masks
+    # of the masks alone nothing else is known
+    assert shown(root / "masks")[1] == "3 image files"
+
+
+def test_classes_that_are_called_images_or_labels_are_classes(tmp_path):
+    root = folder(tmp_path / "three", [mask(1)] * 2)
+    (root / "words").mkdir()
+    (root / "words" / "0.png").write_bytes(picture(0))
+    assert shown(root)[1:] == ("5 image files in 3 class folders", ())
+    assert open_labelled(root, "train").class_names == ["images", "masks", "words"]
+    # and of images in classes the classes stay
+    for row, of in enumerate(("cat", "dog")):
+        folder(tmp_path / "classes", [mask(1)] * (row + 1), of)
+    data = open_labelled(tmp_path / "classes", "train")
+    assert data.class_names == ["cat", "dog"] and data.labels.tolist() == [0, 1, 1]
+    # boxes in text files are no masks
+    boxes = folder(tmp_path / "boxes", [mask(1)] * 2)
+    for file in (boxes / "masks").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    assert shown(boxes)[1:] == ("2 image files", ())
+
+
+def test_masks_are_no_labels_of_whole_images(tmp_path):
+    root = folder(tmp_path / "my scenes", [mask(1)] * 3)
+    with pytest.raises(DataError, match=r"has masks \(masks/\) and no labels of whole images") as error:
+        load_splits(str(root))
+    assert f"`recipes/probe.py ENCODER --protocol patches --dataset '{root}'`, and" in str(error.value)
+    shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    with pytest.raises(DataError, match="--protocol patches --dataset FOLDER` with its files in a folder, and"):
+        load_splits(str(tmp_path / "packed.zip"))
+    (root / "labels.csv").write_text("file,kind\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(3)))
+    assert open_labelled(root, "train", label_column="kind").class_names == ["a", "b"]
