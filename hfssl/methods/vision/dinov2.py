@@ -96,8 +96,7 @@ METHOD = Method(
     continued={"pooling": None, "projector_batch_norm": False, "momentum_start": 0.999, "freeze_encoder": 0.1},
     # of ssl_default_config.yaml
     continued_training={"layer_decay": 0.9, "patch_embed_rate": 0.2},
-    # A digit is its brightness: recoloured, views of one are no more alike than two digits. Of letters half of the
-    # patches are ground, and equal shares of the prototypes make of its lightness what tells patches apart.
+    # a digit is its brightness; of letters half is ground, whose lightness equal shares of prototypes would make count
     embedded_views={
         "digits": {"jitter": (0.0,) * 4, "solarize_probability": [0.0]}, "letters": {"jitter": (0.8, 0.8, 0.0, 0.0)},
     },  # fmt: skip
