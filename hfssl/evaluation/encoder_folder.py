@@ -47,7 +47,8 @@ def stock_folder(encoder: str) -> str:
         `str`: of a checkpoint, a folder with its encoder and processor that is there until this process ends.
     """
     folder = Path(encoder)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    results = ("config.json", PLAIN_SETTINGS)  # a run leaves one of them when it ends
+    if folder.is_dir() and not any((folder / name).is_file() for name in results):
         checkpoints = [
             path
             for path in folder.glob("checkpoint-*")
