@@ -127,7 +127,7 @@ def test_both_sides_of_recognition_learn_at_one_rate(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hfssl.evaluation.finetune.layer_groups", noted)
     cer, _ = CtcEvaluator(train, test, FinetuneSettings(**QUICK), "fp32")(save(hubert(1), tmp_path / "encoder"))
-    assert rates == [{1e-3}, {1e-3}] and cer.version == 2
+    assert rates == [{1e-3}, {1e-3}] and cer.version == 3
     assert frozen == [{"feature_extractor", "masked_spec_embed"}, {"masked_spec_embed"}]
     assert (cer.hyperparameters["layer_decay"], cer.hyperparameters["learning_rate"]) == (1.0, 1e-3)
 
@@ -158,6 +158,8 @@ def test_a_recogniser_learns_of_whole_recordings_and_is_measured_on_them(tmp_pat
 
 def test_characters_are_those_that_are_said():
     assert said("  Don’t — stop, 3 times! well-known ") == "don’t stop 3 times well known"
+    # files write a letter with its accent as one character or as two, some only in one case
+    assert said("Caf\u00e9") == said("CAFE\u0301") == "caf\u00e9" and said("J\u030c") == said("\u01f0") == "\u01f0"
     processor = build_processor(feature_extractor(hubert()), ["Ab, c", "B-a"])
     assert processor.tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3, "b": 4, "c": 5}
     ids = processor.tokenizer("ab c").input_ids
