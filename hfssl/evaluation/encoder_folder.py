@@ -78,7 +78,7 @@ def stock_folder(encoder: str) -> str:
         shutil.copyfile(path, target / path.name)
     facts = {"modality": model.modality, "pooling": getattr(model.config, "pooling", None)}
     settings = read_json(folder / "manifest.json", default={}).get("settings", {})
-    write_facts(target, **facts, dataset=settings.get("dataset"))
+    write_facts(target, given=encoder, **facts, dataset=settings.get("dataset"))
     return str(target)
 
 
