@@ -13,6 +13,7 @@ from hfssl.errors import UserError
 from hfssl.evaluation.audio.encoder import AudioEncoder
 from hfssl.evaluation.audio.features import EncoderLayers
 from hfssl.evaluation.encoder_folder import stock_folder
+from hfssl.evaluation.facts import read_facts, write_facts
 from hfssl.methods.audio import cpc as module
 from hfssl.modeling.base import load_plain_encoder
 from hfssl.modeling.feature_extractor import build_feature_extractor
@@ -128,7 +129,9 @@ def test_a_result_folder_is_evaluated_as_others_are(tmp_path):
     model = model_of().eval()
     model.export_encoder(tmp_path, processor=build_feature_extractor(model.encoder.config))
     model.save_pretrained(tmp_path / "pretraining")
+    write_facts(tmp_path, method="cpc", dataset="mine", labelled={"dataset": "ours"})
     folder = stock_folder(str(tmp_path))
+    assert read_facts(folder)["dataset"] == "mine" and read_facts(folder)["labelled"] == {"dataset": "ours"}
     assert AutoFeatureExtractor.from_pretrained(folder).sampling_rate == 16_000
     assert torch.equal(AutoModel.from_pretrained(folder).norms[0].weight, model.encoder.norms[0].weight)
 
