@@ -17,7 +17,7 @@ from ..data.modality import modality as find_modality
 from ..data.sources import available_splits, open_source
 from ..errors import UserError
 from ..evaluation.evaluator import EvaluationError
-from ..evaluation.facts import read_facts
+from ..evaluation.facts import given_name, read_facts
 from ..evaluation.frozen import aligned_labels
 from ..functional import keyed
 from ..functional.keyed import Use
@@ -116,8 +116,8 @@ class LabelledDataArguments:
             trained_on = facts.get("dataset") or f"the {kind.samples} that come with hfssl"
             was = f"was trained on {trained_on}, and its" if facts else "is no result of hfssl: its"
             raise UserError(
-                f"{encoder} {was} folder names no labelled {kind.samples}. Pass `--dataset`: a Hub id, a file with "
-                f"a column of labels, or a folder with a folder for each class{known}."
+                f"{given_name(encoder)} {was} folder names no labelled {kind.samples}. Pass `--dataset`: a Hub id, a "
+                f"file with a column of labels, or a folder with a folder for each class{known}."
             )
         usual = {field.name: field.default for field in fields(self)}
         missing = {n: v for n, v in remembered.items() if n in usual and getattr(self, n) == usual[n]}

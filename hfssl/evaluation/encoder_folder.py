@@ -47,7 +47,8 @@ def stock_folder(encoder: str) -> str:
         `str`: of a checkpoint, a folder with its encoder and processor that is there until this process ends.
     """
     folder = Path(encoder)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    results = ("config.json", PLAIN_SETTINGS)  # a run leaves one of them when it ends
+    if folder.is_dir() and not any((folder / name).is_file() for name in results):
         checkpoints = [
             path
             for path in folder.glob("checkpoint-*")
@@ -72,12 +73,15 @@ def stock_folder(encoder: str) -> str:
     atexit.register(shutil.rmtree, kept, ignore_errors=True)
     target = kept / folder.name
     write_loadable(model, target)
-    beside = [folder.parent, folder] if folder.name == "pretraining" else [folder]
+    result = folder.parent if folder.name == "pretraining" else folder
+    beside = dict.fromkeys((result, folder))
     for path in [path for place in beside for pattern in _OF_PROCESSORS for path in place.glob(pattern)]:
         shutil.copyfile(path, target / path.name)
-    facts = {"modality": model.modality, "pooling": getattr(model.config, "pooling", None)}
     settings = read_json(folder / "manifest.json", default={}).get("settings", {})
-    write_facts(target, **facts, dataset=settings.get("dataset"))
+    facts = {"modality": model.modality, "pooling": getattr(model.config, "pooling", None)}
+    # a result remembers more of its run than a checkpoint
+    facts |= {"dataset": settings.get("dataset")} | read_facts(result) | {"given": encoder}
+    write_facts(target, **facts)
     return str(target)
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..modeling.method import LossContext
+from .facts import write_facts
 from .results import Result
 
 
@@ -113,4 +114,5 @@ def encoder_source(encoder: str | Path | PreTrainedModel, processor: Any = None)
         export = getattr(encoder, "export_encoder", encoder.save_pretrained)
         export(folder)
         processor.save_pretrained(folder)
+        write_facts(folder, given=name_of(encoder))
         yield folder

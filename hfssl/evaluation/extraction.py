@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 # share of the samples that may be damaged
 MAX_BAD_FRACTION = 0.01
+# damaged samples that a message names
+_MOST_NAMED = 30
 
 
 class Extractor(Protocol):
@@ -134,7 +136,7 @@ def check_damage(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     are: str | None = None,
 ) -> None:
-    """Say that some samples cannot be decoded, by their numbers.
+    """Say which samples cannot be decoded, and why.
 
     Args:
         samples (`Sequence[bytes]`):
@@ -155,24 +157,27 @@ def check_damage(
     """
     if len(bad) > max(1, max_bad_fraction * len(samples)):
         raise EvaluationError(
-            f"{len(bad):,} of the {len(samples):,} {reader.samples} of {name} cannot be decoded, such as "
-            f"{_damage(samples, bad[0], reader)}: remove or replace them."
+            f"{len(bad):,} of the {len(samples):,} {reader.samples} of {name} cannot be decoded: remove or replace "
+            f"{_damage(samples, bad, reader)}."
         )
     if bad:
         logger.warning(
-            "%d of the %s of %s cannot be decoded, and are %s, such as %s.", len(bad), reader.samples, name,
-            are or f"{reader.blank_words} to every encoder", _damage(samples, bad[0], reader),
+            "%d of the %s of %s cannot be decoded, and are %s: %s.", len(bad), reader.samples, name,
+            are or f"{reader.blank_words} to every encoder", _damage(samples, bad, reader),
         )  # fmt: skip
 
 
-def _damage(samples: Sequence[bytes], row: int, reader: Reader) -> str:
-    """Name a damaged sample, and say what is wrong with it."""
+def _damage(samples: Sequence[bytes], bad: Sequence[int], reader: Reader) -> str:
+    """Name damaged samples, and say what is wrong with each; of very many, how many more they are."""
     from ..data.labelled import LazySamples
 
     is_lazy = isinstance(samples, LazySamples)
-    name = samples.where(row) if is_lazy else f"{reader.samples.removesuffix('s')} {row:,}"
-    reason = reader.damage(samples[row])
-    return f"{name} ({reason})" if reason else name
+    named = []
+    for row in bad[:_MOST_NAMED]:
+        name = samples.where(row) if is_lazy else f"{reader.samples.removesuffix('s')} {row:,}"
+        reason = reader.damage(samples[row])
+        named.append(f"{name} ({reason})" if reason else name)
+    return ", ".join(named) + (f", and {len(bad) - len(named):,} more" if len(bad) > len(named) else "")
 
 
 def in_threads(

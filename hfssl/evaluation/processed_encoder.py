@@ -15,6 +15,7 @@ from ..errors import first_line
 from ..modeling.depth import is_bare
 from .encoder_folder import check_loaded, load_config, quiet
 from .evaluator import EvaluationError, name_of
+from .facts import given_name
 
 
 # fields of a configuration that do not change what a model computes
@@ -52,7 +53,7 @@ class ProcessedEncoder(ABC):
     def __init__(self, encoder: str | Path | PreTrainedModel, processor: Any = None):
         self.model = None
         if isinstance(encoder, (str, Path)):
-            self.source = self.name = str(encoder)
+            self.source, self.name = str(encoder), given_name(encoder)
             self.config = load_config(self.source)
         else:
             self.source = None
@@ -83,7 +84,7 @@ class ProcessedEncoder(ABC):
                 return self.auto_processor.from_pretrained(self.source)
         except Exception as error:  # a missing or foreign file shows itself in many ways
             raise EvaluationError(
-                f"{self.source} has no {self.processor_words} ({first_line(error)}): save the one it was pre-trained "
+                f"{self.name} has no {self.processor_words} ({first_line(error)}): save the one it was pre-trained "
                 f"with beside it, as `processor.save_pretrained(folder)` does, for example {self.processor_example}."
             ) from error
 
@@ -96,8 +97,8 @@ class ProcessedEncoder(ABC):
             with seeded(0), quiet():
                 model, info = AutoModel.from_pretrained(self.source, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
-        check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
+            raise EvaluationError(f"Cannot load the encoder {self.name}: {first_line(error)}") from error
+        check_loaded(self.name, [name for name, _ in model.named_parameters()], info["missing_keys"])
         self.try_on_a_sample(model)
         return model
 
@@ -138,7 +139,7 @@ class ProcessedEncoder(ABC):
             ) from error
         prefix = f"{model.base_model_prefix}."
         names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
-        check_loaded(self.source, names, info["missing_keys"])
+        check_loaded(self.name, names, info["missing_keys"])
         return model
 
     def digest(self, model: PreTrainedModel) -> str:

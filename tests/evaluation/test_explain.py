@@ -264,11 +264,11 @@ def test_damaged_samples_are_told_of(vit, tmp_path, caplog):
     test = labelled.digits()[1].take(np.arange(20))
     test.images[4] = b"no image"
     explain(vit, None, test, output_dir=tmp_path)
-    assert "1 of the images of digits cannot be decoded, and are black to every encoder, such as image 4 (" in (
-        caplog.text
-    )
+    assert "1 of the images of digits cannot be decoded, and are black to every encoder: image 4 (" in (caplog.text)
     test.images[7] = b"nor this"
-    with pytest.raises(EvaluationError, match="2 of the 20 images of digits cannot be decoded, such as image 4"):
+    with pytest.raises(
+        EvaluationError, match="2 of the 20 images of digits cannot be decoded: remove or replace image 4"
+    ):
         explain(vit, None, test, output_dir=tmp_path)
 
 

@@ -206,9 +206,11 @@ def test_of_damaged_images_nothing_is_learned(encoder, caplog):
     run = FinetuneRun(FinetuneEvaluator(train, shades(40, seed=1), FinetuneSettings(**SHORT)), encoder)
     rows = run.finetuning.training_rows(train.labels, np.arange(10), 90, seed=0)
     assert {rows.order[position][1] for position in range(90)} == set(range(10)) - {5}
-    assert "1 of the images of shades cannot be decoded, and are not learned from, such as image 5 (" in caplog.text
+    assert "1 of the images of shades cannot be decoded, and are not learned from: image 5 (" in caplog.text
     train.images[6] = b"nor this"
-    with pytest.raises(EvaluationError, match="2 of the 48 images of shades cannot be decoded, such as image 5"):
+    with pytest.raises(
+        EvaluationError, match="2 of the 48 images of shades cannot be decoded: remove or replace image 5"
+    ):
         Images(processor(8), train.images, "shades")
 
 

@@ -209,7 +209,10 @@ def test_damaged_files_among_labelled_ones(tmp_path, encoder):
     for i in range(3):
         (images / "test" / "b" / f"broken{i}.png").write_bytes(b"" if i else b"no image")
     error = the_error(measure(tmp_path / "many", images, encoder, "--protocol", "knn"))
-    assert "3 of the 23 images of images (test) cannot be decoded, such as test/b/broken0.png (it is no image" in error
+    assert (
+        "3 of the 23 images of images (test) cannot be decoded: remove or replace test/b/broken0.png (it is no image"
+        in error
+    )
 
 
 def test_images_of_another_size_than_the_encoders(tmp_path, encoder):

@@ -88,6 +88,16 @@ def test_two_iterations_of_hubert(tmp_path, recordings):
     assert f"--unit_encoder {before} --iterations 1" in other.stderr
 
 
+def test_hubert_around_wavlm(tmp_path, recordings):
+    done = run("hubert", tmp_path, recordings, encoder_config={**WAVE, "model_type": "wavlm"})
+    assert done.poll() == 0, done.stderr
+    again = AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "pretraining")
+    encoder = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(encoder).__name__ == type(again.encoder).__name__ == "WavLMModel"
+    for name, tensor in again.encoder.state_dict().items():
+        assert tensor.equal(encoder.state_dict()[name])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["wav2vec2", "best_rq", "cpc"])
 def test_from_recordings_to_an_encoder(tmp_path, recordings, method):

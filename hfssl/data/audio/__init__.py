@@ -31,6 +31,26 @@ def _feature():
     return datasets.Audio(decode=False)
 
 
+def _conversion(column: str, feature) -> str:
+    """Of paths `datasets` makes recordings; of decoded sound it does with torchcodec alone."""
+    import datasets
+
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view"):
+        return f"If {column!r} holds the paths of files, convert it: `ds.cast_column({column!r}, datasets.Audio())`."
+    is_list = isinstance(feature, datasets.List | datasets.LargeList) and isinstance(feature.feature, datasets.Value)
+    if isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
+        sound = f"row[{column!r}]['array'], row[{column!r}]['sampling_rate']"
+    elif is_list and feature.feature.dtype.startswith(("float", "int")):
+        sound = f"row[{column!r}], sampling_rate"
+    else:
+        return ""
+    return (
+        f"If {column!r} holds sound that is decoded already, make files of it again, by `ds.map` with a function of a "
+        f"row: `file = io.BytesIO()`, `soundfile.write(file, {sound}, format='WAV')`, "
+        f"`return {{{column!r}: file.getvalue()}}`."
+    )
+
+
 def _from_arrow(column) -> list:
     from ..sources.sample_folders import encoded_samples
 
@@ -70,6 +90,7 @@ MODALITY = Modality(
     },
     supported="audio files (wav, flac, ogg, mp3, opus, m4a, …), webdataset tars, parquet and arrow",
     is_raw=_is_raw,
+    conversion=_conversion,
     is_empty=lambda sound: not sound,
     empty_is_damage=True,
     from_arrow=_from_arrow,

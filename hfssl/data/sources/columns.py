@@ -52,7 +52,8 @@ def find_column(
         if not (wanted.is_feature(features[column]) or wanted.is_raw(features[column])):
             raise DataError(
                 f"Column {column!r} of {dataset} is {_type_name(features[column])}, but a column of type {modality} "
-                f"is needed. The columns are: {listing}. Choose one with `{wanted.column_flag}`."
+                f"is needed. The columns are: {listing}. "
+                + (wanted.conversion(column, features[column]) or f"Choose one with `{wanted.column_flag}`.")
             )
         return column
     whole = {name: feature for name, feature in features.items() if not _is_field(name, features)}
@@ -72,7 +73,11 @@ def find_column(
     problem = f"{len(candidates)} columns of type {modality}" if candidates else f"no column of type {modality}"
     remedy = f"Choose one with `{wanted.column_flag}`."
     if not candidates:
-        remedy = wanted.where_else or "Use another data set or convert a column."
+        # a text or a list may be anything, unless its name says what it is
+        names = [name for name in features if name.rpartition(".")[2].lower() in wanted.column_names]
+        names += [name for name, feature in features.items() if isinstance(feature, dict)]
+        conversions = filter(None, (wanted.conversion(name, features[name]) for name in names))
+        remedy = next(conversions, wanted.where_else or "Use another data set or convert a column.")
     raise DataError(f"{dataset} has {problem}. Its columns are: {listing}. {remedy}")
 
 

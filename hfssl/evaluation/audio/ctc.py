@@ -1,6 +1,6 @@
 """Speech recognition: train the whole encoder to write down what is said, and the same from scratch beside it.
 
-Protocol "ctc", version 2. Stock `AutoModelForCTC`: one linear layer on the encoder, characters, the loss of Graves et
+Protocol "ctc", version 3. Stock `AutoModelForCTC`: one linear layer on the encoder, characters, the loss of Graves et
 al. (2006), the most likely character of each frame, no language model. Characters are those of the transcripts of
 train: in lower case, without signs that are not said. Optimizer and schedule are those of the protocol "finetune",
 with 1,000 steps at least. Both sides learn at one rate in all of the model: the loss first falls to that of blanks
@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +66,10 @@ _UNSAID = regex.compile(r"[^\p{L}\p{M}\p{N}'’\s-]+")
 
 
 def said(text: str) -> str:
-    """A transcript as it is learned: in lower case, without punctuation, words one space apart."""
-    return " ".join(_UNSAID.sub(" ", text.lower()).replace("-", " ").split())
+    """A transcript as it is learned: in lower case, without punctuation, words one space apart; a letter with its
+    accent is one character, however the file writes it (NFC)."""
+    text = unicodedata.normalize("NFC", text.lower())
+    return " ".join(_UNSAID.sub(" ", text).replace("-", " ").split())
 
 
 def build_processor(feature_extractor: Any, transcripts: list[str]) -> ProcessorMixin:
@@ -104,7 +107,7 @@ class CtcEvaluator(Evaluator):
     """
 
     protocol: ClassVar[str] = "ctc"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     title: ClassVar[str] = "recognition (CTC)"
     primary_metric = "cer"
     greater_is_better: ClassVar[bool] = False

@@ -67,8 +67,16 @@ class AudioEncoder(ProcessedEncoder):
                 setattr(config, name, off)
         return config
 
-    def with_head(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        model = super().with_head(*args, **kwargs)
+    def with_head(
+        self, auto_class: type, config: PreTrainedConfig, seed: int, random_init: bool, purpose: str
+    ) -> PreTrainedModel:
+        if type(config) not in auto_class._model_mapping:
+            raise EvaluationError(
+                f'{self.name} is a "{config.model_type}" model, and transformers has none for {purpose} around such '
+                "an encoder. Measure it as it is with `recipes/probe.py`, or fine-tune an encoder of "
+                "`recipes/hubert.py`, `recipes/wav2vec2.py` or `recipes/best_rq.py`."
+            )
+        model = super().with_head(auto_class, config, seed, random_init, purpose)
         keep_channels_last(model.base_model)
         keep_narrow_groups_exact(model)
         for name, parameter in model.named_parameters():

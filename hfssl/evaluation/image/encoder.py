@@ -75,6 +75,6 @@ class VisionEncoder(ProcessedEncoder):
                 model(pixel_values=pixel_values.to(model.device), **size_arguments(model, height, width))
         except (RuntimeError, ValueError, IndexError) as error:
             raise EvaluationError(
-                f"{self.source} does not take images of {height} × {width} pixels, which its image processor makes "
+                f"{self.name} does not take images of {height} × {width} pixels, which its image processor makes "
                 f"({first_line(error).rstrip('.')}): save one beside it that resizes to the size of its pre-training."
             ) from error

@@ -21,6 +21,7 @@ from transformers import (
 from ...errors import first_line
 from ..encoder_folder import check_loaded, digests_of_weights, hint_of_pretraining, load_config, quiet
 from ..evaluator import EvaluationError
+from ..facts import given_name
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class TextEncoder:
     """
 
     def __init__(self, source: str, max_length: int):
-        self.source = source
+        self.source, self.name = source, given_name(source)
         self.config = load_config(source)
         # an empty model, to learn what the architecture is like
         try:
@@ -46,8 +47,8 @@ class TextEncoder:
                 model = AutoModelForSequenceClassification.from_config(self.config)
         except ValueError as error:
             raise EvaluationError(
-                f'{source} is a "{self.config.model_type}" model, for which transformers has no sequence '
-                f"classification.{hint_of_pretraining(source)}"
+                f'{self.name} is a "{self.config.model_type}" model, for which transformers has no sequence '
+                f"classification.{hint_of_pretraining(self.name)}"
             ) from error
         self.tokenizer = self._load_tokenizer()
         self.max_length = min(max_length, self.tokenizer.model_max_length, _num_positions(model))
@@ -64,15 +65,13 @@ class TextEncoder:
             tokenizer, problem = None, f" ({first_line(error)})"
         if tokenizer is None:
             raise EvaluationError(
-                f"{self.source} has no tokenizer{problem}. Save the one it was pre-trained with beside it: "
+                f"{self.name} has no tokenizer{problem}. Save the one it was pre-trained with beside it: "
                 "tokenizer.save_pretrained(folder)."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
         if tokenizer.pad_token is None:
-            raise EvaluationError(
-                f"The tokenizer of {self.source} has no padding token, and none that could stand in."
-            )
+            raise EvaluationError(f"The tokenizer of {self.name} has no padding token, and none that could stand in.")
         if self.config.pad_token_id is None:
             self.config.pad_token_id = tokenizer.pad_token_id
         return tokenizer
@@ -109,7 +108,7 @@ class TextEncoder:
         """Refuse a tokenizer of another encoder, by the largest id that it gave."""
         if largest >= self.config.vocab_size:
             raise EvaluationError(
-                f"The tokenizer of {self.source} gives token {largest}, but the encoder embeds "
+                f"The tokenizer of {self.name} gives token {largest}, but the encoder embeds "
                 f"{self.config.vocab_size} tokens only: they do not belong together."
             )
 
@@ -125,7 +124,7 @@ class TextEncoder:
             logger.warning(
                 "The tokenizer of %s joins the two sentences of a pair without a separator: tasks on pairs suffer. "
                 "Give it a post-processor with a template for pairs.",
-                self.source,
+                self.name,
             )
 
     def load(self, labels: int | Sequence[str], seed: int, random_init: bool = False, **kwargs) -> PreTrainedModel:
@@ -150,10 +149,10 @@ class TextEncoder:
                     self.source, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
+                raise EvaluationError(f"Cannot load the encoder {self.name}: {first_line(error)}") from error
         prefix = f"{model.base_model_prefix}."
         names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
-        check_loaded(self.source, names, info["missing_keys"])
+        check_loaded(self.name, names, info["missing_keys"])
         return model
 
     def load_encoder(self) -> PreTrainedModel:
@@ -164,8 +163,8 @@ class TextEncoder:
                     self.source, config=self.config, dtype=torch.float32, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            raise EvaluationError(f"Cannot load the encoder {self.source}: {first_line(error)}") from error
-        check_loaded(self.source, [name for name, _ in model.named_parameters()], info["missing_keys"])
+            raise EvaluationError(f"Cannot load the encoder {self.name}: {first_line(error)}") from error
+        check_loaded(self.name, [name for name, _ in model.named_parameters()], info["missing_keys"])
         return model
 
     def random_encoder(self, seed: int = 0) -> PreTrainedModel:

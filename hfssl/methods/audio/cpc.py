@@ -79,7 +79,7 @@ class CpcEncoderOutput(ModelOutput):
         extract_features (`torch.FloatTensor` of shape `(batch_size, num_frames, conv_dim[-1])`):
             The frames themselves.
         hidden_states (`tuple[torch.FloatTensor]`):
-            With `output_hidden_states`, both: first the frames, then the contexts.
+            With `output_hidden_states`, what is `hidden_size` wide: the frames where they are, then the contexts.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -122,13 +122,17 @@ class CpcEncoder(PreTrainedModel):
             attention_mask (`torch.LongTensor` of shape `(batch_size, num_samples)`, *optional*):
                 Is not needed: what comes after a frame changes nothing of it.
             output_hidden_states (`bool`, *optional*, defaults to `False`):
-                Also give both layers by this name.
+                Also give `hidden_states`.
         """
         frames = input_values.unsqueeze(-1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             frames = norm(convolve(convolution, frames)).relu()
         contexts, _ = self.context(frames)
-        return CpcEncoderOutput(contexts, frames, (frames, contexts) if output_hidden_states else None)
+        if not output_hidden_states:
+            return CpcEncoderOutput(contexts, frames)
+        # as in transformers, hidden states are of one width
+        layers = tuple(layer for layer in (frames, contexts) if layer.shape[-1] == self.config.hidden_size)
+        return CpcEncoderOutput(contexts, frames, layers)
 
 
 AutoConfig.register(CpcEncoderConfig.model_type, CpcEncoderConfig, exist_ok=True)

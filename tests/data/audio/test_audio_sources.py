@@ -77,6 +77,48 @@ def test_a_folder_with_columns_beside(folder, caplog):
     assert "has no column `file_name`" in caplog.text and "Its columns are: file, number." in caplog.text
 
 
+SAMPLES = np.round(np.sin(np.arange(800)) * 2**14) / 2**15  # as wav holds them
+STRUCTURE = {"array": SAMPLES.tolist(), "sampling_rate": 16_000, "path": "a.wav"}
+
+
+@pytest.mark.parametrize("column", [None, "audio"])
+@pytest.mark.parametrize(
+    "decoded, sound",
+    [(STRUCTURE, "row['audio']['array'], row['audio']['sampling_rate']"), (SAMPLES.tolist(), "row['audio'], 16_000")],
+)
+def test_how_decoded_sound_is_read_is_said_and_works(tmp_path, decoded, sound, column):
+    made = datasets.Dataset.from_dict({"audio": [decoded] * 2})
+    made.to_parquet(tmp_path / "decoded.parquet")
+    with pytest.raises(DataError, match="sound that is decoded already, make files of it again") as raised:
+        open_source(tmp_path / "decoded.parquet", modality="audio", column=column)
+    steps = [each.replace("sampling_rate,", "16_000,") for each in str(raised.value).split("`")[1::2]]
+    assert steps[-3:] == ["file = io.BytesIO()", f"soundfile.write(file, {sound}, format='WAV')",
+                          "return {'audio': file.getvalue()}"]  # fmt: skip
+
+    def convert(row):
+        names = {"io": io, "soundfile": soundfile, "row": row}
+        exec("\n".join(steps[-3:-1]), names)
+        return eval(steps[-1].removeprefix("return "), names)
+
+    made.map(convert).to_parquet(tmp_path / "encoded.parquet")
+    found = all_of(open_source(tmp_path / "encoded.parquet", modality="audio", column=column))
+    assert len(found) == 2 and np.allclose(decode_audio(found[0], 16_000), SAMPLES, atol=1e-4)
+
+
+def test_how_paths_are_read_is_said_and_works(tmp_path):
+    (tmp_path / "a.wav").write_bytes(SOUNDS[4])
+    made = datasets.Dataset.from_dict({"audio": [str(tmp_path / "a.wav")], "word": ["a"]})
+    made.to_parquet(tmp_path / "paths.parquet")
+    with pytest.raises(DataError, match=r"convert it: `ds.cast_column\('audio', datasets.Audio\(\)\)`"):
+        open_source(tmp_path / "paths.parquet", modality="audio")
+    made.cast_column("audio", datasets.Audio()).to_parquet(tmp_path / "cast.parquet")
+    assert [number_of(data) for data in all_of(open_source(tmp_path / "cast.parquet", modality="audio"))] == [4]
+    # no name that sound usually has
+    made.remove_columns("audio").to_parquet(tmp_path / "words.parquet")
+    with pytest.raises(DataError, match="Use another data set or convert a column"):
+        open_source(tmp_path / "words.parquet", modality="audio")
+
+
 def test_zips_and_tars(tmp_path):
     (tmp_path / "zips").mkdir()
     with zipfile.ZipFile(tmp_path / "zips" / "some.zip", "w") as archive:

@@ -48,7 +48,7 @@ def test_damaged_ones_are_counted_and_too_many_refused(caplog):
     sounds = [wav(tone(row, 0.2)) for row in range(30)]
     sounds[7] = sounds[7][:-600]
     clips = Clips(sounds, RATE, name="some")
-    assert "1 of the recordings of some cannot be decoded, and are silent to every encoder, such as recording 7 (" in (
+    assert "1 of the recordings of some cannot be decoded, and are silent to every encoder: recording 7 (" in (
         caplog.text
     )
     assert not clips[7].any() and clips[8].any() and clips.bad == [7]
@@ -56,7 +56,7 @@ def test_damaged_ones_are_counted_and_too_many_refused(caplog):
     sounds[9] = b"no sound"
     train, test = tones()
     torn = LabelledData(HeldSamples(sounds), np.arange(30) % 3, train.class_names, "torn", "torn", "audio")
-    said = "2 of the 30 recordings of .* cannot be decoded, such as recording 7"
+    said = "2 of the 30 recordings of .* cannot be decoded: remove or replace recording 7"
     encoder = hubert()
     finetuning = AudioFinetuning(encoder, feature_extractor(encoder), torn, test, FinetuneSettings())
     for make in (

@@ -10,7 +10,10 @@ from transformers import AutoFeatureExtractor, AutoModel, Trainer, TrainingArgum
 
 from hfssl import CpcForPreTraining, CpcPreTrainingConfig
 from hfssl.errors import UserError
+from hfssl.evaluation.audio.encoder import AudioEncoder
+from hfssl.evaluation.audio.features import EncoderLayers
 from hfssl.evaluation.encoder_folder import stock_folder
+from hfssl.evaluation.facts import read_facts, write_facts
 from hfssl.methods.audio import cpc as module
 from hfssl.modeling.base import load_plain_encoder
 from hfssl.modeling.feature_extractor import build_feature_extractor
@@ -75,8 +78,6 @@ def test_no_frame_sees_what_comes_after_it():
     whole = tiny_audio.frames_of(tiny_audio.cpc(), 3000)
     torch.testing.assert_close(before.last_hidden_state[:, :whole], after.last_hidden_state[:, :whole])
     assert not torch.allclose(before.last_hidden_state[:, whole + 1 :], after.last_hidden_state[:, whole + 1 :])
-    both = encoder(waveforms, output_hidden_states=True).hidden_states
-    assert [each.shape[2] for each in both] == [16, 32]
 
 
 def test_a_padded_recording_has_the_loss_of_itself():
@@ -128,9 +129,37 @@ def test_a_result_folder_is_evaluated_as_others_are(tmp_path):
     model = model_of().eval()
     model.export_encoder(tmp_path, processor=build_feature_extractor(model.encoder.config))
     model.save_pretrained(tmp_path / "pretraining")
+    write_facts(tmp_path, method="cpc", dataset="mine", labelled={"dataset": "ours"})
     folder = stock_folder(str(tmp_path))
+    assert read_facts(folder)["dataset"] == "mine" and read_facts(folder)["labelled"] == {"dataset": "ours"}
     assert AutoFeatureExtractor.from_pretrained(folder).sampling_rate == 16_000
     assert torch.equal(AutoModel.from_pretrained(folder).norms[0].weight, model.encoder.norms[0].weight)
+
+
+def test_a_result_is_taken_before_the_checkpoints_of_its_run(tmp_path, caplog):
+    model = model_of().eval()
+    model.export_encoder(tmp_path, processor=build_feature_extractor(model.encoder.config))
+    model.save_pretrained(tmp_path / "pretraining")
+    model_of(seed=1).save_pretrained(tmp_path / "checkpoint-9")
+    caplog.set_level("INFO", logger="hfssl")
+    encoder = AutoModel.from_pretrained(stock_folder(str(tmp_path)))
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor)
+    assert "has not ended" not in caplog.text
+
+
+@pytest.mark.parametrize("width, layers", [(32, 1), (16, 2)])
+def test_layers_are_of_one_width(tmp_path, width, layers):
+    model = model_of(encoder=tiny_audio.cpc(hidden_size=width)).eval()
+    model.encoder.save_pretrained(tmp_path)
+    build_feature_extractor(model.encoder.config).save_pretrained(tmp_path)
+    audio = AudioEncoder(tmp_path)
+    sounds = list(tiny_audio.waveforms(2).numpy())
+    made = EncoderLayers(audio, audio.load()).layers(sounds)
+    assert made.shape == (2, layers, width)
+    inputs = audio.processor(sounds, sampling_rate=16_000, return_tensors="pt").input_values
+    contexts = model.encoder(inputs).last_hidden_state.mean(1)
+    torch.testing.assert_close(torch.from_numpy(made[:, -1]), contexts.detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_frames_that_are_all_alike_are_seen(monkeypatch):
