@@ -498,6 +498,26 @@ def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_pa
     assert said(stated, contrastive_temperature=0.2) == ""
 
 
+def test_of_a_checkpoint_nothing_is_said_that_is_of_encoders_from_scratch(args, caplog, tmp_path):
+    build("dinov2").save_pretrained(tmp_path)
+    # as the recipe has them
+    config = {"momentum_start": 0.97, "projector_batch_norm": True, "centering": "sinkhorn"}
+    with caplog.at_level("INFO", "hfssl.cli.modality"):
+        make("dinov2", recipe(tmp_path), config, 16, args)
+    [line] = [record.getMessage() for record in caplog.records if record.name == "hfssl.cli.modality"]
+    assert "centering sinkhorn (mean)" in line and "num_prototypes" in line
+    for of_checkpoints in ("momentum_start", "freeze_encoder", "projector_batch_norm", "learning_rate"):
+        assert of_checkpoints not in line
+    assert "take the paper's" not in line and "small encoders" not in line
+    # a rate that is also one of encoders from scratch
+    caplog.clear()
+    args.learning_rate = args.base_learning_rate = None
+    args.learning_rate = METHODS["dinov2"].method.learning_rates.narrow * args.global_batch_size / 256
+    with caplog.at_level("INFO", "hfssl.cli.modality"):
+        make("dinov2", recipe(tmp_path), {**config, "centering": "mean"}, 16, args)
+    assert "learning_rate" not in caplog.text
+
+
 def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
     build_image_processor(16, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).save_pretrained(tmp_path)
     as_they_are = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
