@@ -542,3 +542,28 @@ def test_a_gram_teacher_with_colours_in_other_places_is_refused_before_training(
         UserError, match="--gram_teacher .*red, green and blue in the channels 2 1 0, and these images"
     ):
         make("dinov2", recipe(tmp_path), fields, 16, args)
+
+
+def test_a_gram_teacher_is_read_when_a_run_begins(tmp_path, args):
+    build("vit", seed=3).save_pretrained(tmp_path / "vit")
+    build("dinov2").save_pretrained(tmp_path / "other")
+    damaged = tmp_path / "damaged"
+    build("vit").save_pretrained(damaged)
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:-1000])
+
+    def made(teacher):
+        fields = {**HEAD, "num_prototypes": 8, "gram_weight": 1.0, "gram_teacher": str(tmp_path / teacher)}
+        return make("dinov2", recipe(tmp_path / "vit"), fields, 16, args, fields)
+
+    model, wanted = made("vit"), build("vit", seed=3).state_dict()
+    for name, tensor in model.gram_teacher.encoder.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+    for teacher in ("nothing", "damaged"):
+        with pytest.raises(UserError, match=f"gram_teacher=.*{teacher}. is no folder with an encoder of images"):
+            made(teacher)
+    with pytest.raises(UserError, match="gram_teacher=.*other. has other weights than this vit"):
+        made("other")
+    # a run that goes on has it in its checkpoint
+    args.continued_from = tmp_path
+    for teacher in ("nothing", "damaged", "other"):
+        made(teacher)

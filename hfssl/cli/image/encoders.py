@@ -318,6 +318,8 @@ def build(
         except Exception as error:  # a damaged or foreign file shows itself in many ways
             raise _no_encoder(recipe.encoder, error) from error
         _train_continued(model, recipe, views, args, given)
+    if config.get("gram_teacher") is not None and args.continued_from is None:
+        model.read_gram_teacher()  # a run that goes on has it in its checkpoint
     try_on_an_image(model.encoder, image_size, views.num_channels)
     if args.per_device_train_batch_size * args.world_size < 2:
         _refuse_one_image(model)
