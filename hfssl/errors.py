@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 
 from .commands import as_typed
@@ -21,6 +22,13 @@ class DataError(UserError):
 def first_line(error: BaseException) -> str:
     """What an error says, up to the first line break and without a full stop; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+def brief(error: BaseException) -> str:
+    """The reason that an error gives, in one line."""
+    # `@strict` hides the sentence behind the name of the check
+    words = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return textwrap.shorten(words, 300, placeholder=" …").rstrip(".")
 
 
 class AboveTheBar(logging.Handler):

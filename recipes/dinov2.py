@@ -22,8 +22,8 @@ with other channels than it was trained on its patch embedding is adapted; --col
 
 DINOv3's encoders have rotary positions (RoPE), which in training the student sees shifted, stretched or rescaled at
 random, as the configuration says: --encoder dinov3-small-patch16 --encoder_config '{"pos_embed_shift": 0.1,
-"pos_embed_jitter": 1.2, "pos_embed_rescale": 2.0}'; null turns one off, and the preset has rescale 2 alone. Its later
-phases: --gram_weight, --gram_teacher and --mixed_sizes.
+"pos_embed_jitter": 1.2, "pos_embed_rescale": 2.0}'; null turns one off, and the preset has rescale 2 alone. Of
+a checkpoint it changes what is given, and keeps the rest. Later phases: --gram_weight, --gram_teacher, --mixed_sizes.
 
 The longer the run, the nearer to 1 --momentum_start should be; where a loss stays at that of chance, lower
 --teacher_temperature_end. The same command again continues a run that was stopped. What the crops look like:

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from ..errors import UserError
-from ..modeling.base import read_encoder_config
+from ..errors import UserError, brief
+from ..modeling.base import read_encoder_config, with_changes
 
 
 Presets = Mapping[str, Callable[[], PreTrainedConfig]]
@@ -56,28 +55,30 @@ def fresh_config(
 
     Args:
         encoder (`str`):
-            A preset, or the path of a config file. Anything else is a checkpoint to continue: `None` is returned.
+            A preset, or the path of a config file. Anything else is a checkpoint to continue: `None` is returned, see
+            [`checkpoint_config`].
         presets (`dict[str, Callable[[], PreTrainedConfig]]`):
             What may be named.
         overrides (`dict`, *optional*):
             `--encoder_config`: a whole configuration with `model_type`, instead of `encoder`, or fields that differ
-            from the preset's.
+            from the preset's or the file's.
         such_as (`str`, *optional*, defaults to `"bert"`):
             A `model_type` as an example in messages.
 
     Raises:
-        UserError: where there is no such configuration.
+        UserError: where there is no such configuration, or a whole one beside a checkpoint.
     """
     overrides = dict(overrides or {})
     if "model_type" in overrides:
+        if is_checkpoint(encoder, presets):
+            raise UserError(
+                f"`--encoder {encoder}` names a checkpoint to continue, and an `--encoder_config` with a `model_type` "
+                f"({overrides['model_type']}) is a whole encoder from scratch. Pass one of them. To change fields of "
+                "the checkpoint's configuration, leave `model_type` out."
+            )
         return config_of(overrides, "--encoder_config", such_as)
     if encoder in presets:
-        config = presets[encoder]()
-        unknown = [name for name in overrides if not hasattr(config, name)]
-        if unknown:
-            raise UserError(f"`--encoder_config`: {encoder} has no field {unknown[0]!r}.")
-        # made anew, so that what follows from a field follows from the new one, and each is checked
-        return config_of({**config.to_dict(), **overrides}, "--encoder_config", such_as) if overrides else config
+        return with_changes(presets[encoder](), overrides, encoder)
     if encoder.endswith(".json"):
         try:
             fields = {**json.loads(Path(encoder).read_text(encoding="utf-8")), **overrides}
@@ -106,16 +107,20 @@ def config_of(fields: Mapping[str, Any], flag: str, such_as: str = "bert") -> Pr
         raise UserError(f"`{flag}` is no configuration of a {model_type}: {brief(error)}.") from error
 
 
-def checkpoint_config(encoder: str, presets: Presets, kind: str) -> PreTrainedConfig:
-    """The configuration of a checkpoint; the arguments are those of [`no_encoder`].
+def checkpoint_config(
+    encoder: str, presets: Presets, kind: str, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """The configuration of a checkpoint, with the fields in `overrides` (`--encoder_config`) as they are there; the
+    other arguments are those of [`no_encoder`]. Whether the weights fit it, `from_encoder` of a method says.
 
     Raises:
-        UserError: where there is none.
+        UserError: where there is none, or no such field.
     """
     try:
-        return read_encoder_config(encoder)
+        config = read_encoder_config(encoder)
     except Exception as error:  # a damaged or foreign file shows itself in many ways
         raise no_encoder(encoder, presets, kind, error) from error
+    return with_changes(config, overrides, encoder)
 
 
 def no_encoder(encoder: str, presets: Presets, kind: str, error: Exception) -> UserError:
@@ -126,10 +131,3 @@ def no_encoder(encoder: str, presets: Presets, kind: str, error: Exception) -> U
         f"`--encoder {encoder}` is neither a preset ({', '.join(presets)}), nor a folder with a checkpoint of {kind}, "
         f"nor one that the Hub gave: {brief(error)}.{hint} Without a network, download it first and pass the folder."
     )
-
-
-def brief(error: BaseException) -> str:
-    """The reason that an error gives, in one line."""
-    # `@strict` hides the sentence behind the name of the check
-    words = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    return textwrap.shorten(words, 300, placeholder=" …").rstrip(".")

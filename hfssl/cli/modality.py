@@ -119,8 +119,12 @@ def build_method(
             "there. Leave one of them out."
         )
     model.keep_of_checkpoint(args.freeze_layers, args.lora_rank)
-    fitted = fitted_to_short_runs(model, args, given)
-    if fitted:
+    is_continued = recipe.base_model is not None
+    fitted = fitted_to_short_runs(model, args, given, is_continued)
+    if fitted and is_continued:
+        # no advice: the paper's settings, its learning rate above all, are those of encoders from scratch
+        _say_once(f"Fitted to short runs (in brackets the paper's, from scratch): {', '.join(fitted)}.")
+    elif fitted:
         _say_once(
             f"Fitted to short runs of small encoders (in brackets the paper's): {', '.join(fitted)}. For tens of "
             f"thousands of steps take the paper's{_where_the_paper_s_are(method, kind.name)}."
@@ -140,7 +144,9 @@ def _say_once(text: str) -> None:
     say_choice(logger, text)
 
 
-def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str]) -> list[str]:
+def fitted_to_short_runs(
+    model: SSLPreTrainedModel, args: SSLTrainingArguments, given: set[str], is_continued: bool = False
+) -> list[str]:
     """The settings of a run that nobody stated and that are not those of the paper, in words.
 
     Args:
@@ -150,7 +156,10 @@ def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, 
             The run.
         given (`set[str]`):
             Names of the flags that the user gave.
+        is_continued (`bool`, *optional*, defaults to `False`):
+            Whether it continues a checkpoint: what the method's record states for these is not for short runs.
     """
+    continued = model.method.continued if is_continued else {}
     papers = {
         field.name: field.default
         for field in fields(model.config_class)
@@ -160,14 +169,15 @@ def fitted_to_short_runs(model: SSLPreTrainedModel, args: SSLTrainingArguments, 
     said = [
         f"{name} {_short(getattr(model.config, name))} ({_short(value)})"
         for name, value in papers.items()
-        if name in own and getattr(model.config, name) != value
+        if name in own
+        and getattr(model.config, name) != value
+        and not (name in continued and getattr(model.config, name) == continued[name])
     ]
     rates = model.method.learning_rates
     share = args.global_batch_size / BASE_BATCH_SIZE if rates.per_256_samples else 1.0
     narrow = [rate * share for rate in (rates.narrow, rates.narrow_convolutional) if rate not in (None, rates.wide)]
-    if not given & {"learning_rate", "base_learning_rate"} and any(
-        math.isclose(args.learning_rate, r) for r in narrow
-    ):
+    is_chosen = not is_continued and not given & {"learning_rate", "base_learning_rate"}
+    if is_chosen and any(math.isclose(args.learning_rate, r) for r in narrow):
         # a rate that does not grow with the batch is not for a number of samples, nor are batches of seconds
         batch = f" at {args.global_batch_size} samples a step" if rates.per_256_samples else ""
         said.append(

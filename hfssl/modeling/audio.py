@@ -8,7 +8,7 @@ would wait. Both are off here; the exported encoder keeps its configuration as i
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import UserError
 from ..losses import at_least_float32
-from .base import SSLPreTrainedModel, drop_pooler, with_dropout
+from .base import SSLPreTrainedModel, drop_pooler, with_changes, with_dropout
 from .convolutions import channels_last_convolutions
 from .grouped import keep_narrow_groups_exact
 from .trial import FAILURES, once_per_config
@@ -69,17 +69,23 @@ class SSLAudioModel(SSLPreTrainedModel):
                 parameter.requires_grad_(False)
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **config: Any) -> "SSLAudioModel":
+    def from_encoder(
+        cls, name_or_path: str, encoder_changes: Mapping[str, Any] | None = None, **config: Any
+    ) -> "SSLAudioModel":
         """Continue from a stock checkpoint.
 
         Args:
             name_or_path (`str`):
                 Folder or Hub id.
+            encoder_changes (`dict`, *optional*):
+                Fields of the encoder's configuration that are to be others, see
+                [`~hfssl.modeling.base.with_changes`].
             config (`dict`, *optional*):
                 Fields of the method's config beside `encoder_config`.
         """
         stock = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
-        model = cls(cls.config_class(encoder_config=stock.config, **config))
+        encoder_config = with_changes(stock.config, encoder_changes, name_or_path, build_audio_encoder)
+        model = cls(cls.config_class(encoder_config=encoder_config, **config))
         # a checkpoint may have been written without the vector that stands in place of hidden frames
         missing, unknown = model.encoder.load_state_dict(stock.state_dict(), strict=False)
         lost = [name for name in missing if name != "masked_spec_embed"]

@@ -3,7 +3,7 @@
 import copy
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from .adapters import add_adapters, is_adapter, merge_adapters
 from .depth import depths
 from .method import Method
+from .trial import FAILURES
 
 
 # What a method leaves behind, and how it is loaded.
@@ -362,6 +363,57 @@ def load_plain_encoder(folder: str | Path) -> PreTrainedModel:
     encoder = AutoModel.from_config(read_encoder_config(folder))
     encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return encoder.eval()
+
+
+def with_changes(
+    config: PreTrainedConfig,
+    changes: Mapping[str, Any] | None,
+    name: str,
+    build: Callable[[PreTrainedConfig], PreTrainedModel] | None = None,
+) -> PreTrainedConfig:
+    """An encoder's configuration in which some fields are others; as it is where there are none.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Of a preset, or of a checkpoint.
+        changes (`dict`, *optional*):
+            The fields, as `--encoder_config` gives them.
+        name (`str`):
+            Of the preset or the checkpoint.
+        build (`Callable[[PreTrainedConfig], PreTrainedModel]`, *optional*):
+            Makes the encoder of a configuration: of a checkpoint, whose weights have to fit the other fields.
+
+    Raises:
+        UserError: if there is no such field, a value is impossible, or weights would have other shapes.
+    """
+    if not changes:
+        return config
+    unknown = [field for field in changes if not hasattr(config, field)]
+    if unknown:
+        raise UserError(f"`--encoder_config`: {name} has no field {unknown[0]!r}.")
+    try:
+        # made anew, so that what follows from a field follows from the new one, and each is checked
+        changed = AutoConfig.for_model(**{**config.to_dict(), **changes})
+        before, after = (None, None) if build is None else (_shapes(build, each) for each in (config, changed))
+    except UserError:
+        raise
+    except (*FAILURES, ZeroDivisionError) as error:
+        raise UserError(f"`--encoder_config` is no configuration of a {config.model_type}: {brief(error)}.") from error
+    if before != after:
+        weight = next(each for each in [*before, *after] if before.get(each) != after.get(each))
+        shapes = [str(list(found[weight])) if weight in found else "none" for found in (before, after)]
+        raise UserError(
+            f"`--encoder_config {json.dumps(dict(changes))}` asks for other weights than {name} has: {weight} is "
+            f"{shapes[0]} there and would be {shapes[1]}. Leave out what changes the shape of weights, or train from "
+            "scratch."
+        )
+    return changed
+
+
+def _shapes(build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """Those of the weights of an encoder."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return {name: tensor.shape for name, tensor in build(copy.deepcopy(config)).state_dict().items()}
 
 
 def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:

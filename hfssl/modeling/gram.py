@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..losses import gram_loss
 from .branch import VisionBranch
 from .pooling import num_own_tokens
@@ -23,6 +23,7 @@ class GramMixin:
 
     Its config has `gram_weight`, `gram_teacher`, `gram_teacher_at`, `gram_start` and `gram_image_size`, see
     [`check_gram`]. In `__init__`, call [`build_gram_teacher`] before `self.post_init()`; in `forward`, [`gram_term`].
+    Who begins a run calls [`read_gram_teacher`]; else the first step of training does.
 
     The encoder that anchors is a part of the model, and saved with it: a run that goes on needs its folder no more.
     """
@@ -36,6 +37,15 @@ class GramMixin:
             self.gram_teacher = VisionBranch(build_vision_encoder(config), nn.Identity(), config)
             # whether it is what it is to be
             self.register_buffer("gram_is_set", torch.zeros(()))
+
+    def read_gram_teacher(self) -> None:
+        """Take the weights of `config.gram_teacher`, where there is one.
+
+        Raises:
+            UserError: if it cannot be read, or is another encoder than the one that is trained.
+        """
+        if self.gram_teacher is not None and self.config.gram_teacher is not None:
+            self._set_gram_teacher(_checkpoint(self.config.gram_teacher, self.config.encoder_config))
 
     def gram_term(self, pixel_values: torch.Tensor, outputs: ModelOutput) -> torch.Tensor | None:
         """The loss of some images, `None` while there is none.
@@ -66,8 +76,8 @@ class GramMixin:
     def _anchors(self) -> bool:
         if self._gram_is_set is None:
             self._gram_is_set = bool(self.gram_is_set.item())
-        if self.config.gram_teacher is not None and not self._gram_is_set and self.training:
-            self._set_gram_teacher(_checkpoint(self.config.gram_teacher, self.config.encoder_config))
+        if not self._gram_is_set and self.training:
+            self.read_gram_teacher()
         return self._gram_is_set and self.progress >= self.config.gram_start
 
     @torch.no_grad()
@@ -113,10 +123,11 @@ def _checkpoint(name_or_path: str, config: Any) -> dict[str, torch.Tensor]:
     size = side(config.image_size) if getattr(config, "image_size", None) else None
     try:
         return load_vision_encoder(name_or_path, size).state_dict()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged or foreign file shows itself in many ways
         raise UserError(
             f"`gram_teacher={name_or_path}` is no folder with an encoder of images, nor one that the Hub gave: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{brief(error)}. Pass a checkpoint of the encoder that is trained, or leave it out for the run's own "
+            "teacher."
         ) from error
 
 

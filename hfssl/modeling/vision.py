@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from ..errors import UserError
-from .base import SSLPreTrainedModel, drop_pooler
+from .base import SSLPreTrainedModel, drop_pooler, with_changes
 from .channels import with_num_channels
 from .heads import DinoHead, MlpHead
 from .lighter import lighten
@@ -78,6 +79,7 @@ class SSLVisionModel(SSLPreTrainedModel):
         num_channels: int | None = None,
         colors: Sequence[int] | None = None,
         trained_colors: Sequence[int] | None = None,
+        encoder_changes: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> "SSLVisionModel":
         """Continue from a stock checkpoint.
@@ -90,12 +92,21 @@ class SSLVisionModel(SSLPreTrainedModel):
             num_channels (`int`, *optional*), colors, trained_colors (`Sequence[int]`, *optional*):
                 Channels of the images, and which of them are red, green and blue, here and to the checkpoint; see
                 [`~hfssl.modeling.channels.with_num_channels`].
+            encoder_changes (`dict`, *optional*):
+                Fields of the encoder's configuration that are to be others, such as dropout; see
+                [`~hfssl.modeling.base.with_changes`]. To an `image_size` positions are interpolated; that of the
+                argument goes before it.
             config (`dict`, *optional*):
                 Fields of the method's config beside `encoder_config`.
         """
+        changes = dict(encoder_changes or {})
+        if "image_size" in changes:
+            image_size = changes["image_size"] = image_size or side(changes["image_size"])
         stock = load_vision_encoder(name_or_path, image_size, cls.takes_spectrograms)
         stock = with_num_channels(stock, num_channels, colors, trained_colors)
-        model = cls(cls.config_class(encoder_config=stock.config, **config))
+        build = partial(build_vision_encoder, spectrograms=cls.takes_spectrograms)
+        encoder_config = with_changes(stock.config, changes, name_or_path, build)
+        model = cls(cls.config_class(encoder_config=encoder_config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         return model
 

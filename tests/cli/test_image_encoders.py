@@ -46,7 +46,7 @@ def args(tmp_path):
 
 
 def recipe(encoder, attention="auto"):
-    return SimpleNamespace(encoder=str(encoder), attention=attention, modality="image")
+    return VisionEncoderArguments(str(encoder), attention)
 
 
 def make(name, recipe, config, image_size, args, given=frozenset()):
@@ -77,7 +77,7 @@ def test_presets_have_the_size_of_their_name(name, millions):
 
 def test_overrides_and_files(tmp_path):
     assert vision_encoder_config("vit-tiny-patch4", {"hidden_size": 96}).hidden_size == 96
-    assert vision_encoder_config("anything", {"model_type": "dinov2", "hidden_size": 48}).model_type == "dinov2"
+    assert vision_encoder_config("vit-tiny-patch4", {"model_type": "dinov2", "hidden_size": 48}).model_type == "dinov2"
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"model_type": "vit", **TINY, "image_size": 40}))
     assert vision_encoder_config(str(file)).hidden_size == 32 and vision_encoder_config(str(file)).image_size == 40
@@ -89,7 +89,11 @@ def test_overrides_and_files(tmp_path):
     "encoder, overrides, words",
     [
         ("vit-tiny-patch4", {"hiden_size": 3}, "vit-tiny-patch4 has no field 'hiden_size'"),
-        ("x", {"model_type": "vitt"}, "needs a `model_type` that transformers knows, such as vit, got 'vitt'"),
+        (
+            "vit-tiny-patch4",
+            {"model_type": "vitt"},
+            "needs a `model_type` that transformers knows, such as vit, got 'vitt'",
+        ),
         ("nowhere.json", None, "`--encoder nowhere.json` is no configuration as a JSON file"),
         ("vit-tiny-patch4", {"hidden_size": "wide"}, "`--encoder_config` is no configuration of a vit"),
     ],
@@ -97,6 +101,68 @@ def test_overrides_and_files(tmp_path):
 def test_configurations_that_are_none(encoder, overrides, words):
     with pytest.raises(UserError, match=words):
         vision_encoder_config(encoder, overrides)
+
+
+# -- fields of a checkpoint's configuration ----------------------------------------------------------------------------
+
+
+HEAD = {"projector_hidden_dim": 16, "projector_output_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "name, method, changes",
+    [
+        ("dinov3_vit", "dinov2", {"pos_embed_rescale": None, "pos_embed_jitter": 1.5}),
+        ("vit", "simclr", {"hidden_dropout_prob": 0.25}),
+        ("resnet", "simclr", {"downsample_in_bottleneck": True}),
+    ],
+)
+def test_fields_of_a_checkpoint_are_changed(tmp_path, args, name, method, changes):
+    stock = build(name)
+    stock.save_pretrained(tmp_path)
+    heads = HEAD | ({"num_prototypes": 8} if method == "dinov2" else {})
+    model = make(method, recipe(tmp_path), {"encoder_config": changes, **heads}, 16, args, heads)
+    for field, value in changes.items():
+        assert getattr(stock.config, field) != value
+        assert getattr(model.encoder.config, field) == getattr(model.config.encoder_config, field) == value
+    wanted = stock.state_dict()
+    for weight, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, wanted[weight]), weight
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit"])
+def test_a_checkpoint_gets_another_size_by_its_configuration(tmp_path, args, name):
+    (tmp_path / "images").mkdir()
+    build(name).save_pretrained(tmp_path / "stock")
+    source, config = recipe(tmp_path / "stock"), {"encoder_config": {"image_size": 32}, **HEAD}
+    data, simclr = ImageData(folder_of(tmp_path / "images", 40)), METHODS["simclr"]
+    views = make_views(simclr, source, config, data, ViewArguments(), set())
+    assert views.image_size == 32
+    model = build_method(simclr, source, config, views, args, set(HEAD))
+    resized = with_image_size(drop_pooler(build(name)), 32)
+    for weight, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, resized.state_dict()[weight]), weight
+    assert model.config.encoder_config.image_size == 32
+    # the flag goes before it
+    views = make_views(simclr, source, config, data, ViewArguments(image_size=24), {"image_size"})
+    model = build_method(simclr, source, config, views, args, set(HEAD))
+    assert model.config.encoder_config.image_size == 24
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"nonsense": 1, "num_hidden_layers": 7}, "stock has no field 'nonsense'"),
+        ({"num_hidden_layers": 7}, r"other weights than .*layers.4.*is none there and would be \[32, 32\]"),
+        ({"hidden_size": 48}, r"other weights than .*cls_token is \[1, 1, 32\] there and would be \[1, 1, 48\]"),
+        ({"hidden_act": "no such"}, "is no configuration of a vit"),
+        ({"model_type": "vit", **TINY}, "names a checkpoint to continue, and .*Pass one of them"),
+    ],
+)
+def test_what_a_checkpoint_cannot_become(tmp_path, args, changes, words):
+    build("vit").save_pretrained(tmp_path / "stock")
+    with pytest.raises(UserError, match=words):
+        make("simclr", recipe(tmp_path / "stock"), {"encoder_config": changes}, 16, args)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -294,7 +360,7 @@ def test_the_image_processor_is_stock(tmp_path, size, short_side):
 
 def test_every_kind_of_encoder_can_be_named_by_its_config():
     for name, config in ENCODERS.items():
-        assert vision_encoder_config("x", config().to_dict()).model_type == name
+        assert vision_encoder_config("vit-mini-patch4", config().to_dict()).model_type == name
 
 
 # -- what is left to choose -------------------------------------------------------------------------------------------
@@ -432,6 +498,26 @@ def test_what_is_fitted_to_short_runs_is_named(args, caplog, monkeypatch, tmp_pa
     assert said(stated, contrastive_temperature=0.2) == ""
 
 
+def test_of_a_checkpoint_nothing_is_said_that_is_of_encoders_from_scratch(args, caplog, tmp_path):
+    build("dinov2").save_pretrained(tmp_path)
+    # as the recipe has them
+    config = {"momentum_start": 0.97, "projector_batch_norm": True, "centering": "sinkhorn"}
+    with caplog.at_level("INFO", "hfssl.cli.modality"):
+        make("dinov2", recipe(tmp_path), config, 16, args)
+    [line] = [record.getMessage() for record in caplog.records if record.name == "hfssl.cli.modality"]
+    assert "centering sinkhorn (mean)" in line and "num_prototypes" in line
+    for of_checkpoints in ("momentum_start", "freeze_encoder", "projector_batch_norm", "learning_rate"):
+        assert of_checkpoints not in line
+    assert "take the paper's" not in line and "small encoders" not in line
+    # a rate that is also one of encoders from scratch
+    caplog.clear()
+    args.learning_rate = args.base_learning_rate = None
+    args.learning_rate = METHODS["dinov2"].method.learning_rates.narrow * args.global_batch_size / 256
+    with caplog.at_level("INFO", "hfssl.cli.modality"):
+        make("dinov2", recipe(tmp_path), {**config, "centering": "mean"}, 16, args)
+    assert "learning_rate" not in caplog.text
+
+
 def test_means_of_a_checkpoint_go_with_their_colours(tmp_path):
     build_image_processor(16, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]).save_pretrained(tmp_path)
     as_they_are = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -456,3 +542,28 @@ def test_a_gram_teacher_with_colours_in_other_places_is_refused_before_training(
         UserError, match="--gram_teacher .*red, green and blue in the channels 2 1 0, and these images"
     ):
         make("dinov2", recipe(tmp_path), fields, 16, args)
+
+
+def test_a_gram_teacher_is_read_when_a_run_begins(tmp_path, args):
+    build("vit", seed=3).save_pretrained(tmp_path / "vit")
+    build("dinov2").save_pretrained(tmp_path / "other")
+    damaged = tmp_path / "damaged"
+    build("vit").save_pretrained(damaged)
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:-1000])
+
+    def made(teacher):
+        fields = {**HEAD, "num_prototypes": 8, "gram_weight": 1.0, "gram_teacher": str(tmp_path / teacher)}
+        return make("dinov2", recipe(tmp_path / "vit"), fields, 16, args, fields)
+
+    model, wanted = made("vit"), build("vit", seed=3).state_dict()
+    for name, tensor in model.gram_teacher.encoder.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+    for teacher in ("nothing", "damaged"):
+        with pytest.raises(UserError, match=f"gram_teacher=.*{teacher}. is no folder with an encoder of images"):
+            made(teacher)
+    with pytest.raises(UserError, match="gram_teacher=.*other. has other weights than this vit"):
+        made("other")
+    # a run that goes on has it in its checkpoint
+    args.continued_from = tmp_path
+    for teacher in ("nothing", "damaged", "other"):
+        made(teacher)

@@ -57,8 +57,10 @@ def test_a_checkpoint_whose_tokenizer_adds_nothing_is_continued(tmp_path, corpus
     stock.save_pretrained(tmp_path / "stock")
     config = GPT2Config(**SMALL, vocab_size=300, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "stock")
-    done = run(tmp_path, corpus, "--encoder", tmp_path / "stock", "--packing", "false")
+    changed = ["--encoder_config", '{"attn_pdrop": 0.25}']
+    done = run(tmp_path, corpus, "--encoder", tmp_path / "stock", "--packing", "false", *changed)
     assert done.poll() == 0, done.stderr
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.attn_pdrop == 0.25
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert records[0]["hyperparameters"]["first_token_predicted"] is False
     assert "further from `stock`" in (tmp_path / "out" / "README.md").read_text()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 
 import hfssl.methods  # noqa: F401 - what the result folders hold is registered
-from hfssl.modeling.base import load_plain_encoder
+from hfssl.modeling.base import load_plain_encoder, read_encoder_config
 
 
 WAVE = {
@@ -112,11 +112,26 @@ def test_from_recordings_to_an_encoder(tmp_path, recordings, method):
     assert "def load_encoder(folder)" in (out / "README.md").read_text() or method != "cpc"
 
 
-@pytest.mark.parametrize("method", ["cpc", "best_rq"])
-def test_a_result_is_continued(tmp_path, recordings, method):
+@pytest.mark.parametrize(
+    "method, changes, refused",
+    [
+        ("cpc", {"conv_stride": [4, 4, 2, 2, 2]}, {"hidden_size": 16}),
+        ("best_rq", {"hidden_dropout": 0.25}, {"num_hidden_layers": 5}),
+    ],
+)
+def test_a_result_is_continued(tmp_path, recordings, method, changes, refused):
     """CPC's has no configuration that transformers knows."""
     assert run(method, tmp_path, recordings, max_steps=1, drawn=False).poll() == 0
-    stated = {"encoder": tmp_path / "out", "encoder_config": None, "max_steps": 1}
+    stated = {"encoder": tmp_path / "out", "encoder_config": changes, "max_steps": 1}
     done = run(method, tmp_path / "on", recordings, drawn=False, **stated)
     assert done.poll() == 0, done.stderr
     assert json.loads((tmp_path / "on" / "out" / "run.json").read_text())["base_model"].endswith("out")
+    made = read_encoder_config(tmp_path / "on" / "out").to_dict()
+    assert {name: list(made[name]) if name == "conv_stride" else made[name] for name in changes} == changes
+    for other, words in [
+        (refused, "asks for other weights than"),
+        ({"nonsense": 1}, "out has no field 'nonsense'"),
+        ({"model_type": "hubert"}, "Pass one of them"),
+    ]:
+        done = run(method, tmp_path / "no", recordings, **{**stated, "encoder_config": other})
+        assert done.poll() == 1 and words in done.stderr, done.stderr

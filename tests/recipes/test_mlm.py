@@ -188,7 +188,13 @@ def test_it_continues_its_own_result_with_its_tokenizer_and_figures(finished, co
     tokenizer.save_pretrained(finished)
     run = recipe_server().run(
         tmp_path,
-        *flags(dataset=corpus, output_dir=tmp_path / "out", encoder=finished, encoder_config=None, vocab_size=None),
+        *flags(
+            dataset=corpus,
+            output_dir=tmp_path / "out",
+            encoder=finished,
+            vocab_size=None,
+            encoder_config='{"hidden_dropout_prob": 0.25}',
+        ),
         drawn=False,
     )
     assert run.poll() == 0, run.stderr
@@ -199,6 +205,8 @@ def test_it_continues_its_own_result_with_its_tokenizer_and_figures(finished, co
     written = (tmp_path / "out" / "tokenizer.json").read_text()
     assert '"stride": 2' in written and written == (finished / "tokenizer.json").read_text()
     assert f"further from `{finished.name}`" in (tmp_path / "out" / "README.md").read_text()
+    dropout = [AutoConfig.from_pretrained(folder).hidden_dropout_prob for folder in (finished, tmp_path / "out")]
+    assert dropout == [0.1, 0.25]
 
 
 def test_the_result_loads_where_hfssl_is_not(finished, tmp_path):
@@ -479,6 +487,9 @@ def test_tokenizers_and_encoders_that_do_not_fit(finished, corpus, tmp_path):
         ({"encoder": cut}, [str(cut), "a checkpoint of a masked language model"]),
         ({"encoder": bare}, [str(bare), "model.safetensors"]),
         ({"encoder": tmp_path / "nowhere"}, ["nowhere", "no such folder"]),
+        ({"encoder": finished, "encoder_config": '{"hiden_size": 4}'}, [f"{finished} has no field 'hiden_size'"]),
+        ({"encoder": finished, "encoder_config": '{"num_hidden_layers": 3}'}, [f"other weights than {finished} has"]),
+        ({"encoder": finished, "encoder_config": json.dumps(TINY_ENCODER)}, [str(finished), "Pass one of them"]),
     ]:
         settings = {"encoder_config": None, "vocab_size": None, **settings}
         run = recipe_server().run(tmp_path / "log", *flags(dataset=corpus, output_dir=tmp_path / "out", **settings))

@@ -3,8 +3,11 @@
 import json
 
 import pytest
-from image_recipes import check_result, run, stopped_and_continued, the_error
+from image_recipes import STOP, check_result, flags, run, stopped_and_continued, the_error
+from recipe_process import recipe_server
 from safetensors.torch import load_file
+from tiny_vision import build
+from transformers import AutoConfig
 
 
 # methods, and settings of each that have a state of their own
@@ -73,3 +76,29 @@ def test_a_checkpoint_is_continued(tmp_path, method):
 def test_mistakes_end_in_one_sentence(tmp_path, method, settings, words):
     error = the_error(run(method, tmp_path / "log", output_dir=tmp_path / "out", **settings))
     assert words in error, error
+
+
+@pytest.mark.slow
+def test_a_changed_checkpoint_goes_on_without_the_folder_of_its_gram_teacher(tmp_path):
+    for name in ("stock", "teacher"):
+        build("dinov3_vit").save_pretrained(tmp_path / name)
+    settings = {
+        "encoder": tmp_path / "stock", "encoder_config": '{"pos_embed_rescale": null}', "local_crops": 2,
+        "gram_weight": 1.0, "gram_teacher": tmp_path / "teacher", "gram_start": 0.0,
+    }  # fmt: skip
+    whole = run("dinov2", tmp_path / "whole", drawn=False, **settings)
+    assert whole.poll() == 0, whole.stderr
+    assert AutoConfig.from_pretrained(tmp_path / "whole" / "out").pos_embed_rescale is None
+    out = tmp_path / "parts" / "out"
+    words, before = flags(output_dir=out, **settings), STOP.format(step=4, signal="SIGTERM")
+    first = recipe_server().run(tmp_path / "parts", *words, script="recipes/dinov2.py", before=before)
+    assert first.poll() == 143, first.stderr
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    second = recipe_server().run(tmp_path / "again", *words, script="recipes/dinov2.py")
+    assert second.poll() == 0 and "Continuing from" in second.stderr, second.stderr
+    for name in ("model.safetensors", "pretraining/model.safetensors", "checkpoint-6/optimizer.pt"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes(), name
+    # a run that begins needs it, and says so before it has measured or trained anything
+    settings["output_dir"] = tmp_path / "new"
+    assert "gram_teacher=" in the_error(run("dinov2", tmp_path / "new log", **settings))
+    assert not list((tmp_path / "new").glob("checkpoint-*"))

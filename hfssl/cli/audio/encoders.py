@@ -93,7 +93,9 @@ def build(
     record = method.method
     overrides = config.pop("encoder_config", None)
     fresh = encoders.fresh_config(recipe.encoder, AUDIO_PRESETS, overrides, such_as="hubert")
-    continued = None if fresh is not None else encoders.checkpoint_config(recipe.encoder, AUDIO_PRESETS, _KIND)
+    continued = (
+        None if fresh is not None else encoders.checkpoint_config(recipe.encoder, AUDIO_PRESETS, _KIND, overrides)
+    )
     config |= record.fields_for(fresh, given, data.embedded, continued)
     gets_views = record.modality != "audio"  # a method for images, of spectrograms here
     if fresh is not None:
@@ -112,7 +114,7 @@ def build(
         try:
             if gets_views:
                 check_takes_spectrograms(continued)
-            model = method.from_encoder(recipe.encoder, **config)
+            model = method.from_encoder(recipe.encoder, encoder_changes=overrides, **config)
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways

@@ -177,8 +177,8 @@ def vision_encoder_config(encoder: str, overrides: dict[str, Any] | None = None)
     return encoders.fresh_config(encoder, VISION_PRESETS, overrides, such_as="vit")
 
 
-def _checkpoint_config(encoder: str) -> PreTrainedConfig:
-    return encoders.checkpoint_config(encoder, VISION_PRESETS, "an image encoder")
+def _checkpoint_config(encoder: str, overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
+    return encoders.checkpoint_config(encoder, VISION_PRESETS, "an image encoder", overrides)
 
 
 def _no_encoder(encoder: str, error: Exception) -> UserError:
@@ -215,7 +215,8 @@ def make_views(
     """
     if recipe.encoder == AUTO:
         arguments = _choose_encoder(recipe, config, data, arguments)
-    encoder = vision_encoder_config(recipe.encoder, config.get("encoder_config")) or _checkpoint_config(recipe.encoder)
+    named = recipe.encoder, config.get("encoder_config")
+    encoder = vision_encoder_config(*named) or _checkpoint_config(*named)
     sizes, patch_size = (
         getattr(encoder, "image_size", None) or _size_in_timm(encoder),
         getattr(encoder, "patch_size", None),
@@ -287,8 +288,9 @@ def build(
     """
     torch.manual_seed(args.seed)  # Trainer sets it when the weights are there already
     record, image_size = method.method, views.image_size
-    fresh = vision_encoder_config(recipe.encoder, config.pop("encoder_config", None))
-    continued = None if fresh is not None else _checkpoint_config(recipe.encoder)
+    overrides = config.pop("encoder_config", None)
+    fresh = vision_encoder_config(recipe.encoder, overrides)
+    continued = None if fresh is not None else _checkpoint_config(recipe.encoder, overrides)
     config |= record.fields_for(fresh, given, views.embedded, continued)
     if config.get("gram_teacher") is not None:
         check_input(config["gram_teacher"], views, "--gram_teacher")
@@ -309,13 +311,15 @@ def build(
         try:
             model = method.from_encoder(
                 recipe.encoder, image_size=image_size, num_channels=views.num_channels, colors=views.colors,
-                trained_colors=trained_colors(recipe.encoder), **config,
+                trained_colors=trained_colors(recipe.encoder), encoder_changes=overrides, **config,
             )  # fmt: skip
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways
             raise _no_encoder(recipe.encoder, error) from error
         _train_continued(model, recipe, views, args, given)
+    if config.get("gram_teacher") is not None and args.continued_from is None:
+        model.read_gram_teacher()  # a run that goes on has it in its checkpoint
     try_on_an_image(model.encoder, image_size, views.num_channels)
     if args.per_device_train_batch_size * args.world_size < 2:
         _refuse_one_image(model)

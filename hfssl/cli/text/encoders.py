@@ -94,7 +94,8 @@ def text_encoder_config(
             f"`--encoder {encoder}` is {'an encoder' if causal else 'a decoder'}, for "
             f"`recipes/{'mlm' if causal else 'clm'}.py`. Choose one of {', '.join(presets)}."
         )
-    config = encoders.fresh_config(encoder, presets, overrides)
+    # those of the other kind are no checkpoints, where a whole configuration stands beside them
+    config = encoders.fresh_config(encoder, presets | others, overrides)
     if config is None:
         return None
     fit_to_tokenizer(config, tokenizer)
@@ -157,7 +158,7 @@ def build(
             ) from error
     else:
         try:
-            model = method.from_encoder(recipe.encoder, **config)
+            model = method.from_encoder(recipe.encoder, encoder_changes=overrides, **config)
         except (UserError, StrictDataclassError):
             raise
         except Exception as error:  # a damaged or foreign file shows itself in many ways

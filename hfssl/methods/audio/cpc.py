@@ -17,6 +17,7 @@ linear as in the first paper.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers.utils import ModelOutput
 from ...errors import UserError
 from ...losses import cpc_loss
 from ...modeling.audio import num_frames
-from ...modeling.base import SSLPreTrainedModel, load_plain_encoder
+from ...modeling.base import SSLPreTrainedModel, load_plain_encoder, with_changes
 from ...modeling.convolutions import convolve
 from ...modeling.method import LearningRates, Method
 
@@ -268,11 +269,14 @@ encoder = load_encoder("{name}")"""
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **config: Any) -> "CpcForPreTraining":
+    def from_encoder(
+        cls, name_or_path: str, encoder_changes: Mapping[str, Any] | None = None, **config: Any
+    ) -> "CpcForPreTraining":
         """Continue from the result folder of a run: `config` are the fields of the method's config beside
-        `encoder_config`."""
+        `encoder_config`, and of that `encoder_changes` are those that are to be others."""
         encoder = load_plain_encoder(name_or_path)
-        model = cls(cls.config_class(encoder_config=encoder.config, **config))
+        encoder_config = with_changes(encoder.config, encoder_changes, name_or_path, AutoModel.from_config)
+        model = cls(cls.config_class(encoder_config=encoder_config, **config))
         model.encoder.load_state_dict(encoder.state_dict())
         return model
 

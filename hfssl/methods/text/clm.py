@@ -16,6 +16,7 @@ token of the piece before it, so that each token is predicted once; the loss is 
 tokens of the whole batch, over processes and accumulation steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.base import SSLPreTrainedModel, with_changes, with_dropout
 from ...modeling.method import LearningRates, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import head_inputs_at
@@ -106,10 +107,15 @@ class ClmForPreTraining(TokenLossMixin, SSLPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **config: Any) -> "ClmForPreTraining":
-        """Continue from a stock checkpoint; `config`: fields of [`ClmPreTrainingConfig`] beside `encoder_config`."""
+    def from_encoder(
+        cls, name_or_path: str, encoder_changes: Mapping[str, Any] | None = None, **config: Any
+    ) -> "ClmForPreTraining":
+        """Continue from a stock checkpoint; `config`: fields of [`ClmPreTrainingConfig`] beside `encoder_config`, and
+        of that `encoder_changes` are those that are to be others, see [`~hfssl.modeling.base.with_changes`]."""
         stock = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
-        model = cls(ClmPreTrainingConfig(encoder_config=stock.config, **config))
+        build = AutoModelForCausalLM.from_config
+        encoder_config = with_changes(stock.config, encoder_changes, name_or_path, build)
+        model = cls(ClmPreTrainingConfig(encoder_config=encoder_config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         model.encoder.generation_config = stock.generation_config
         return model

@@ -13,6 +13,7 @@ sentence by the number of pairs).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from ...modeling.base import SSLPreTrainedModel, with_dropout
+from ...modeling.base import SSLPreTrainedModel, with_changes, with_dropout
 from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Method, token_chance
 from ...modeling.packing import packed_inputs
 from ...modeling.positions import hidden_states_at
@@ -170,14 +171,18 @@ class MlmForPreTraining(TokenLossMixin, SSLPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **config: Any) -> "MlmForPreTraining":
-        """Continue from a stock checkpoint: `config` are the fields of the method's config beside `encoder_config`.
+    def from_encoder(
+        cls, name_or_path: str, encoder_changes: Mapping[str, Any] | None = None, **config: Any
+    ) -> "MlmForPreTraining":
+        """Continue from a stock checkpoint: `config` are the fields of the method's config beside `encoder_config`,
+        and of that `encoder_changes` are those that are to be others, see [`~hfssl.modeling.base.with_changes`].
 
         A head that the checkpoint lacks, such as that of the next sentence, starts from random weights.
         """
         auto_class = stock_class(config.get("next_sentence_objective", False))
         stock = auto_class.from_pretrained(name_or_path, dtype=torch.float32)
-        model = cls(MlmPreTrainingConfig(encoder_config=stock.config, **config))
+        encoder_config = with_changes(stock.config, encoder_changes, name_or_path, auto_class.from_config)
+        model = cls(MlmPreTrainingConfig(encoder_config=encoder_config, **config))
         model.encoder.load_state_dict(stock.state_dict())
         return model
 
