@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 from ..errors import UserError
 from .branch import VisionBranch
 from .pooling import num_own_tokens
-from .trial import FAILURES, blank_copy, blank_image, image_model_options, once_per_config, sizes_to_try
+from .trial import FAILURES, blank_copy, blank_image, image_model_options, layout, once_per_config, sizes_to_try
 
 
 @once_per_config
@@ -43,6 +43,11 @@ def takes_masked_patches(config: PreTrainedConfig) -> bool:
         except (UserError, *FAILURES):
             continue
     return False
+
+
+def _patch_embedding(encoder: PreTrainedModel) -> nn.Module:
+    """The module of a Vision Transformer that makes tokens of patches."""
+    return encoder.timm_model.patch_embed if hasattr(encoder, "timm_model") else encoder.embeddings.patch_embeddings
 
 
 def mask_of(masked_patches: torch.Tensor, num_views: int, num_patches: int) -> torch.BoolTensor:
@@ -78,8 +83,8 @@ class MaskedBranch(VisionBranch):
         self._bool_masked_pos: torch.Tensor | None = None
         self.num_own = num_own_tokens(config)
         if not has_mask_token(config):
-            self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-            encoder.embeddings.patch_embeddings.register_forward_hook(self._put_mask_token)
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, layout(config).dim))
+            _patch_embedding(encoder).register_forward_hook(self._put_mask_token)
 
     def encode(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None, **options: Any
@@ -107,7 +112,9 @@ class MaskedBranch(VisionBranch):
     def _put_mask_token(self, embeddings: nn.Module, args: tuple, patches: torch.Tensor) -> torch.Tensor | None:
         if self._bool_masked_pos is None:
             return None
-        return torch.where(self._bool_masked_pos[..., None], self.mask_token.to(patches.dtype), patches)
+        # in timm they are a map (n, height, width, dim) where images may have any size
+        mask = self._bool_masked_pos.view(*patches.shape[:-1], 1)
+        return torch.where(mask, self.mask_token.view(-1).to(patches.dtype), patches)
 
     def parameters_below_heads(self) -> list[nn.Parameter]:
         """What of the branch is in no head, and learns."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, TimmWrapperConfig
 
-from hfssl import SimclrForPreTraining
+from hfssl import Dinov2ForPreTraining, SimclrForPreTraining
 from hfssl.cli.image.finish import _usage
 from hfssl.modeling.channels import with_num_channels
 from hfssl.modeling.image_processing import build_image_processor
@@ -35,6 +35,37 @@ def test_a_checkpoint_of_timm_is_continued(architecture, tmp_path):
     assert type(exported).__name__ == "TimmWrapperModel" and num_channels_of(exported.config) == 5
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels).last_hidden_state, model.encoder(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_patches_of_a_checkpoint_of_timm_are_masked(any_size, tmp_path):
+    torch.manual_seed(0)
+    fields = {**SMALL["test_vit"], **({"dynamic_img_size": True} if any_size else {})}
+    AutoModel.from_config(TimmWrapperConfig(architecture="test_vit", model_args=fields)).save_pretrained(
+        tmp_path / "timm"
+    )
+    heads = {"num_prototypes": 16, "projector_hidden_dim": 16, "projector_output_dim": 8}
+    model = Dinov2ForPreTraining.from_encoder(tmp_path / "timm", image_size=32, drop_path_rate=0.2, **heads).train()
+    masked = torch.tensor([[1, 2, 5, 17], [0, 3, -1, -1], [20, 21, 22, -1], [31, -1, -1, -1]])
+    small = {"local_pixel_values": torch.randn(4, 2, 3, 16, 16)} if any_size else {}
+    model(torch.randn(4, 2, 3, 32, 32), masked_patches=masked, **small).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval()
+    # what is masked is not seen, and the rest is
+    images, mask = torch.randn(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, 5] = True
+    others = [images.clone(), images.clone()]
+    others[0][:, :, 8:16, 8:16] += 1.0
+    others[1][:, :, 8:16, 16:24] += 1.0
+    with torch.no_grad():
+        seen = [model.student.encode(each, bool_masked_pos=mask).last_hidden_state for each in (images, *others)]
+        plain = model.student.encode(images).last_hidden_state
+    torch.testing.assert_close(seen[1], seen[0])
+    assert not torch.allclose(seen[2], seen[0]) and not torch.allclose(plain, seen[0])
+    model.export_encoder(tmp_path / "out")
+    exported = AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images).last_hidden_state, model.encoder(images).last_hidden_state)
 
 
 def test_the_card_loads_the_processor_of_the_run(tmp_path):

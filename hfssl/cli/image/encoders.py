@@ -158,8 +158,8 @@ class Dinov2EncoderArguments(VisionEncoderArguments):
             vit-mini-patch8, vit-tiny-patch8 or vit-small-patch8 for those of 64 to 128; vit-tiny-patch16,
             vit-small-patch16, vit-base-patch16, dinov2-small-patch14, dinov2-base-patch14, dinov2-large-patch14,
             dinov3-small-patch16, dinov3-base-patch16 or dinov3-large-patch16 for larger ones; a config file; or a Hub
-            id or folder to continue from: DINOv2, with and without registers, DINOv3 (ViT), a ViT, DeiT, MSN or
-            I-JEPA.
+            id or folder to continue from: DINOv2, with and without registers, DINOv3 (ViT), a ViT (also of timm),
+            DeiT, MSN or I-JEPA.
     """
 
     kind: ClassVar[str] = DISTILLED_PATCHES
