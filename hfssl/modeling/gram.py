@@ -15,6 +15,7 @@ from ..errors import UserError, brief
 from ..losses import gram_loss
 from .branch import VisionBranch
 from .pooling import num_own_tokens
+from .trial import patch_size_of
 from .vision import build_vision_encoder, load_vision_encoder, side
 
 
@@ -151,7 +152,7 @@ def check_gram(config: Any) -> None:
         raise ValueError(
             "`gram_teacher` and `gram_image_size` mean nothing with `gram_weight=0`. Pass a weight, such as 1."
         )
-    patch, size = getattr(config.encoder_config, "patch_size", None), config.gram_image_size
+    patch, size = patch_size_of(config.encoder_config), config.gram_image_size
     if size is not None and patch and (size < side(patch) or size % side(patch)):
         nearest = max(round(size / side(patch)), 1) * side(patch)
         raise ValueError(

@@ -11,6 +11,7 @@ from ..errors import UserError
 from .branch import VisionBranch
 from .pooling import num_own_tokens
 from .trial import FAILURES, blank_copy, blank_image, image_model_options, layout, once_per_config, sizes_to_try
+from .vision import PATCH_EMBEDDINGS
 
 
 @once_per_config
@@ -47,7 +48,7 @@ def takes_masked_patches(config: PreTrainedConfig) -> bool:
 
 def _patch_embedding(encoder: PreTrainedModel) -> nn.Module:
     """The module of a Vision Transformer that makes tokens of patches."""
-    return encoder.timm_model.patch_embed if hasattr(encoder, "timm_model") else encoder.embeddings.patch_embeddings
+    return encoder.get_submodule(PATCH_EMBEDDINGS[hasattr(encoder, "timm_model")])
 
 
 def mask_of(masked_patches: torch.Tensor, num_views: int, num_patches: int) -> torch.BoolTensor:

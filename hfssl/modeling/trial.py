@@ -79,6 +79,14 @@ def num_channels_of(config: PreTrainedConfig) -> int:
     return getattr(config, "num_channels", None) or arguments.get("in_chans", 3)
 
 
+@once_per_config
+def patch_size_of(config: PreTrainedConfig) -> int | tuple[int, int] | None:
+    """Pixels a side of a patch, `None` where there are none: of timm that of the model, else of the configuration."""
+    if config.model_type != "timm_wrapper":
+        return getattr(config, "patch_size", None)
+    return getattr(getattr(blank_copy(config).timm_model, "patch_embed", None), "patch_size", None)
+
+
 def is_grid(config: PreTrainedConfig) -> bool:
     """Whether an encoder sees a spectrogram as a grid of patches, as AST does, instead of frame by frame."""
     return hasattr(config, "frequency_stride") and hasattr(config, "time_stride")

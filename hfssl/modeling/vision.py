@@ -26,6 +26,7 @@ from .trial import (
     is_grid,
     num_channels_of,
     once_per_config,
+    patch_size_of,
     sizes_to_try,
     small_copy,
     trial_images,
@@ -33,6 +34,9 @@ from .trial import (
 
 
 logger = logging.getLogger(__name__)
+
+# Where in a Vision Transformer its patches become tokens: in those of transformers, and in those of timm.
+PATCH_EMBEDDINGS = ("embeddings.patch_embeddings", "timm_model.patch_embed")
 
 
 class SSLVisionModel(SSLPreTrainedModel):
@@ -354,8 +358,8 @@ def frozen_patch_embed(model: nn.Module, prefix: str, freeze: bool | None) -> tu
         UserError: if they were to stay as they are, and there are none.
     """
     config = model.config.encoder_config
-    prefix = f"{prefix}.embeddings.patch_embeddings."
-    names = tuple(name for name, _ in model.named_parameters() if name.startswith(prefix))
+    prefixes = tuple(f"{prefix}.{path}." for path in PATCH_EMBEDDINGS)
+    names = tuple(name for name, _ in model.named_parameters() if name.startswith(prefixes))
     if freeze and not names:
         raise UserError(
             f"`freeze_patch_embed` is for encoders of patches, and a {config.model_type} has none. Leave it out."
@@ -435,7 +439,7 @@ def try_on_an_image(encoder: PreTrainedModel, image_size: int, num_channels: int
         UserError: if it does not, or if nothing is left of the image before the last convolution that shrinks it.
     """
     config = encoder.config
-    patch = getattr(config, "patch_size", 1)
+    patch = patch_size_of(config) or 1
     if image_size % side(patch):
         raise UserError(
             f"`--image_size {image_size}` is no multiple of the patches of this {config.model_type}, which have "

@@ -12,8 +12,8 @@ from ..modeling.depth import depths
 
 # In a group of parameters: its learning rate stays at its peak.
 _CONSTANT = "constant_rate"
-# In the names of the parameters that project patches.
-_PATCHES = "patch_embeddings."
+# In the names of the parameters that project patches, the second in those of timm.
+_PATCHES = ("patch_embeddings.", "timm_model.patch_embed.")
 
 
 class Lars(torch.optim.Optimizer):
@@ -168,15 +168,19 @@ def _shares_of_encoders(method: torch.nn.Module, layer_decay: float, patch_embed
         of_name, num_blocks = depths(encoder)
         for name, parameter in encoder.named_parameters():
             shares[id(parameter)] = layer_decay ** (num_blocks + 1 - of_name[name])
-            if _PATCHES in name:
+            if _projects_patches(name):
                 shares[id(parameter)] *= patch_embed_rate
     names = [name for encoder in encoders for name, _ in encoder.named_parameters()]
-    if patch_embed_rate != 1.0 and not any(_PATCHES in name for name in names):
+    if patch_embed_rate != 1.0 and not any(map(_projects_patches, names)):
         raise UserError(
             f"`--patch_embed_rate {patch_embed_rate:g}` is for encoders of patches, such as a vit or a dinov2, and "
             "this one has none. Leave it out."
         )
     return shares
+
+
+def _projects_patches(name: str) -> bool:
+    return any(part in name for part in _PATCHES)
 
 
 def hold_rates(scheduler: Any) -> None:

@@ -13,6 +13,7 @@ from hfssl.modeling.channels import with_num_channels
 from hfssl.modeling.image_processing import build_image_processor
 from hfssl.modeling.method import width_of
 from hfssl.modeling.trial import num_channels_of
+from hfssl.training.optim import set_rates_apart
 
 
 pytest.importorskip("timm")
@@ -51,6 +52,12 @@ def test_patches_of_a_checkpoint_of_timm_are_masked(any_size, tmp_path):
     model(torch.randn(4, 2, 3, 32, 32), masked_patches=masked, **small).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.eval()
+    hidden = model.hidden_pixels({"pixel_values": torch.zeros(4, 2, 3, 32, 32), "masked_patches": masked})
+    assert hidden.sum((1, 2, 3)).tolist() == [4 * 64, 2 * 64, 3 * 64, 64]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    set_rates_apart(optimizer, model, model, patch_embed_rate=0.2)
+    embedding = model.encoder.get_parameter("timm_model.patch_embed.proj.weight")
+    assert [g["lr"] for g in optimizer.param_groups if any(embedding is p for p in g["params"])] == [pytest.approx(0.2)]
     # what is masked is not seen, and the rest is
     images, mask = torch.randn(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
     mask[0, 5] = True

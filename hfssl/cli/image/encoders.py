@@ -20,7 +20,7 @@ from ...modeling.channels import with_channels
 from ...modeling.method import width_of
 from ...modeling.packing import attention_candidates, recommended_attention
 from ...modeling.pooling import is_convolutional
-from ...modeling.trial import num_channels_of
+from ...modeling.trial import num_channels_of, patch_size_of
 from ...modeling.vision import (
     SSLVisionModel,
     arranged,
@@ -219,7 +219,7 @@ def make_views(
     encoder = vision_encoder_config(*named) or _checkpoint_config(*named)
     sizes, patch_size = (
         getattr(encoder, "image_size", None) or _size_in_timm(encoder),
-        getattr(encoder, "patch_size", None),
+        patch_size_of(encoder),
     )
     if data.embedded is not None:
         stated = given if arguments.mixed_sizes is None else given | {"image_size"}

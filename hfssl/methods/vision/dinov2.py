@@ -49,6 +49,7 @@ from ...modeling.method import BenchmarkSettings, LearningRates, LossContext, Me
 from ...modeling.pooling import check_pooling, feature_size
 from ...modeling.self_distillation import SelfDistillationMixin, check_self_distillation
 from ...modeling.teacher import check_momentum
+from ...modeling.trial import patch_size_of
 from ...modeling.vision import SSLVisionModel, side, unpatchify
 
 
@@ -459,7 +460,7 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
 
     def hidden_pixels(self, batch: dict[str, torch.Tensor]) -> torch.BoolTensor:
         """Which pixels of its large crops the student does not see, `(batch_size, num_large_crops, height, width)`."""
-        size = side(self.config.encoder_config.patch_size)
+        size = side(patch_size_of(self.config.encoder_config))
         num_large, height = batch["pixel_values"].shape[1], batch["pixel_values"].shape[-1]
         mask = mask_of(batch["masked_patches"], num_large, (height // size) ** 2)
         hidden = unpatchify(mask.flatten(0, 1)[..., None].expand(-1, -1, size**2), size)
@@ -487,8 +488,7 @@ class Dinov2ForPreTraining(GramMixin, SelfDistillationMixin, SSLVisionModel):
         return features.sum() * 0.0
 
     def target_margin(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """By how much the loss of crops grows when the teacher is shown other images: `(batch_size,)`, the mean for
-        each.
+        """By how much the loss of crops grows when the teacher sees other images, the mean for each, `(batch_size,)`.
 
         A share of log(num_prototypes), the loss of chance. 0 where the prototypes of all images are the same. For
         models in evaluation mode.
