@@ -57,7 +57,9 @@ def test_patches_of_a_checkpoint_of_timm_are_masked(any_size, tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     set_rates_apart(optimizer, model, model, patch_embed_rate=0.2)
     embedding = model.encoder.get_parameter("timm_model.patch_embed.proj.weight")
-    assert [g["lr"] for g in optimizer.param_groups if any(embedding is p for p in g["params"])] == [pytest.approx(0.2)]
+    assert [g["lr"] for g in optimizer.param_groups if any(embedding is p for p in g["params"])] == [
+        pytest.approx(0.2)
+    ]
     # what is masked is not seen, and the rest is
     images, mask = torch.randn(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
     mask[0, 5] = True
