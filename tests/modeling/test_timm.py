@@ -56,7 +56,7 @@ def test_patches_of_a_checkpoint_of_timm_are_masked(any_size, tmp_path):
     assert hidden.sum((1, 2, 3)).tolist() == [4 * 64, 2 * 64, 3 * 64, 64]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     set_rates_apart(optimizer, model, model, patch_embed_rate=0.2)
-    embedding = model.encoder.get_parameter("timm_model.patch_embed.proj.weight")
+    embedding = model.student.encoder.get_parameter("timm_model.patch_embed.proj.weight")
     assert [g["lr"] for g in optimizer.param_groups if any(embedding is p for p in g["params"])] == [
         pytest.approx(0.2)
     ]
