@@ -130,13 +130,15 @@ class DoneIteration:
 
 def encoders_begun_with(base_model: str | None, unit_encoder: str | None) -> dict[str, str]:
     """What makes an iteration this one beside data and flags: the weights that it continues, and those that make its
-    units, by their digest where they lie in a folder."""
-    named = {"encoder": base_model, "unit_encoder": unit_encoder}
+    units, by their digest where they lie in a folder. Both are always told: what is missing is not known."""
     return {
-        name: (weights_digest(source) or source)[:_DIGITS] if Path(source).is_dir() else source
-        for name, source in named.items()
-        if source is not None
+        "encoder": "from scratch" if base_model is None else _known_by(base_model),
+        "unit_encoder": "none" if unit_encoder is None else _known_by(unit_encoder),
     }
+
+
+def _known_by(encoder: str) -> str:
+    return (weights_digest(encoder) or encoder)[:_DIGITS] if Path(encoder).is_dir() else encoder
 
 
 def _shape_of(source: str) -> dict[str, int]:
