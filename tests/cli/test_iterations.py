@@ -119,9 +119,10 @@ def test_what_it_is_not_reused_for(tmp_path, now, words):
         check_against(tmp_path / "before", run_of(), now)
 
 
-def test_an_earlier_iteration_that_does_not_say_what_it_was_made_with(tmp_path):
-    with pytest.raises(UserError, match="run.json there does not say with which settings"):
-        check_against(tmp_path / "before", None, run_of())
+def test_an_earlier_iteration_that_does_not_say_what_it_was_made_with_is_used(tmp_path, caplog):
+    check_against(tmp_path / "before", None, run_of())
+    assert f"It is not known with which settings {tmp_path / 'before'} was made" in caplog.text
+    assert "It is used as iteration 1 of 3" in caplog.text
 
 
 def test_encoders_are_known_by_their_weights(tmp_path):
