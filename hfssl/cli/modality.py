@@ -106,6 +106,9 @@ def build_method(
             f"{record.title} tells {kind.samples} apart by comparing those of a batch, and a batch has one here. Pass "
             "a larger `--per_device_train_batch_size`: 2 at least, better 64 or more."
         )
+    changes = config.get("encoder_config") or {}
+    if "model_type" not in changes:  # a whole configuration has all fields, also those that a method sets
+        method.check_encoder_changes(changes)
     model = cli_modality(kind.name).build(method, recipe, dict(config), fit, args, given)
     flag = flag_that_keeps(args)
     if flag is not None and recipe.base_model is None:

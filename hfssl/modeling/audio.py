@@ -69,6 +69,14 @@ class SSLAudioModel(SSLPreTrainedModel):
                 parameter.requires_grad_(False)
 
     @classmethod
+    def check_encoder_changes(cls, changes: Mapping[str, Any]) -> None:
+        super().check_encoder_changes(changes)
+        if "layerdrop" in changes:
+            raise UserError(
+                "`--encoder_config`: layers are never left out in training, whatever `layerdrop` says. Leave it out."
+            )
+
+    @classmethod
     def from_encoder(
         cls, name_or_path: str, encoder_changes: Mapping[str, Any] | None = None, **config: Any
     ) -> "SSLAudioModel":

@@ -99,6 +99,23 @@ class SSLPreTrainedModel(PreTrainedModel):
         """What the encoder takes: of a method for encoders of several modalities, that of this one."""
         return self.method.modality
 
+    @classmethod
+    def check_encoder_changes(cls, changes: Mapping[str, Any]) -> None:
+        """Refuse fields of an encoder's configuration that the method sets itself, so that they would be dropped.
+
+        Args:
+            changes (`dict`):
+                Fields that are to be others, see [`with_changes`].
+
+        Raises:
+            UserError: naming the field, and the flag in its place if there is one.
+        """
+        if "drop_path_rate" in changes and hasattr(cls.config_class, "drop_path_rate"):
+            raise UserError(
+                f"`--encoder_config`: {cls.method.title} sets `drop_path_rate` of its encoder itself. Pass "
+                "`--drop_path_rate`."
+            )
+
     @property
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The stock modules that are exported, by name: one called `encoder`, unless a method overrides this."""
@@ -384,11 +401,18 @@ def with_changes(
             Makes the encoder of a configuration: of a checkpoint, whose weights have to fit the other fields.
 
     Raises:
-        UserError: if there is no such field, a value is impossible, or weights would have other shapes.
+        UserError: if there is no such field, it is that of a type of weights, a value is impossible, or weights would
+            have other shapes.
     """
     if not changes:
         return config
-    unknown = [field for field in changes if not hasattr(config, field)]
+    if any(field in changes for field in ("dtype", "torch_dtype")):
+        raise UserError(
+            "`--encoder_config`: weights are float32 in training, whatever `dtype` says. Leave it out; `--precision` "
+            "says what they are computed in."
+        )
+    known = {*config.to_dict(), *config.attribute_map}
+    unknown = [field for field in changes if field not in known and not _is_settable(config, field)]
     if unknown:
         raise UserError(f"`--encoder_config`: {name} has no field {unknown[0]!r}.")
     try:
@@ -408,6 +432,12 @@ def with_changes(
             "scratch."
         )
     return changed
+
+
+def _is_settable(config: PreTrainedConfig, field: str) -> bool:
+    """Whether it is a name, such as `rope_scaling`, by which a configuration takes what it keeps under others."""
+    found = getattr(type(config), field, None)
+    return isinstance(found, property) and found.fset is not None and not field.startswith("_")
 
 
 def _shapes(build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:

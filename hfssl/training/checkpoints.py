@@ -179,6 +179,8 @@ def set_aside(output_dir: str | Path, checkpoint: Path | None, all_newer: bool =
 # Settings that a message names, where many differ.
 _MOST_NAMED = 6
 _LENGTHS = ("max_steps", "budget_minutes")
+# Settings that runs always had and that earlier versions did not write: of a file without them they are not known.
+_WRITTEN_LATER = ("encoder", "unit_encoder")
 _WORDS = {
     "global_batch_size": "the rows of a step (per_device_train_batch_size × gradient_accumulation_steps × processes)",
     "data": "the digest of the data",
@@ -248,6 +250,7 @@ def changed_settings(
     now = json.loads(json.dumps(dict(settings)))
     # a switch that the version of hfssl that wrote the file did not have was off
     then = {name: False for name, value in now.items() if isinstance(value, bool)} | then
+    then = {name: now[name] for name in _WRITTEN_LATER if name in now} | then
     changed = [
         difference
         for name in sorted({*then, *now} - set(may_differ))

@@ -218,6 +218,7 @@ class SSLTrainer(Trainer):
             )
             return None
         result = super().train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None, **kwargs)
+        self._check_finite()  # the last step may have spoiled what no checkpoint was written of
         if self.stop.stopped:
             checkpoint = self.last_checkpoint()
             self.accelerator.wait_for_everyone()
@@ -391,10 +392,13 @@ class SSLTrainer(Trainer):
     def _get_output_dir(self, trial) -> str:
         return self._saving_to or super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Write the checkpoint aside, seal it, then rename it: a folder called checkpoint-N is always whole."""
+    def _check_finite(self) -> None:
         here = self.state.global_step, self._get_learning_rate(), self.last_checkpoint()
         check_finite(self._tr_loss, self.model, *here)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write the checkpoint aside, seal it, then rename it: a folder called checkpoint-N is always whole."""
+        self._check_finite()
         output_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         staging = output_dir / checkpoints.STAGING

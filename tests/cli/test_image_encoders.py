@@ -156,6 +156,9 @@ def test_a_checkpoint_gets_another_size_by_its_configuration(tmp_path, args, nam
         ({"num_hidden_layers": 7}, r"other weights than .*layers.4.*is none there and would be \[32, 32\]"),
         ({"hidden_size": 48}, r"other weights than .*cls_token is \[1, 1, 32\] there and would be \[1, 1, 48\]"),
         ({"hidden_act": "no such"}, "is no configuration of a vit"),
+        ({"to_dict": 1}, "stock has no field 'to_dict'"),
+        ({"use_return_dict": False}, "stock has no field 'use_return_dict'"),
+        ({"dtype": "bfloat16"}, "weights are float32 in training.*`--precision`"),
         ({"model_type": "vit", **TINY}, "names a checkpoint to continue, and .*Pass one of them"),
     ],
 )
@@ -163,6 +166,17 @@ def test_what_a_checkpoint_cannot_become(tmp_path, args, changes, words):
     build("vit").save_pretrained(tmp_path / "stock")
     with pytest.raises(UserError, match=words):
         make("simclr", recipe(tmp_path / "stock"), {"encoder_config": changes}, 16, args)
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_a_rate_that_the_method_sets_is_passed_to_the_method(tmp_path, args, method):
+    build("dinov2").save_pretrained(tmp_path / "stock")
+    for encoder in (tmp_path / "stock", "dinov2-small-patch14"):
+        with pytest.raises(UserError, match="sets `drop_path_rate` of its encoder itself. Pass `--drop_path_rate`"):
+            make(method, recipe(encoder), {"encoder_config": {"drop_path_rate": 0.35}}, 16, args)
+    changes = {"drop_path_rate": 0.35}
+    model = make("simclr", recipe(tmp_path / "stock"), {"encoder_config": changes, **HEAD}, 16, args, set(HEAD))
+    assert model.encoder.config.drop_path_rate == 0.35
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,10 @@ def test_an_iteration_that_is_done_is_not_done_again(monkeypatch, tmp_path):
     assert source is None and config.get("unit_features") != "layer"
 
 
-SETTINGS = {"learning_rate": 1e-3, "dataset": "train", "batches_per_step": 1, "lr_scheduler_type": "linear"}
+SETTINGS = {
+    "learning_rate": 1e-3, "dataset": "train", "batches_per_step": 1, "lr_scheduler_type": "linear",
+    **encoders_begun_with(None, None),
+}  # fmt: skip
 
 
 def run_of(data="1a", processes=1, base_learning_rate=None, **settings):
@@ -107,7 +110,8 @@ def test_what_an_earlier_iteration_is_reused_for(tmp_path):
         ),
         # folders of one name
         (run_of("2b"), "the digest of the data was '1a', is '2b'. Pass"),
-        (run_of(unit_encoder="0f"), "unit_encoder was None, is '0f'. Pass"),
+        (run_of(encoder="e4"), "encoder was 'from scratch', is 'e4'. Pass"),
+        (run_of(unit_encoder="0f"), "unit_encoder was 'none', is '0f'. Pass"),
     ],
 )
 def test_what_it_is_not_reused_for(tmp_path, now, words):
@@ -115,9 +119,10 @@ def test_what_it_is_not_reused_for(tmp_path, now, words):
         check_against(tmp_path / "before", run_of(), now)
 
 
-def test_an_earlier_iteration_that_does_not_say_what_it_was_made_with(tmp_path):
-    with pytest.raises(UserError, match="run.json there does not say with which settings"):
-        check_against(tmp_path / "before", None, run_of())
+def test_an_earlier_iteration_that_does_not_say_what_it_was_made_with_is_used(tmp_path, caplog):
+    check_against(tmp_path / "before", None, run_of())
+    assert f"It is not known with which settings {tmp_path / 'before'} was made" in caplog.text
+    assert "It is used as iteration 1 of 3" in caplog.text
 
 
 def test_encoders_are_known_by_their_weights(tmp_path):
@@ -126,4 +131,5 @@ def test_encoders_are_known_by_their_weights(tmp_path):
     HubertModel(tiny_audio.hubert()).save_pretrained(tmp_path / "c" / "encoder")
     a, b, c = (encoders_begun_with(None, str(tmp_path / name / "encoder")) for name in "abc")
     assert a == b != c and len(a["unit_encoder"]) == 16
-    assert encoders_begun_with("org/name", None) == {"encoder": "org/name"}
+    assert encoders_begun_with("org/name", None) == {"encoder": "org/name", "unit_encoder": "none"}
+    assert encoders_begun_with(None, None) == {"encoder": "from scratch", "unit_encoder": "none"}

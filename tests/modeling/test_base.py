@@ -3,11 +3,22 @@
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig, AutoModel, BertModel, PreTrainedConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertModel,
+    Dinov2Config,
+    GPT2Config,
+    HubertConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    ViTModel,
+)
 
 from hfssl import SSLTrainer, SSLTrainingArguments
 from hfssl.errors import UserError
-from hfssl.modeling.base import SSLPreTrainedModel
+from hfssl.modeling.base import SSLPreTrainedModel, with_changes
 
 
 class PairConfig(PreTrainedConfig):
@@ -82,3 +93,31 @@ def test_losses_with_parameters_of_their_own_are_refused(tmp_path):
     model.loss_groups = {"judge": ("judge.",), "maker": ("encoder.",)}
     with pytest.raises(UserError, match=r"train different parameters \(judge, maker\)"):
         SSLTrainer(model, SSLTrainingArguments(output_dir=str(tmp_path), max_steps=1), tiny.stream())
+
+
+@pytest.mark.parametrize(
+    "config, changes",
+    [
+        (LlamaConfig(num_hidden_layers=1), {"pad_token_id": 0, "head_dim": 8}),
+        (LlamaConfig(), {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
+        (LlamaConfig(), {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
+        (ModernBertConfig(), {"local_attention": 64, "classifier_pooling": "mean"}),
+        (GPT2Config(), {"hidden_size": 48, "n_inner": 96}),
+        (GPT2Config(), {"n_embd": 48, "max_position_embeddings": 64}),
+        (HubertConfig(), {"mask_time_prob": 0.5, "conv_bias": True}),
+        (Dinov2Config(), {"image_size": 28, "use_swiglu_ffn": True}),
+    ],
+)
+def test_fields_by_all_their_names_are_changed(config, changes):
+    changed = with_changes(config, changes, "mine")
+    for field, value in changes.items():
+        assert getattr(config, field) != value
+        assert getattr(changed, field) == value
+
+
+@pytest.mark.parametrize(
+    "field", ["to_dict", "model_types", "attribute_map", "use_return_dict", "_attn_implementation"]
+)
+def test_names_that_are_no_fields(field):
+    with pytest.raises(UserError, match=f"mine has no field '{field}'"):
+        with_changes(GPT2Config(), {field: 1}, "mine")

@@ -239,6 +239,16 @@ def test_settings_of_another_run_are_named_one_by_one(tmp_path):
     assert "seed" not in said
 
 
+def test_what_earlier_versions_did_not_write_is_no_difference(tmp_path):
+    before = make(tmp_path / "before", 5, {"seed": 0})
+    checkpoints.check_settings(before, {"seed": 0, "encoder": "e436", "unit_encoder": "0f12"})
+    written = make(tmp_path / "now", 5, {"seed": 0, "encoder": "e436", "unit_encoder": "0f12"})
+    with pytest.raises(UserError, match="encoder was 'e436', is 'a1'; unit_encoder was '0f12', is 'b2'"):
+        checkpoints.check_settings(written, {"seed": 0, "encoder": "a1", "unit_encoder": "b2"})
+    with pytest.raises(UserError, match="encoder was 'e436', is None"):
+        checkpoints.check_settings(written, {"seed": 0, "unit_encoder": "0f12"})
+
+
 def test_the_newest_are_kept(tmp_path):
     for step in (5, 10, 15, 20):
         make(tmp_path, step)

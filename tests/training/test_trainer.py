@@ -399,6 +399,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     ):
         trainer(tmp_path / "c", model, callbacks=[PoisonGradient()]).train()
     assert [c.name for c in list_checkpoints(tmp_path / "c")] == ["checkpoint-2"]
+    # nor where no checkpoint is written at all, only the result
+    model = tiny.mlm()
+    with pytest.raises(UserError, match="The weights are not finite at step 4, .*Last good checkpoint: none yet"):
+        trainer(tmp_path / "d", model, callbacks=[PoisonGradient()], save_strategy="no", max_steps=4).train()
     # what it says helps
     trainer(tmp_path / "another", max_steps=1, learning_rate=1e-3, warmup_steps=0.5).train()
 

@@ -103,21 +103,28 @@ class DoneIteration:
     def check(self, trainer: "SSLTrainer") -> None:
         """Refuse a result that is not what the trainer of this iteration would make.
 
+        One that does not say with which settings it was made, as those of earlier versions do not, is used with a
+        warning: the next iteration may be trained on its units already.
+
         Raises:
             UserError: naming what differs.
         """
         then = read_json(self.folder / RUN, default={}).get("identity")
         if then is None:
-            changed = [f"{RUN} there does not say with which settings it was made"]
-        else:
-            now = identity_of(trainer)
-            may_differ = {"world_size"}
-            if then.get("data") == now.get("data"):
-                may_differ.add("dataset")  # the same files in another place
-            if then.get("world_size") != now["world_size"]:
-                # a run may go on with another number of processes, so the next iteration may begin with it
-                may_differ |= FOLLOW_PROCESSES | ({"learning_rate"} if trainer.args.base_learning_rate else set())
-            changed = changed_settings(then, now, may_differ)
+            logger.warning(
+                "It is not known with which settings %s was made: %s there does not say so. It is used as iteration "
+                "%d of %d. To train it anew, delete it and pass another `--output_dir`.",
+                self.folder, RUN, self.number, self.of,
+            )  # fmt: skip
+            return
+        now = identity_of(trainer)
+        may_differ = {"world_size"}
+        if then.get("data") == now.get("data"):
+            may_differ.add("dataset")  # the same files in another place
+        if then.get("world_size") != now["world_size"]:
+            # a run may go on with another number of processes, so the next iteration may begin with it
+            may_differ |= FOLLOW_PROCESSES | ({"learning_rate"} if trainer.args.base_learning_rate else set())
+        changed = changed_settings(then, now, may_differ)
         if changed:
             raise UserError(
                 f"{self.folder} holds an earlier iteration that this command would not make: {'; '.join(changed)}. "
@@ -130,13 +137,15 @@ class DoneIteration:
 
 def encoders_begun_with(base_model: str | None, unit_encoder: str | None) -> dict[str, str]:
     """What makes an iteration this one beside data and flags: the weights that it continues, and those that make its
-    units, by their digest where they lie in a folder."""
-    named = {"encoder": base_model, "unit_encoder": unit_encoder}
+    units, by their digest where they lie in a folder. Both are always told: what is missing is not known."""
     return {
-        name: (weights_digest(source) or source)[:_DIGITS] if Path(source).is_dir() else source
-        for name, source in named.items()
-        if source is not None
+        "encoder": "from scratch" if base_model is None else _known_by(base_model),
+        "unit_encoder": "none" if unit_encoder is None else _known_by(unit_encoder),
     }
+
+
+def _known_by(encoder: str) -> str:
+    return (weights_digest(encoder) or encoder)[:_DIGITS] if Path(encoder).is_dir() else encoder
 
 
 def _shape_of(source: str) -> dict[str, int]:
