@@ -16,17 +16,21 @@ from ..errors import DataError
 from ..functional import keyed
 from ..functional.keyed import Use
 from .held_out import content_keys
+from .image.mask_folders import masked_folders
 from .image.value_range import RangeOfSet
 from .label_columns import FOLDERS, TRANSCRIPT_NAMES, find_label_column, say_which, transcript_column
 from .label_files import LabelFile, only_table, tables_in
 from .label_values import NoLabels, check_compared, group_names, names_of_groups, numbers, say_several, whole
 from .label_values import classes as classes_of
 from .mixtures import parse_mixture
+from .modality import Modality
 from .modality import modality as find_modality
 from .multi_label import columns_of_classes, has_several, item_of, lists_of, matrix_of_columns, matrix_of_lists
 from .sources import Input, Source, available_splits, open_source
 from .sources.base import new_digest
 from .sources.columns import check_column, list_columns
+from .sources.found import list_folders
+from .sources.walk import names_below
 
 
 logger = logging.getLogger(__name__)
@@ -242,7 +246,7 @@ def open_labelled(
         there = tables_in(dataset, opened.tables) if table is None and opened.unit == "file" else []
         hint = f" There is {there[0]} in the folder: `--labels {there[0]}` takes what it says." if there else ""
         is_masked = isinstance(error, NoLabels) and opened.mask_folders
-        said = _masks_instead(name, dataset, opened.mask_folders) if is_masked else str(error)
+        said = _masks_instead(name, dataset, opened.mask_folders, kind) if is_masked else str(error)
         raise type(error)(f"{said}{hint if unfit is None else f' {unfit}'}") from error
     if is_chosen and of_folders and len(features) > 2:
         say_which(label_column, list_columns(features), name)
@@ -305,17 +309,20 @@ def open_labelled(
     )
 
 
-def _masks_instead(name: str, dataset: str | os.PathLike, folders: Sequence[str]) -> str:
+def _masks_instead(name: str, dataset: str | os.PathLike, folders: Sequence[str], kind: Modality) -> str:
     """What to do with images that have no labels, but masks."""
-    where = ", ".join(f"{folder}/" for folder in folders)
+    of, unpacked = "FOLDER", " with its files in a folder"
     # masks find their images in a folder, not in a zip or on the Hub
-    is_folder = os.path.isdir(dataset)
-    of, unpacked = (shlex.quote(str(dataset)), "") if is_folder else ("FOLDER", " with its files in a folder")
+    if os.path.isdir(dataset):
+        if "train" in masked_folders(names_below(str(dataset), kind.file_extensions)):
+            of, unpacked = shlex.quote(str(dataset)), ""
+        else:
+            unpacked = " with all its images in images/ and all masks in masks/"
     return (
-        f"{name} has masks ({where}) and no labels of whole images. What an encoder knows of masks is measured when "
-        f"it is trained: `recipes/probe.py ENCODER --protocol patches --dataset {of}`{unpacked}, and `--beside "
-        "CHECKPOINT` puts the checkpoint that it was beside it. Whole images have labels where there is a folder for "
-        "each class in that of the images, or a table (`--labels`)."
+        f"{name} has masks ({list_folders(folders)}) and no labels of whole images. What an encoder knows of masks is "
+        f"measured when it is trained: `recipes/probe.py ENCODER --protocol patches --dataset {of}`{unpacked}, and "
+        "`--beside CHECKPOINT` puts the checkpoint that it was beside it. Whole images have labels where there is a "
+        "folder for each class in that of the images, or a table (`--labels`)."
     )
 
 

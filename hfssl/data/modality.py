@@ -140,8 +140,9 @@ class Modality:
             The extension that a file should have by its first 256 bytes, for those that have none.
         where_else (`str`, *optional*):
             Where else a sample may lie, as advice for those who have no such column.
-        conversion (`Callable[[str, Any], str]`, *optional*):
-            How a column is made one of samples, as advice, from its name and its feature; "" where it cannot be.
+        conversion (`Callable[[str, Any, str], str]`, *optional*):
+            How a column is made one of samples, as advice, from its name, its feature and the Python for its value in
+            a `row`; "" where it cannot be.
         embedded (`tuple[EmbeddedData, ...]`, *optional*):
             What is there without a download. The first is read where the user names no data set.
     """
@@ -173,7 +174,7 @@ class Modality:
     decode_file: Callable[[bytes], object] = lambda data: data
     ending_of: Callable[[bytes], str | None] = lambda start: None
     where_else: str = ""
-    conversion: Callable[[str, object], str] = lambda column, feature: ""
+    conversion: Callable[[str, object, str], str] = lambda column, feature, value: ""
     embedded: tuple[EmbeddedData, ...] = ()
 
     def embedded_set(self, dataset: str | os.PathLike | None) -> EmbeddedData | None:

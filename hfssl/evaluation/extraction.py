@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # A change that changes features: what older versions left on disk is not used any more.
-_VERSION = 1
+_VERSION = 2
 # share of the samples that may be damaged
 MAX_BAD_FRACTION = 0.01
 # damaged samples that a message names

@@ -317,6 +317,35 @@ def test_a_table_that_names_files(tmp_path, name, relative):
     assert open_source(table, inputs=INPUTS).fingerprint != source.fingerprint
 
 
+def test_paths_that_are_no_files_are_damage_of_their_samples(tmp_path):
+    table = write_table_of_files(tmp_path / "pairs.jsonl")
+    odd = ["images", "images/", ".", "a\0.png", "x" * 300 + ".png", "images/00.png/a.png", "images/none.png"]
+    lines = [json.dumps({"image_path": name, "caption": "odd"}) for name in odd]
+    table.write_text("\n".join([*lines, table.read_text()]))
+    rows, bad, _ = read_all(open_source(table, inputs=INPUTS))
+    assert [row["image"] for row in rows] == IMAGES and len(bad) == len(odd)
+    assert all("is no file" in reason or "is missing" in reason for _, reason in bad)
+    table.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="None of the files .* is there, such as 'images'"):
+        open_source(table, inputs=pair_inputs("image,text", {"image": "image_path"}))
+
+
+def test_paths_with_blanks_around_them_and_as_addresses_of_files(tmp_path):
+    folder = write_table_of_files(tmp_path / "my pairs" / "pairs.csv").parent
+    lines = [f" images/{i:02}.png ,{caption}" for i, caption in enumerate(CAPTIONS[:2])]
+    lines.append(f"{(folder / 'images' / '02.png').as_uri()},three")
+    # the first rows name none, and the addresses from which files came are another column
+    rows = ["image_path,caption,url", *[" ,none,"] * 300, *(f"{line},https://a.b/c.png" for line in lines)]
+    (folder / "odd.csv").write_text("\n".join(rows))
+    rows, bad, _ = read_all(open_source(folder / "odd.csv", inputs=INPUTS))
+    assert [row["image"] for row in rows] == IMAGES[:3] and not bad
+    for stated in (None, "url"):
+        kept = ["caption,url", *(f"{caption},https://a.b/c.png" for caption in "abc")]
+        (folder / "far.csv").write_text("\n".join(kept))
+        with pytest.raises(DataError, match="Column 'url' .*addresses, such as 'https://a.b/c.png'.*download them"):
+            open_source(folder / "far.csv", inputs=pair_inputs("image,text", {"image": stated} if stated else {}))
+
+
 def test_a_table_of_files_is_the_same_data_elsewhere(tmp_path):
     here, there = (write_table_of_files(tmp_path / name / "pairs.csv") for name in "ab")
     assert open_source(here, inputs=INPUTS).fingerprint == open_source(there, inputs=INPUTS).fingerprint

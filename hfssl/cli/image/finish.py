@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...data.image.contact_sheet import contact_sheet, views_of
+from ...data.image.masks import masked_splits
 from ...data.image.views import Views
 from ...data.label_columns import has_labels
 from ...data.mixtures import parts_of
@@ -103,8 +104,10 @@ def _as_it_came(base_model: str, views: Views, device: torch.device) -> PreTrain
 
 
 def _has_masks(data: ImageData) -> bool:
-    """Whether the protocol patches takes what a run was trained on: a folder, not a zip or a data set of the Hub."""
-    return bool(data.source.mask_folders) and os.path.isdir(data.arguments.dataset)
+    """Whether the protocol patches takes what a run was trained on: a folder, not a zip or a data set of the Hub, in
+    which the masks of all images are together."""
+    dataset = data.arguments.dataset
+    return bool(data.source.mask_folders) and os.path.isdir(dataset) and "train" in masked_splits(dataset)
 
 
 def _own_labels(data: ImageData) -> dict[str, Any] | None:

@@ -31,24 +31,50 @@ def _feature():
     return datasets.Audio(decode=False)
 
 
-def _conversion(column: str, feature) -> str:
+def _conversion(column: str, feature, value: str) -> str:
     """Of paths `datasets` makes recordings; of decoded sound it does with torchcodec alone."""
     import datasets
 
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view"):
-        return f"If {column!r} holds the paths of files, convert it: `ds.cast_column({column!r}, datasets.Audio())`."
-    is_list = isinstance(feature, datasets.List | datasets.LargeList) and isinstance(feature.feature, datasets.Value)
-    if isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
-        sound = f"row[{column!r}]['array'], row[{column!r}]['sampling_rate']"
-    elif is_list and feature.feature.dtype.startswith(("float", "int")):
-        sound = f"row[{column!r}], sampling_rate"
-    else:
+        # a field is a column only where structures are laid flat
+        table = "ds" if value == f"row[{column!r}]" else "ds.flatten()"
+        cast = f"{table}.cast_column({column!r}, datasets.Audio())"
+        return f"If {column!r} holds the paths of files, convert it: `{cast}`."
+    rate = "sampling_rate"
+    if isinstance(feature, dict) and {"array", rate} <= set(feature):
+        feature, value, rate = feature["array"], f"{value}['array']", f"{value}[{rate!r}]"
+    depth, dtype = _nested(feature)
+    if depth not in (1, 2) or not dtype.startswith(("float", "int")):
         return ""
+    hints = []
+    if dtype.startswith("int"):
+        value = f"np.array({value}, 'int16')"
+        hints.append(" Whole numbers of more than 16 bits: divide them by the largest that there may be instead.")
+    elif depth == 2:
+        value = f"np.array({value})"
+    if depth == 2:
+        # soundfile wants the channels last, of which most others have them first
+        value = f"{value}.T"
+        hints.append(" Where the channels come last, leave out the `.T`.")
     return (
         f"If {column!r} holds sound that is decoded already, make files of it again, by `ds.map` with a function of a "
-        f"row: `file = io.BytesIO()`, `soundfile.write(file, {sound}, format='WAV')`, "
-        f"`return {{{column!r}: file.getvalue()}}`."
+        f"row: `file = io.BytesIO()`, `soundfile.write(file, {value}, {rate}, format='WAV')`, "
+        f"`return {{{column!r}: file.getvalue()}}`.{''.join(hints)}"
     )
+
+
+def _nested(feature) -> tuple[int, str]:
+    """How deep lists of values lie in each other, and the type of the values; "" where they are no such lists."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return 0, feature.dtype
+    if isinstance(feature, datasets.Array2D):
+        return 2, feature.dtype
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        depth, dtype = _nested(feature.feature)
+        return depth + 1, dtype
+    return 0, ""
 
 
 def _from_arrow(column) -> list:

@@ -1,9 +1,9 @@
 """Images with masks, which say of each pixel what it shows.
 
 In a folder `images/` and `masks/` (or `annotations/`, `labels/`), with splits above or below them (`train/images`,
-`images/train`); a mask is called as its image but for the ending, before which `_mask` may stand. In parquet and arrow
-files, on the Hub and in the embedded scenes a column of images, and another one of masks: `mask`, `annotation`,
-`segmentation_mask`, `label` and the like, or the one that is named.
+`images/train`), in capitals or not; a mask is called as its image but for the ending, before which `_mask` may stand.
+In parquet and arrow files, on the Hub and in the embedded scenes a column of images, and another one of masks: `mask`,
+`annotation`, `segmentation_mask`, `label` and the like, or the one that is named.
 
 A mask is a PNG file, or any other image without loss, of one channel (grey, or colours of a palette) and of the height
 and width of its image. Its values are classes from 0 on; 255 belongs to none and counts nowhere. Names of the classes
@@ -28,7 +28,7 @@ from ..modality import modality as find_modality
 from ..sources import Source, available_splits, open_source
 from ..sources.base import new_digest
 from ..sources.columns import list_columns
-from ..sources.walk import files_below
+from ..sources.walk import names_below
 from .decode import DamagedImage, image_header
 from .mask_folders import IMAGE_FOLDERS, MASK_FOLDERS, masked_folders
 
@@ -205,13 +205,14 @@ def _folders(dataset: str | os.PathLike | None) -> dict[str, tuple[str, str]] | 
     """By split the folders of images and of masks; `None` where the data set is no folder with both."""
     if dataset is None or find_modality("image").embedded_set(dataset) or not os.path.isdir(dataset):
         return None
-    root = Path(dataset)
-    of_splits = masked_folders(PurePath(file).relative_to(root).as_posix() for file in files_below(str(root)))
+    root, endings = Path(dataset), (*find_modality("image").extensions, ".zip")
+    of_splits = masked_folders(names_below(str(root), endings))
     if of_splits:
         return {split: tuple(str(root / folder) for folder in pair) for split, pair in of_splits.items()}
-    if any((root / name).is_dir() for name in IMAGE_FOLDERS):
+    if any(each.name.lower() in IMAGE_FOLDERS and each.is_dir() for each in root.iterdir()):
         raise DataError(
-            f"{root} has images, but no folder of masks beside them: it is called one of {', '.join(MASK_FOLDERS)}."
+            f"{root} has images, but no folder of masks beside them: it is called one of {', '.join(MASK_FOLDERS)}, "
+            "and holds images."
         )
     return None
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import DataError
-from ..modality import Input
+from ..modality import Input, Modality
 from ..modality import modality as find_modality
 
 
@@ -52,8 +52,8 @@ def find_column(
         if not (wanted.is_feature(features[column]) or wanted.is_raw(features[column])):
             raise DataError(
                 f"Column {column!r} of {dataset} is {_type_name(features[column])}, but a column of type {modality} "
-                f"is needed. The columns are: {listing}. "
-                + (wanted.conversion(column, features[column]) or f"Choose one with `{wanted.column_flag}`.")
+                f"is needed. The columns are: {listing}. Choose one with `{wanted.column_flag}`. "
+                f"{_conversion(wanted, column, features)}".rstrip()
             )
         return column
     whole = {name: feature for name, feature in features.items() if not _is_field(name, features)}
@@ -76,9 +76,24 @@ def find_column(
         # a text or a list may be anything, unless its name says what it is
         names = [name for name in features if name.rpartition(".")[2].lower() in wanted.column_names]
         names += [name for name, feature in features.items() if isinstance(feature, dict)]
-        conversions = filter(None, (wanted.conversion(name, features[name]) for name in names))
+        conversions = filter(None, (_conversion(wanted, name, features) for name in names))
         remedy = next(conversions, wanted.where_else or "Use another data set or convert a column.")
     raise DataError(f"{dataset} has {problem}. Its columns are: {listing}. {remedy}")
+
+
+def _conversion(wanted: Modality, name: str, features: Mapping[str, Any]) -> str:
+    """How a column, or a field, is made one of samples; of a field it is the structure around it that may be one."""
+    of_field = _is_field(name, features)
+    around = _conversion(wanted, name.rpartition(".")[0], features) if of_field else ""
+    return around or wanted.conversion(name, features[name], _value_of(name, features))
+
+
+def _value_of(name: str, features: Mapping[str, Any]) -> str:
+    """The Python that takes the value of a column, or of a field, from a `row`."""
+    if not _is_field(name, features):
+        return f"row[{name!r}]"
+    above, _, field = name.rpartition(".")
+    return f"{_value_of(above, features)}[{field!r}]"
 
 
 def check_column(features: dict, column: str, dataset: str) -> None:

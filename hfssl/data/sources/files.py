@@ -1,5 +1,6 @@
 """Files, local and remote alike: open, try again, measure, fingerprint, and say why they cannot be read."""
 
+import errno
 import glob
 import logging
 import os
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import datasets
 import fsspec
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A file with one sample that is longer is damaged: nothing may need unbounded memory.
 MAX_SAMPLE_BYTES = 256 << 20
+# What opening says of a path at which there can be no file.
+_NO_FILE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class FileIsGone(DataError):
@@ -68,6 +72,13 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def path_of(name: str, folder: str) -> str:
+    """The path of a local file that a table names: relative to a folder, absolute, or as `file://…`."""
+    name = name.strip()
+    name = unquote(name.removeprefix("file://")) if name.startswith("file://") else name
+    return os.path.join(folder, name)
+
+
 def open_bytes(path: str):
     """Open without a cache: of a remote file nothing is fetched but the ranges that are asked for."""
     if is_remote(path):
@@ -98,7 +109,7 @@ def with_retries(
 
 
 def read_file(path: str) -> bytes | Damage:
-    """The content of a file that holds one sample. One that is gone, or too long, is a damaged sample."""
+    """The content of a file that holds one sample. What is gone, no file, or too long is a damaged sample."""
 
     def read() -> bytes:
         with open_bytes(path) as file:
@@ -109,6 +120,9 @@ def read_file(path: str) -> bytes | Damage:
     except FileNotFoundError:
         return missing(path)
     except Exception as error:
+        # with a character in it that no path has, Python refuses to look
+        if isinstance(error, OSError) and error.errno in _NO_FILE or "\0" in path:
+            return Damage(f"{path!r} is no file ({first_line(error)})")
         raise unreadable(path, error) from error
     return data if len(data) <= MAX_SAMPLE_BYTES else Damage(f"longer than {MAX_SAMPLE_BYTES >> 20} MiB")
 
@@ -198,7 +212,7 @@ def files_digest(paths: Sequence[str], names: Sequence[str], sizes: Sequence[int
     digest = new_digest(list(names), [int(size) for size in sizes], list(ids))
     if not is_remote(paths[0]):
         for i in np.unique(np.linspace(0, len(paths) - 1, 512).astype(int)):
-            if not os.path.exists(paths[i]):
+            if not os.path.isfile(paths[i]):
                 continue
             with open(paths[i], "rb", buffering=0) as file:
                 for position in (0, sizes[i] // 2, sizes[i] - 4096) if sizes[i] > 1 << 16 else (0,):

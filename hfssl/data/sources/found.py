@@ -4,12 +4,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import PurePosixPath
 
 from ..modality import Modality
 from .files import as_patterns, relative_names
 
 
 logger = logging.getLogger(__name__)
+
+# Folders that a message names.
+_MOST_LISTED = 3
 
 
 @dataclass
@@ -39,6 +43,12 @@ def load_files(splits: Mapping[str, list[str]]) -> dict:
     return {"data_files": {str(split): as_patterns(paths) for split, paths in splits.items()}}
 
 
+def list_folders(folders: Sequence[str]) -> str:
+    """Some of the folders, for messages: of each sample there may be one."""
+    more = [f"and {len(folders) - _MOST_LISTED:,} more"] if len(folders) > _MOST_LISTED else []
+    return ", ".join([*(f"{folder}/" for folder in folders[:_MOST_LISTED]), *more])
+
+
 def without_masks(found: Found) -> Found:
     """Without the files in folders of masks, where each file is a sample."""
     names = {split: relative_names(paths, found.root) for split, paths in found.splits.items()}
@@ -46,14 +56,18 @@ def without_masks(found: Found) -> Found:
     folders = found.kind.mask_folders(samples)
     if not folders:
         return found
-    inside = tuple(f"{folder}/" for folder in folders)
+    of_masks = set(folders)
+
+    def is_mask(name: str) -> bool:
+        return any(parent.as_posix() in of_masks for parent in PurePosixPath(name).parents)
+
     splits = {
-        split: [path for path, name in zip(paths, names[split], strict=True) if not name.startswith(inside)]
+        split: [path for path, name in zip(paths, names[split], strict=True) if not is_mask(name)]
         for split, paths in found.splits.items()
     }
     splits = {split: paths for split, paths in splits.items() if paths}
-    number = sum(name.startswith(inside) for name in samples)
-    _say_left_out(found.name, found.kind.samples, number, ", ".join(inside))
+    number = sum(map(is_mask, samples))
+    _say_left_out(found.name, found.kind.samples, number, list_folders(folders))
     load = {name: value for name, value in found.load.items() if name != "data_dir"}
     return replace(found, splits=splits, load={**load, **load_files(splits)}, mask_folders=folders)
 

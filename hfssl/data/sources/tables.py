@@ -1,6 +1,5 @@
 """Sources of rows and columns, read with `pyarrow`: parquet files, and the memory-mapped tables of `datasets`."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -26,7 +25,7 @@ from .base import (
     row_pieces,
 )
 from .columns import column_of_table, features_of, find_inputs, with_fields
-from .files import is_remote, missing, open_bytes, unreadable, with_retries
+from .files import is_remote, missing, open_bytes, path_of, unreadable, with_retries
 
 
 # Decoded row groups that a process keeps, to mix their pieces: always one, else as many as fit.
@@ -283,7 +282,7 @@ class TableSource(Source):
 
 def _files(paths: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     """Paths as a column of files, of which a blank one is none."""
-    full = [os.path.join(folder, path) if path and path.strip() else None for path in paths.to_pylist()]
+    full = [path_of(path, folder) if path and path.strip() else None for path in paths.to_pylist()]
     return pa.chunked_array([pa.array([path and {"path": path} for path in full], pa.struct({"path": pa.string()}))])
 
 

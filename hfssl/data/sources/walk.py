@@ -7,6 +7,7 @@ name is taken for a pattern, and what a link shows a second time is left out.
 import os
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from datasets.data_files import FILES_TO_IGNORE, _get_data_files_patterns
 from fsspec.utils import glob_translate
@@ -61,6 +62,12 @@ def files_below(folder: str) -> list[str]:
             elif entry.is_file() and entry.name not in FILES_TO_IGNORE:
                 files[os.path.join(real, entry.name)] = entry.path
     return sorted([*files.values(), *(link for link in file_links if os.path.basename(link) not in FILES_TO_IGNORE)])
+
+
+def names_below(folder: str, extensions: tuple[str, ...]) -> list[str]:
+    """The files with some endings in a folder and in those below it, relative to it."""
+    files = [file for file in files_below(folder) if file.lower().endswith(extensions)]
+    return [PurePath(file).relative_to(folder).as_posix() for file in files]
 
 
 def each_once(paths: Sequence[str]) -> list[str]:

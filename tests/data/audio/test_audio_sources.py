@@ -78,30 +78,51 @@ def test_a_folder_with_columns_beside(folder, caplog):
 
 
 SAMPLES = np.round(np.sin(np.arange(800)) * 2**14) / 2**15  # as wav holds them
-STRUCTURE = {"array": SAMPLES.tolist(), "sampling_rate": 16_000, "path": "a.wav"}
+WHOLE = (SAMPLES * 2**15).astype(int).tolist()
+STEREO = [SAMPLES.tolist()] * 2  # channels first
+OF_STRUCTURE = "row['audio']['array'], row['audio']['sampling_rate']"
+STEREO_OF_STRUCTURE = "np.array(row['audio']['array']).T, row['audio']['sampling_rate']"
 
 
-@pytest.mark.parametrize("column", [None, "audio"])
+def structure(values):
+    return {"array": values, "sampling_rate": 16_000, "path": "a.wav"}
+
+
+DECODED = [
+    (structure(SAMPLES.tolist()), OF_STRUCTURE, None),
+    (SAMPLES.tolist(), "row['audio'], 16_000", None),
+    (WHOLE, "np.array(row['audio'], 'int16'), 16_000", None),
+    (WHOLE, "np.array(row['audio'], 'int16'), 16_000", datasets.List(datasets.Value("int16"))),
+    (structure(WHOLE), "np.array(row['audio']['array'], 'int16'), row['audio']['sampling_rate']", None),
+    (structure(STEREO), STEREO_OF_STRUCTURE, None),
+    ([WHOLE] * 2, "np.array(row['audio'], 'int16').T, 16_000", None),
+    (STEREO, "np.array(row['audio']).T, 16_000", datasets.Array2D((2, len(SAMPLES)), "float32")),
+]
+COLUMNS = {dict: (None, "audio", "audio.array"), list: (None, "audio")}
+
+
 @pytest.mark.parametrize(
-    "decoded, sound",
-    [(STRUCTURE, "row['audio']['array'], row['audio']['sampling_rate']"), (SAMPLES.tolist(), "row['audio'], 16_000")],
+    "decoded, sound, feature, column", [(*case, column) for case in DECODED for column in COLUMNS[type(case[0])]]
 )
-def test_how_decoded_sound_is_read_is_said_and_works(tmp_path, decoded, sound, column):
-    made = datasets.Dataset.from_dict({"audio": [decoded] * 2})
+def test_how_decoded_sound_is_read_is_said_and_works(tmp_path, decoded, sound, feature, column):
+    features = feature and datasets.Features({"audio": feature})
+    made = datasets.Dataset.from_dict({"audio": [decoded] * 2}, features=features)
     made.to_parquet(tmp_path / "decoded.parquet")
     with pytest.raises(DataError, match="sound that is decoded already, make files of it again") as raised:
         open_source(tmp_path / "decoded.parquet", modality="audio", column=column)
     steps = [each.replace("sampling_rate,", "16_000,") for each in str(raised.value).split("`")[1::2]]
+    steps = [each for each in steps if each != ".T"]
+    assert (column is not None) == ("--audio_column" in steps)
     assert steps[-3:] == ["file = io.BytesIO()", f"soundfile.write(file, {sound}, format='WAV')",
                           "return {'audio': file.getvalue()}"]  # fmt: skip
 
     def convert(row):
-        names = {"io": io, "soundfile": soundfile, "row": row}
+        names = {"io": io, "np": np, "soundfile": soundfile, "row": row}
         exec("\n".join(steps[-3:-1]), names)
         return eval(steps[-1].removeprefix("return "), names)
 
     made.map(convert).to_parquet(tmp_path / "encoded.parquet")
-    found = all_of(open_source(tmp_path / "encoded.parquet", modality="audio", column=column))
+    found = all_of(open_source(tmp_path / "encoded.parquet", modality="audio", column=column and "audio"))
     assert len(found) == 2 and np.allclose(decode_audio(found[0], 16_000), SAMPLES, atol=1e-4)
 
 
@@ -113,6 +134,14 @@ def test_how_paths_are_read_is_said_and_works(tmp_path):
         open_source(tmp_path / "paths.parquet", modality="audio")
     made.cast_column("audio", datasets.Audio()).to_parquet(tmp_path / "cast.parquet")
     assert [number_of(data) for data in all_of(open_source(tmp_path / "cast.parquet", modality="audio"))] == [4]
+    with pytest.raises(DataError, match=r"Choose one with `--audio_column`. If 'word' holds the paths"):
+        open_source(tmp_path / "paths.parquet", modality="audio", column="word")
+    nested = datasets.Dataset.from_dict({"sample": [{"audio": str(tmp_path / "a.wav")}]})
+    nested.to_parquet(tmp_path / "nested.parquet")
+    with pytest.raises(DataError, match=r"`ds.flatten\(\).cast_column\('sample.audio', datasets.Audio\(\)\)`"):
+        open_source(tmp_path / "nested.parquet", modality="audio")
+    nested.flatten().cast_column("sample.audio", datasets.Audio()).to_parquet(tmp_path / "flat.parquet")
+    assert [number_of(data) for data in all_of(open_source(tmp_path / "flat.parquet", modality="audio"))] == [4]
     # no name that sound usually has
     made.remove_columns("audio").to_parquet(tmp_path / "words.parquet")
     with pytest.raises(DataError, match="Use another data set or convert a column"):

@@ -4,13 +4,16 @@ import io
 import logging
 import shutil
 import tarfile
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+from hfssl.cli.image.finish import _has_masks
 from hfssl.cli.labelled import load_splits
+from hfssl.data.image.mask_folders import mask_folders, masked_folders
 from hfssl.data.image.masks import masked_splits, open_masked, read_mask
 from hfssl.data.labelled import open_labelled
 from hfssl.data.sources import available_splits, open_source
@@ -185,6 +188,58 @@ def test_classes_that_are_called_images_or_labels_are_classes(tmp_path):
     for file in (boxes / "masks").iterdir():
         file.rename(file.with_suffix(".txt"))
     assert shown(boxes)[1:] == ("2 image files", ())
+
+
+def test_capitals_and_a_folder_around_it_all(tmp_path):
+    for split, number in (("train", 3), ("val", 2)):
+        for kind, make in (("Images", picture), ("Masks", mask)):
+            for row in range(number):
+                file = tmp_path / "root" / "data" / "set" / split / kind / f"{row}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(make(row))
+    root = tmp_path / "root"
+    assert shown(root) == (
+        [f"data/set/train/Images/{i}.png" for i in range(3)], "3 image files",
+        ["data/set/train/Masks", "data/set/val/Masks"],
+    )  # fmt: skip
+    assert masked_splits(root) == ["train", "val"] and len(open_masked(root, "train").masks) == 3
+    flat = root / "data" / "set" / "train"
+    assert shown(flat)[2] == ["Masks"] and len(open_masked(flat, "train")) == 3
+    shutil.rmtree(flat / "Masks")
+    with pytest.raises(DataError, match="no folder of masks beside them"):
+        open_masked(flat, "train")
+
+
+def test_a_folder_of_each_sample(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for i in range(5):
+        folder(tmp_path / "cells" / f"id{i}", [mask(1)])
+    assert shown(tmp_path / "cells")[1] == "5 image files"
+    assert "5 files in id0/masks/, id1/masks/, id2/masks/, and 2 more are left out" in caplog.text
+    # a command that would not run is not printed
+    with pytest.raises(DataError, match=r"has masks \(id0/masks/, id1/masks/, id2/masks/, and 2 more\)") as error:
+        load_splits(str(tmp_path / "cells"))
+    assert "--dataset FOLDER` with all its images in images/ and all masks in masks/, and" in str(error.value)
+    data = SimpleNamespace(
+        source=open_source(tmp_path / "cells", modality="image"),
+        arguments=SimpleNamespace(dataset=str(tmp_path / "cells")),
+    )
+    assert data.source.mask_folders and not _has_masks(data)
+
+
+def test_a_column_of_images_that_is_named_leaves_that_of_masks(tmp_path):
+    folder(tmp_path, [mask(1), mask(2)])
+    lines = ["image,mask,kind", *(f"images/{row}.png,masks/{row}.png,a" for row in range(2))]
+    (tmp_path / "all.csv").write_text("\n".join(lines))
+    for column in (None, "image"):
+        data = open_masked(tmp_path / "all.csv", "train", column=column)
+        assert data.images[1] == picture(1) and data.masks[1] == mask(2)
+
+
+def test_very_many_folders_are_gone_through_once():
+    # 40,000 folders, each compared with all, would take minutes
+    names = [f"n{i:06}/{j}.jpg" for i in range(40_000) for j in range(2)]
+    assert mask_folders(names) == [] and masked_folders(names) == {}
 
 
 def test_masks_are_no_labels_of_whole_images(tmp_path):
