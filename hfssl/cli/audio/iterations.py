@@ -113,7 +113,7 @@ class DoneIteration:
         if then is None:
             logger.warning(
                 "It is not known with which settings %s was made: %s there does not say so. It is used as iteration "
-                "%d of %d. To train it anew, delete it and pass another `--output_dir`.",
+                "%d of %d. To train it anew, pass another `--output_dir`.",
                 self.folder, RUN, self.number, self.of,
             )  # fmt: skip
             return

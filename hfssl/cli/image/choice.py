@@ -23,6 +23,12 @@ def _of_pairs(name: str, base: str) -> dict[int, tuple[str | None, str, str]]:
     }  # fmt: skip
 
 
+_TRANSFORMERS: dict[int, tuple[str | None, str, str]] = {
+    32: ("vit-mini-patch4", "vit-mini-patch4", "vit-tiny-patch4"),
+    64: ("vit-mini-patch8", "vit-mini-patch8", "vit-tiny-patch8"),
+    128: (None, "vit-tiny-patch16", "vit-small-patch16"),
+    224: (None, "vit-tiny-patch16", "vit-small-patch16"),
+}
 # Of each kind, by the size of the images: what a CPU trains in minutes (none where it would be hours), what a GPU
 # does, and what it does where images are many.
 _BY_SIZE: dict[str, dict[int, tuple[str | None, str, str]]] = {
@@ -32,19 +38,9 @@ _BY_SIZE: dict[str, dict[int, tuple[str | None, str, str]]] = {
         128: (None, "resnet-18", "resnet-18"),
         224: (None, "resnet-18", "resnet-50"),
     },
-    TRANSFORMER: {
-        32: ("vit-mini-patch4", "vit-mini-patch4", "vit-tiny-patch4"),
-        64: ("vit-mini-patch8", "vit-mini-patch8", "vit-tiny-patch8"),
-        128: (None, "vit-tiny-patch16", "vit-small-patch16"),
-        224: (None, "vit-tiny-patch16", "vit-small-patch16"),
-    },
+    TRANSFORMER: _TRANSFORMERS,
     # a quarter of the patches is a third of the time, and what minutes teach depends on how many images they show
-    DISTILLED_PATCHES: {
-        32: ("vit-mini-patch8", "vit-mini-patch4", "vit-tiny-patch4"),
-        64: ("vit-mini-patch8", "vit-mini-patch8", "vit-tiny-patch8"),
-        128: (None, "vit-tiny-patch16", "vit-small-patch16"),
-        224: (None, "vit-tiny-patch16", "vit-small-patch16"),
-    },
+    DISTILLED_PATCHES: _TRANSFORMERS | {32: ("vit-mini-patch8", "vit-mini-patch4", "vit-tiny-patch4")},
     CLIP: _of_pairs("clip-image", "base-patch32"),
     SIGLIP: _of_pairs("siglip-image", "base-patch16"),
 }
